@@ -1,0 +1,22 @@
+"""Meta-learning with adjoint methods: meta-gradients of long inner loops without a graph."""
+
+from amaml.amaml import AMAML
+from amaml.errors import Diverged, InputError
+from amaml.learner import MetaGradient, MetaLearner
+from amaml.losses import accuracy, half_mse, rmse
+from amaml.models import flatten, mlp
+from amaml.tasks import Tasks
+
+__all__ = [
+    "AMAML",
+    "Diverged",
+    "InputError",
+    "MetaGradient",
+    "MetaLearner",
+    "Tasks",
+    "accuracy",
+    "flatten",
+    "half_mse",
+    "mlp",
+    "rmse",
+]

@@ -1,0 +1,115 @@
+"""First and second derivatives of a loss, batched over tasks and traced once.
+
+Every function takes apply and loss, parameters phi (tasks, P), inputs x (tasks, points, *input) and targets y, and
+returns one row a task. The computation is traced to a graph of tensor operations the first time it meets a network,
+loss, shape, dtype and device, and replayed afterwards without the cost of the function transforms. A network that
+branches on its values, or draws random numbers, is refused by torch.vmap with an error.
+"""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.func import grad, grad_and_value, vjp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from amaml.models import Apply
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # (prediction, target) of one task -> scalar mean
+
+
+def batch_losses(apply: Apply, loss: Loss) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The untraced function (phi, x, y) -> losses (tasks,), for code that differentiates it itself."""
+    return vmap(lambda phi, x, y: loss(apply(phi, x), y))
+
+
+def losses(apply: Apply, loss: Loss, phi: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """loss(apply(phi, x), y) for every task, (tasks,). One forward pass. Serves metrics too."""
+    return _replay("losses", apply, loss, phi, x, y)
+
+
+def gradients(apply: Apply, loss: Loss, phi: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """The gradient in phi of every task's loss, (tasks, P)."""
+    return _replay("gradients", apply, loss, phi, x, y)
+
+
+def gradients_and_losses(apply: Apply, loss: Loss, phi: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """gradients (tasks, P) and losses (tasks,) from one pass."""
+    return _replay("gradients_and_losses", apply, loss, phi, x, y)
+
+
+def hvps(apply: Apply, loss: Loss, phi: Tensor, v: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Hessian-vector products H(phi) v of every task's loss, (tasks, P), v (tasks, P).
+
+    Reverse over reverse: the Hessian is symmetric, and more operators have a double reverse rule than a forward one.
+    """
+    return _replay("hvps", apply, loss, phi, v, x, y)
+
+
+def _definition(kind: str, apply: Apply, loss: Loss) -> Callable[..., Tensor | tuple[Tensor, Tensor]]:
+    def one(phi: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return loss(apply(phi, x), y)
+
+    def one_hvp(phi: Tensor, v: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return vjp(lambda p: grad(one)(p, x, y), phi)[1](v)[0]
+
+    definitions = {
+        "losses": one,
+        "gradients": grad(one),
+        "gradients_and_losses": grad_and_value(one),
+        "hvps": one_hvp,
+    }
+    return vmap(definitions[kind])
+
+
+@torch.no_grad()
+def _replay(kind: str, apply: Apply, loss: Loss, *arguments: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    signature = tuple((a.shape, a.dtype, a.device) for a in arguments)
+    return _graph(kind, apply, loss, signature)(*arguments)
+
+
+@functools.lru_cache(maxsize=128)
+def _graph(kind: str, apply: Apply, loss: Loss, signature: tuple) -> Callable:
+    examples = [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in signature]
+    return make_fx(_definition(kind, apply, loss))(*examples)
+
+
+def row_dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products of the rows of two (tasks, P) tensors, (tasks, 1)."""
+    return (a * b).sum(-1, keepdim=True)
+
+
+def conjugate_gradient(matvec: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:
+    """Solve A x = b for every row of b (tasks, P), A symmetric positive definite per task, from x = 0.
+
+    Hestenes and Stiefel 1952; one matvec an iteration. A row that has converged, or meets a direction of
+    no positive curvature, keeps its x while the others go on.
+    """
+    x, residual, direction = torch.zeros_like(b), b, b
+    norm = row_dot(residual, residual)
+    for _ in range(iterations):
+        product = matvec(direction)
+        curvature = row_dot(direction, product)
+        step = torch.where(curvature > 0, norm / curvature, 0.0)
+        x = x + step * direction
+        residual = residual - step * product
+        new_norm = row_dot(residual, residual)
+        direction = residual + torch.where(norm > 0, new_norm / norm, 0.0) * direction
+        norm = new_norm
+    return x
+
+
+def largest_eigenvalue(matvec: Callable[[Tensor], Tensor], start: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """The eigenvalue of largest modulus of every task's symmetric matrix, by power iteration.
+
+    start (tasks, P) begins the iteration; returns |A v| (tasks,) for the last unit v, a lower bound that is within
+    a few percent after a handful of products, and the unit vectors (tasks, P) to begin from next time.
+    """
+    tiny = torch.finfo(start.dtype).tiny
+    product = start
+    for _ in range(iterations):
+        vector = product / product.norm(dim=-1, keepdim=True).clamp_min(tiny)
+        product = matvec(vector)
+    norm = product.norm(dim=-1)
+    return norm, product / norm.clamp_min(tiny).unsqueeze(-1)

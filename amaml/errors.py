@@ -1,0 +1,21 @@
+"""The two ways a run ends early that are not faults of the program."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """A value the user gave cannot be used; the message names it, what is allowed and the remedy."""
+
+
+class Diverged(RuntimeError):
+    """A loss, a state or a gradient stopped being finite or trustworthy; the message says what to try."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """The error for a name that does not exist, with the nearest one that does."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name.lower(), [k.lower() for k in known], n=1, cutoff=0.5)
+    nearest = [k for k in known if near and k.lower() == near[0]]
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    return InputError(f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})")

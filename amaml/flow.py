@@ -1,0 +1,53 @@
+"""The inner loop as a differential equation: du/dt = -grad L_support(u) - prox (u - theta)."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from amaml import calculus
+from amaml.calculus import Loss
+from amaml.models import Apply
+from amaml.tasks import Tasks
+
+
+@dataclass
+class Evaluations:
+    """What a meta-gradient cost, counted in batched calls (one call serves all tasks of the batch)."""
+
+    gradients: int = 0
+    hvps: int = 0
+
+
+@dataclass(frozen=True)
+class GradientFlow:
+    """The vector field of a batch of tasks, as torchdiffeq calls it: flow(t, u) -> du/dt, both (tasks, P).
+
+    A-MAML, section 3; with prox > 0 the field pulls towards theta (P,) as well. The field does not depend on t,
+    and its Jacobian, minus the Hessian of the regularised support loss, is symmetric. Counts its evaluations.
+    """
+
+    apply: Apply
+    loss: Loss
+    tasks: Tasks
+    theta: Tensor
+    prox: float = 0.0
+    evaluations: Evaluations = field(default_factory=Evaluations)
+
+    @property
+    def start(self) -> Tensor:
+        """u(0) = theta for every task, (tasks, P)."""
+        return self.theta.expand(len(self.tasks), -1)
+
+    @torch.no_grad()
+    def __call__(self, t: Tensor | float, u: Tensor) -> Tensor:
+        self.evaluations.gradients += 1
+        gradient = calculus.gradients(self.apply, self.loss, u, self.tasks.support_x, self.tasks.support_y)
+        return -gradient - self.prox * (u - self.theta) if self.prox else -gradient
+
+    @torch.no_grad()
+    def hvp(self, u: Tensor, v: Tensor) -> Tensor:
+        """(H(u) + prox I) v, minus the field's Jacobian times v, (tasks, P)."""
+        self.evaluations.hvps += 1
+        product = calculus.hvps(self.apply, self.loss, u, v, self.tasks.support_x, self.tasks.support_y)
+        return product + self.prox * v if self.prox else product

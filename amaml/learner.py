@@ -1,0 +1,64 @@
+"""What a meta-learning method is, and the pieces that several of them share."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from amaml import calculus
+from amaml.calculus import Loss
+from amaml.errors import InputError
+from amaml.flow import Evaluations, GradientFlow
+from amaml.models import Apply
+from amaml.tasks import Tasks
+
+
+@dataclass(frozen=True)
+class MetaGradient:
+    """What a learner hands to the optimiser of theta.
+
+    value (P,) is the direction to descend, the mean over the tasks; query_loss (tasks,) the loss of each task's
+    adapted parameters on its query set; evaluations what it cost.
+    """
+
+    value: Tensor
+    query_loss: Tensor
+    evaluations: Evaluations
+
+
+class MetaLearner(Protocol):
+    """A method: pure functions of theta (P,) and a batch of tasks. theta is never modified."""
+
+    def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
+        """The parameters adapted to the support set of each task, (tasks, P)."""
+        ...
+
+    def meta_gradient(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
+        """The direction in which an optimiser descends the mean query loss of the adapted parameters."""
+        ...
+
+
+@torch.no_grad()
+def gradient_descent(flow: GradientFlow, inner_lr: float, inner_steps: int) -> Tensor:
+    """inner_steps steps of plain gradient descent from theta on the (regularised) support loss: phi (tasks, P)."""
+    phi = flow.start
+    for _ in range(inner_steps):
+        phi = phi + inner_lr * flow(0.0, phi)
+    return phi
+
+
+def query_gradient(apply: Apply, loss: Loss, phi: Tensor, tasks: Tasks) -> tuple[Tensor, Tensor]:
+    """The gradient of the query loss at phi (tasks, P), and that loss (tasks,)."""
+    return calculus.gradients_and_losses(apply, loss, phi, tasks.query_x, tasks.query_y)
+
+
+def check_inner_loop(inner_lr: float, inner_steps: int, **nonnegative: float) -> None:
+    """Raise InputError unless the inner loop's settings make sense."""
+    if not inner_lr > 0:
+        raise InputError(f"inner_lr must be a positive number, got {inner_lr!r}")
+    if not isinstance(inner_steps, int) or inner_steps < 1:
+        raise InputError(f"inner_steps must be a positive integer, got {inner_steps!r}")
+    for name, value in nonnegative.items():
+        if not value >= 0:
+            raise InputError(f"{name} must be zero or a positive number, got {value!r}")

@@ -1,0 +1,42 @@
+"""FOMAML: MAML without second derivatives."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from amaml.calculus import Loss
+from amaml.flow import GradientFlow
+from amaml.learner import MetaGradient, check_inner_loop, gradient_descent, query_gradient
+from amaml.models import Apply
+from amaml.tasks import Tasks
+
+
+@dataclass(frozen=True)
+class FOMAML:
+    """First-order MAML: the query gradient at the adapted parameters (Finn et al. 2017, section 5.2).
+
+    value = mean over tasks of grad L_query(phi),   phi = K gradient steps from theta on L_support.
+    Costs K + 1 gradients; exact only where the support Hessian vanishes.
+    """
+
+    apply: Apply
+    loss: Loss
+    inner_lr: float
+    inner_steps: int
+
+    def __post_init__(self) -> None:
+        check_inner_loop(self.inner_lr, self.inner_steps)
+
+    def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
+        """phi for every task, (tasks, P)."""
+        return gradient_descent(self._flow(theta, tasks), self.inner_lr, self.inner_steps)
+
+    def meta_gradient(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
+        """The mean query gradient at phi."""
+        flow = self._flow(theta, tasks)
+        phi = gradient_descent(flow, self.inner_lr, self.inner_steps)
+        gradient, query_loss = query_gradient(self.apply, self.loss, phi, tasks)
+        return MetaGradient(gradient.mean(0), query_loss, flow.evaluations)
+
+    def _flow(self, theta: Tensor, tasks: Tasks) -> GradientFlow:
+        return GradientFlow(self.apply, self.loss, tasks, theta.detach())
