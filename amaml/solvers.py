@@ -41,7 +41,12 @@ SCHEMES = {
             "rk4", ((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), (1 / 8, 3 / 8, 3 / 8, 1 / 8), 4, 2.785
         ),
         Scheme(  # Bogacki and Shampine 1989
-            "bosh3", ((), (1 / 2,), (0.0, 3 / 4)), (2 / 9, 1 / 3, 4 / 9), order=3, stability=2.51, adaptive=True
+            "bosh3",
+            ((), (1 / 2,), (0.0, 3 / 4)),
+            (2 / 9, 1 / 3, 4 / 9),
+            order=3,
+            stability=2.51,
+            adaptive=True,
         ),
         Scheme(  # Dormand and Prince 1980
             "dopri5",
@@ -122,7 +127,9 @@ def fixed_steps(flow: GradientFlow, scheme: Scheme, horizon: float, count: int) 
 
 
 @torch.no_grad()
-def adaptive_steps(flow: GradientFlow, scheme: Scheme, horizon: float, rtol: float, max_step: float) -> Trajectory:
+def adaptive_steps(
+    flow: GradientFlow, scheme: Scheme, horizon: float, rtol: float, max_step: float
+) -> Trajectory:
     """Steps chosen by the scheme's embedded error estimate, the worst task deciding, none above max_step."""
     u = flow.start
     recorder = _AdaptiveRecorder(flow, len(scheme.b))
@@ -131,7 +138,9 @@ def adaptive_steps(flow: GradientFlow, scheme: Scheme, horizon: float, rtol: flo
     try:
         final = odeint(recorder, u, ends, rtol=rtol, atol=rtol, method=scheme.name, options=options)[-1]
     except AssertionError as fault:  # how torchdiffeq reports a step of size zero and non-finite states
-        raise Diverged(f"{scheme.name} could not follow the flow ({fault}); try a smaller inner_lr") from fault
+        raise Diverged(
+            f"{scheme.name} could not follow the flow ({fault}); try a smaller inner_lr"
+        ) from fault
     return Trajectory(scheme, recorder.steps, final)
 
 
@@ -176,7 +185,9 @@ def _follow(flow: GradientFlow, scheme: Scheme, horizon: float, rtol: float, cur
     limit = MARGIN * scheme.stability
     if scheme.adaptive:
         return adaptive_steps(flow, scheme, horizon, rtol / 10, max_step=limit / curvature)
-    accurate = 8 * rtol ** (1 / scheme.order)  # h * lambda_max that gave the error rtol in measurements with rk4
+    accurate = 8 * rtol ** (
+        1 / scheme.order
+    )  # h * lambda_max that gave the error rtol in measurements with rk4
     count = math.ceil(horizon * curvature / min(limit, accurate))
     return fixed_steps(flow, scheme, horizon, max(count, 1))
 

@@ -25,10 +25,16 @@ class Tasks:
     test_y: Tensor | None = None
 
     def __post_init__(self) -> None:
-        counts = {f.name: tuple(t.shape[:1]) for f in fields(self) if (t := getattr(self, f.name)) is not None}
+        counts = {
+            f.name: tuple(t.shape[:1]) for f in fields(self) if (t := getattr(self, f.name)) is not None
+        }
         if len(set(counts.values())) != 1 or () in counts.values() or (0,) in counts.values():
             raise InputError(f"every tensor of Tasks needs the same first axis (tasks >= 1), got {counts}")
-        for x, y in ((self.support_x, self.support_y), (self.query_x, self.query_y), (self.test_x, self.test_y)):
+        for x, y in (
+            (self.support_x, self.support_y),
+            (self.query_x, self.query_y),
+            (self.test_x, self.test_y),
+        ):
             if x is not None and (y is None or x.shape[:2] != y.shape[:2]):
                 raise InputError(
                     f"inputs and targets disagree: {tuple(x.shape)} and {None if y is None else tuple(y.shape)}; "

@@ -1,0 +1,209 @@
+"""The meta-training loop: draw an episode, take its meta-gradient, let the optimiser step; and what goes on disk."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from amaml.errors import Diverged
+from amaml.learner import MetaLearner
+from amaml.runs import Checkpoint, RunFolder
+from amaml.tasks import Tasks
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one meta-update leaves behind; the tensors stay on the device until they are read."""
+
+    number: int
+    query_loss: Tensor
+    gradient_norm: Tensor
+    gradients: int
+    hvps: int
+
+
+def meta_train(
+    learner: MetaLearner,
+    theta: Tensor,
+    optimizer: torch.optim.Optimizer,
+    episode: Callable[[int], Tasks],
+    first: int,
+    last: int,
+) -> Iterator[Update]:
+    """Updates first + 1 to last of theta (P,), in place and by the optimiser alone; yields after each.
+
+    Update number n uses episode(n - 1), so that a run may stop after any update and go on later.
+    """
+    for step in range(first, last):
+        gradient = learner.meta_gradient(theta, episode(step))
+        theta.grad = gradient.value
+        optimizer.step()
+        spent = gradient.evaluations
+        norm = gradient.value.norm()
+        yield Update(step + 1, gradient.query_loss.mean(), norm, spent.gradients, spent.hvps)
+
+
+def read(updates: list[Update]) -> list[dict[str, Any]]:
+    """The updates as plain numbers; waits for the device once. Raises Diverged at the first that is not finite."""
+    if not updates:
+        return []
+    numbers = torch.stack([torch.stack([u.query_loss, u.gradient_norm]) for u in updates]).tolist()
+    records = []
+    for update, (loss, norm) in zip(updates, numbers, strict=True):
+        if not abs(loss) + norm < float("inf"):
+            raise Diverged(
+                f"update {update.number}: query loss {loss:g}, gradient norm {norm:g}; try a smaller --inner-lr or "
+                "--meta-lr, or more solver steps (a smaller --rtol)"
+            )
+        records.append(
+            {
+                "update": update.number,
+                "query_loss": loss,
+                "gradient_norm": norm,
+                "gradients": update.gradients,
+                "hvps": update.hvps,
+            }
+        )
+    return records
+
+
+READ_EVERY = 20  # updates between two looks at the numbers on the device
+SAVE_SECONDS = 30.0
+
+
+class Stopped(Exception):
+    """The run was asked to stop and has written its checkpoint; the signal's number is kept."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+class StopRequest:
+    """Turns Ctrl-C and SIGTERM into a request that the loop meets between two updates; a second Ctrl-C is at once."""
+
+    number: int | None = None
+
+    def __enter__(self) -> "StopRequest":
+        self.previous = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: object) -> None:
+        if self.number is not None:
+            raise KeyboardInterrupt
+        self.number = number
+
+    def check(self, update: int) -> None:
+        """Raise Stopped if a stop was asked for; the checkpoint of this update must be on disk."""
+        if self.number is not None:
+            raise Stopped(self.number, f"stopped after update {update}; go on with --resume")
+
+
+@dataclass
+class Session:
+    """Meta-training with its checkpoints and meta-tests, from wherever the folder's checkpoint stands.
+
+    test(update) makes a meta-test of the current theta. Everything that is recorded depends on the settings alone,
+    so a run that was killed and resumed writes the same lines as one that was not.
+    """
+
+    folder: RunFolder
+    settings: dict[str, Any]
+    learner: MetaLearner
+    theta: Tensor
+    optimizer: torch.optim.Optimizer
+    episode: Callable[[int], Tasks]
+    test: Callable[[int], dict[str, Any]]
+    updates: int
+    test_interval: int
+    checkpoint_interval: int
+    stop: StopRequest
+    update: int = 0
+    timed_updates: int = 0
+    timed_seconds: float = 0.0
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take over theta, the optimiser's state and the counters."""
+        with torch.no_grad():
+            self.theta.copy_(checkpoint.theta)
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        self.update = checkpoint.update
+        self.timed_updates, self.timed_seconds = checkpoint.timed_updates, checkpoint.timed_seconds
+
+    def run(self) -> None:
+        """Train to the last update and test where due; raises Diverged or Stopped with a good checkpoint on disk."""
+        if self._test_due() and not any(
+            t["update"] == self.update for t in self.folder.read("test.json", [])
+        ):
+            self._test()  # the kill came between the checkpoint and its test
+        bar = tqdm(total=self.updates, initial=self.update, unit="update", disable=None, dynamic_ncols=True)
+        pending: list[Update] = []
+        self._mark, saved, warm = time.perf_counter(), time.monotonic(), False
+        with bar:
+            for done in meta_train(
+                self.learner, self.theta, self.optimizer, self.episode, self.update, self.updates
+            ):
+                pending.append(done)
+                self.update = done.number
+                save = (
+                    self._test_due()
+                    or self.stop.number is not None
+                    or self.update % self.checkpoint_interval == 0
+                    or time.monotonic() - saved > SAVE_SECONDS
+                )
+                if not (save or len(pending) >= READ_EVERY or not warm):
+                    continue
+                records = read(pending)
+                self._book(len(pending) if warm else 0)
+                self.folder.append_metrics(records)
+                bar.update(len(pending))
+                bar.set_postfix(query_loss=f"{records[-1]['query_loss']:.4f}")
+                pending, warm = [], True
+                if save:
+                    self._save()
+                    saved = time.monotonic()
+                    self.stop.check(self.update)
+                    if self._test_due():
+                        self._test()
+                    self._mark = time.perf_counter()
+
+    def seconds_per_update(self) -> float | None:
+        """Mean wall time of an update, tests, checkpoints and each process's first update left out."""
+        return self.timed_seconds / self.timed_updates if self.timed_updates else None
+
+    def _test_due(self) -> bool:
+        regular = self.test_interval and self.update and self.update % self.test_interval == 0
+        return bool(regular) or self.update == self.updates
+
+    def _test(self) -> None:
+        self.folder.write("test.json", [*self.folder.read("test.json", []), self.test(self.update)])
+
+    def _book(self, updates: int) -> None:
+        now = time.perf_counter()
+        if updates:
+            self.timed_updates, self.timed_seconds = (
+                self.timed_updates + updates,
+                self.timed_seconds + now - self._mark,
+            )
+        self._mark = now
+
+    def _save(self) -> None:
+        self.folder.save(
+            Checkpoint(
+                self.settings,
+                self.theta.detach(),
+                self.optimizer.state_dict(),
+                self.update,
+                self.timed_updates,
+                self.timed_seconds,
+            )
+        )

@@ -1,0 +1,203 @@
+"""The settings of an experiment: one table, from which the flags, the checks and the help text are made."""
+
+import argparse
+import math
+import tomllib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from amaml.adjoint import ADJOINTS
+from amaml.errors import InputError, unknown
+from amaml.models import ACTIVATIONS, NORMS
+from amaml.solvers import SCHEMES
+from data import DOMAINS
+
+METHODS = ("amaml", "maml", "maml1", "fomaml", "imaml", "reptile")
+FOLDER = Path(__file__).parent
+Check = Callable[[str, Any], Any]  # (flag, value) -> the value in its type; raises InputError
+
+
+def _number(kind: type, accept: Callable[[Any], bool], allowed: str) -> Check:
+    def check(flag: str, value: Any) -> Any:
+        try:
+            number = kind(value) if not isinstance(value, bool) else math.nan
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number) or not accept(number) or float(value) != number:
+            raise InputError(f"{flag} must be {allowed}, got {value!r}")
+        return number
+
+    return check
+
+
+def _choice(allowed: Iterable[str]) -> Check:
+    names = tuple(allowed)
+
+    def check(flag: str, value: Any) -> str:
+        if value not in names:
+            raise unknown(flag.removeprefix("--"), str(value), names)
+        return value
+
+    return check
+
+
+def _device(flag: str, value: Any) -> str:
+    count = torch.cuda.device_count()
+    present = ["cpu", *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
+    if value not in present:
+        raise InputError(f"{flag} {value!r} is not there; this machine has: {', '.join(present)}")
+    return value
+
+
+_count = _number(int, lambda n: n >= 1, "a positive integer")
+_index = _number(int, lambda n: n >= 0, "zero or a positive integer")
+_positive = _number(float, lambda x: x > 0, "a positive number")
+_nonnegative = _number(float, lambda x: x >= 0, "zero or a positive number")
+_fraction = _number(float, lambda x: 0 < x < 1, "a number between 0 and 1")
+
+
+def _path(flag: str, value: Any) -> str:
+    return str(value)
+
+
+def _switch(flag: str, value: Any) -> bool:
+    return bool(value)
+
+
+def _flag(check: Check, help: str, default: Any = None, control: bool = False) -> Any:
+    """A setting; control marks those that steer the program and leave the numbers of a run alone."""
+    return field(default=default, metadata={"check": check, "help": help, "control": control})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that makes an experiment. The fields without a default here have theirs in defaults.toml."""
+
+    domain: str = _flag(_choice(DOMAINS), f"task family: {', '.join(DOMAINS)}")
+    shots: int = _flag(_count, "support points a task")
+    queries: int = _flag(_count, "query points a task")
+    inner_steps: int = _flag(_count, "inner steps; the flow's horizon is inner_lr times this")
+    inner_lr: float = _flag(_positive, "size of an inner step, in units of the flow's time")
+    device: str = _flag(_device, "where to compute: cpu, cuda, cuda:0, ...")
+    method: str = _flag(_choice(METHODS), f"meta-learning method: {', '.join(METHODS)}")
+    meta_updates: int = _flag(_count, "meta-updates, steps of the optimiser of theta")
+    meta_batch: int = _flag(_count, "tasks a meta-update")
+    meta_lr: float = _flag(_positive, "step size of the optimiser of theta")
+    meta_optimizer: str = _flag(_choice(("sgd", "adam")), "optimiser of theta: sgd, adam")
+    solver: str = _flag(
+        _choice(SCHEMES), f"scheme of A-MAML's flow: {', '.join(SCHEMES)}; euler is gradient descent"
+    )
+    adjoint: str = _flag(
+        _choice(ADJOINTS), "A-MAML's backward pass: discrete (exact transpose), continuous (paper)"
+    )
+    rtol: float = _flag(_fraction, "relative accuracy of A-MAML's flow (unused by euler)")
+    prox: float | None = _flag(_nonnegative, "proximal term of A-MAML (default 0) and iMAML (default 2)")
+    cg_steps: int = _flag(_count, "iMAML: conjugate-gradient iterations")
+    cg_damping: float = _flag(_nonnegative, "iMAML: damping of the linear system")
+    dtype: str = _flag(_choice(("float64", "float32")), "precision: float64, float32")
+    seed: int = _flag(_index, "seed of tasks, episodes and initial weights")
+    test_interval: int = _flag(_index, "meta-updates between meta-tests; 0 tests only at the end")
+    test_tasks: int = _flag(_count, "meta-test tasks")
+    test_epochs: int = _flag(_index, "Adam epochs of fine-tuning at meta-test")
+    checkpoint_interval: int = _flag(
+        _count, "meta-updates between checkpoints, at most 30 s apart", control=True
+    )
+    width: int = _flag(_count, "units of each of the two hidden layers")
+    activation: str = _flag(_choice(ACTIVATIONS), f"activation: {', '.join(ACTIVATIONS)}")
+    norm: str = _flag(_choice(NORMS), "normalisation: none, batch (the batch's own statistics)")
+    out: str | None = _flag(_path, "folder of the run (default results/DOMAIN/...)", control=True)
+    data_root: str | None = _flag(_path, "folder of data files (default $AMAML_DATA)", control=True)
+    resume: bool = _flag(
+        _switch, "go on from the folder's checkpoint, if it has one", default=False, control=True
+    )
+    overwrite: bool = _flag(
+        _switch, "discard what the folder holds and start anew", default=False, control=True
+    )
+    evaluate: str | None = _flag(_path, "only meta-test this run folder or checkpoint", control=True)
+    draw: int = _flag(_index, "draw this many fitted meta-test tasks", default=0, control=True)
+
+    def folder(self) -> Path:
+        """--out, or the run's place under results/."""
+        if self.out is not None:
+            return Path(self.out)
+        episode = f"{self.shots}shot-{self.queries}query"
+        return Path(
+            "results", self.domain, episode, f"{self.inner_steps}steps", self.method, f"seed{self.seed}"
+        )
+
+
+FIELDS = {f.name: f for f in fields(Settings)}
+CONTROL = frozenset(name for name, f in FIELDS.items() if f.metadata["control"])
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A file of settings; raises InputError for one that cannot be read or names a setting that does not exist."""
+    try:
+        values = tomllib.loads(path.read_text())
+    except (OSError, ValueError) as fault:
+        raise InputError(f"cannot read the configuration {path}: {fault}; it must be a TOML file") from fault
+    for name in values:
+        if name not in FIELDS:
+            raise unknown(f"setting in {path}", name, FIELDS)
+    return values
+
+
+def checked(values: dict[str, Any], source: str = "") -> Settings:
+    """Settings of the right types and ranges; raises InputError for the first that is not."""
+    for name in values:
+        if name not in FIELDS:
+            raise unknown(f"setting{source}", name, FIELDS)
+    return Settings(
+        **{
+            name: value if value is None else FIELDS[name].metadata["check"](flag_name(name), value)
+            for name, value in values.items()
+        }
+    )
+
+
+def merged(flags: dict[str, Any]) -> Settings:
+    """defaults.toml, then the domain's file, then the flags."""
+    if "domain" not in flags:
+        raise InputError(f"--domain is missing; choose one of: {', '.join(DOMAINS)}")
+    domain = FIELDS["domain"].metadata["check"]("--domain", flags["domain"])
+    overrides = FOLDER / f"{domain}.toml"
+    return checked(
+        read_toml(FOLDER / "defaults.toml") | (read_toml(overrides) if overrides.exists() else {}) | flags
+    )
+
+
+def flag_name(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def parse_flags(arguments: list[str]) -> dict[str, Any]:
+    """The flags given, as written; raises InputError for one that does not exist, naming the nearest that does."""
+    parser = _Parser(
+        prog="run.py",
+        description="Meta-train, meta-test and report one experiment. A flag wins over configs/DOMAIN.toml, which "
+        "wins over configs/defaults.toml.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    defaults = read_toml(FOLDER / "defaults.toml")
+    for name, setting in FIELDS.items():
+        text = setting.metadata["help"] + (f" (default {defaults[name]})" if name in defaults else "")
+        if setting.metadata["check"] is _switch:
+            parser.add_argument(flag_name(name), action="store_true", help=text)
+        else:
+            parser.add_argument(flag_name(name), help=text, metavar="X")
+    namespace, unread = parser.parse_known_args(arguments)
+    if unread:
+        raise unknown("flag", unread[0].split("=")[0], [flag_name(name) for name in FIELDS])
+    return vars(namespace)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake as an InputError, like every other part of the program."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see --help")

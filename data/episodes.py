@@ -1,0 +1,76 @@
+"""What every domain is, and how episodes are drawn: from a seed and a step number alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from amaml.errors import InputError
+from amaml.tasks import Tasks
+
+META_TRAIN_TASKS, META_TRAIN_POINTS, META_TEST_TASKS, META_TEST_POINTS, EPISODE = range(
+    5
+)  # streams of random numbers
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a run draws tasks. shots, queries: points a task; meta_batch: tasks an update; the seed of everything."""
+
+    shots: int
+    queries: int
+    meta_batch: int
+    seed: int
+    dtype: torch.dtype = torch.float64
+    device: str = "cpu"
+    data_root: str | None = None  # folder of the data files, None: the environment variable AMAML_DATA
+
+
+class Domain(Protocol):
+    """A family of tasks.
+
+    input_shape and outputs are the sizes of one point: (d,) and 1 for regression, (channels, height, width) and the
+    number of classes for classification. standardised says whether regression targets have unit variance over the
+    meta-train tasks, so that a root mean squared error is an nRMSE. A classification target is a class (points,).
+    """
+
+    input_shape: tuple[int, ...]
+    outputs: int
+    classification: bool
+    standardised: bool
+
+    def episode(self, step: int) -> Tasks:
+        """meta_batch meta-train tasks for one meta-update; the same step always gives the same tasks."""
+        ...
+
+    def meta_test(self, count: int) -> Tasks:
+        """The first count meta-test tasks, with their test points."""
+        ...
+
+
+def generator(seed: int, *stream: int) -> np.random.Generator:
+    """An independent generator for every seed, stream and step; nothing global is touched."""
+    return np.random.default_rng([seed, *stream])
+
+
+def draw_without_replacement(rng: np.random.Generator, rows: int, pool: int, count: int) -> np.ndarray:
+    """count distinct indices below pool for every row, (rows, count), in random order."""
+    return rng.permuted(np.tile(np.arange(pool), (rows, 1)), axis=1)[:, :count]
+
+
+def gather(pool: Tensor, tasks: np.ndarray, points: np.ndarray) -> Tensor:
+    """pool (tasks, points, ...) at the drawn tasks (b,) and points (b, n): (b, n, ...)."""
+    index = torch.as_tensor(np.concatenate([tasks[:, None], points], axis=1)).to(
+        pool.device, non_blocking=True
+    )
+    return pool[index[:, :1], index[:, 1:]]
+
+
+def check_pool(name: str, asked: int, pool: int, flag: str) -> None:
+    """Raise InputError where more points or tasks are asked for than the pool holds."""
+    if asked > pool:
+        raise InputError(f"{flag} {asked} is more than the {pool} {name}; choose at most {pool}")

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# The whole check: ruff, then pytest. Sets up what is missing first, as experiment.sh does.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source configs/environment.sh
+find_environment "$CORE pytest hypothesis ruff" requirements.txt tests/requirements.txt
+"$PYTHON" -m ruff format --check .
+"$PYTHON" -m ruff check .
+exec "$PYTHON" -m pytest "$@"
