@@ -59,9 +59,7 @@ class Experiment:
 def build(s: Settings) -> Experiment:
     """Data, network and learner of an experiment."""
     dtype = getattr(torch, s.dtype)
-    domain = data.make(
-        s.domain, data.Sampling(s.shots, s.queries, s.meta_batch, s.seed, dtype, s.device, s.data_root)
-    )
+    domain = data.make(s.domain, data.Sampling(s.shots, s.queries, s.meta_batch, s.seed, dtype, s.device, s.data_root))
     theta, apply = initialise(
         lambda: mlp(math.prod(domain.input_shape), domain.outputs, s.width, s.activation, s.norm),
         s.seed,
@@ -71,9 +69,7 @@ def build(s: Settings) -> Experiment:
     return Experiment(s, domain, apply, theta, build_learner(s, apply))
 
 
-def meta_test(
-    e: Experiment, theta: Tensor, update: int, stop: StopRequest
-) -> tuple[dict[str, Any], Tensor, Tasks]:
+def meta_test(e: Experiment, theta: Tensor, update: int, stop: StopRequest) -> tuple[dict[str, Any], Tensor, Tasks]:
     """Fine-tune every meta-test task from theta; the entry for test.json, the adapted phi and the tasks."""
     s, tasks = e.settings, e.domain.meta_test(e.settings.test_tasks)
     curves, phi = fine_tune(
@@ -135,9 +131,7 @@ def open_folder(s: Settings) -> tuple[RunFolder, Checkpoint | None]:
     if folder.finished and there["meta_updates"] == s.meta_updates:
         return folder, None
     if not s.resume:
-        raise InputError(
-            f"{folder.path} holds an unfinished run; go on with --resume or discard it with --overwrite"
-        )
+        raise InputError(f"{folder.path} holds an unfinished run; go on with --resume or discard it with --overwrite")
     start = folder.load(s.device)
     if start is not None and start.update > s.meta_updates:
         raise InputError(f"--meta-updates {s.meta_updates} is less than the {start.update} already made")
@@ -151,10 +145,7 @@ def finish(e: Experiment, folder: RunFolder, session: Session) -> None:
     seconds, memory = session.seconds_per_update(), report.peak_memory_mib(s.device)
     title = f"{s.domain}, {s.shots} shots, {s.queries} queries, {s.inner_steps} inner steps: {s.method}, seed {s.seed}"
     speed = f"{seconds:.4f} s per update" if seconds is not None else "too short to time"
-    text = (
-        report.table(title, e.metric, rows)
-        + f"\n{session.update} updates, {speed}, peak memory {memory:.0f} MiB"
-    )
+    text = report.table(title, e.metric, rows) + f"\n{session.update} updates, {speed}, peak memory {memory:.0f} MiB"
     report.draw_curves(folder.path / "curves.png", e.metric, tests, folder.metrics())
     folder.write(
         "summary.json",
@@ -180,9 +171,7 @@ def evaluate(flags: dict[str, Any]) -> None:
     s = checked(checkpoint.settings | {"out": None, "resume": False, "overwrite": False} | flags)
     for name in NETWORK:
         if getattr(s, name) != getattr(own, name):
-            raise InputError(
-                f"{path} was made with {flag_name(name)} {getattr(own, name)}, not {getattr(s, name)}"
-            )
+            raise InputError(f"{path} was made with {flag_name(name)} {getattr(own, name)}, not {getattr(s, name)}")
     e = build(s)
     if e.theta.shape != checkpoint.theta.shape:
         raise InputError(

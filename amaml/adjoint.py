@@ -27,9 +27,7 @@ def discrete(flow: GradientFlow, trajectory: Trajectory, lam: Tensor) -> Tensor:
     return lam + flow.prox * pull
 
 
-def _transposed_step(
-    flow: GradientFlow, trajectory: Trajectory, step: Step, lam: Tensor
-) -> tuple[Tensor, Tensor]:
+def _transposed_step(flow: GradientFlow, trajectory: Trajectory, step: Step, lam: Tensor) -> tuple[Tensor, Tensor]:
     a, b, h = trajectory.scheme.a, trajectory.scheme.b, step.h
     total, pulled, products = lam, torch.zeros_like(lam), {}
     for i in reversed(range(len(b))):

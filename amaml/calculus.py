@@ -34,9 +34,7 @@ def gradients(apply: Apply, loss: Loss, phi: Tensor, x: Tensor, y: Tensor) -> Te
     return _replay("gradients", apply, loss, phi, x, y)
 
 
-def gradients_and_losses(
-    apply: Apply, loss: Loss, phi: Tensor, x: Tensor, y: Tensor
-) -> tuple[Tensor, Tensor]:
+def gradients_and_losses(apply: Apply, loss: Loss, phi: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """gradients (tasks, P) and losses (tasks,) from one pass."""
     return _replay("gradients_and_losses", apply, loss, phi, x, y)
 
@@ -102,9 +100,7 @@ def conjugate_gradient(matvec: Callable[[Tensor], Tensor], b: Tensor, iterations
     return x
 
 
-def largest_eigenvalue(
-    matvec: Callable[[Tensor], Tensor], start: Tensor, iterations: int
-) -> tuple[Tensor, Tensor]:
+def largest_eigenvalue(matvec: Callable[[Tensor], Tensor], start: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     """The eigenvalue of largest modulus of every task's symmetric matrix, by power iteration.
 
     start (tasks, P) begins the iteration; returns |A v| (tasks,) for the last unit v, a lower bound that is within

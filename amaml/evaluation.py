@@ -55,9 +55,7 @@ def fine_tune(
             optimizer.step()
     curves = Curves(recorded, *(torch.stack(rows).double().cpu().numpy() for rows in (support, test)))
     if not np.isfinite(curves.test).all():
-        raise Diverged(
-            "the meta-test error is not finite; theta is unusable, try a smaller inner_lr or meta_lr"
-        )
+        raise Diverged("the meta-test error is not finite; theta is unusable, try a smaller inner_lr or meta_lr")
     return curves, phi
 
 

@@ -47,14 +47,10 @@ def _check(module: nn.Module, parameters: dict[str, Tensor]) -> None:
         raise InputError(f"a module needs trainable parameters of one dtype on one device, found: {found}")
     for name, part in module.named_modules():
         if isinstance(part, nn.modules.dropout._DropoutNd) and part.training and part.p > 0:
-            raise InputError(
-                f"dropout {name!r} is active and has no deterministic gradient; call .eval() or drop it"
-            )
+            raise InputError(f"dropout {name!r} is active and has no deterministic gradient; call .eval() or drop it")
 
 
-def mlp(
-    inputs: int, outputs: int, width: int = 32, activation: str = "tanh", norm: str = "none"
-) -> nn.Sequential:
+def mlp(inputs: int, outputs: int, width: int = 32, activation: str = "tanh", norm: str = "none") -> nn.Sequential:
     """A fully connected network with two hidden layers, the regression network of the paper (32 wide, tanh)."""
     if activation not in ACTIVATIONS:
         raise unknown("activation", activation, ACTIVATIONS)
@@ -69,9 +65,7 @@ def mlp(
     return nn.Sequential(*layers, nn.Linear(width, outputs))
 
 
-def initialise(
-    build: Callable[[], nn.Module], seed: int, dtype: torch.dtype, device: str
-) -> tuple[Tensor, Apply]:
+def initialise(build: Callable[[], nn.Module], seed: int, dtype: torch.dtype, device: str) -> tuple[Tensor, Apply]:
     """flatten(build()) with weights drawn from a seed; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -70,9 +70,7 @@ def draw_curves(path: Path, metric: str, tests: list[dict[str, Any]], metrics: l
         left.plot(last["epochs"], mean, label=label)
         left.fill_between(last["epochs"], mean - half, mean + half, alpha=0.25)
     left.set(xlabel="fine-tuning epoch", ylabel=metric, ylim=(0, None))
-    left.set_title(
-        f"{last['tasks']} meta-test tasks after {last['update']} updates, mean and 95% interval", fontsize=9
-    )
+    left.set_title(f"{last['tasks']} meta-test tasks after {last['update']} updates, mean and 95% interval", fontsize=9)
     left.legend()
     updates, losses = [m["update"] for m in metrics], np.array([m["query_loss"] for m in metrics])
     right.plot(updates, losses, alpha=0.3, linewidth=0.8, label="each update")
@@ -127,7 +125,5 @@ def _draw_surfaces(axes, support_x, support_y, x, truth, before, after) -> None:
         mesh = [part.reshape(side, side) for part in (x[:, 0], x[:, 1], values[:, 0])]
         picture = axis.pcolormesh(*mesh, vmin=low, vmax=high, shading="nearest")
         axis.set_title(title, fontsize=9)
-    axes[0].scatter(
-        *support_x.T, c=support_y[:, 0], vmin=low, vmax=high, edgecolors="white", linewidths=0.6, s=18
-    )
+    axes[0].scatter(*support_x.T, c=support_y[:, 0], vmin=low, vmax=high, edgecolors="white", linewidths=0.6, s=18)
     axes[0].figure.colorbar(picture, ax=axes)

@@ -124,9 +124,7 @@ class RunFolder:
         try:
             return json.loads((self.path / name).read_text())
         except (OSError, ValueError) as fault:
-            raise InputError(
-                f"cannot read {self.path / name}: {fault}; start anew with --overwrite"
-            ) from fault
+            raise InputError(f"cannot read {self.path / name}: {fault}; start anew with --overwrite") from fault
 
 
 def load_checkpoint(path: Path, device: str = "cpu") -> Checkpoint:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from amaml import calculus
-from amaml.errors import Diverged, InputError, unknown
+from amaml.errors import Diverged, unknown
 from amaml.flow import GradientFlow
 
 
@@ -127,9 +127,7 @@ def fixed_steps(flow: GradientFlow, scheme: Scheme, horizon: float, count: int) 
 
 
 @torch.no_grad()
-def adaptive_steps(
-    flow: GradientFlow, scheme: Scheme, horizon: float, rtol: float, max_step: float
-) -> Trajectory:
+def adaptive_steps(flow: GradientFlow, scheme: Scheme, horizon: float, rtol: float, max_step: float) -> Trajectory:
     """Steps chosen by the scheme's embedded error estimate, the worst task deciding, none above max_step."""
     u = flow.start
     recorder = _AdaptiveRecorder(flow, len(scheme.b))
@@ -138,9 +136,7 @@ def adaptive_steps(
     try:
         final = odeint(recorder, u, ends, rtol=rtol, atol=rtol, method=scheme.name, options=options)[-1]
     except AssertionError as fault:  # how torchdiffeq reports a step of size zero and non-finite states
-        raise Diverged(
-            f"{scheme.name} could not follow the flow ({fault}); try a smaller inner_lr"
-        ) from fault
+        raise Diverged(f"{scheme.name} could not follow the flow ({fault}); try a smaller inner_lr") from fault
     return Trajectory(scheme, recorder.steps, final)
 
 
@@ -185,9 +181,7 @@ def _follow(flow: GradientFlow, scheme: Scheme, horizon: float, rtol: float, cur
     limit = MARGIN * scheme.stability
     if scheme.adaptive:
         return adaptive_steps(flow, scheme, horizon, rtol / 10, max_step=limit / curvature)
-    accurate = 8 * rtol ** (
-        1 / scheme.order
-    )  # h * lambda_max that gave the error rtol in measurements with rk4
+    accurate = 8 * rtol ** (1 / scheme.order)  # h * lambda_max that gave the error rtol in measurements with rk4
     count = math.ceil(horizon * curvature / min(limit, accurate))
     return fixed_steps(flow, scheme, horizon, max(count, 1))
 

@@ -25,9 +25,7 @@ class Tasks:
     test_y: Tensor | None = None
 
     def __post_init__(self) -> None:
-        counts = {
-            f.name: tuple(t.shape[:1]) for f in fields(self) if (t := getattr(self, f.name)) is not None
-        }
+        counts = {f.name: tuple(t.shape[:1]) for f in fields(self) if (t := getattr(self, f.name)) is not None}
         if len(set(counts.values())) != 1 or () in counts.values() or (0,) in counts.values():
             raise InputError(f"every tensor of Tasks needs the same first axis (tasks >= 1), got {counts}")
         for x, y in (

@@ -141,17 +141,13 @@ class Session:
 
     def run(self) -> None:
         """Train to the last update and test where due; raises Diverged or Stopped with a good checkpoint on disk."""
-        if self._test_due() and not any(
-            t["update"] == self.update for t in self.folder.read("test.json", [])
-        ):
+        if self._test_due() and not any(t["update"] == self.update for t in self.folder.read("test.json", [])):
             self._test()  # the kill came between the checkpoint and its test
         bar = tqdm(total=self.updates, initial=self.update, unit="update", disable=None, dynamic_ncols=True)
         pending: list[Update] = []
         self._mark, saved, warm = time.perf_counter(), time.monotonic(), False
         with bar:
-            for done in meta_train(
-                self.learner, self.theta, self.optimizer, self.episode, self.update, self.updates
-            ):
+            for done in meta_train(self.learner, self.theta, self.optimizer, self.episode, self.update, self.updates):
                 pending.append(done)
                 self.update = done.number
                 save = (

@@ -35,9 +35,7 @@ class IMAML:
     def __post_init__(self) -> None:
         check_inner_loop(self.inner_lr, self.inner_steps, damping=self.damping)
         if not self.prox > 0:
-            raise InputError(
-                f"iMAML needs a positive prox, the strength of its regulariser, got {self.prox!r}"
-            )
+            raise InputError(f"iMAML needs a positive prox, the strength of its regulariser, got {self.prox!r}")
         if not isinstance(self.cg_steps, int) or self.cg_steps < 1:
             raise InputError(f"cg_steps must be a positive integer, got {self.cg_steps!r}")
 

@@ -88,12 +88,8 @@ class Settings:
     meta_batch: int = _flag(_count, "tasks a meta-update")
     meta_lr: float = _flag(_positive, "step size of the optimiser of theta")
     meta_optimizer: str = _flag(_choice(("sgd", "adam")), "optimiser of theta: sgd, adam")
-    solver: str = _flag(
-        _choice(SCHEMES), f"scheme of A-MAML's flow: {', '.join(SCHEMES)}; euler is gradient descent"
-    )
-    adjoint: str = _flag(
-        _choice(ADJOINTS), "A-MAML's backward pass: discrete (exact transpose), continuous (paper)"
-    )
+    solver: str = _flag(_choice(SCHEMES), f"scheme of A-MAML's flow: {', '.join(SCHEMES)}; euler is gradient descent")
+    adjoint: str = _flag(_choice(ADJOINTS), "A-MAML's backward pass: discrete (exact transpose), continuous (paper)")
     rtol: float = _flag(_fraction, "relative accuracy of A-MAML's flow (unused by euler)")
     prox: float | None = _flag(_nonnegative, "proximal term of A-MAML (default 0) and iMAML (default 2)")
     cg_steps: int = _flag(_count, "iMAML: conjugate-gradient iterations")
@@ -103,20 +99,14 @@ class Settings:
     test_interval: int = _flag(_index, "meta-updates between meta-tests; 0 tests only at the end")
     test_tasks: int = _flag(_count, "meta-test tasks")
     test_epochs: int = _flag(_index, "Adam epochs of fine-tuning at meta-test")
-    checkpoint_interval: int = _flag(
-        _count, "meta-updates between checkpoints, at most 30 s apart", control=True
-    )
+    checkpoint_interval: int = _flag(_count, "meta-updates between checkpoints, at most 30 s apart", control=True)
     width: int = _flag(_count, "units of each of the two hidden layers")
     activation: str = _flag(_choice(ACTIVATIONS), f"activation: {', '.join(ACTIVATIONS)}")
     norm: str = _flag(_choice(NORMS), "normalisation: none, batch (the batch's own statistics)")
     out: str | None = _flag(_path, "folder of the run (default results/DOMAIN/...)", control=True)
     data_root: str | None = _flag(_path, "folder of data files (default $AMAML_DATA)", control=True)
-    resume: bool = _flag(
-        _switch, "go on from the folder's checkpoint, if it has one", default=False, control=True
-    )
-    overwrite: bool = _flag(
-        _switch, "discard what the folder holds and start anew", default=False, control=True
-    )
+    resume: bool = _flag(_switch, "go on from the folder's checkpoint, if it has one", default=False, control=True)
+    overwrite: bool = _flag(_switch, "discard what the folder holds and start anew", default=False, control=True)
     evaluate: str | None = _flag(_path, "only meta-test this run folder or checkpoint", control=True)
     draw: int = _flag(_index, "draw this many fitted meta-test tasks", default=0, control=True)
 
@@ -125,9 +115,7 @@ class Settings:
         if self.out is not None:
             return Path(self.out)
         episode = f"{self.shots}shot-{self.queries}query"
-        return Path(
-            "results", self.domain, episode, f"{self.inner_steps}steps", self.method, f"seed{self.seed}"
-        )
+        return Path("results", self.domain, episode, f"{self.inner_steps}steps", self.method, f"seed{self.seed}")
 
 
 FIELDS = {f.name: f for f in fields(Settings)}
@@ -165,9 +153,7 @@ def merged(flags: dict[str, Any]) -> Settings:
         raise InputError(f"--domain is missing; choose one of: {', '.join(DOMAINS)}")
     domain = FIELDS["domain"].metadata["check"]("--domain", flags["domain"])
     overrides = FOLDER / f"{domain}.toml"
-    return checked(
-        read_toml(FOLDER / "defaults.toml") | (read_toml(overrides) if overrides.exists() else {}) | flags
-    )
+    return checked(read_toml(FOLDER / "defaults.toml") | (read_toml(overrides) if overrides.exists() else {}) | flags)
 
 
 def flag_name(name: str) -> str:

@@ -12,9 +12,7 @@ from torch import Tensor
 from amaml.errors import InputError
 from amaml.tasks import Tasks
 
-META_TRAIN_TASKS, META_TRAIN_POINTS, META_TEST_TASKS, META_TEST_POINTS, EPISODE = range(
-    5
-)  # streams of random numbers
+META_TRAIN_TASKS, META_TRAIN_POINTS, META_TEST_TASKS, META_TEST_POINTS, EPISODE = range(5)  # streams of random numbers
 
 
 @dataclass(frozen=True)
@@ -64,9 +62,7 @@ def draw_without_replacement(rng: np.random.Generator, rows: int, pool: int, cou
 
 def gather(pool: Tensor, tasks: np.ndarray, points: np.ndarray) -> Tensor:
     """pool (tasks, points, ...) at the drawn tasks (b,) and points (b, n): (b, n, ...)."""
-    index = torch.as_tensor(np.concatenate([tasks[:, None], points], axis=1)).to(
-        pool.device, non_blocking=True
-    )
+    index = torch.as_tensor(np.concatenate([tasks[:, None], points], axis=1)).to(pool.device, non_blocking=True)
     return pool[index[:, :1], index[:, 1:]]
 
 

@@ -37,9 +37,7 @@ class Sinusoid:
 
     def _tasks(self, rng: np.random.Generator, count: int, grid: np.ndarray | None = None) -> Tasks:
         s = self.sampling
-        draws = rng.uniform(
-            size=(count, 2 + s.shots + s.queries, 1)
-        )  # a row a task: more tasks change none before
+        draws = rng.uniform(size=(count, 2 + s.shots + s.queries, 1))  # a row a task: more tasks change none before
         amplitude, phase = 0.1 + 4.9 * draws[:, :1], np.pi * draws[:, 1:2]
         points = -5.0 + 10.0 * draws[:, 2:]
         inputs = [points[:, : s.shots], points[:, s.shots :]]
