@@ -132,7 +132,7 @@ def open_folder(s: Settings) -> tuple[RunFolder, Checkpoint | None]:
         return folder, None
     if not s.resume:
         raise InputError(f"{folder.path} holds an unfinished run; go on with --resume or discard it with --overwrite")
-    start = folder.load(s.device)
+    start = folder.load()
     if start is not None and start.update > s.meta_updates:
         raise InputError(f"--meta-updates {s.meta_updates} is less than the {start.update} already made")
     return folder, start

@@ -1,14 +1,15 @@
 """The folder of a run: configuration, metrics, checkpoints, results. Every file appears whole or not at all."""
 
+import contextlib
 import io
 import json
 import os
 import pickle
 import platform
-import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +22,8 @@ from amaml.errors import InputError
 
 PACKAGES = ("torch", "torchdiffeq", "numpy", "scipy", "matplotlib", "tqdm")
 FORMAT = 1
+EVALUATION = ("evaluation.json", "fits.png")
+FILES = ("summary.json", "checkpoint.pt", "metrics.jsonl", "test.json", "curves.png", *EVALUATION, "config.json")
 
 
 @dataclass
@@ -43,6 +46,9 @@ class RunFolder:
     checkpoint.pt     the last Checkpoint
     test.json         one entry a meta-test: the curves over epochs
     summary.json      the end result; a run that has it is finished
+    curves.png, fits.png, evaluation.json
+
+    Every method raises InputError where the system refuses to read or write.
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,37 +59,61 @@ class RunFolder:
         return (self.path / "summary.json").exists()
 
     def create(self, settings: dict[str, Any]) -> None:
-        """Make the folder and its config.json; raises InputError where it cannot be written."""
-        try:
+        """Make the folder and its config.json; from here on the run counts as unfinished."""
+        with _usable(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            self.write("config.json", {"settings": settings, **environment(settings["device"])})
-        except OSError as fault:
-            raise InputError(
-                f"cannot write the run folder {self.path}: {fault.strerror}; choose another --out"
-            ) from None
+            (self.path / "summary.json").unlink(missing_ok=True)
+        self.write("config.json", {"settings": settings, **environment(settings["device"])})
 
     def clear(self) -> None:
-        """Remove a run's files, and only a run's: a folder of anything else is refused."""
-        if not self.path.exists():
-            return
-        if not (self.path / "config.json").exists() and any(self.path.iterdir()):
-            raise InputError(f"{self.path} is not the folder of a run; choose another --out")
-        shutil.rmtree(self.path)
+        """Remove a run's files, config.json last; raises InputError for a folder that holds anything else."""
+        with contextlib.suppress(_Corrupt):
+            self.settings()
+        self._only(FILES)
+        with _usable(self.path):
+            for name in FILES:
+                (self.path / name).unlink(missing_ok=True)
 
     def settings(self) -> dict[str, Any] | None:
         """The settings of the run that lives here, None in an empty or missing folder."""
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"{self.path} is a file; choose a folder as --out")
-        config = self.path / "config.json"
-        if not config.exists():
-            if self.path.exists() and any(self.path.iterdir()):
+        names = self._names()
+        if "config.json" not in names:
+            if names:
                 raise InputError(f"{self.path} holds other files and no run; choose another --out")
             return None
-        return self._load("config.json").get("settings", {})
+        config = self._load("config.json")
+        settings = config.get("settings") if isinstance(config, dict) else None
+        if not isinstance(settings, dict):
+            raise InputError(f"{self.path / 'config.json'} is no run's configuration; choose another --out")
+        return settings
+
+    def prepare_evaluation(self) -> None:
+        """Make a folder for the files of an evaluation alone."""
+        self._only(EVALUATION)
+        with _usable(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+
+    def _only(self, allowed: tuple[str, ...]) -> None:
+        strangers = sorted(self._names() - set(allowed))
+        if strangers:
+            raise InputError(f"{self.path} also holds {strangers[0]}; move that away or choose another --out")
+
+    def _names(self) -> set[str]:
+        """What the folder holds, without what a kill leaves of a file being written."""
+        with _usable(self.path):
+            if self.path.exists() and not self.path.is_dir():
+                raise InputError(f"{self.path} is a file; choose a folder as --out")
+            names = {path.name for path in self.path.iterdir()} if self.path.exists() else set()
+        return names - {_temporary(self.path / name).name for name in FILES}
 
     def write(self, name: str, content: Any) -> None:
         """Write a JSON file atomically."""
-        write_atomically(self.path / name, (json.dumps(content, indent=1) + "\n").encode())
+        self.write_bytes(name, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a file atomically."""
+        with _usable(self.path):
+            write_atomically(self.path / name, content)
 
     def read(self, name: str, default: Any) -> Any:
         """Read a JSON file, default where there is none."""
@@ -91,68 +121,102 @@ class RunFolder:
 
     def append_metrics(self, records: list[dict[str, Any]]) -> None:
         """Add lines to metrics.jsonl."""
-        with open(self.path / "metrics.jsonl", "a") as file:
+        with _usable(self.path), open(self.path / "metrics.jsonl", "a") as file:
             file.writelines(json.dumps(record) + "\n" for record in records)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; one cut short by a kill is left out."""
+        path = self.path / "metrics.jsonl"
         try:
-            lines = (self.path / "metrics.jsonl").read_text().split("\n")[:-1]
+            records = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+            if not all(isinstance(record, dict) and "update" in record for record in records):
+                raise ValueError("a line without an update's number")
         except FileNotFoundError:
             return []
-        return [json.loads(line) for line in lines]
+        except (OSError, ValueError) as fault:
+            raise _Corrupt(f"cannot read {path}: {fault}; start anew with --overwrite") from fault
+        return records
 
     def rewind(self, update: int) -> None:
         """Drop what was recorded after an update, so that a resumed run repeats it."""
         kept = [json.dumps(m) + "\n" for m in self.metrics() if m["update"] <= update]
-        write_atomically(self.path / "metrics.jsonl", "".join(kept).encode())
+        self.write_bytes("metrics.jsonl", "".join(kept).encode())
         self.write("test.json", [test for test in self.read("test.json", []) if test["update"] <= update])
-        (self.path / "summary.json").unlink(missing_ok=True)
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write checkpoint.pt atomically."""
         buffer = io.BytesIO()
         torch.save({"format": FORMAT, **vars(checkpoint)}, buffer)
-        write_atomically(self.path / "checkpoint.pt", buffer.getvalue())
+        self.write_bytes("checkpoint.pt", buffer.getvalue())
 
-    def load(self, device: str) -> Checkpoint | None:
+    def load(self) -> Checkpoint | None:
         """The last checkpoint, None where there is none yet."""
         path = self.path / "checkpoint.pt"
-        return load_checkpoint(path, device) if path.exists() else None
+        return load_checkpoint(path) if path.exists() else None
 
     def _load(self, name: str) -> Any:
         try:
             return json.loads((self.path / name).read_text())
         except (OSError, ValueError) as fault:
-            raise InputError(f"cannot read {self.path / name}: {fault}; start anew with --overwrite") from fault
+            raise _Corrupt(f"cannot read {self.path / name}: {fault}; start anew with --overwrite") from fault
 
 
-def load_checkpoint(path: Path, device: str = "cpu") -> Checkpoint:
-    """Read a checkpoint, weights only; raises InputError for a file that is missing, corrupt or something else."""
+class _Corrupt(InputError):
+    """A file that should be a run's cannot be read."""
+
+
+@contextlib.contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    """Turns the system's refusals into an InputError."""
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        yield
+    except OSError as fault:
+        reason = fault.strerror or str(fault)
+        raise InputError(f"cannot use the folder {folder}: {reason}; choose another --out") from fault
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint to the CPU, weights only; raises InputError for a file that is missing, corrupt or another."""
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+            if archive.testzip() is not None:
+                raise ValueError("it is damaged")
+        content = torch.load(path, map_location="cpu", weights_only=True)
         if content.pop("format") != FORMAT:
-            raise ValueError("another format")
-        return Checkpoint(**content)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError) as fault:
-        raise InputError(_unreadable(path, fault)) from fault
-    except (pickle.UnpicklingError, zipfile.BadZipFile) as fault:
-        raise InputError(_unreadable(path, fault)) from fault
+            raise ValueError("it has another format")
+        return _checked(Checkpoint(**content))
+    except Exception as fault:  # a file that somebody else wrote can raise anything
+        raise InputError(
+            f"cannot read the checkpoint {path}: {_reason(fault)}; it must be a checkpoint.pt of this program"
+        ) from fault
 
 
-def _unreadable(path: Path, fault: Exception) -> str:
-    reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
-    return f"cannot read the checkpoint {path}: {reason}; it must be a checkpoint.pt of this program"
+def _reason(fault: Exception) -> str:
+    if isinstance(fault, pickle.UnpicklingError):
+        return "it holds more than tensors and plain values"
+    return getattr(fault, "strerror", None) or str(fault).partition("\n")[0] or type(fault).__name__
+
+
+def _checked(checkpoint: Checkpoint) -> Checkpoint:
+    kinds = {"settings": dict, "theta": Tensor, "optimizer": dict, "update": int}
+    for name, kind in kinds.items():
+        if not isinstance(getattr(checkpoint, name), kind):
+            raise ValueError(f"its {name} is no {kind.__name__}")
+    return checkpoint
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write through a temporary file in the same folder, so that a kill leaves the old file or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = _temporary(path)
     with open(temporary, "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(path.name + ".tmp")
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -170,7 +234,8 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    # in a container the checkout belongs to somebody else, which git refuses unless told that it is safe
+    command = ["git", "-c", "safe.directory=*", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
