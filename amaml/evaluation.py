@@ -54,8 +54,8 @@ def fine_tune(
             phi.grad = calculus.gradients(apply, loss, phi, tasks.support_x, tasks.support_y)
             optimizer.step()
     curves = Curves(recorded, *(torch.stack(rows).double().cpu().numpy() for rows in (support, test)))
-    if not np.isfinite(curves.test).all():
-        raise Diverged("the meta-test error is not finite; theta is unusable, try a smaller inner_lr or meta_lr")
+    if not (np.isfinite(curves.support).all() and np.isfinite(curves.test).all()):
+        raise Diverged("the meta-test error is not finite; theta is unusable, try a smaller --inner-lr or --meta-lr")
     return curves, phi
 
 

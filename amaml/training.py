@@ -3,14 +3,14 @@
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from amaml.errors import Diverged
+from amaml.errors import Diverged, InputError
 from amaml.learner import MetaLearner
 from amaml.runs import Checkpoint, RunFolder
 from amaml.tasks import Tasks
@@ -37,10 +37,14 @@ def meta_train(
 ) -> Iterator[Update]:
     """Updates first + 1 to last of theta (P,), in place and by the optimiser alone; yields after each.
 
-    Update number n uses episode(n - 1), so that a run may stop after any update and go on later.
+    Update number n uses episode(n - 1), so that a run may stop after any update and go on later. Raises Diverged
+    with the update's number where the learner does.
     """
     for step in range(first, last):
-        gradient = learner.meta_gradient(theta, episode(step))
+        try:
+            gradient = learner.meta_gradient(theta, episode(step))
+        except Diverged as fault:
+            raise Diverged(f"update {step + 1}: {fault}") from fault
         theta.grad = gradient.value
         optimizer.step()
         spent = gradient.evaluations
@@ -72,7 +76,7 @@ def read(updates: list[Update]) -> list[dict[str, Any]]:
     return records
 
 
-READ_EVERY = 20  # updates between two looks at the numbers on the device
+READ_EVERY, READ_SECONDS = 20, 1.0  # at most, between two looks at the numbers on the device
 SAVE_SECONDS = 30.0
 
 
@@ -130,47 +134,76 @@ class Session:
     update: int = 0
     timed_updates: int = 0
     timed_seconds: float = 0.0
+    last_saved: int | None = None  # the update of the checkpoint on disk
+    _pending: list[Update] = field(default_factory=list, init=False)  # made, but not looked at yet
+    _mark: float = field(default=0.0, init=False)  # when the clock of the updates was read last
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take over theta, the optimiser's state and the counters."""
+        if checkpoint.theta.shape != self.theta.shape:
+            raise InputError(
+                f"the checkpoint in {self.folder.path} holds {checkpoint.theta.numel()} parameters, the network has "
+                f"{self.theta.numel()}; start anew with --overwrite"
+            )
         with torch.no_grad():
             self.theta.copy_(checkpoint.theta)
         self.optimizer.load_state_dict(checkpoint.optimizer)
-        self.update = checkpoint.update
+        self.update = self.last_saved = checkpoint.update
         self.timed_updates, self.timed_seconds = checkpoint.timed_updates, checkpoint.timed_seconds
 
     def run(self) -> None:
         """Train to the last update and test where due; raises Diverged or Stopped with a good checkpoint on disk."""
-        if self._test_due() and not any(t["update"] == self.update for t in self.folder.read("test.json", [])):
-            self._test()  # the kill came between the checkpoint and its test
         bar = tqdm(total=self.updates, initial=self.update, unit="update", disable=None, dynamic_ncols=True)
-        pending: list[Update] = []
-        self._mark, saved, warm = time.perf_counter(), time.monotonic(), False
-        with bar:
-            for done in meta_train(self.learner, self.theta, self.optimizer, self.episode, self.update, self.updates):
-                pending.append(done)
-                self.update = done.number
-                save = (
-                    self._test_due()
-                    or self.stop.number is not None
-                    or self.update % self.checkpoint_interval == 0
-                    or time.monotonic() - saved > SAVE_SECONDS
-                )
-                if not (save or len(pending) >= READ_EVERY or not warm):
-                    continue
-                records = read(pending)
-                self._book(len(pending) if warm else 0)
-                self.folder.append_metrics(records)
-                bar.update(len(pending))
-                bar.set_postfix(query_loss=f"{records[-1]['query_loss']:.4f}")
-                pending, warm = [], True
-                if save:
-                    self._save()
-                    saved = time.monotonic()
-                    self.stop.check(self.update)
-                    if self._test_due():
-                        self._test()
-                    self._mark = time.perf_counter()
+        try:
+            with bar:
+                if self._test_due() and not any(t["update"] == self.update for t in self.folder.read("test.json", [])):
+                    self._test()  # the kill came between the checkpoint and its test
+                self._train(bar)
+        except Diverged as fault:
+            there = self.last_saved is not None
+            kept = f"the checkpoint of update {self.last_saved} is kept" if there else "there is no checkpoint yet"
+            raise Diverged(f"{self._first_fault(fault)}; {kept}") from fault
+
+    def _first_fault(self, fault: Diverged) -> Diverged:
+        """The fault of an update that was not looked at yet, if one came before."""
+        try:
+            read(self._pending)
+        except Diverged as earlier:
+            return earlier
+        return fault
+
+    def _train(self, bar: tqdm) -> None:
+        self._mark, saved_at, warm = time.perf_counter(), time.monotonic(), False
+        for done in meta_train(self.learner, self.theta, self.optimizer, self.episode, self.update, self.updates):
+            self._pending.append(done)
+            self.update = done.number
+            save = (
+                self._test_due()
+                or self.stop.number is not None
+                or self.update % self.checkpoint_interval == 0
+                or time.monotonic() - saved_at > SAVE_SECONDS
+            )
+            look = len(self._pending) >= READ_EVERY or time.perf_counter() - self._mark > READ_SECONDS
+            if not (save or look or not warm):
+                continue
+            self._record(bar, warm)
+            warm = True
+            if save:
+                self._save()
+                saved_at = time.monotonic()
+                self.stop.check(self.update)
+                if self._test_due():
+                    self._test()
+                self._mark = time.perf_counter()
+
+    def _record(self, bar: tqdm, timed: bool) -> None:
+        """Look at the pending updates, and write them down."""
+        records = read(self._pending)
+        self._book(len(self._pending) if timed else 0)
+        self.folder.append_metrics(records)
+        bar.update(len(records))
+        bar.set_postfix(query_loss=f"{records[-1]['query_loss']:.4f}")
+        self._pending = []
 
     def seconds_per_update(self) -> float | None:
         """Mean wall time of an update, tests, checkpoints and each process's first update left out."""
@@ -193,13 +226,9 @@ class Session:
         self._mark = now
 
     def _save(self) -> None:
-        self.folder.save(
-            Checkpoint(
-                self.settings,
-                self.theta.detach(),
-                self.optimizer.state_dict(),
-                self.update,
-                self.timed_updates,
-                self.timed_seconds,
-            )
-        )
+        if not self.theta.isfinite().all():
+            raise Diverged(f"update {self.update}: theta is not finite; try a smaller --meta-lr")
+        state = self.optimizer.state_dict()
+        counters = self.update, self.timed_updates, self.timed_seconds
+        self.folder.save(Checkpoint(self.settings, self.theta.detach(), state, *counters))
+        self.last_saved = self.update
