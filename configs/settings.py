@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import torch
 
@@ -24,10 +24,11 @@ Check = Callable[[str, Any], Any]  # (flag, value) -> the value in its type; rai
 def _number(kind: type, accept: Callable[[Any], bool], allowed: str) -> Check:
     def check(flag: str, value: Any) -> Any:
         try:
-            number = kind(value) if not isinstance(value, bool) else math.nan
-        except (TypeError, ValueError):
-            number = math.nan
-        if not math.isfinite(number) or not accept(number) or float(value) != number:
+            number = kind(value)
+        except (TypeError, ValueError, OverflowError):
+            number = None
+        altered = not isinstance(value, str) and number != value  # a fraction given for an integer
+        if number is None or altered or isinstance(value, bool) or not accept(number):
             raise InputError(f"{flag} must be {allowed}, got {value!r}")
         return number
 
@@ -53,19 +54,25 @@ def _device(flag: str, value: Any) -> str:
     return value
 
 
-_count = _number(int, lambda n: n >= 1, "a positive integer")
-_index = _number(int, lambda n: n >= 0, "zero or a positive integer")
-_positive = _number(float, lambda x: x > 0, "a positive number")
-_nonnegative = _number(float, lambda x: x >= 0, "zero or a positive number")
+LIMIT = 2**63  # what a signed integer of the machine holds
+_count = _number(int, lambda n: 1 <= n < LIMIT, "a positive integer below 2**63")
+_index = _number(int, lambda n: 0 <= n < LIMIT, "zero or a positive integer below 2**63")
+_pictures = _number(int, lambda n: 0 <= n <= 100, "an integer from 0 to 100")
+_positive = _number(float, lambda x: 0 < x < math.inf, "a positive number")
+_nonnegative = _number(float, lambda x: 0 <= x < math.inf, "zero or a positive number")
 _fraction = _number(float, lambda x: 0 < x < 1, "a number between 0 and 1")
 
 
 def _path(flag: str, value: Any) -> str:
-    return str(value)
+    if not isinstance(value, str) or not value:
+        raise InputError(f"{flag} must be a path, got {value!r}")
+    return value
 
 
 def _switch(flag: str, value: Any) -> bool:
-    return bool(value)
+    if not isinstance(value, bool):
+        raise InputError(f"{flag} must be true or false, got {value!r}")
+    return value
 
 
 def _flag(check: Check, help: str, default: Any = None, control: bool = False) -> Any:
@@ -108,7 +115,7 @@ class Settings:
     resume: bool = _flag(_switch, "go on from the folder's checkpoint, if it has one", default=False, control=True)
     overwrite: bool = _flag(_switch, "discard what the folder holds and start anew", default=False, control=True)
     evaluate: str | None = _flag(_path, "only meta-test this run folder or checkpoint", control=True)
-    draw: int = _flag(_index, "draw this many fitted meta-test tasks", default=0, control=True)
+    draw: int = _flag(_pictures, "draw this many fitted meta-test tasks", default=0, control=True)
 
     def folder(self) -> Path:
         """--out, or the run's place under results/."""
@@ -123,35 +130,36 @@ CONTROL = frozenset(name for name, f in FIELDS.items() if f.metadata["control"])
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """A file of settings; raises InputError for one that cannot be read or names a setting that does not exist."""
+    """A file of settings; raises InputError for one that cannot be read or holds a setting that cannot be used."""
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as fault:
         raise InputError(f"cannot read the configuration {path}: {fault}; it must be a TOML file") from fault
-    for name in values:
-        if name not in FIELDS:
-            raise unknown(f"setting in {path}", name, FIELDS)
-    return values
+    return {name: _checked(name, value, f" in {path}") for name, value in values.items()}
+
+
+def _checked(name: str, value: Any, source: str) -> Any:
+    if name not in FIELDS:
+        raise unknown(f"setting{source}", name, FIELDS)
+    if value is None and type(None) in get_args(FIELDS[name].type):
+        return None
+    return FIELDS[name].metadata["check"](flag_name(name) + source, value)
 
 
 def checked(values: dict[str, Any], source: str = "") -> Settings:
-    """Settings of the right types and ranges; raises InputError for the first that is not."""
-    for name in values:
-        if name not in FIELDS:
-            raise unknown(f"setting{source}", name, FIELDS)
-    return Settings(
-        **{
-            name: value if value is None else FIELDS[name].metadata["check"](flag_name(name), value)
-            for name, value in values.items()
-        }
-    )
+    """Settings of the right types and ranges; raises InputError for the first that is not, or is missing."""
+    values = {name: _checked(name, value, source) for name, value in values.items()}
+    for name, setting in FIELDS.items():
+        if name not in values and setting.default is None and type(None) not in get_args(setting.type):
+            raise InputError(f"{flag_name(name)}{source} is missing")
+    return Settings(**values)
 
 
 def merged(flags: dict[str, Any]) -> Settings:
     """defaults.toml, then the domain's file, then the flags."""
     if "domain" not in flags:
         raise InputError(f"--domain is missing; choose one of: {', '.join(DOMAINS)}")
-    domain = FIELDS["domain"].metadata["check"]("--domain", flags["domain"])
+    domain = _checked("domain", flags["domain"], "")
     overrides = FOLDER / f"{domain}.toml"
     return checked(read_toml(FOLDER / "defaults.toml") | (read_toml(overrides) if overrides.exists() else {}) | flags)
 
