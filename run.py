@@ -19,6 +19,7 @@ from amaml.tasks import Tasks
 from amaml.training import Session, Stopped, StopRequest
 from baselines import FOMAML, IMAML, MAML, Reptile
 from configs.settings import CONTROL, Settings, checked, flag_name, merged, parse_flags
+from data.episodes import check_pool
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 MAY_GROW = {"meta_updates"}  # a resumed run may be asked for more of these
@@ -58,6 +59,8 @@ class Experiment:
 
 def build(s: Settings) -> Experiment:
     """Data, network and learner of an experiment."""
+    if s.norm == "batch" and min(s.shots, s.queries) < 2:
+        raise InputError(f"--norm batch needs at least 2 points, got --shots {s.shots} and --queries {s.queries}")
     dtype = getattr(torch, s.dtype)
     domain = data.make(s.domain, data.Sampling(s.shots, s.queries, s.meta_batch, s.seed, dtype, s.device, s.data_root))
     theta, apply = initialise(
@@ -66,29 +69,33 @@ def build(s: Settings) -> Experiment:
         dtype,
         s.device,
     )
+    if s.draw:
+        report.check_drawable(domain.input_shape)
+        check_pool("meta-test tasks (--test-tasks)", s.draw, s.test_tasks, "--draw")
     return Experiment(s, domain, apply, theta, build_learner(s, apply))
 
 
 def meta_test(e: Experiment, theta: Tensor, update: int, stop: StopRequest) -> tuple[dict[str, Any], Tensor, Tasks]:
     """Fine-tune every meta-test task from theta; the entry for test.json, the adapted phi and the tasks."""
     s, tasks = e.settings, e.domain.meta_test(e.settings.test_tasks)
-    curves, phi = fine_tune(
-        e.apply, half_mse, rmse, theta, tasks, s.test_epochs, on_record=lambda epoch: stop.check(update)
-    )
+    try:
+        curves, phi = fine_tune(
+            e.apply, half_mse, rmse, theta, tasks, s.test_epochs, on_record=lambda epoch: stop.check(update)
+        )
+    except Diverged as fault:
+        raise Diverged(f"meta-test after update {update}: {fault}") from fault
     return report.test_entry(update, curves), phi, tasks
 
 
 def experiment(s: Settings) -> None:
     """Train, test and report one run in its folder; a finished one is only reported."""
     folder, start = open_folder(s)
-    if folder.finished and start is None:
+    if folder.finished and start is None and not s.overwrite:
         print(folder.read("summary.json", {})["table"])
-        print(f"{folder.path} is finished; --overwrite runs it again")
+        print(f"{folder.path} is finished; --evaluate {folder.path} tests or draws it again, --overwrite runs it again")
         return
     e = build(s)
     e.domain.meta_test(s.test_tasks)  # a mistake in the test's settings shows before the training
-    folder.create(asdict(s))
-    folder.rewind(start.update if start else 0)
     optimizer = OPTIMIZERS[s.meta_optimizer]([e.theta], lr=s.meta_lr)
     with StopRequest() as stop:
         session = Session(
@@ -106,36 +113,49 @@ def experiment(s: Settings) -> None:
         )
         if start is not None:
             session.restore(start)
+        if s.overwrite:
+            folder.clear()
+        folder.create(asdict(s))
+        folder.rewind(session.update)
         session.run()
         finish(e, folder, session)
-        if s.draw:
-            _, phi, tasks = meta_test(e, e.theta, session.update, stop)
-            report.draw_fits(folder.path / "fits.png", e.apply, e.theta, phi, tasks, s.draw)
+    if s.draw:
+        _, phi, tasks = meta_test(e, e.theta, session.update, StopRequest())
+        folder.write_bytes("fits.png", report.draw_fits(e.apply, e.theta, phi, tasks, s.draw))
 
 
 def open_folder(s: Settings) -> tuple[RunFolder, Checkpoint | None]:
     """The run's folder, and the checkpoint to go on from; raises InputError where another run would be harmed."""
     folder = RunFolder(s.folder())
-    if s.overwrite:
-        folder.clear()
-    there = folder.settings()
+    if s.overwrite and s.resume:
+        raise InputError("--resume goes on with a run and --overwrite discards it; choose one of them")
+    there = None if s.overwrite else folder.settings()
     if there is None:
         return folder, None
-    may_differ = CONTROL | MAY_GROW
-    for name, value in asdict(s).items():
-        if name not in may_differ and there.get(name) != value:
-            raise InputError(
-                f"{folder.path} holds a run with {flag_name(name)} {there.get(name)}, not {value}; choose another --out "
-                "or discard it with --overwrite"
-            )
-    if folder.finished and there["meta_updates"] == s.meta_updates:
+    check_same(s, there, folder.path)
+    if folder.finished and there.get("meta_updates") == s.meta_updates:
         return folder, None
     if not s.resume:
-        raise InputError(f"{folder.path} holds an unfinished run; go on with --resume or discard it with --overwrite")
+        state = f"a finished run of {there.get('meta_updates')} updates" if folder.finished else "an unfinished run"
+        raise InputError(f"{folder.path} holds {state}; go on with --resume or discard it with --overwrite")
     start = folder.load()
-    if start is not None and start.update > s.meta_updates:
-        raise InputError(f"--meta-updates {s.meta_updates} is less than the {start.update} already made")
+    if start is None and folder.finished:
+        raise InputError(f"{folder.path} has lost its checkpoint.pt; start anew with --overwrite")
+    if start is not None:
+        check_same(s, start.settings, folder.path / "checkpoint.pt")
+        if start.update > s.meta_updates:
+            raise InputError(f"--meta-updates {s.meta_updates} is less than the {start.update} already made")
     return folder, start
+
+
+def check_same(s: Settings, there: dict[str, Any], place: Path) -> None:
+    """Raise InputError where settings on disk make another run than these."""
+    for name, value in asdict(s).items():
+        if name not in CONTROL | MAY_GROW and there.get(name) != value:
+            raise InputError(
+                f"{place} holds a run with {flag_name(name)} {there.get(name)}, not {value}; choose another --out "
+                "or discard it with --overwrite"
+            )
 
 
 def finish(e: Experiment, folder: RunFolder, session: Session) -> None:
@@ -146,7 +166,7 @@ def finish(e: Experiment, folder: RunFolder, session: Session) -> None:
     title = f"{s.domain}, {s.shots} shots, {s.queries} queries, {s.inner_steps} inner steps: {s.method}, seed {s.seed}"
     speed = f"{seconds:.4f} s per update" if seconds is not None else "too short to time"
     text = report.table(title, e.metric, rows) + f"\n{session.update} updates, {speed}, peak memory {memory:.0f} MiB"
-    report.draw_curves(folder.path / "curves.png", e.metric, tests, folder.metrics())
+    folder.write_bytes("curves.png", report.draw_curves(e.metric, tests, folder.metrics()))
     folder.write(
         "summary.json",
         {
@@ -167,26 +187,28 @@ def evaluate(flags: dict[str, Any]) -> None:
     given = Path(flags["evaluate"])
     path = given / "checkpoint.pt" if given.is_dir() else given
     checkpoint = load_checkpoint(path)
-    own = checked(checkpoint.settings, source=f" in {path}")
-    s = checked(checkpoint.settings | {"out": None, "resume": False, "overwrite": False} | flags)
+    own = checkpoint.settings
+    s = checked(own | {"out": None, "resume": False, "overwrite": False, "draw": 0} | flags, source=f" in {path}")
     for name in NETWORK:
-        if getattr(s, name) != getattr(own, name):
-            raise InputError(f"{path} was made with {flag_name(name)} {getattr(own, name)}, not {getattr(s, name)}")
+        if getattr(s, name) != own[name]:
+            raise InputError(
+                f"{path} was made with {flag_name(name)} {own[name]}, not {getattr(s, name)}; leave it out"
+            )
     e = build(s)
     if e.theta.shape != checkpoint.theta.shape:
         raise InputError(
             f"{path} holds {len(checkpoint.theta)} parameters, the network for {s.domain} has {len(e.theta)}; "
             "evaluate it on a domain with as many inputs and outputs"
         )
-    theta = checkpoint.theta.to(e.theta)
-    with StopRequest() as stop:
-        entry, phi, tasks = meta_test(e, theta, checkpoint.update, stop)
     folder = RunFolder(Path(s.out) if s.out else path.parent)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    folder.write("evaluation.json", {"settings": asdict(s), **entry})
+    if s.out and folder.path.resolve() != path.parent.resolve():
+        folder.prepare_evaluation()
+    theta = checkpoint.theta.to(e.theta)
+    entry, phi, tasks = meta_test(e, theta, checkpoint.update, StopRequest())
     print(report.table(f"{path} on {s.domain}, {s.shots} shots", e.metric, report.at_epochs(entry)))
+    folder.write("evaluation.json", {"settings": asdict(s), **entry})
     if s.draw:
-        report.draw_fits(folder.path / "fits.png", e.apply, theta, phi, tasks, s.draw)
+        folder.write_bytes("fits.png", report.draw_fits(e.apply, theta, phi, tasks, s.draw))
     print(folder.path)
 
 
@@ -199,12 +221,22 @@ def main(arguments: list[str]) -> int:
         else:
             experiment(merged(flags))
     except (InputError, Diverged) as error:
-        print(f"run.py: {error}", file=sys.stderr)
-        return 2
+        return failed(error, 2)
     except Stopped as stopped:
-        print(f"run.py: {stopped}", file=sys.stderr)
-        return 128 + stopped.number
+        return failed(stopped, 128 + stopped.number)
+    except KeyboardInterrupt:
+        return failed("interrupted", 130)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "CPUAllocator" not in str(error):
+            raise
+        return failed("out of memory; try a smaller --meta-batch, --width or --test-tasks, or another --method", 2)
     return 0
+
+
+def failed(reason: object, status: int) -> int:
+    """Say why the program ends, in one line."""
+    print(f"run.py: {' '.join(str(reason).split())}", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

@@ -54,9 +54,9 @@ def _device(flag: str, value: Any) -> str:
     return value
 
 
-LIMIT = 2**63  # what a signed integer of the machine holds
-_count = _number(int, lambda n: 1 <= n < LIMIT, "a positive integer below 2**63")
-_index = _number(int, lambda n: 0 <= n < LIMIT, "zero or a positive integer below 2**63")
+_count = _number(int, lambda n: 1 <= n < 2**31, "a positive integer below 2**31")
+_index = _number(int, lambda n: 0 <= n < 2**31, "zero or a positive integer below 2**31")
+_seed = _number(int, lambda n: 0 <= n < 2**63, "zero or a positive integer below 2**63")
 _pictures = _number(int, lambda n: 0 <= n <= 100, "an integer from 0 to 100")
 _positive = _number(float, lambda x: 0 < x < math.inf, "a positive number")
 _nonnegative = _number(float, lambda x: 0 <= x < math.inf, "zero or a positive number")
@@ -102,7 +102,7 @@ class Settings:
     cg_steps: int = _flag(_count, "iMAML: conjugate-gradient iterations")
     cg_damping: float = _flag(_nonnegative, "iMAML: damping of the linear system")
     dtype: str = _flag(_choice(("float64", "float32")), "precision: float64, float32")
-    seed: int = _flag(_index, "seed of tasks, episodes and initial weights")
+    seed: int = _flag(_seed, "seed of tasks, episodes and initial weights")
     test_interval: int = _flag(_index, "meta-updates between meta-tests; 0 tests only at the end")
     test_tasks: int = _flag(_count, "meta-test tasks")
     test_epochs: int = _flag(_index, "Adam epochs of fine-tuning at meta-test")
@@ -159,8 +159,7 @@ def merged(flags: dict[str, Any]) -> Settings:
     """defaults.toml, then the domain's file, then the flags."""
     if "domain" not in flags:
         raise InputError(f"--domain is missing; choose one of: {', '.join(DOMAINS)}")
-    domain = _checked("domain", flags["domain"], "")
-    overrides = FOLDER / f"{domain}.toml"
+    overrides = FOLDER / f"{flags['domain']}.toml"
     return checked(read_toml(FOLDER / "defaults.toml") | (read_toml(overrides) if overrides.exists() else {}) | flags)
 
 
@@ -169,7 +168,7 @@ def flag_name(name: str) -> str:
 
 
 def parse_flags(arguments: list[str]) -> dict[str, Any]:
-    """The flags given, as written; raises InputError for one that does not exist, naming the nearest that does."""
+    """The flags given; raises InputError for one that cannot be used, or does not exist (naming the nearest)."""
     parser = _Parser(
         prog="run.py",
         description="Meta-train, meta-test and report one experiment. A flag wins over configs/DOMAIN.toml, which "
@@ -187,7 +186,7 @@ def parse_flags(arguments: list[str]) -> dict[str, Any]:
     namespace, unread = parser.parse_known_args(arguments)
     if unread:
         raise unknown("flag", unread[0].split("=")[0], [flag_name(name) for name in FIELDS])
-    return vars(namespace)
+    return {name: _checked(name, value, "") for name, value in vars(namespace).items()}
 
 
 class _Parser(argparse.ArgumentParser):
