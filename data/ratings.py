@@ -1,0 +1,213 @@
+"""Collaborative filtering: every user is a task, an item an input of 100 numbers, the user's rating of it the output.
+
+Three published sets of ratings: Jester, MovieLens100K, MovieLens1M. Nothing is learned from a meta-test user before
+adaptation: the scaler, the item factors and the item means come from the meta-train users alone.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import svds
+
+from amaml.errors import InputError, unknown
+from amaml.tasks import Tasks
+from data import episodes, rating_files
+from data.episodes import Sampling, check_pool, gather, generator
+
+INPUTS = 100
+ITEM_FEATURES = ("onehot", "svd")
+SHRINKAGES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+
+
+class Ratings:
+    """Users of a data set as a domain; ratings are standardised on the meta-train users.
+
+    item_features "onehot": the 100 most rated items, each its own input. "svd": all items, each by 100 factors of the
+    meta-train users' ratings; an item that none of them rated is the zero vector.
+
+    A meta-train user has at least shots + queries ratings of these items, a meta-test user `unseen` more. Tasks are
+    rectangular, so the unseen items of a meta-test user are as many as every chosen one can supply (`test_points`, at
+    least `unseen`), drawn at random where a user has more; a larger `unseen` keeps to more active users. A mean over
+    users of a root of few squares lies below the root of many (by 4% at 5 points), so that figures compare only on
+    the same test points: those of `predictors` are.
+
+    Raises InputError for files that are missing or malformed and where there are not enough such users.
+    """
+
+    input_shape = (INPUTS,)
+    outputs = 1
+    classification = False
+    standardised = True
+
+    def __init__(
+        self,
+        name: str,
+        sampling: Sampling,
+        item_features: str = "onehot",
+        train_users: int = 100,
+        test_users: int = 100,
+        unseen: int = 5,
+    ) -> None:
+        if item_features not in ITEM_FEATURES:
+            raise unknown("item features", item_features, ITEM_FEATURES)
+        check_pool("meta-train users", sampling.meta_batch, train_users, "--meta-batch")
+        self.name, self.sampling = name, sampling
+        ratings = rating_files.read(name, sampling.data_root)
+        if item_features == "onehot":
+            ratings = ratings[:, _most_rated(ratings, INPUTS)]
+        self.train_users, self.test_users = self._split(ratings, train_users, test_users, unseen)
+
+        train = ratings[self.train_users]
+        self.scale = float(np.nanmean(train)), float(np.nanstd(train))
+        train, test = (_standardised(rows, self.scale) for rows in (train, ratings[self.test_users]))
+        features = np.eye(train.shape[1], INPUTS) if item_features == "onehot" else item_factors(train, INPUTS)
+        self.features = self._tensor(features)  # (items, 100)
+        items, values, self._counts = _packed(train)
+        self._items = torch.as_tensor(items).to(sampling.device)
+        self._values = self._tensor(values)
+        self._draw_tests(test)
+        self.item_means = _mean(train)  # (items,)
+        self.shrinkage = _fit_shrinkage(train, sampling.shots, generator(sampling.seed, episodes.META_TRAIN_POINTS))
+
+    def episode(self, step: int) -> Tasks:
+        """Different users, and support and query items of each without replacement, for every step."""
+        s = self.sampling
+        rng = generator(s.seed, episodes.EPISODE, step)
+        users = rng.permutation(len(self._counts))[: s.meta_batch]
+        points = _draw(rng, self._counts[users], self._items.shape[1], s.shots + s.queries)
+        return self._tasks(gather(self._items, users, points), gather(self._values, users, points))
+
+    def meta_test(self, count: int) -> Tasks:
+        """The first count meta-test users; the test points are items in neither their support nor their query set."""
+        check_pool("meta-test users", count, len(self.test_users), "--test-tasks")
+        items = torch.as_tensor(self._test_items[:count]).to(self.sampling.device)
+        return self._tasks(items, self._tensor(self._test_values[:count]))
+
+    def predictors(self, count: int) -> dict[str, np.ndarray]:
+        """What takes no learning: the nRMSE (count,) of simple predictors on the test points of meta_test(count).
+
+        zero; the mean of the user's support; the item's mean over the meta-train users (0 where none rated it); that
+        mean plus the user's offset, the sum of the support's residuals / (shots + shrinkage), where the shrinkage is
+        the best of a grid on the meta-train users.
+        """
+        check_pool("meta-test users", count, len(self.test_users), "--test-tasks")
+        shots, start = self.sampling.shots, self.sampling.shots + self.sampling.queries
+        support, target = self._test_values[:count, :shots], self._test_values[:count, start:]
+        means = self.item_means[self._test_items[:count]]
+        offset = _offset(support - means[:, :shots], shots, self.shrinkage)
+        predictions = {
+            "zero": np.zeros_like(target),
+            "user mean": support.mean(1, keepdims=True),
+            "item mean": means[:, start:],
+            "item mean + user offset": means[:, start:] + offset,
+        }
+        return {name: np.sqrt(((prediction - target) ** 2).mean(1)) for name, prediction in predictions.items()}
+
+    def _split(self, ratings: np.ndarray, train: int, test: int, unseen: int) -> tuple[np.ndarray, np.ndarray]:
+        """Disjoint users by seed, (train,) and (test,). The test users first: fewer have enough ratings for them."""
+        s = self.sampling
+        counts = (~np.isnan(ratings)).sum(1)
+        order = generator(s.seed, episodes.META_TRAIN_TASKS).permutation(len(ratings))
+        needed = s.shots + s.queries
+        tests = order[counts[order] >= needed + unseen][:test]
+        rest = order[~np.isin(order, tests)]
+        trains = rest[counts[rest] >= needed][:train]
+        if len(tests) < test or len(trains) < train:
+            enough, most = (int((counts >= n).sum()) for n in (needed, needed + unseen))
+            raise InputError(
+                f"{self.name} has {enough} users with {needed} ratings (--shots + --queries) and {most} with {unseen} "
+                f"unseen ones beside them; {test} of these and {train} others are needed: choose fewer shots or queries"
+            )
+        return trains, tests
+
+    def _draw_tests(self, test: np.ndarray) -> None:
+        """Fix the support, query and unseen items of every meta-test user, side by side: (users, points)."""
+        s = self.sampling
+        items, values, counts = _packed(test)
+        self.test_points = int(counts.min()) - s.shots - s.queries
+        rng = generator(s.seed, episodes.META_TEST_POINTS)
+        points = _draw(rng, counts, items.shape[1], s.shots + s.queries + self.test_points)
+        self._test_items = np.take_along_axis(items, points, axis=1)
+        self._test_values = np.take_along_axis(values, points, axis=1)
+
+    def _tasks(self, items: torch.Tensor, values: torch.Tensor) -> Tasks:
+        """items, values (tasks, points): the support, the query and, where there are more, the unseen points."""
+        s = self.sampling
+        ends = [0, s.shots, s.shots + s.queries, items.shape[1]]
+        pairs = []
+        for start, end in zip(ends, ends[1:], strict=False):
+            if start < end:
+                pairs += [self.features[items[:, start:end]], values[:, start:end, None].contiguous()]
+        return Tasks(*pairs)
+
+    def _tensor(self, values: np.ndarray) -> torch.Tensor:
+        return torch.as_tensor(values).to(self.sampling.device, self.sampling.dtype)
+
+
+def item_factors(ratings: np.ndarray, count: int) -> np.ndarray:
+    """Principal coordinates of the items of a standardised matrix (users, items), NaN where unrated: (items, count).
+
+    Missing ratings stand at the mean, 0; with Z = U S V^T truncated to count terms the coordinates are V S, scaled so
+    that inputs have mean square 1 over the rated items. Where Z has a smaller rank the last columns are zero.
+    """
+    filled = np.nan_to_num(ratings)
+    rank = min(count, *filled.shape)
+    if rank < min(filled.shape):
+        # a fixed start makes the iteration repeatable
+        _, scale, right = svds(filled, k=rank, v0=np.ones(min(filled.shape)))
+        scale, right = scale[::-1], right[::-1]
+    else:
+        _, scale, right = np.linalg.svd(filled, full_matrices=False)
+    signs = np.sign(right[np.arange(rank), np.abs(right).argmax(1)])  # a singular vector's sign is arbitrary
+    factors = np.zeros((filled.shape[1], count))
+    factors[:, :rank] = (right * (signs * scale)[:, None]).T
+    rated = ~np.isnan(ratings).all(0)
+    return factors / np.sqrt((factors[rated] ** 2).mean())
+
+
+def _most_rated(ratings: np.ndarray, count: int) -> np.ndarray:
+    """The columns with the most ratings, the first of equals; who rated is used, not how."""
+    return np.argsort(-(~np.isnan(ratings)).sum(0), kind="stable")[:count]
+
+
+def _standardised(ratings: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
+    mean, deviation = scale
+    return (ratings - mean) / deviation
+
+
+def _packed(ratings: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The rated items of every user moved to the front: items and values (users, most), counts (users,)."""
+    rated = ~np.isnan(ratings)
+    counts = rated.sum(1)
+    items = np.argsort(~rated, axis=1, kind="stable")[:, : counts.max()]
+    return items, np.take_along_axis(ratings, items, axis=1), counts
+
+
+def _draw(rng: np.random.Generator, counts: np.ndarray, pool: int, count: int) -> np.ndarray:
+    """count distinct points below counts[i] for every row i, (rows, count), in random order."""
+    keys = rng.random((len(counts), pool))
+    keys[np.arange(pool) >= counts[:, None]] = 2.0  # after every key in [0, 1)
+    return np.argsort(keys, axis=1)[:, :count]
+
+
+def _mean(ratings: np.ndarray) -> np.ndarray:
+    """The mean of every column over its rows, 0 where there is none."""
+    return np.nansum(ratings, axis=0) / np.maximum((~np.isnan(ratings)).sum(0), 1)
+
+
+def _offset(residuals: np.ndarray, shots: int, shrinkage: float) -> np.ndarray:
+    return residuals.sum(1, keepdims=True) / (shots + shrinkage)
+
+
+def _fit_shrinkage(train: np.ndarray, shots: int, rng: np.random.Generator) -> float:
+    """The shrinkage of least mean nRMSE over the meta-train users, each judged by the item means of the others."""
+    rated = ~np.isnan(train)
+    others = (np.nansum(train, axis=0) - np.nan_to_num(train)) / np.maximum(rated.sum(0) - rated, 1)
+    items, residuals, counts = _packed(np.where(rated, train - others, np.nan))
+    support = np.zeros(items.shape, dtype=bool)
+    np.put_along_axis(support, _draw(rng, counts, items.shape[1], shots), True, axis=1)
+    known = np.where(support, residuals, 0.0)
+    unseen = np.where(support, np.nan, residuals)
+    errors = [np.sqrt(np.nanmean((unseen - _offset(known, shots, k)) ** 2, axis=1)).mean() for k in SHRINKAGES]
+    return SHRINKAGES[int(np.argmin(errors))]
