@@ -42,7 +42,7 @@ class Sinusoid:
         points = -5.0 + 10.0 * draws[:, 2:]
         inputs = [points[:, : s.shots], points[:, s.shots :]]
         if grid is not None:
-            inputs.append(np.broadcast_to(grid[None, :, None], (count, len(grid), 1)))
+            inputs.append(np.tile(grid[None, :, None], (count, 1, 1)))
         tensors = []
         for x in inputs:
             tensors += [self._tensor(x), self._tensor(amplitude * np.sin(x - phase))]
