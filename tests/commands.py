@@ -1,0 +1,80 @@
+"""The program as its users start it, on a problem small enough for tests, and what it leaves behind."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+import run
+
+ROOT = Path(run.__file__).parent
+SIZES = {
+    "shots": 4,
+    "queries": 4,
+    "inner-steps": 2,
+    "meta-updates": 6,
+    "meta-batch": 2,
+    "test-tasks": 2,
+    "test-epochs": 10,
+    "width": 4,
+}
+TINY = ["--domain", "CosMixture", "--method", "fomaml"] + [x for k, v in SIZES.items() for x in (f"--{k}", str(v))]
+
+
+def start(out: Path, *flags: str) -> int:
+    """run.py in this process, with the sizes of TINY; later flags win. Returns the exit status."""
+    return run.main([*TINY, "--out", str(out), *flags])
+
+
+def spawn(out: Path, *flags: str) -> subprocess.Popen:
+    """run.py in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "run.py"), *TINY, "--out", str(out), *flags],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def checkpoint(out: Path) -> dict:
+    return torch.load(out / "checkpoint.pt", weights_only=True)
+
+
+def content(out: Path, name: str):
+    return json.loads((out / name).read_text())
+
+
+def metrics(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Everything below a folder, to see that nothing changed."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def assert_same_run(out: Path, other: Path) -> None:
+    """Two folders hold the same theta, optimiser, metrics and tests, to the bit."""
+    one, two = checkpoint(out), checkpoint(other)
+    assert one["update"] == two["update"]
+    assert torch.equal(one["theta"], two["theta"])
+    states = [[v for s in c["optimizer"]["state"].values() for v in s.values()] for c in (one, two)]
+    assert len(states[0]) == len(states[1])
+    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+    for name in ("metrics.jsonl", "test.json"):
+        assert (out / name).read_bytes() == (other / name).read_bytes(), name
+    assert content(out, "summary.json")["at_epochs"] == content(other, "summary.json")["at_epochs"]
+
+
+def error_line(capsys) -> str:
+    """The one line on stderr that a mistake gets, and nothing on stdout."""
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("run.py: ")
+    assert captured.err.count("\n") == 1, captured.err
+    assert captured.err.endswith("\n")
+    return captured.err

@@ -1,0 +1,256 @@
+"""run.py from its flags to its results."""
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from commands import ROOT, TINY, assert_same_run, checkpoint, content, files, metrics, start
+from PIL import Image
+
+import data
+import run
+from amaml import AMAML, half_mse, mlp, report
+from amaml.models import initialise
+from baselines import FOMAML, IMAML, MAML, Reptile
+from configs.settings import FIELDS, METHODS, merged, read_toml
+
+FOLDER = {"config.json", "metrics.jsonl", "test.json", "checkpoint.pt", "summary.json", "curves.png"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_from_flags_to_results(tmp_path, capsys, method):
+    out = tmp_path / method
+    assert start(out, "--method", method) == 0
+    captured = capsys.readouterr()
+    assert set(files(out)) == FOLDER
+    assert [m["update"] for m in metrics(out)] == [1, 2, 3, 4, 5, 6]
+    assert all(m["query_loss"] > 0 and m["gradient_norm"] > 0 and m["gradients"] >= 1 for m in metrics(out))
+    assert captured.err == ""  # no bar where the output is no terminal
+    assert captured.out == content(out, "summary.json")["table"] + f"\n{out}\n"
+    saved = checkpoint(out)
+    first, _ = initialise(lambda: mlp(1, 1, 4), 0, torch.float64, "cpu")
+    assert saved["settings"]["method"] == method
+    assert saved["update"] == 6
+    assert (saved["theta"] - first).abs().min() > 1e-4  # every parameter was trained: Adam moves each by about 6e-3
+
+
+def test_each_name_stands_for_its_method():
+    def learner(*flags):
+        s = merged(run.parse_flags(["--domain", "CosMixture", "--inner-steps", "7", "--inner-lr", "0.5", *flags]))
+        return run.build_learner(s, None)
+
+    common = {"apply": None, "loss": half_mse, "inner_lr": 0.5, "inner_steps": 7}
+    flow = ["--solver", "dopri5", "--adjoint", "continuous", "--rtol", "0.01", "--prox", "0.25"]
+    implicit = ["--cg-steps", "3", "--cg-damping", "0.125"]
+    assert learner("--method", "amaml", *flow) == AMAML(
+        **common, solver="dopri5", adjoint="continuous", rtol=0.01, prox=0.25
+    )
+    assert learner("--method", "amaml").prox == 0
+    assert learner("--method", "maml") == MAML(**common)
+    assert learner("--method", "maml1") == MAML(**common | {"inner_steps": 1})
+    assert learner("--method", "fomaml") == FOMAML(**common)
+    assert learner("--method", "imaml", *implicit) == IMAML(**common, cg_steps=3, damping=0.125, prox=2.0)
+    assert learner("--method", "imaml", "--prox", "0.5").prox == 0.5
+    assert learner("--method", "reptile") == Reptile(**common)
+
+
+def test_the_default_folder_says_what_ran(tmp_path, monkeypatch, quick, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run.main([*TINY, "--seed", "3"]) == 0
+    expected = "results/CosMixture/4shot-4query/2steps/fomaml/seed3"
+    assert capsys.readouterr().out.splitlines()[-1] == expected
+    assert set(files(tmp_path)) == {f"{expected}/{name}" for name in FOLDER}
+
+
+def test_the_configuration_tells_all_that_a_number_needs(tmp_path, quick):
+    start(tmp_path / "run", "--meta-lr", "0.5")
+    config = content(tmp_path / "run", "config.json")
+    assert set(config["settings"]) == set(FIELDS)
+    assert config["settings"]["meta_lr"] == 0.5
+    assert {"python", "torch", "torchdiffeq", "numpy", "scipy"} <= set(config["versions"])
+    assert config["versions"]["torch"] == torch.__version__
+    assert config["threads"] == 1
+    assert config["device"]
+    git = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True)
+    assert config["commit"] == (git.stdout.strip() if git.returncode == 0 else None)
+
+
+def test_the_summary_repeats_the_last_meta_test(tmp_path, quick):
+    out = tmp_path / "run"
+    start(out, "--test-interval", "4", "--test-epochs", "15")
+    tests, summary = content(out, "test.json"), content(out, "summary.json")
+    assert [t["update"] for t in tests] == [4, 6]
+    assert all(t["epochs"] == [0, 10, 15] and t["tasks"] == 2 for t in tests)
+    assert [row["epoch"] for row in summary["at_epochs"]] == [0, 10, 15]
+    for i, row in enumerate(summary["at_epochs"]):
+        for points in ("support", "test"):
+            assert row[points] == tests[-1][points]["mean"][i] != tests[0][points]["mean"][i]
+            assert row[f"{points}_ci95"] == tests[-1][points]["ci95"][i] > 0
+            assert f"{row[points]:.4f} +- {row[f'{points}_ci95']:.4f}" in summary["table"]
+    assert summary["metric"] == "nRMSE"
+    assert summary["updates"] == 6
+    assert 0 < summary["seconds_per_update"] < 5
+    assert 50 < summary["peak_memory_mib"] < 50_000
+
+
+def test_errors_in_other_units_are_no_nrmse(tmp_path, quick):
+    start(tmp_path / "run", "--domain", "Sinusoid", "--width", "4")
+    assert content(tmp_path / "run", "summary.json")["metric"] == "RMSE"
+
+
+def test_one_test_task_has_no_interval_and_the_files_stay_json(tmp_path, quick):
+    out = tmp_path / "run"
+    assert start(out, "--test-tasks", "1") == 0
+
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    for name in ("test.json", "summary.json"):
+        json.loads((out / name).read_text(), parse_constant=refuse)
+    assert content(out, "summary.json")["at_epochs"][0]["test_ci95"] is None
+    assert "+-" not in content(out, "summary.json")["table"]
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path, quick):
+    for name, seed in (("one", "5"), ("two", "5"), ("other", "6")):
+        start(tmp_path / name, "--seed", seed)
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+    assert not torch.equal(checkpoint(tmp_path / "one")["theta"], checkpoint(tmp_path / "other")["theta"])
+    assert content(tmp_path / "one", "test.json")[0]["test"] != content(tmp_path / "other", "test.json")[0]["test"]
+
+
+def test_a_finished_run_is_shown_and_not_run_again(tmp_path, quick, capsys, monkeypatch):
+    out = tmp_path / "run"
+    start(out)
+    before, table = files(out), capsys.readouterr().out.splitlines()[:-1]
+    monkeypatch.setattr(run, "build", None)
+    for flags in ((), ("--resume",)):
+        assert start(out, *flags) == 0
+        shown = capsys.readouterr().out.splitlines()
+        assert shown[:-1] == table
+        assert "--overwrite" in shown[-1]
+    assert files(out) == before
+
+
+def test_overwrite_runs_again_and_leaves_nothing_of_the_old_run(tmp_path, quick):
+    out = tmp_path / "run"
+    start(out, "--method", "reptile")
+    (out / "fits.png").write_bytes(b"of the old run")
+    assert start(out, "--overwrite") == 0
+    assert start(tmp_path / "fresh") == 0
+    assert set(files(out)) == FOLDER
+    assert_same_run(out, tmp_path / "fresh")
+
+
+def test_evaluate_takes_a_folder_or_a_checkpoint(tmp_path, quick, capsys):
+    out = tmp_path / "run"
+    start(out)
+    before, final = files(out), content(out, "test.json")[-1]
+    copy = tmp_path / "elsewhere" / "theta.pt"
+    copy.parent.mkdir()
+    copy.write_bytes((out / "checkpoint.pt").read_bytes())
+    for given in (out, copy):
+        capsys.readouterr()
+        assert run.main(["--evaluate", str(given)]) == 0
+        folder = out if given is out else copy.parent
+        evaluation = content(folder, "evaluation.json")
+        assert {name: evaluation[name] for name in final} == final  # the same theta, tasks and numbers
+        shown = capsys.readouterr().out
+        assert f"{final['test']['mean'][-1]:.4f}" in shown
+        assert shown.endswith(f"{folder}\n")
+    assert {name: b for name, b in files(out).items() if name != "evaluation.json"} == before
+
+
+def test_evaluate_takes_other_tests_than_the_runs_own(tmp_path, quick):
+    out, other = tmp_path / "run", tmp_path / "other"
+    start(out)
+    flags = ["--domain", "Sinusoid", "--shots", "9", "--test-tasks", "3", "--test-epochs", "20"]
+    assert run.main(["--evaluate", str(out), "--out", str(other), *flags]) == 0
+    assert run.main(["--evaluate", str(out), "--out", str(other), *flags]) == 0  # its own files may be replaced
+    evaluation = content(other, "evaluation.json")
+    assert set(files(other)) == {"evaluation.json"}
+    assert evaluation["settings"]["shots"] == 9
+    assert evaluation["settings"]["width"] == 4
+    assert evaluation["tasks"] == 3
+    assert evaluation["epochs"] == [0, 10, 20]
+
+
+def test_evaluate_on_another_device_than_the_runs_own(tmp_path, quick, monkeypatch):
+    out = tmp_path / "run"
+    start(out)
+    saved = checkpoint(out)
+    saved["settings"]["device"] = "cuda:99"
+    torch.save(saved, out / "checkpoint.pt")
+    assert run.main(["--evaluate", str(out)]) == 2
+    assert run.main(["--evaluate", str(out), "--device", "cpu"]) == 0
+
+
+@pytest.mark.parametrize(("domain", "panels"), [("CosMixture", 1), ("CosMixture2D", 3)])
+def test_draw_shows_data_truth_and_both_fits(tmp_path, monkeypatch, domain, panels):
+    figures = []
+    png = report._png
+    monkeypatch.setattr(report, "_png", lambda figure: figures.append(figure) or png(figure))
+    assert start(tmp_path / "run", "--domain", domain, "--draw", "2") == 0
+    with Image.open(tmp_path / "run" / "fits.png") as picture:
+        assert picture.format == "PNG"
+        assert min(picture.size) > 400
+    curves, fits = figures
+    axes = [a for a in fits.axes if a.get_label() != "<colorbar>"]
+    assert len(axes) == 2 * panels
+    tasks = data.make(domain, data.Sampling(4, 4, 2, 0)).meta_test(2)
+    for task, first in enumerate(axes[::panels]):
+        support, truth = tasks.support_x[task], tasks.test_y[task, :, 0]
+        if panels == 1:
+            lines = {line.get_label(): line.get_ydata() for line in first.lines}
+            assert torch.equal(torch.as_tensor(lines["truth"]), truth)
+            assert torch.equal(torch.as_tensor(lines["support"]), tasks.support_y[task, :, 0])
+            assert abs(lines["before adaptation"] - lines["after adaptation"]).max() > 1e-4
+        else:
+            surfaces = [torch.as_tensor(a.collections[0].get_array()).flatten() for a in axes[3 * task : 3 * task + 3]]
+            assert torch.equal(surfaces[0], truth)
+            assert (surfaces[1] - surfaces[2]).abs().max() > 1e-4
+            assert torch.equal(torch.as_tensor(first.collections[1].get_offsets().data), support)
+    assert len(curves.axes) == 2
+
+
+def test_evaluate_draws_without_a_new_run(tmp_path, quick):
+    start(tmp_path / "run")
+    assert run.main(["--evaluate", str(tmp_path / "run"), "--draw", "1"]) == 0
+    assert (tmp_path / "run" / "fits.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_terminal_gets_a_bar_with_loss_rate_and_time_left(tmp_path, quick, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    monkeypatch.setattr("tqdm.std.TMonitor", None, raising=False)
+    start(tmp_path / "run")
+    last = terminal.getvalue().replace("\n", "\r").split("\r")
+    assert any("6/6" in shown and "query_loss=" in shown and "update" in shown and "<" in shown for shown in last)
+
+
+def test_help_documents_every_flag_with_its_default(capsys):
+    with pytest.raises(SystemExit) as end:
+        run.main(["--help"])
+    assert end.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for name, value in read_toml(ROOT / "configs" / "defaults.toml").items():
+        about = FIELDS[name].metadata["help"]
+        assert f"--{name.replace('_', '-')} X {about} (default {value})" in text
+    for name in FIELDS:
+        assert f"--{name.replace('_', '-')} " in text
+
+
+def test_the_program_starts_and_reports_a_mistake_with_status_2(tmp_path):
+    command = [sys.executable, str(ROOT / "run.py"), "--domain", "Alpine3D"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert ended.stderr.startswith("run.py: unknown domain 'Alpine3D'; did you mean 'Alpine2D'?")
+    assert ended.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
