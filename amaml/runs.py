@@ -56,7 +56,8 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        return (self.path / "summary.json").exists()
+        with _usable(self.path):
+            return (self.path / "summary.json").exists()
 
     def create(self, settings: dict[str, Any]) -> None:
         """Make the folder and its config.json; from here on the run counts as unfinished."""

@@ -1,7 +1,6 @@
 """The settings of an experiment: one table, from which the flags, the checks and the help text are made."""
 
 import argparse
-import math
 import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
@@ -58,8 +57,9 @@ _count = _number(int, lambda n: 1 <= n < 2**31, "a positive integer below 2**31"
 _index = _number(int, lambda n: 0 <= n < 2**31, "zero or a positive integer below 2**31")
 _seed = _number(int, lambda n: 0 <= n < 2**63, "zero or a positive integer below 2**63")
 _pictures = _number(int, lambda n: 0 <= n <= 100, "an integer from 0 to 100")
-_positive = _number(float, lambda x: 0 < x < math.inf, "a positive number")
-_nonnegative = _number(float, lambda x: 0 <= x < math.inf, "zero or a positive number")
+# a float32 and the products of two settings must hold these
+_positive = _number(float, lambda x: 0 < x < 1e30, "a positive number below 1e30")
+_nonnegative = _number(float, lambda x: 0 <= x < 1e30, "zero or a positive number below 1e30")
 _fraction = _number(float, lambda x: 0 < x < 1, "a number between 0 and 1")
 
 
