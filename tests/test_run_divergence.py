@@ -1,0 +1,96 @@
+"""Losses and parameters that stop being finite: the update's number, the last good checkpoint, what to try."""
+
+import json
+
+import pytest
+import torch
+from commands import checkpoint, error_line, metrics, start
+
+import run
+
+
+@pytest.mark.parametrize("method", ["maml", "maml1", "fomaml", "imaml", "reptile"])
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_update(tmp_path, quick, capsys, method):
+    out = tmp_path / "run"
+    assert start(out, "--method", method, "--inner-lr", "1e29", "--dtype", "float32") == 2
+    line = error_line(capsys)
+    assert "update 1: " in line
+    assert "--inner-lr" in line
+    assert "no checkpoint yet" in line
+    assert not (out / "checkpoint.pt").exists()
+    assert metrics(out) == []
+
+
+@pytest.mark.parametrize("solver", ["euler", "rk4"])
+def test_amaml_stops_with_its_update_where_theta_explodes(tmp_path, capsys, solver):
+    out = tmp_path / "run"
+    flags = [
+        "--method",
+        "amaml",
+        "--solver",
+        solver,
+        "--meta-lr",
+        "1e25",
+        "--dtype",
+        "float32",
+        "--checkpoint-interval",
+        "1",
+    ]
+    assert start(out, *flags) == 2
+    line = error_line(capsys)
+    assert "update 2: " in line
+    assert "the checkpoint of update 1 is kept" in line
+    assert checkpoint(out)["update"] == 1
+    assert checkpoint(out)["theta"].isfinite().all()
+
+
+def test_a_theta_that_is_not_finite_is_never_saved(tmp_path, quick, monkeypatch, capsys):
+    class Overflow(torch.optim.SGD):
+        def step(self):
+            self.param_groups[0]["params"][0][2] = torch.inf
+
+    monkeypatch.setitem(run.OPTIMIZERS, "sgd", Overflow)
+    assert start(tmp_path / "run", "--meta-optimizer", "sgd", "--meta-updates", "1") == 2
+    assert "update 1: theta is not finite" in error_line(capsys)
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_a_meta_test_that_is_not_finite_stops_the_run(tmp_path, quick, capsys):
+    flags = ["--meta-lr", "1e25", "--dtype", "float32", "--meta-updates", "1"]
+    assert start(tmp_path / "run", *flags) == 2
+    line = error_line(capsys)
+    assert "meta-test after update 1" in line
+    assert "the checkpoint of update 1 is kept" in line
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize(("interval", "kept"), [(2, "update 4 is kept"), (100, "no checkpoint yet")])
+def test_the_first_update_that_was_not_finite_is_named(tmp_path, quick, capsys, monkeypatch, interval, kept):
+    """One poisoned episode after five good ones; the updates are looked at in batches, later ones are faulty too."""
+    out, build = tmp_path / "run", run.build
+
+    def poisoned(settings):
+        e = build(settings)
+        draw = e.domain.episode
+
+        def episode(step):
+            tasks = draw(step)
+            if step == 4:
+                tasks.query_y[0, 0] = torch.inf
+            return tasks
+
+        monkeypatch.setattr(e.domain, "episode", episode)
+        return e
+
+    monkeypatch.setattr(run, "build", poisoned)
+    flags = ["--checkpoint-interval", str(interval), "--meta-updates", "9"]
+    assert start(out, *flags) == 2
+    line = error_line(capsys)
+    assert "update 5: query loss inf" in line
+    assert kept in line
+    if interval == 2:
+        assert checkpoint(out)["update"] == 4
+        monkeypatch.setattr(run, "build", build)
+        start(tmp_path / "sound", *flags)
+        assert start(out, *flags, "--resume") == 0
+        assert json.dumps(metrics(out)) == json.dumps(metrics(tmp_path / "sound"))
