@@ -72,8 +72,9 @@ class RunFolder:
             self.settings()
         self._only(FILES)
         with _usable(self.path):
-            for name in FILES:
-                (self.path / name).unlink(missing_ok=True)
+            for path in (self.path / name for name in FILES):
+                _temporary(path).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
 
     def settings(self) -> dict[str, Any] | None:
         """The settings of the run that lives here, None in an empty or missing folder."""

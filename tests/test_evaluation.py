@@ -1,0 +1,139 @@
+"""Meta-test: fine-tuning, what is recorded of it, and how it is summed up."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+from amaml import Diverged, Tasks, flatten, half_mse, mlp, report, rmse
+from amaml.evaluation import Curves, fine_tune, mean_and_interval
+
+
+@pytest.fixture
+def problem():
+    """A small network and three tasks of different scales, with test points."""
+    torch.manual_seed(0)
+    theta, apply = flatten(mlp(2, 1, 5).double())
+    scale = torch.tensor([1.0, 3.0, 0.2], dtype=torch.float64)[:, None, None]
+
+    def points(count):
+        x = torch.randn(3, count, 2, dtype=torch.float64)
+        return x, scale * x.sin().sum(-1, keepdim=True)
+
+    return theta, apply, Tasks(*points(6), *points(4), *points(9))
+
+
+def by_hand(theta, apply, tasks, task, epochs):
+    """One task's fine-tuning with plain autograd: the errors at every epoch and the last parameters."""
+    phi = theta.clone().requires_grad_()
+    optimizer = torch.optim.Adam([phi], lr=1e-3, weight_decay=1e-6)
+    rows = []
+    for epoch in range(epochs + 1):
+        with torch.no_grad():
+            residuals = [
+                apply(phi, tasks.support_x[task]) - tasks.support_y[task],
+                apply(phi, tasks.test_x[task]) - tasks.test_y[task],
+            ]
+        rows.append([math.sqrt(sum(r * r for r in part.flatten().tolist()) / part.numel()) for part in residuals])
+        if epoch < epochs:
+            optimizer.zero_grad()
+            (0.5 * (apply(phi, tasks.support_x[task]) - tasks.support_y[task]).square().mean()).backward()
+            optimizer.step()
+    return np.array(rows), phi.detach()
+
+
+def test_all_tasks_at_once_are_what_each_would_be_alone(problem):
+    theta, apply, tasks = problem
+    kept = theta.clone()
+    curves, phi = fine_tune(apply, half_mse, rmse, theta, tasks, epochs=25)
+    assert curves.epochs == [0, 10, 20, 25]
+    assert torch.equal(theta, kept)
+    assert phi.shape == (3, len(theta))
+    for task in range(3):
+        rows, alone = by_hand(theta, apply, tasks, task, 25)
+        np.testing.assert_allclose(curves.support[:, task], rows[curves.epochs, 0], rtol=1e-12)
+        np.testing.assert_allclose(curves.test[:, task], rows[curves.epochs, 1], rtol=1e-12)
+        torch.testing.assert_close(phi[task], alone, rtol=1e-12, atol=1e-14)
+
+
+def test_query_points_play_no_part(problem):
+    theta, apply, tasks = problem
+    other = Tasks(tasks.support_x, tasks.support_y, tasks.query_x, 7 * tasks.query_y, tasks.test_x, tasks.test_y)
+    one, two = (fine_tune(apply, half_mse, rmse, theta, t, epochs=10)[1] for t in (tasks, other))
+    assert torch.equal(one, two)
+
+
+def test_no_epochs_measure_theta_itself(problem):
+    theta, apply, tasks = problem
+    curves, phi = fine_tune(apply, half_mse, rmse, theta, tasks, epochs=0)
+    assert curves.epochs == [0]
+    assert torch.equal(phi, theta.expand(3, -1))
+
+
+def test_records_come_every_tenth_epoch_once_and_are_announced(problem):
+    theta, apply, tasks = problem
+    announced = []
+    curves, _ = fine_tune(apply, half_mse, rmse, theta, tasks, epochs=20, on_record=announced.append)
+    assert curves.epochs == announced == [0, 10, 20]
+    assert curves.test.shape == curves.support.shape == (3, 3)
+
+
+@pytest.mark.parametrize("part", ["support_y", "test_y"])
+def test_errors_that_are_not_finite_are_reported(problem, part):
+    theta, apply, tasks = problem
+    getattr(tasks, part)[1, 0] = torch.inf
+    with pytest.raises(Diverged, match="not finite"):
+        fine_tune(apply, half_mse, rmse, theta, tasks, epochs=1)
+
+
+def test_the_interval_is_students():
+    values = np.array([1.0, 2.0, 4.0, 4.0, 9.0])
+    mean, half = mean_and_interval(values)
+    assert mean == 4.0
+    assert half == pytest.approx(2.776445105 * math.sqrt(38 / 4) / math.sqrt(5), rel=1e-9)  # t(0.975, 4) = 2.776
+    low, high = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (mean - half, mean + half) == pytest.approx((low, high))
+
+
+def test_one_value_has_no_interval():
+    mean, half = mean_and_interval(np.array([3.0]))
+    assert mean == 3.0
+    assert math.isnan(half)
+
+
+def test_an_entry_averages_over_tasks_and_not_over_epochs():
+    curves = Curves([0, 10], np.array([[1.0, 3.0], [0.5, 0.5]]), np.array([[2.0, 4.0], [1.0, 2.0]]))
+    entry = report.test_entry(7, curves)
+    assert (entry["update"], entry["tasks"], entry["epochs"]) == (7, 2, [0, 10])
+    assert entry["support"]["mean"] == [2.0, 0.5]
+    assert entry["test"]["mean"] == [3.0, 1.5]
+    assert entry["test"]["ci95"] == pytest.approx([12.706204736, 6.353102368])  # t(0.975, 1) = 12.706
+    single = report.test_entry(7, Curves([0], np.array([[1.0]]), np.array([[2.0]])))
+    assert single["test"]["ci95"] == [None]
+
+
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [(1000, [0, 10, 100, 500, 1000]), (120, [0, 10, 100, 120]), (2000, [0, 10, 100, 500, 1000, 2000]), (0, [0])],
+)
+def test_the_summary_shows_the_papers_epochs_and_the_last(last, expected):
+    epochs = sorted({*range(0, last + 1, 10), last})
+    curve = {"mean": [float(e) for e in epochs], "ci95": [e / 2 for e in epochs]}
+    rows = report.at_epochs({"epochs": epochs, "support": curve, "test": curve})
+    assert [row["epoch"] for row in rows] == expected
+    assert all(row["test"] == row["epoch"] and row["support_ci95"] == row["epoch"] / 2 for row in rows)
+
+
+def test_the_table_lists_every_row_in_columns():
+    rows = [
+        {"epoch": e, "support": 0.5, "support_ci95": 0.1, "test": 1.25, "test_ci95": c}
+        for e, c in ((0, 0.2), (10, None))
+    ]
+    title, header, first, second = report.table("what ran", "nRMSE", rows).splitlines()
+    assert title == "what ran"
+    assert header.split() == ["epoch", "nRMSE", "on", "support", "nRMSE", "on", "test", "points"]
+    assert first.split() == ["0", "0.5000", "+-", "0.1000", "1.2500", "+-", "0.2000"]
+    assert second.split() == ["10", "0.5000", "+-", "0.1000", "1.2500"]
+    assert len({len(line) for line in (header, first, second)}) == 1
