@@ -1,0 +1,141 @@
+"""Letters drawn from matplotlib's fonts: which are classes, what keeps them apart, how they are drawn and kept."""
+
+import unicodedata
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import cdist
+
+from data import glyphs
+from data.glyphs import DRAWINGS, NEAR, SCRIPTS, SIZE, UNEXPLAINED, Glyph
+
+
+@pytest.fixture(scope="module")
+def letters() -> list[Glyph]:
+    return glyphs.letters(glyphs.font_files(), SCRIPTS)
+
+
+@pytest.fixture(scope="module")
+def classes(letters) -> list[Glyph]:
+    return glyphs.distinct(letters)
+
+
+@pytest.fixture(scope="module")
+def few(classes) -> list[Glyph]:
+    """Thirty classes, ten of every split, the splits mixed."""
+    chosen = [[c for c in classes if c.split == split][10:40:3] for split in SCRIPTS]
+    return [glyph for group in zip(*chosen, strict=True) for glyph in group]
+
+
+def unexplained(one: np.ndarray, other: np.ndarray) -> float:
+    """The larger share of one outline's ink that is further than NEAR from the other's, from the definition."""
+    points = [np.argwhere(o.reshape(SIZE, 3, SIZE, 3).mean((1, 3)) > 96) for o in (one, other)]
+    far = cdist(*points) > NEAR
+    return max(far.all(1).mean(), far.all(0).mean())
+
+
+def apart(one: Glyph, other: Glyph) -> float:
+    return min(unexplained(a, b) for a in one.outlines for b in other.outlines)
+
+
+def test_every_script_gives_classes_and_every_split_enough(classes):
+    scripts = {script: sum(c.script == script for c in classes) for group in SCRIPTS.values() for script in group}
+    assert min(scripts.values()) >= 4, scripts
+    sizes = {split: sum(c.split == split for c in classes) for split in SCRIPTS}
+    assert sizes["train"] > 500
+    assert min(sizes.values()) > 100
+
+
+def test_splits_are_by_script(classes):
+    for glyph in classes:
+        assert unicodedata.category(unicodedata.lookup(glyph.name))[0] == "L"
+        assert glyph.name.startswith(glyph.script + " ")
+        assert glyph.script in SCRIPTS[glyph.split]
+    groups = [set(group) for group in SCRIPTS.values()]
+    assert sum(map(len, groups)) == len(set.union(*groups))
+
+
+def test_letters_that_look_alike_are_one_class(classes):
+    names = {c.name for c in classes}
+    alike = {
+        f"{script} CAPITAL LETTER {name}" for script, name in (("LATIN", "A"), ("GREEK", "ALPHA"), ("CYRILLIC", "A"))
+    }
+    assert names & alike == {"LATIN CAPITAL LETTER A"}
+    for letter in ("B", "D", "P", "Q", "E", "A", "N", "G", "E WITH ACUTE"):
+        assert f"LATIN SMALL LETTER {letter}" in names
+
+
+def test_near_is_the_partial_hausdorff_distance(letters):
+    rng = np.random.default_rng(0)
+    sample = [letters[i] for i in sorted(rng.choice(300, 36, replace=False))]
+    near = glyphs.near_identical(sample, block=15)
+    expected = np.array(
+        [[j <= i and apart(a, b) <= UNEXPLAINED for j, b in enumerate(sample)] for i, a in enumerate(sample)]
+    )
+    assert np.array_equal(near, expected)
+    assert 2 < np.tril(near, -1).sum() < 300
+
+
+def test_no_two_classes_are_near_and_what_was_left_out_is(letters, classes):
+    assert not np.tril(glyphs.near_identical(classes), -1).any()
+    kept = {c.name for c in classes}
+    latin = [glyph for glyph in letters if glyph.script == "LATIN"][:70]
+    for i, glyph in enumerate(latin):
+        if glyph.name not in kept:
+            assert any(apart(glyph, c) <= UNEXPLAINED for c in latin[:i] if c.name in kept), glyph.name
+
+
+def test_drawings_of_a_class_differ_and_stay_in_the_picture(few):
+    content = glyphs.draw(few)
+    assert content.images.shape == (len(few) * DRAWINGS, 1, SIZE, SIZE)
+    assert content.images.dtype == np.uint8
+    assert {split: len(names) for split, names in content.splits.items()} == {"train": 10, "validation": 10, "test": 10}
+    by_class = content.images.reshape(len(few), DRAWINGS, -1)
+    for drawings in by_class:
+        assert len(np.unique(drawings, axis=0)) == DRAWINGS
+        assert (drawings.max(1) > 200).all()
+        assert (drawings.mean(1) < 128).all()
+    edge = np.ones((SIZE, SIZE), bool)
+    edge[1:-1, 1:-1] = False
+    assert (content.images[:, 0, edge] > 0).mean() < 0.02
+
+
+def test_drawings_belong_to_their_class(few):
+    content = glyphs.draw(few)
+    still = {g.name: g.outlines[0].reshape(SIZE, 3, SIZE, 3).mean((1, 3)).ravel() for g in few}
+    names = [name for group in content.splits.values() for name in group]
+    drawn = content.images.reshape(len(few), DRAWINGS, -1).mean(1)  # the average drawing of every class
+    agreement = np.corrcoef(drawn, [still[name] for name in names])[: len(few), len(few) :]
+    assert (agreement.argmax(1) == np.arange(len(few))).mean() > 0.9
+
+
+def test_a_thicker_stroke_and_a_turn_have_their_range(few, monkeypatch):
+    for setting in ("ROTATION", "SHEAR", "SCALE", "SHIFT"):
+        monkeypatch.setattr(glyphs, setting, 0.0)
+    monkeypatch.setattr(glyphs, "WEIGHT", (0.0, 0.0))
+    glyph = replace(few[0], outlines=few[0].outlines[:1])
+    plain = glyphs.draw([glyph]).images
+    assert len(np.unique(plain, axis=0)) == 1
+    still = glyph.outlines[0].reshape(SIZE, 3, SIZE, 3).mean((1, 3))
+    assert np.abs(plain[0, 0] - still).mean() < 4  # of 255: nothing but the form of an edge differs
+    monkeypatch.setattr(glyphs, "WEIGHT", (0.7, 0.7))
+    thick = glyphs.draw([glyph]).images
+    assert (thick >= plain).all()
+    assert thick.sum() > 1.2 * plain.sum()
+
+
+def test_the_set_is_the_same_every_time_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(glyphs, "SCRIPTS", {"train": ("COPTIC",), "test": ("LAO",)})
+    first = glyphs.load()
+    draw, drawn = glyphs.draw, []
+    monkeypatch.setattr(glyphs, "draw", lambda chosen: drawn.append(chosen) or draw(chosen))
+    kept = glyphs.load()
+    assert not drawn
+    (tmp_path / "amaml/Glyphs.cache").unlink()
+    again = glyphs.load()
+    assert len(drawn) == 1
+    for other in (kept, again):
+        assert other.splits == first.splits
+        assert np.array_equal(other.images, first.images)

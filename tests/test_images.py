@@ -1,0 +1,134 @@
+"""N-way K-shot tasks: what is drawn, from which classes, and that it is drawn again."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amaml.errors import InputError
+from data.episodes import Sampling
+from data.image_cache import ImageSet
+from data.images import Images, ImageSource, Pool, draw_images
+
+SPLITS = ("train", "validation", "test")
+
+
+def sampling(shots=1, queries=2, meta_batch=3, seed=0, dtype=torch.float64) -> Sampling:
+    return Sampling(shots, queries, meta_batch, seed, dtype)
+
+
+def labelled(train=7, validation=5, test=6, counts=(4, 6, 5)) -> ImageSet:
+    """Images whose first pixels tell split, class and drawing."""
+    images, splits = [], {}
+    for split, classes in enumerate((train, validation, test)):
+        sizes = [counts[i % len(counts)] for i in range(classes)]
+        for label, size in enumerate(sizes):
+            for drawing in range(size):
+                image = np.zeros((1, 3, 3), np.uint8)
+                image[0, 0] = split, label, drawing
+                images.append(image)
+        splits[SPLITS[split]] = {f"class {i}": size for i, size in enumerate(sizes)}
+    return ImageSet(np.stack(images), splits)
+
+
+def domain(content=None, rotations=False, ways=3, **kwargs) -> Images:
+    content = labelled() if content is None else content
+    return Images(ImageSource(lambda root: content, rotations), sampling(**kwargs), ways=ways)
+
+
+def told(x):
+    """split, class and drawing of every image, (tasks, points, 3)."""
+    return (255 * x[:, :, 0, 0]).round().long()
+
+
+@pytest.mark.parametrize(("split", "draw"), [(0, "episode"), (1, "meta_validation"), (2, "meta_test")])
+def test_tasks_are_of_their_split_with_distinct_classes_and_images(split, draw):
+    tasks = getattr(domain(shots=2, queries=2, meta_batch=40), draw)(40)
+    assert tasks.support_x.shape == tasks.query_x.shape == (40, 6, 1, 3, 3)
+    assert (tasks.support_x.dtype, tasks.support_y.dtype) == (torch.float64, torch.int64)
+    support, query = told(tasks.support_x), told(tasks.query_x)
+    assert (torch.cat([support, query], 1)[..., 0] == split).all()
+    for task in range(40):
+        classes = {}
+        for images, labels in ((support, tasks.support_y), (query, tasks.query_y)):
+            for image, label in zip(images[task], labels[task], strict=True):
+                classes.setdefault(int(label), []).append(tuple(image.tolist()))
+        assert set(classes) == {0, 1, 2}
+        assert len({image[1] for images in classes.values() for image in images}) == 3
+        for images in classes.values():
+            assert len({image[1] for image in images}) == 1  # one class a label
+            assert len(set(images)) == 4  # no image twice, neither in support nor in query
+
+
+def test_every_class_has_every_label_and_every_image_is_drawn():
+    tasks = domain(meta_batch=400).episode(0)
+    pairs = torch.stack([told(tasks.support_x)[..., 1], tasks.support_y], -1).flatten(0, 1)
+    assert len(pairs.unique(dim=0)) == 7 * 3
+    drawn = torch.cat([told(tasks.support_x), told(tasks.query_x)], 1).flatten(0, 1).unique(dim=0)
+    assert drawn.tolist() == [[0, c, d] for c in range(7) for d in range((4, 6, 5)[c % 3])]
+
+
+def test_a_step_is_drawn_again_and_no_two_are_alike():
+    first, again = domain().episode(5), domain().episode(5)
+    assert torch.equal(first.query_x, again.query_x)
+    assert not torch.equal(first.query_x, domain().episode(6).query_x)
+    assert not torch.equal(first.query_x, domain(seed=1).episode(5).query_x)
+
+
+def test_more_meta_test_tasks_change_none_before():
+    few, many = domain().meta_test(4), domain().meta_test(9)
+    assert torch.equal(few.support_x, many.support_x[:4])
+    assert torch.equal(few.query_x, many.query_x[:4])
+    assert few.test_x is few.query_x
+    assert few.test_y is few.query_y
+
+
+def test_turned_images_are_new_training_classes():
+    content = labelled(train=2, test=8, counts=(4,))
+    turned = domain(content, rotations=True, ways=8, shots=4, queries=0, meta_batch=1).episode(0).support_x
+    found = {(255 * image).round().to(torch.uint8).numpy().tobytes() for image in turned[0]}
+    expected = {np.rot90(i[0], turns).tobytes() for i in content.split("train")[0] for turns in range(4)}
+    assert found == expected
+    with pytest.raises(InputError, match="--ways 8 is more than the 6 test classes"):
+        domain(labelled(), rotations=True, ways=8)
+    test = domain(content, rotations=True).meta_test(50)
+    assert (told(test.test_x)[..., 0] == 2).all()  # none of them is turned
+
+
+def test_pixels_are_between_0_and_1_in_the_dtype_asked_for():
+    content = ImageSet(np.full((12, 3, 2, 2), 255, np.uint8), {"train": {"a": 3, "b": 3}, "test": {"c": 3, "d": 3}})
+    images = domain(content, ways=2, dtype=torch.float32)
+    assert images.input_shape == (3, 2, 2)
+    assert (images.outputs, images.classification, images.standardised) == (2, True, False)
+    assert images.episode(0).support_x.dtype == torch.float32
+    assert (images.episode(0).support_x == 1).all()
+    with pytest.raises(InputError, match="no validation classes"):
+        images.meta_validation(1)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"ways": 1}, "--ways 1 .* at least 2"),
+        ({"ways": 8}, "--ways 8 is more than the 7 train classes"),
+        ({"ways": 7}, "--ways 7 is more than the 6 test classes"),
+        ({"shots": 3, "queries": 2}, "--shots and --queries: together 5 is more than the 4 images of a train class"),
+    ],
+)
+def test_more_than_a_split_holds_is_refused(kwargs, message):
+    with pytest.raises(InputError, match=message):
+        domain(**kwargs)
+
+
+@given(st.lists(st.integers(3, 9), min_size=2, max_size=12), st.integers(1, 3), st.integers(0, 2**32), st.data())
+def test_images_drawn_are_distinct_and_of_their_class(counts, points, seed, data):
+    ways = data.draw(st.integers(1, len(counts)))
+    sizes = np.array(counts)
+    pool = Pool(torch.empty(sizes.sum()), np.cumsum(sizes) - sizes, sizes)
+    drawn = draw_images(np.random.default_rng(seed), 5, ways, points, pool)
+    assert drawn.shape == (5, ways, points)
+    classes = np.searchsorted(np.cumsum(sizes), drawn, side="right")
+    assert (classes == classes[..., :1]).all()
+    assert all(len(set(task[:, 0])) == ways for task in classes)
+    assert all(len(set(task.ravel())) == ways * points for task in drawn)
