@@ -7,7 +7,10 @@ branches on its values, or draws random numbers, is refused by torch.vmap with a
 """
 
 import functools
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -15,6 +18,8 @@ from torch.func import grad, grad_and_value, vjp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from amaml.models import Apply
+
+_compiling: ContextVar[bool] = ContextVar("compiling", default=False)
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (prediction, target) of one task -> scalar mean
 
@@ -63,16 +68,47 @@ def _definition(kind: str, apply: Apply, loss: Loss) -> Callable[..., Tensor | t
     return vmap(definitions[kind])
 
 
+@contextmanager
+def compiled(on: bool = True) -> Iterator[None]:
+    """Within this context graphs are compiled by torch.compile as well as traced: seconds each, once, for two to
+    three times the speed of small networks. torch keeps what it compiled between processes. On CUDA the compiled
+    graphs are replayed as CUDA graphs."""
+    token = _compiling.set(on)
+    try:
+        yield
+    finally:
+        _compiling.reset(token)
+
+
+def compiler_found() -> bool:
+    """Whether torch.compile has what it needs on this machine, a C++ compiler."""
+    return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+
+
 @torch.no_grad()
 def _replay(kind: str, apply: Apply, loss: Loss, *arguments: Tensor) -> Tensor | tuple[Tensor, Tensor]:
     signature = tuple((a.shape, a.dtype, a.device) for a in arguments)
-    return _graph(kind, apply, loss, signature)(*arguments)
+    return _graph(kind, apply, loss, signature, _compiling.get())(*arguments)
 
 
 @functools.lru_cache(maxsize=128)
-def _graph(kind: str, apply: Apply, loss: Loss, signature: tuple) -> Callable:
+def _graph(kind: str, apply: Apply, loss: Loss, signature: tuple, compiling: bool) -> Callable:
     examples = [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in signature]
-    return make_fx(_definition(kind, apply, loss))(*examples)
+    traced = make_fx(_definition(kind, apply, loss))(*examples)
+    if not compiling:
+        return traced
+    # the cache key above already guards shapes, dtypes and devices
+    options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+    if examples[0].device.type != "cuda":
+        return torch.compile(traced, dynamic=False, options=options)
+    replayed = torch.compile(traced, dynamic=False, options=options | {"triton.cudagraphs": True})
+
+    def fresh(*arguments: Tensor) -> Tensor | tuple[Tensor, ...]:
+        torch.compiler.cudagraph_mark_step_begin()  # a CUDA graph writes every result to the same place
+        result = replayed(*arguments)
+        return result.clone() if isinstance(result, Tensor) else tuple(part.clone() for part in result)
+
+    return fresh
 
 
 def row_dot(a: Tensor, b: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The inner loop as a differential equation: du/dt = -grad L_support(u) - prox (u - theta)."""
 
+import functools
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +18,7 @@ class Evaluations:
 
     gradients: int = 0
     hvps: int = 0
+    recomputations: int = 0  # gradients taken again between the states that were kept
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,11 @@ class GradientFlow:
     theta: Tensor
     prox: float = 0.0
     evaluations: Evaluations = field(default_factory=Evaluations)
+
+    @functools.cached_property
+    def initial(self) -> Tensor:
+        """The field at the start, (tasks, P), computed once."""
+        return self(0.0, self.start)
 
     @property
     def start(self) -> Tensor:

@@ -1,6 +1,6 @@
 """What a meta-learning method is, and the pieces that several of them share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import torch
@@ -19,12 +19,14 @@ class MetaGradient:
     """What a learner hands to the optimiser of theta.
 
     value (P,) is the direction to descend, the mean over the tasks; query_loss (tasks,) the loss of each task's
-    adapted parameters on its query set; evaluations what it cost.
+    adapted parameters on its query set; evaluations what it cost; error an estimate of value's relative error, None
+    where value is exact or is not a gradient at all.
     """
 
     value: Tensor
     query_loss: Tensor
     evaluations: Evaluations
+    error: float | None = None
 
 
 class MetaLearner(Protocol):
@@ -37,6 +39,40 @@ class MetaLearner(Protocol):
     def meta_gradient(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
         """The direction in which an optimiser descends the mean query loss of the adapted parameters."""
         ...
+
+
+@dataclass(frozen=True)
+class Chunked:
+    """A learner that sees at most size tasks at once, for networks of which a whole batch does not fit.
+
+    The meta-gradient is the same mean over all tasks, to rounding.
+    """
+
+    learner: MetaLearner
+    size: int
+
+    def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
+        """As the learner's, chunk by chunk."""
+        return torch.cat([self.learner.adapt(theta, chunk) for chunk in self._chunks(tasks)])
+
+    def meta_gradient(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
+        """As the learner's; error is the largest of the chunks'."""
+        value, losses, total, errors = torch.zeros_like(theta), [], Evaluations(), []
+        for chunk in self._chunks(tasks):
+            part = self.learner.meta_gradient(theta, chunk)
+            value = value + part.value * (len(chunk) / len(tasks))
+            losses.append(part.query_loss)
+            errors += [] if part.error is None else [part.error]
+            for f in fields(total):
+                setattr(total, f.name, getattr(total, f.name) + getattr(part.evaluations, f.name))
+        return MetaGradient(value, torch.cat(losses), total, max(errors, default=None))
+
+    def finer(self) -> "Chunked":
+        """The same with a finer learner, see AMAML.finer."""
+        return Chunked(self.learner.finer(), self.size)
+
+    def _chunks(self, tasks: Tasks) -> list[Tasks]:
+        return [tasks[i : i + self.size] for i in range(0, len(tasks), self.size)]
 
 
 @torch.no_grad()

@@ -6,12 +6,12 @@ from problems import Quadratic, mlp, regression, relative_error
 
 import amaml
 from amaml import AMAML, InputError, MetaGradient, Tasks, half_mse
-from amaml.solvers import SCHEMES
+from amaml.control import SOLVERS
 from baselines import FOMAML, IMAML, MAML, Reptile
 
 SETTINGS = {"inner_lr": 0.05, "inner_steps": 10}
 LEARNERS = {
-    **{f"AMAML-{solver}": (AMAML, {"solver": solver}) for solver in SCHEMES},
+    **{f"AMAML-{solver}": (AMAML, {"solver": solver}) for solver in SOLVERS},
     "AMAML-continuous": (AMAML, {"adjoint": "continuous"}),
     "AMAML-prox": (AMAML, {"prox": 0.5}),
     "MAML": (MAML, {}),

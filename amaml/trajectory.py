@@ -1,0 +1,115 @@
+"""What is kept of a forward pass for the backward one: states, never graphs, and fewer of them where asked."""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from amaml.flow import GradientFlow
+from amaml.solvers import Move, Record, Stages
+
+SMALL = 2**25  # bytes up to which a trajectory is kept whole by default
+
+
+def march(flow: GradientFlow, moves: Sequence[Move], u: Tensor, record: Record) -> Tensor:
+    """Take consecutive moves of any schemes from u (tasks, P), recording each; the state at the end."""
+    for scheme, run in itertools.groupby(moves, key=lambda move: move.scheme):
+        u = scheme.march(flow, list(run), u, record)
+    return u
+
+
+@dataclass
+class Trajectory:
+    """The flow from u(0) = theta to u(T): recorded move by move, then read backwards, once.
+
+    checkpoints: a number keeps at most so many states, from which the others are computed again, by a binomial
+    schedule (Griewank and Walther 2000, "revolve") between states kept at even distances. None keeps the states of
+    every stage while they are small, else about as many as twice the square root of the number of steps. What is
+    read backwards is the same to the bit either way.
+    """
+
+    flow: GradientFlow
+    checkpoints: int | None = None
+    moves: list[Move] = field(default_factory=list)
+    final: Tensor | None = None
+    _stages: list[Stages] = field(default_factory=list)  # of every step, while the trajectory is whole
+    _states: dict[int, Tensor] = field(default_factory=dict)  # at the start of every _stride-th step, otherwise
+    _stride: int = 1
+
+    def __post_init__(self) -> None:
+        self.final = self.flow.start
+        self.whole = self.checkpoints is None
+
+    def extend(self, moves: Sequence[Move]) -> None:
+        """Take and record more moves."""
+        self.final = march(self.flow, moves, self.final, self.record)
+
+    def record(self, move: Move, stages: Stages) -> None:
+        """Keep what the memory allows of a step."""
+        self.moves.append(move)
+        if not self.whole:
+            self._keep(len(self.moves) - 1, stages[0])
+            return
+        self._stages.append(stages)
+        size = stages[0].numel() * stages[0].element_size() * sum(map(len, self._stages))
+        if size > SMALL:
+            self.whole = False
+            for i, kept in enumerate(self._stages):
+                self._keep(i, kept[0])
+            self._stages = []
+
+    def backwards(self) -> Iterator[tuple[Move, Stages]]:
+        """Every move with its stages, from the last to the first; forgets them on the way."""
+        if self.whole:
+            for i in reversed(range(len(self.moves))):
+                yield self.moves[i], self._stages.pop()
+            return
+        end = len(self.moves)
+        for start in sorted(self._states, reverse=True):
+            u = self._states.pop(start)
+            yield from self._again(start, end, u, max(self._budget() - len(self._states) - 1, 0))
+            end = start
+
+    def _budget(self) -> int:
+        return self.checkpoints or max(8, 2 * math.isqrt(len(self.moves)))
+
+    def _keep(self, index: int, u: Tensor) -> None:
+        if index % self._stride == 0:
+            self._states[index] = u
+        while len(self._states) > max(1, self._budget() // 2):  # the other half serves the way back
+            self._stride *= 2
+            self._states = {i: state for i, state in self._states.items() if i % self._stride == 0}
+
+    def _again(self, start: int, end: int, u: Tensor, spare: int) -> Iterator[tuple[Move, Stages]]:
+        """The moves from start to end backwards, from the state u at start, with room for spare more states."""
+        if end - start == 1 or not spare:
+            for i in reversed(range(start, end)):
+                state = self._recompute(start, i, u)
+                kept: list[tuple[Move, Stages]] = []
+                self._recompute(i, i + 1, state, lambda move, stages, kept=kept: kept.append((move, stages)))
+                yield kept.pop()
+            return
+        middle = start + _split(end - start, spare + 1)
+        yield from self._again(middle, end, self._recompute(start, middle, u), spare - 1)
+        yield from self._again(start, middle, u, spare)
+
+    def _recompute(self, start: int, end: int, u: Tensor, record: Record = lambda move, stages: None) -> Tensor:
+        spent = self.flow.evaluations
+        before = spent.gradients
+        u = march(self.flow, self.moves[start:end], u, record)
+        spent.recomputations += spent.gradients - before
+        spent.gradients = before
+        return u
+
+
+def _split(steps: int, states: int) -> int:
+    """Where to keep the next state among steps >= 2, when states >= 2 may be kept, the one at the start included.
+
+    comb(states + r, r) steps can be reversed with at most r computations of each (Griewank and Walther 2000).
+    """
+    repeats = 1
+    while math.comb(states + repeats, repeats) < steps:
+        repeats += 1
+    return min(math.comb(states + repeats - 1, repeats - 1), steps - 1)
