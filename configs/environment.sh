@@ -16,7 +16,7 @@ find_environment() {
         fi
     done
     PYTHON=.venv/bin/python
-    if [ -x "$PYTHON" ] && imports_all "$PYTHON" "$modules" && cat "$@" | cmp -s - .venv/installed.txt; then
+    if imports_all "$PYTHON" "$modules" && installed "$@"; then
         return
     fi
     if [ -z "$base" ]; then
@@ -30,9 +30,20 @@ find_environment() {
     fi
     local file
     for file in "$@"; do
-        "$PYTHON" -m pip install --no-cache-dir -r "$file" || exit 2
+        if ! "$PYTHON" -m pip install --no-cache-dir -r "$file"; then
+            echo "$0: could not install $file into .venv; see above, and start again" >&2
+            exit 2
+        fi
+        cp "$file" ".venv/installed-${file//\//-}"
     done
-    cat "$@" > .venv/installed.txt
+}
+
+# Whether .venv holds what the files ask for, as they are now.
+installed() {
+    local file
+    for file in "$@"; do
+        cmp -s "$file" ".venv/installed-${file//\//-}" || return 1
+    done
 }
 
 imports_all() {

@@ -1,0 +1,149 @@
+"""Settings: defaults, files and flags, and what each value must be."""
+
+import tomllib
+
+import pytest
+
+import data
+from amaml import InputError
+from configs import settings
+from configs.settings import CONTROL, FIELDS, FOLDER, Settings, checked, flag_name, merged, parse_flags, read_toml
+
+DEFAULTS = read_toml(FOLDER / "defaults.toml")
+OPTIONAL = {"prox", "out", "data_root", "evaluate"}  # None has a meaning of its own
+
+
+@pytest.fixture
+def configs(tmp_path, monkeypatch):
+    """A folder of configuration files to break: the real defaults, and no domain's file."""
+    (tmp_path / "defaults.toml").write_text((FOLDER / "defaults.toml").read_text())
+    monkeypatch.setattr(settings, "FOLDER", tmp_path)
+    return tmp_path
+
+
+def test_every_setting_has_one_default():
+    in_code = {name for name, f in FIELDS.items() if f.default is not None}
+    assert in_code == {"resume", "overwrite", "draw"}
+    assert set(DEFAULTS) == set(FIELDS) - in_code - OPTIONAL - {"domain"}
+
+
+def test_the_defaults_are_those_of_the_main_job():
+    s = merged({"domain": "Alpine2D"})
+    assert (s.method, s.shots, s.queries, s.inner_steps, s.inner_lr) == ("amaml", 100, 100, 200, 0.01)
+    assert (s.width, s.activation, s.norm, s.dtype, s.adjoint, s.prox) == (
+        32,
+        "tanh",
+        "none",
+        "float64",
+        "discrete",
+        None,
+    )
+    s = merged({"domain": "Sinusoid"})
+    assert (s.width, s.activation) == (40, "relu")
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_files_hold_overrides_only(path):
+    values = read_toml(path)
+    if path.stem != "defaults":
+        assert path.stem in data.DOMAINS
+        assert all(DEFAULTS.get(name) != value for name, value in values.items())
+
+
+@pytest.mark.parametrize("domain", sorted(data.DOMAINS))
+def test_every_domain_has_usable_settings(domain):
+    assert merged({"domain": domain}).domain == domain
+
+
+def test_flags_win_over_the_domains_file_which_wins_over_the_defaults(configs):
+    (configs / "Alpine2D.toml").write_text("width = 7\nseed = 3\n")
+    s = merged(parse_flags(["--domain", "Alpine2D", "--seed", "4"]))
+    assert (s.width, s.seed, s.shots) == (7, 4, 100)
+    assert merged({"domain": "CosMixture"}).width == 32
+
+
+def test_flags_have_the_types_of_their_settings():
+    flags = parse_flags(["--shots", "7", "--inner-lr=1e-2", "--resume", "--out", "a b", "--prox", "0"])
+    assert flags == {"shots": 7, "inner_lr": 0.01, "resume": True, "out": "a b", "prox": 0.0}
+    assert type(flags["prox"]) is float
+    assert parse_flags([]) == {}
+    assert parse_flags(["--shots", "7", "--shots", "8"]) == {"shots": 8}
+
+
+@pytest.mark.parametrize(
+    ("text", "fragment"),
+    [
+        ("widht = 3", "unknown setting in {path} 'widht'; did you mean 'width'?"),
+        ("width = 'three'", "--width in {path} must be a positive integer below 2**31, got 'three'"),
+        ("width = 2.5", "--width in {path} must be a positive integer"),
+        ("width = true", "--width in {path} must be a positive integer"),
+        ("width = inf", "--width in {path} must be a positive integer"),
+        ("inner_lr = nan", "--inner-lr in {path} must be a positive number"),
+        ("inner_lr = [1]", "--inner-lr in {path} must be a positive number"),
+        ("method = 'mml'", "unknown method in {path} 'mml'; did you mean 'maml'?"),
+        ("resume = 'false'", "--resume in {path} must be true or false, got 'false'"),
+        ("out = 3", "--out in {path} must be a path, got 3"),
+        ("width = ", "cannot read the configuration {path}"),
+        ("\x00", "cannot read the configuration {path}"),
+    ],
+)
+def test_a_mistake_in_a_file_names_the_file(configs, text, fragment):
+    path = configs / "Alpine2D.toml"
+    path.write_text(text)
+    with pytest.raises(InputError) as fault:
+        merged({"domain": "Alpine2D"})
+    assert fragment.format(path=path) in str(fault.value)
+
+
+def test_a_file_that_cannot_be_read_is_a_mistake(configs):
+    (configs / "Alpine2D.toml").mkdir()
+    with pytest.raises(InputError, match="cannot read the configuration .*Alpine2D.toml"):
+        merged({"domain": "Alpine2D"})
+    (configs / "CosMixture.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="cannot read the configuration .*CosMixture.toml"):
+        merged({"domain": "CosMixture"})
+
+
+def test_whole_numbers_may_be_written_with_a_point_in_a_file(configs):
+    (configs / "Alpine2D.toml").write_text("width = 8.0\ninner_lr = 1\n")
+    s = merged({"domain": "Alpine2D"})
+    assert (s.width, s.inner_lr) == (8, 1.0)
+    assert type(s.width) is int
+
+
+def test_settings_must_be_complete_and_known():
+    whole = DEFAULTS | {"domain": "Alpine2D"}
+    assert checked(whole) == merged({"domain": "Alpine2D"})
+    for name in whole:
+        with pytest.raises(InputError, match=f"{flag_name(name)} in the file is missing"):
+            checked({k: v for k, v in whole.items() if k != name}, " in the file")
+        with pytest.raises(InputError, match=name.replace("_", ".")):
+            checked(whole | {name: None})
+    with pytest.raises(InputError, match="unknown setting 'widht'; did you mean 'width'"):
+        checked(whole | {"widht": 3})
+    assert checked(whole | dict.fromkeys(OPTIONAL)) == checked(whole)
+
+
+def test_the_default_folder_names_what_tells_runs_apart():
+    flags = ["--shots", "5", "--queries", "6", "--inner-steps", "7", "--method", "maml1", "--seed", "8"]
+    s = merged(parse_flags(["--domain", "Sinusoid", *flags]))
+    assert str(s.folder()) == "results/Sinusoid/5shot-6query/7steps/maml1/seed8"
+    assert str(merged({"domain": "Sinusoid", "out": "x/y"}).folder()) == "x/y"
+
+
+def test_what_steers_the_program_is_set_apart_from_what_makes_the_numbers():
+    steering = {"checkpoint_interval", "out", "data_root", "resume", "overwrite", "evaluate", "draw"}
+    assert steering == CONTROL
+
+
+def test_settings_are_read_only():
+    s = merged({"domain": "Alpine2D"})
+    assert isinstance(s, Settings)
+    with pytest.raises(AttributeError):
+        s.width = 3
+
+
+def test_the_files_are_toml_that_says_where_it_comes_from():
+    for path in FOLDER.glob("*.toml"):
+        assert path.read_text().startswith("# ")
+        tomllib.loads(path.read_text())

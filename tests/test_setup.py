@@ -1,0 +1,261 @@
+"""What a fresh machine meets: experiment.sh, tests/run.sh, env.Dockerfile, the requirements and the wheel.
+
+The shell scripts run with a stand-in for Python that records how it is called, so nothing is downloaded.
+"""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from commands import ROOT
+from packaging.requirements import Requirement
+
+from amaml.runs import PACKAGES
+
+NAMES = ("python3", "python", "python3.13", "python3.12", "python3.11")
+STAND_IN = """#!/usr/bin/env bash
+# A Python that has the packages in $HAS, or, inside .venv, those that pip was told to install there.
+here=$(dirname "$0")
+echo "${0##*/} $*" >> "$LOG"
+case "$0" in .venv/*|*/.venv/*) has=$(cat "$here/packages" 2>/dev/null) ;; *) has=$HAS ;; esac
+case "$1 $2" in
+    "-c "*) [ -z "${OLD:-}" ] ;;
+    "- "*) shift; for module in "$@"; do case " $has " in *" $module "*) ;; *) exit 1 ;; esac; done ;;
+    "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+    "-m pip") [ -z "${OFFLINE:-}" ] && sed 's/==.*//' "${@: -1}" | tr '\\n' ' ' >> "$here/packages" ;;
+    "-m ruff") exit "${RUFF:-0}" ;;
+    "-m pytest") echo "in $PWD" ;;
+    *run.py*) printf '%s\\n' "in $PWD" "${@:2}"; exit "${STATUS:-0}" ;;
+esac
+"""
+FIVE = ["Alpine2D", "100", "50", "200", "cpu"]
+AS_FLAGS = ["--domain", "Alpine2D", "--shots", "100", "--queries", "50", "--inner-steps", "200", "--device", "cpu"]
+CORE = "torch torchdiffeq numpy scipy matplotlib tqdm"
+
+
+class Machine:
+    """A checkout of the scripts on a machine with stand-ins for Python."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root, self.bin, self.log = folder / "check out", folder / "bin", folder / "log"
+        for name in (
+            "experiment.sh",
+            "requirements.txt",
+            "tests/run.sh",
+            "tests/requirements.txt",
+            "configs/environment.sh",
+        ):
+            (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, self.root / name)
+        self.bin.mkdir()
+        for name in NAMES:
+            (self.bin / name).write_text(STAND_IN)
+            (self.bin / name).chmod(0o755)
+        self.folder = folder
+
+    def start(self, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+        self.log.write_text("")
+        return subprocess.run(
+            ["bash", str(self.root / script), *arguments],
+            env={"PATH": f"{self.bin}:/usr/bin:/bin", "HOME": str(self.folder), "LOG": str(self.log), "HAS": ""}
+            | environment,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+        )
+
+    def installed(self) -> list[str]:
+        """The requirement files that pip was given in the last start."""
+        return re.findall(r"^python -m pip install --no-cache-dir -r (\S+)$", self.log.read_text(), re.MULTILINE)
+
+
+@pytest.fixture
+def machine(tmp_path):
+    return Machine(tmp_path)
+
+
+@pytest.mark.parametrize("arguments", [[], FIVE[:4], ["--help"], [*FIVE[:4], "--seed"], ["-h", *FIVE]], ids=str)
+def test_too_few_arguments_get_the_usage(machine, arguments):
+    ended = machine.start("experiment.sh", *arguments, HAS=CORE)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert "usage: bash experiment.sh DOMAIN SHOT QUERY INNER_STEPS DEVICE" in ended.stderr
+    assert machine.log.read_text() == ""
+
+
+def test_a_python_that_has_everything_is_used_as_it_is(machine):
+    ended = machine.start("experiment.sh", *FIVE, "--out", "a b", "--resume", HAS=CORE)
+    assert ended.returncode == 0
+    assert ended.stdout.splitlines() == [f"in {machine.folder}", *AS_FLAGS, "--out", "a b", "--resume"]
+    assert not (machine.root / ".venv").exists()
+
+
+def test_a_bare_python_gets_an_environment_once(machine):
+    first = machine.start("experiment.sh", *FIVE, "--seed", "3")
+    assert first.returncode == 0, first.stderr
+    assert machine.installed() == ["requirements.txt"]
+    assert first.stdout.splitlines() == [f"in {machine.folder}", *AS_FLAGS, "--seed", "3"]
+    assert machine.start("experiment.sh", *FIVE).returncode == 0
+    assert machine.installed() == []
+    assert "venv" not in machine.log.read_text()
+
+
+def test_the_experiment_and_the_tests_share_an_environment_in_peace(machine):
+    machine.start("experiment.sh", *FIVE)
+    assert machine.start("tests/run.sh").returncode == 0
+    assert machine.installed() == ["requirements.txt", "tests/requirements.txt"]
+    for script in ("experiment.sh", "tests/run.sh", "experiment.sh"):
+        assert machine.start(script, *FIVE).returncode == 0
+        assert machine.installed() == []
+
+
+def test_changed_requirements_are_installed(machine):
+    machine.start("experiment.sh", *FIVE)
+    with open(machine.root / "requirements.txt", "a") as file:
+        file.write("extra==1.0\n")
+    machine.start("experiment.sh", *FIVE)
+    assert machine.installed() == ["requirements.txt"]
+
+
+def test_an_installation_that_failed_is_tried_again(machine):
+    ended = machine.start("experiment.sh", *FIVE, OFFLINE="1")
+    assert ended.returncode == 2
+    assert "could not install requirements.txt" in ended.stderr
+    assert "run.py" not in machine.log.read_text()
+    assert machine.start("experiment.sh", *FIVE).returncode == 0
+    assert machine.installed() == ["requirements.txt"]
+
+
+def test_an_old_python_is_not_enough(machine):
+    ended = machine.start("experiment.sh", *FIVE, HAS=CORE, OLD="1")
+    assert ended.returncode == 2
+    assert "3.11" in ended.stderr
+
+
+def test_the_experiments_exit_status_is_passed_on(machine):
+    assert machine.start("experiment.sh", *FIVE, HAS=CORE, STATUS="143").returncode == 143
+
+
+def test_the_checks_are_ruff_and_pytest_and_stop_at_the_first_fault(machine):
+    tools = CORE + " pytest hypothesis ruff"
+    ended = machine.start("tests/run.sh", "-k", "a b", HAS=tools)
+    assert ended.returncode == 0
+    assert ended.stdout == f"in {machine.root}\n"
+    calls = machine.log.read_text().splitlines()[-3:]
+    assert calls == ["python3 -m ruff format --check .", "python3 -m ruff check .", "python3 -m pytest -k a b"]
+    assert machine.start("tests/run.sh", HAS=tools, RUFF="1").returncode == 1
+    assert "pytest -k" not in machine.log.read_text()
+
+
+def test_the_integration_runs_exactly_the_tests_command():
+    lines = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if not line.startswith("#")]
+    assert lines == ['exec bash "$(dirname "${BASH_SOURCE[0]}")/../tests/run.sh"']
+
+
+@pytest.mark.parametrize("script", ["experiment.sh", "tests/run.sh", ".ci/run"])
+def test_scripts_can_be_started_directly(script):
+    assert os.access(ROOT / script, os.X_OK)
+    assert subprocess.run(["bash", "-n", ROOT / script]).returncode == 0
+
+
+def requirements(path: str) -> dict[str, Requirement]:
+    lines = [line for line in (ROOT / path).read_text().splitlines() if line and not line.startswith("#")]
+    return {parsed.name: parsed for parsed in map(Requirement, lines)}
+
+
+def test_requirements_pin_what_the_library_asks_for():
+    pins, project = requirements("requirements.txt"), tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    ranges = {parsed.name: parsed.specifier for parsed in map(Requirement, project["dependencies"])}
+    assert set(pins) == set(ranges) == set(PACKAGES) == set(CORE.split())
+    assert f'CORE="{CORE}"\n' in (ROOT / "configs" / "environment.sh").read_text()
+    assert str(pins["torch"]) == "torch==2.13.0"
+    tools = requirements("tests/requirements.txt")
+    assert set(tools) == {"pytest", "hypothesis", "ruff"}
+    for name, pin in (pins | tools).items():
+        (version,) = re.fullmatch(r"==([\d.]+)", str(pin.specifier)).groups()
+        assert name in tools or ranges[name].contains(version)
+    assert project["requires-python"] == ">=3.11"
+
+
+def docker() -> list[list[str]]:
+    lines = (ROOT / "env.Dockerfile").read_text().splitlines()
+    return [line.split(maxsplit=1) for line in lines if line and not line.startswith("#")]
+
+
+def test_the_image_installs_as_experiment_sh_does_and_copies_nothing_else():
+    steps = docker()
+    assert re.fullmatch(r"python:3\.1[1-9]-slim", steps[0][1])
+    copied = [words.split() for step, words in steps if step in ("COPY", "ADD")]
+    assert copied == [["requirements.txt", "/tmp/requirements.txt"]]
+    assert (ROOT / copied[0][0]).is_file()
+    runs = " && ".join(words for step, words in steps if step == "RUN")
+    assert "g++" in runs
+    (line,) = re.findall(r'"\$PYTHON" (-m pip install .*) "\$file"', (ROOT / "configs/environment.sh").read_text())
+    assert f"cd /tmp && python {line} requirements.txt" in runs
+    assert not {"ENTRYPOINT", "CMD", "WORKDIR", "USER"} & {step for step, _ in steps}  # docker run gives them
+
+
+def test_the_image_and_its_use_name_files_that_exist():
+    usage = (ROOT / "env.Dockerfile").read_text().splitlines()[:2]
+    assert usage[0] == "# docker build -f env.Dockerfile -t amaml ."
+    command = 'docker run --gpus all -v "$PWD":/amaml -w /amaml amaml bash experiment.sh Alpine2D 100 100 200 cuda:0'
+    assert usage[1] == f"# {command}"
+    assert (ROOT / "experiment.sh").is_file()
+
+
+def imported(folder: str) -> set[str]:
+    """The first parts of all that a folder's modules import."""
+    found = set()
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0
+                found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("folder", "foreign"),
+    [
+        ("amaml", {"baselines", "configs", "data", "run", "tests", "benchmarks"}),
+        ("baselines", {"configs", "data", "run", "tests", "benchmarks"}),
+        ("data", {"baselines", "configs", "run", "tests", "benchmarks"}),
+        ("configs", {"baselines", "run", "tests", "benchmarks"}),
+    ],
+)
+def test_imports_run_one_way(folder, foreign):
+    assert not imported(folder) & foreign
+
+
+def test_the_library_imports_only_what_its_wheel_requires():
+    allowed = set(sys.stdlib_module_names) | set(CORE.split()) | {"amaml"}
+    assert imported("amaml") <= allowed
+
+
+def test_the_wheel_holds_the_library_and_nothing_else(tmp_path):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["setuptools"]["packages"] == ["amaml"]
+    assert not [path for path in (ROOT / "amaml").iterdir() if path.is_dir() and list(path.glob("*.py"))]
+    setuptools = pytest.importorskip("setuptools", minversion="77", reason="building needs setuptools >= 77")
+    for name in ("pyproject.toml", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "README.md").write_text("A-MAML\n")
+    for name in ("amaml", "baselines", "data", "configs", "tests"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    build = f"import {setuptools.__name__}.build_meta as b; b.build_wheel('dist')"
+    subprocess.run([sys.executable, "-c", build], cwd=tmp_path, capture_output=True, check=True)
+    (wheel,) = (tmp_path / "dist").glob("amaml-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"amaml"}
+    modules = {name for name in names if name.endswith(".py")}
+    assert modules == {f"amaml/{path.name}" for path in (ROOT / "amaml").glob("*.py")}
