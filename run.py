@@ -1,18 +1,23 @@
 """One experiment, from flags to results: parse, build, meta-train, meta-test, report. See --help and the README."""
 
 import math
+import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 import data
-from amaml import AMAML, Diverged, InputError, MetaLearner, half_mse, mlp, report, rmse
-from amaml.evaluation import fine_tune
+from amaml import AMAML, Diverged, InputError, MetaLearner, accuracy, half_mse, mlp, mse, report, rmse
+from amaml.calculus import Loss, compiled, compiler_found
+from amaml.convnets import conv4, resnet12
+from amaml.evaluation import fine_tune, inner_loop
+from amaml.learner import Chunked
 from amaml.models import Apply, initialise
 from amaml.runs import Checkpoint, RunFolder, load_checkpoint
 from amaml.tasks import Tasks
@@ -23,13 +28,17 @@ from data.episodes import check_pool
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 MAY_GROW = {"meta_updates"}  # a resumed run may be asked for more of these
-NETWORK = ("method", "width", "activation", "norm")  # what a checkpoint's theta is tied to
+NETWORK = ("method", "network", "width", "activation", "norm")  # what a checkpoint's theta is tied to
+LONG_RUN = 500  # updates from which --compile auto compiles
+UNITS = {"fine-tune": "epoch", "inner": "inner step"}
+RECORDED_STEPS = (0, 1, 5, 10)  # of the inner loop at meta-test, besides the last
+IMAGES_AT_ONCE = 50  # meta-test tasks of images that go through a network together, unless --task-chunk says
 
 
-def build_learner(s: Settings, apply: Apply) -> MetaLearner:
+def build_learner(s: Settings, apply: Apply, loss: Loss) -> MetaLearner:
     """The table of methods."""
-    common = {"apply": apply, "loss": half_mse, "inner_lr": s.inner_lr, "inner_steps": s.inner_steps}
-    flow = {"solver": s.solver, "adjoint": s.adjoint, "rtol": s.rtol}
+    common = {"apply": apply, "loss": loss, "inner_lr": s.inner_lr, "inner_steps": s.inner_steps}
+    flow = {"solver": s.solver, "adjoint": s.adjoint, "rtol": s.rtol, "checkpoints": s.trajectory_checkpoints}
     implicit = {"cg_steps": s.cg_steps, "damping": s.cg_damping}
     methods: dict[str, Callable[[], MetaLearner]] = {
         "amaml": lambda: AMAML(**common, **flow, prox=0.0 if s.prox is None else s.prox),
@@ -39,7 +48,24 @@ def build_learner(s: Settings, apply: Apply) -> MetaLearner:
         "imaml": lambda: IMAML(**common, **implicit, prox=2.0 if s.prox is None else s.prox),
         "reptile": lambda: Reptile(**common),
     }
-    return methods[s.method]()
+    learner = methods[s.method]()
+    return learner if s.task_chunk is None else Chunked(learner, s.task_chunk)
+
+
+def build_network(s: Settings, domain: data.Domain) -> nn.Module:
+    """The table of networks."""
+    shape, outputs = domain.input_shape, domain.outputs
+    if s.network not in ("mlp", "linear") and len(shape) != 3:
+        raise InputError(f"--network {s.network} takes images, {s.domain} has none; choose mlp or linear")
+    networks: dict[str, Callable[[], nn.Module]] = {
+        "mlp": lambda: mlp(math.prod(shape), outputs, s.width, s.activation, s.norm),
+        "linear": lambda: nn.Linear(math.prod(shape), outputs),
+        "conv4": lambda: conv4(shape, outputs, s.width),
+        "conv4-strided": lambda: conv4(shape, outputs, s.width, strided=True),
+        "resnet12": lambda: resnet12(shape, outputs, [s.width * k for k in (1, 2, 4, 8)]),
+    }
+    network = networks[s.network]()
+    return nn.Sequential(nn.Flatten(), network) if s.network in ("mlp", "linear") and len(shape) > 1 else network
 
 
 @dataclass(frozen=True)
@@ -52,39 +78,61 @@ class Experiment:
     theta: Tensor
     learner: MetaLearner
 
+    def at_steps(self, steps: int) -> MetaLearner:
+        """The learner with another number of inner steps (and --method maml1 as MAML, which adapts alike)."""
+        learner = self.learner.learner if isinstance(self.learner, Chunked) else self.learner
+        return replace(learner, inner_steps=steps)
+
     @property
-    def metric(self) -> str:
-        return "nRMSE" if self.domain.standardised else "RMSE"
+    def loss(self) -> Loss:
+        return cross_entropy if self.domain.classification else half_mse
+
+    @property
+    def metric(self) -> tuple[str, Loss]:
+        """What the tables show, and the function of one task that computes it."""
+        if self.domain.classification:
+            return "accuracy", accuracy
+        return ("nRMSE", rmse) if self.domain.standardised else ("MSE", mse)
 
 
 def build(s: Settings) -> Experiment:
     """Data, network and learner of an experiment."""
     if s.norm == "batch" and min(s.shots, s.queries) < 2:
         raise InputError(f"--norm batch needs at least 2 points, got --shots {s.shots} and --queries {s.queries}")
+    if s.check_gradient and s.method != "amaml":
+        raise InputError(f"--check-gradient measures the steps of A-MAML's flow, {s.method} has none; leave it out")
     dtype = getattr(torch, s.dtype)
-    domain = data.make(s.domain, data.Sampling(s.shots, s.queries, s.meta_batch, s.seed, dtype, s.device, s.data_root))
-    theta, apply = initialise(
-        lambda: mlp(math.prod(domain.input_shape), domain.outputs, s.width, s.activation, s.norm),
-        s.seed,
-        dtype,
-        s.device,
-    )
+    special = {"ways": s.ways, "item_features": s.item_features, "train_tasks": s.train_tasks, "unseen": s.unseen}
+    sampling = data.Sampling(s.shots, s.queries, s.meta_batch, s.seed, dtype, s.device, s.data_root, **special)
+    domain = data.make(s.domain, sampling)
+    theta, apply = initialise(lambda: build_network(s, domain), s.seed, dtype, s.device)
     if s.draw:
         report.check_drawable(domain.input_shape)
         check_pool("meta-test tasks (--test-tasks)", s.draw, s.test_tasks, "--draw")
-    return Experiment(s, domain, apply, theta, build_learner(s, apply))
+    loss = cross_entropy if domain.classification else half_mse
+    return Experiment(s, domain, apply, theta, build_learner(s, apply, loss))
 
 
 def meta_test(e: Experiment, theta: Tensor, update: int, stop: StopRequest) -> tuple[dict[str, Any], Tensor, Tasks]:
-    """Fine-tune every meta-test task from theta; the entry for test.json, the adapted phi and the tasks."""
+    """Adapt to every meta-test task from theta; the entry for test.json, the adapted phi and the tasks."""
     s, tasks = e.settings, e.domain.meta_test(e.settings.test_tasks)
+    _, metric = e.metric
+    predictors = getattr(e.domain, "predictors", lambda count: {})(s.test_tasks)
+
+    def go_on(record: int) -> None:
+        stop.check(update)
+
     try:
-        curves, phi = fine_tune(
-            e.apply, half_mse, rmse, theta, tasks, s.test_epochs, on_record=lambda epoch: stop.check(update)
-        )
+        if s.protocol == "fine-tune":
+            curves, phi = fine_tune(e.apply, e.loss, metric, theta, tasks, s.test_epochs, on_record=go_on)
+        else:
+            last = s.test_steps or s.inner_steps
+            steps = sorted({n for n in RECORDED_STEPS if n < last} | {last})
+            chunk = s.task_chunk or (IMAGES_AT_ONCE if len(e.domain.input_shape) == 3 else len(tasks))
+            curves, phi = inner_loop(e.at_steps, e.apply, metric, theta, tasks, steps, chunk, on_record=go_on)
     except Diverged as fault:
         raise Diverged(f"meta-test after update {update}: {fault}") from fault
-    return report.test_entry(update, curves), phi, tasks
+    return report.test_entry(update, curves, UNITS[s.protocol], predictors), phi, tasks
 
 
 def experiment(s: Settings) -> None:
@@ -109,6 +157,7 @@ def experiment(s: Settings) -> None:
             updates=s.meta_updates,
             test_interval=s.test_interval,
             checkpoint_interval=s.checkpoint_interval,
+            check_gradient=s.check_gradient,
             stop=stop,
         )
         if start is not None:
@@ -161,19 +210,23 @@ def check_same(s: Settings, there: dict[str, Any], place: Path) -> None:
 def finish(e: Experiment, folder: RunFolder, session: Session) -> None:
     """Write summary.json and the pictures, print the table."""
     s, tests = e.settings, folder.read("test.json", [])
-    rows = report.at_epochs(tests[-1])
     seconds, memory = session.seconds_per_update(), report.peak_memory_mib(s.device)
     title = f"{s.domain}, {s.shots} shots, {s.queries} queries, {s.inner_steps} inner steps: {s.method}, seed {s.seed}"
     speed = f"{seconds:.4f} s per update" if seconds is not None else "too short to time"
-    text = report.table(title, e.metric, rows) + f"\n{session.update} updates, {speed}, peak memory {memory:.0f} MiB"
-    folder.write_bytes("curves.png", report.draw_curves(e.metric, tests, folder.metrics()))
+    if session.warm_up_seconds is not None:
+        speed += f" (the first {session.warm_up_seconds:.1f} s, tracing{' and compiling' if compiles(s) else ''})"
+    name, _ = e.metric
+    text = report.table(title, name, tests[-1]) + f"\n{session.update} updates, {speed}, peak memory {memory:.0f} MiB"
+    folder.write_bytes("curves.png", report.draw_curves(name, tests, folder.metrics()))
     folder.write(
         "summary.json",
         {
-            "metric": e.metric,
-            "at_epochs": rows,
+            "metric": name,
+            "at_epochs": report.at_epochs(tests[-1]),
+            "predictors": tests[-1]["predictors"],
             "updates": session.update,
             "seconds_per_update": seconds,
+            "first_update_seconds": session.warm_up_seconds,
             "peak_memory_mib": memory,
             "table": text,
         },
@@ -205,11 +258,18 @@ def evaluate(flags: dict[str, Any]) -> None:
         folder.prepare_evaluation()
     theta = checkpoint.theta.to(e.theta)
     entry, phi, tasks = meta_test(e, theta, checkpoint.update, StopRequest())
-    print(report.table(f"{path} on {s.domain}, {s.shots} shots", e.metric, report.at_epochs(entry)))
+    print(report.table(f"{path} on {s.domain}, {s.shots} shots", e.metric[0], entry))
     folder.write("evaluation.json", {"settings": asdict(s), **entry})
     if s.draw:
         folder.write_bytes("fits.png", report.draw_fits(e.apply, theta, phi, tasks, s.draw))
     print(folder.path)
+
+
+def compiles(s: Settings) -> bool:
+    """Whether the run's graphs are compiled: the settings decide, so that a resumed run does as the first one did."""
+    if s.compile == "on" and not compiler_found():
+        raise InputError("--compile on needs a C++ compiler (g++ or clang++), none was found; install one or use off")
+    return s.compile == "on" or (s.compile == "auto" and s.meta_updates >= LONG_RUN and compiler_found())
 
 
 def main(arguments: list[str]) -> int:
@@ -219,7 +279,9 @@ def main(arguments: list[str]) -> int:
         if "evaluate" in flags:
             evaluate(flags)
         else:
-            experiment(merged(flags))
+            s = merged(flags)
+            with compiled(compiles(s)):
+                experiment(s)
     except (InputError, Diverged) as error:
         return failed(error, 2)
     except Stopped as stopped:
@@ -240,4 +302,6 @@ def failed(reason: object, status: int) -> int:
 
 
 if __name__ == "__main__":
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "amaml", "compiled")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))  # what is compiled outlives a reboot
     sys.exit(main(sys.argv[1:]))

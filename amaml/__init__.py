@@ -3,7 +3,7 @@
 from amaml.amaml import AMAML
 from amaml.errors import Diverged, InputError
 from amaml.learner import MetaGradient, MetaLearner
-from amaml.losses import accuracy, half_mse, rmse
+from amaml.losses import accuracy, half_mse, mse, rmse
 from amaml.models import flatten, mlp
 from amaml.tasks import Tasks
 
@@ -18,5 +18,6 @@ __all__ = [
     "flatten",
     "half_mse",
     "mlp",
+    "mse",
     "rmse",
 ]

@@ -1,4 +1,4 @@
-"""Meta-test: fine-tune every test task from theta at once, and measure on the way."""
+"""Meta-test: adapt every test task from theta, and measure on the way."""
 
 import math
 from collections.abc import Callable
@@ -12,13 +12,14 @@ from torch import Tensor
 from amaml import calculus
 from amaml.calculus import Loss
 from amaml.errors import Diverged
+from amaml.learner import MetaLearner
 from amaml.models import Apply
 from amaml.tasks import Tasks
 
 
 @dataclass(frozen=True)
 class Curves:
-    """A metric of every task on its support set and its test points, (records, tasks), after epochs of adaptation."""
+    """A metric of every task on its support set and its test points, (records, tasks), over epochs or inner steps."""
 
     epochs: list[int]
     support: np.ndarray
@@ -53,10 +54,42 @@ def fine_tune(
         if epoch < epochs:
             phi.grad = calculus.gradients(apply, loss, phi, tasks.support_x, tasks.support_y)
             optimizer.step()
+    return _curves(recorded, support, test), phi
+
+
+def inner_loop(
+    at_steps: Callable[[int], MetaLearner],
+    apply: Apply,
+    metric: Loss,
+    theta: Tensor,
+    tasks: Tasks,
+    steps: list[int],
+    chunk: int,
+    on_record: Callable[[int], None] = lambda step: None,
+) -> tuple[Curves, Tensor]:
+    """Adapt theta (P,) to each task by the method's own inner loop, at_steps(n) being the learner with n inner steps.
+
+    The few-shot protocol: the metric after each of the given numbers of steps, 0 among them, chunk tasks at a time.
+    Returns the curves and the final phi; raises Diverged where the metric is not finite.
+    """
+    support, test, finals = [], [], []
+    for i in range(0, len(tasks), chunk):
+        part = tasks[i : i + chunk]
+        for n in steps:
+            phi = at_steps(n).adapt(theta, part) if n else theta.detach().expand(len(part), -1)
+            support.append(calculus.losses(apply, metric, phi, part.support_x, part.support_y))
+            test.append(calculus.losses(apply, metric, phi, part.test_x, part.test_y))
+            on_record(n)
+        finals.append(phi)
+    by_step = ([torch.cat(rows[j :: len(steps)]) for j in range(len(steps))] for rows in (support, test))
+    return _curves(steps, *by_step), torch.cat(finals)
+
+
+def _curves(recorded: list[int], support: list[Tensor], test: list[Tensor]) -> Curves:
     curves = Curves(recorded, *(torch.stack(rows).double().cpu().numpy() for rows in (support, test)))
     if not (np.isfinite(curves.support).all() and np.isfinite(curves.test).all()):
         raise Diverged("the meta-test error is not finite; theta is unusable, try a smaller --inner-lr or --meta-lr")
-    return curves, phi
+    return curves
 
 
 def mean_and_interval(values: np.ndarray) -> tuple[float, float]:

@@ -13,6 +13,11 @@ def rmse(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction - target).square().mean().sqrt()
 
 
+def mse(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of one task, a scalar; what the sinusoid experiments report."""
+    return (prediction - target).square().mean()
+
+
 def accuracy(prediction: Tensor, target: Tensor) -> Tensor:
     """Share of points, in [0, 1], whose largest logit (points, classes) is the target class (points,)."""
     return (prediction.argmax(-1) == target).to(prediction.dtype).mean()

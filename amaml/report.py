@@ -20,27 +20,38 @@ from amaml.models import Apply
 from amaml.tasks import Tasks
 
 SUMMARY_EPOCHS = (0, 10, 100, 500, 1000)
+AXES = {"epoch": "fine-tuning epoch", "inner step": "inner step"}
 matplotlib.use("Agg")
 
 
-def test_entry(update: int, curves: Curves) -> dict[str, Any]:
+def test_entry(update: int, curves: Curves, unit: str, predictors: dict[str, np.ndarray]) -> dict[str, Any]:
     """A meta-test as it stands in test.json: mean and 95% half-interval over the tasks at every recorded epoch.
 
-    A single task has no interval: null.
+    unit: what epochs counts, "epoch" or "inner step". predictors: the metric of simple predictors on the same test
+    points, a value a task. A single task has no interval: null.
     """
-    entry: dict[str, Any] = {"update": update, "tasks": int(curves.test.shape[1]), "epochs": curves.epochs}
+    entry: dict[str, Any] = {
+        "update": update,
+        "tasks": int(curves.test.shape[1]),
+        "unit": unit,
+        "epochs": curves.epochs,
+        "predictors": {name: _pair(values) for name, values in predictors.items()},
+    }
     for name, values in (("support", curves.support), ("test", curves.test)):
-        pairs = [mean_and_interval(row) for row in values]
-        entry[name] = {
-            "mean": [mean for mean, _ in pairs],
-            "ci95": [None if math.isnan(half) else half for _, half in pairs],
-        }
+        pairs = [_pair(row) for row in values]
+        entry[name] = {"mean": [pair[0] for pair in pairs], "ci95": [pair[1] for pair in pairs]}
     return entry
 
 
+def _pair(values: np.ndarray) -> tuple[float, float | None]:
+    mean, half = mean_and_interval(values)
+    return mean, None if math.isnan(half) else half
+
+
 def at_epochs(entry: dict[str, Any]) -> list[dict[str, float | None]]:
-    """The rows of the summary: the metric at epochs 0, 10, 100, 500, 1000 and at the last one."""
-    wanted = sorted({e for e in SUMMARY_EPOCHS if e in entry["epochs"]} | {entry["epochs"][-1]})
+    """The rows of the summary: the metric at epochs 0, 10, 100, 500, 1000 and the last, or at every inner step kept."""
+    kept = SUMMARY_EPOCHS if entry["unit"] == "epoch" else entry["epochs"]
+    wanted = sorted({e for e in kept if e in entry["epochs"]} | {entry["epochs"][-1]})
     rows = []
     for epoch in wanted:
         i = entry["epochs"].index(epoch)
@@ -59,12 +70,13 @@ def peak_memory_mib(device: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
-def table(title: str, metric: str, rows: list[dict[str, float | None]]) -> str:
-    """The table a run ends with."""
-    lines = [title, f"{'epoch':>8}  {metric + ' on support':>22}  {metric + ' on test points':>24}"]
-    for row in rows:
+def table(title: str, metric: str, entry: dict[str, Any]) -> str:
+    """The table a run ends with, of the last meta-test."""
+    lines = [title, f"{entry['unit']:>10}  {metric + ' on support':>22}  {metric + ' on test points':>24}"]
+    for row in at_epochs(entry):
         support, test = (_with_interval(row[name], row[f"{name}_ci95"]) for name in ("support", "test"))
-        lines.append(f"{row['epoch']:>8.0f}  {support:>22}  {test:>24}")
+        lines.append(f"{row['epoch']:>10.0f}  {support:>22}  {test:>24}")
+    lines += [f"{name:>34}  {_with_interval(*pair):>24}" for name, pair in entry["predictors"].items()]
     return "\n".join(lines)
 
 
@@ -86,7 +98,7 @@ def _draw_adaptation(axes: Axes, metric: str, test: dict[str, Any]) -> None:
         mean, half = np.array(test[name]["mean"]), np.nan_to_num(np.array(test[name]["ci95"], dtype=float))
         axes.plot(test["epochs"], mean, label=label, marker="" if len(mean) > 1 else "o")
         axes.fill_between(test["epochs"], mean - half, mean + half, alpha=0.25, linewidth=0)
-    axes.set(xlabel="fine-tuning epoch", ylabel=metric, ylim=(0, None))
+    axes.set(xlabel=AXES[test["unit"]], ylabel=metric, ylim=(0, None))
     count = "1 meta-test task" if test["tasks"] == 1 else f"mean and 95% interval of {test['tasks']} meta-test tasks"
     axes.set_title(f"{count} after {test['update']} updates", fontsize=10)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from amaml.errors import Diverged, InputError
+from amaml.flow import Evaluations
 from amaml.learner import MetaLearner
 from amaml.runs import Checkpoint, RunFolder
 from amaml.tasks import Tasks
@@ -23,8 +24,9 @@ class Update:
     number: int
     query_loss: Tensor
     gradient_norm: Tensor
-    gradients: int
-    hvps: int
+    evaluations: Evaluations
+    error: float | None  # the learner's own estimate
+    checked_error: Tensor | None  # measured against finer steps
 
 
 def meta_train(
@@ -34,22 +36,27 @@ def meta_train(
     episode: Callable[[int], Tasks],
     first: int,
     last: int,
+    check_every: int = 0,
 ) -> Iterator[Update]:
     """Updates first + 1 to last of theta (P,), in place and by the optimiser alone; yields after each.
 
-    Update number n uses episode(n - 1), so that a run may stop after any update and go on later. Raises Diverged
-    with the update's number where the learner does.
+    Update number n uses episode(n - 1), so that a run may stop after any update and go on later. Every check_every
+    updates the relative distance to learner.finer()'s meta-gradient is measured. Raises Diverged with the update's
+    number where the learner does.
     """
     for step in range(first, last):
+        tasks, checked = episode(step), None
         try:
-            gradient = learner.meta_gradient(theta, episode(step))
+            gradient = learner.meta_gradient(theta, tasks)
+            if check_every and (step + 1) % check_every == 0:
+                finer = learner.finer().meta_gradient(theta, tasks).value
+                checked = (gradient.value - finer).norm() / finer.norm()
         except Diverged as fault:
             raise Diverged(f"update {step + 1}: {fault}") from fault
         theta.grad = gradient.value
         optimizer.step()
-        spent = gradient.evaluations
         norm = gradient.value.norm()
-        yield Update(step + 1, gradient.query_loss.mean(), norm, spent.gradients, spent.hvps)
+        yield Update(step + 1, gradient.query_loss.mean(), norm, gradient.evaluations, gradient.error, checked)
 
 
 def read(updates: list[Update]) -> list[dict[str, Any]]:
@@ -64,15 +71,12 @@ def read(updates: list[Update]) -> list[dict[str, Any]]:
                 f"update {update.number}: query loss {loss:g}, gradient norm {norm:g}; try a smaller --inner-lr or "
                 "--meta-lr, or more solver steps (a smaller --rtol)"
             )
-        records.append(
-            {
-                "update": update.number,
-                "query_loss": loss,
-                "gradient_norm": norm,
-                "gradients": update.gradients,
-                "hvps": update.hvps,
-            }
-        )
+        record = {"update": update.number, "query_loss": loss, "gradient_norm": norm, **vars(update.evaluations)}
+        if update.error is not None:
+            record["estimated_error"] = update.error
+        if update.checked_error is not None:
+            record["checked_error"] = update.checked_error.item()
+        records.append(record)
     return records
 
 
@@ -131,10 +135,12 @@ class Session:
     test_interval: int
     checkpoint_interval: int
     stop: StopRequest
+    check_gradient: int = 0
     update: int = 0
     timed_updates: int = 0
     timed_seconds: float = 0.0
     last_saved: int | None = None  # the update of the checkpoint on disk
+    warm_up_seconds: float | None = None  # of this process's first update, which traces and compiles
     _pending: list[Update] = field(default_factory=list, init=False)  # made, but not looked at yet
     _mark: float = field(default=0.0, init=False)  # when the clock of the updates was read last
 
@@ -174,7 +180,8 @@ class Session:
 
     def _train(self, bar: tqdm) -> None:
         self._mark, saved_at, warm = time.perf_counter(), time.monotonic(), False
-        for done in meta_train(self.learner, self.theta, self.optimizer, self.episode, self.update, self.updates):
+        span = self.update, self.updates, self.check_gradient
+        for done in meta_train(self.learner, self.theta, self.optimizer, self.episode, *span):
             self._pending.append(done)
             self.update = done.number
             save = (
@@ -218,7 +225,9 @@ class Session:
 
     def _book(self, updates: int) -> None:
         now = time.perf_counter()
-        if updates:
+        if not updates:
+            self.warm_up_seconds = now - self._mark
+        else:
             self.timed_updates, self.timed_seconds = (
                 self.timed_updates + updates,
                 self.timed_seconds + now - self._mark,

@@ -10,11 +10,13 @@ from typing import Any, NoReturn, get_args
 import torch
 
 from amaml.adjoint import ADJOINTS
+from amaml.control import SOLVERS
 from amaml.errors import InputError, unknown
 from amaml.models import ACTIVATIONS, NORMS
-from amaml.solvers import SCHEMES
 from data import DOMAINS
 
+NETWORKS = ("mlp", "linear", "conv4", "conv4-strided", "resnet12")
+PROTOCOLS = ("fine-tune", "inner")
 METHODS = ("amaml", "maml", "maml1", "fomaml", "imaml", "reptile")
 FOLDER = Path(__file__).parent
 Check = Callable[[str, Any], Any]  # (flag, value) -> the value in its type; raises InputError
@@ -85,8 +87,8 @@ class Settings:
     """Everything that makes an experiment. The fields without a default here have theirs in defaults.toml."""
 
     domain: str = _flag(_choice(DOMAINS), f"task family: {', '.join(DOMAINS)}")
-    shots: int = _flag(_count, "support points a task")
-    queries: int = _flag(_count, "query points a task")
+    shots: int = _flag(_count, "support points a task; of each class for images")
+    queries: int = _flag(_count, "query points a task; of each class for images")
     inner_steps: int = _flag(_count, "inner steps; the flow's horizon is inner_lr times this")
     inner_lr: float = _flag(_positive, "size of an inner step, in units of the flow's time")
     device: str = _flag(_device, "where to compute: cpu, cuda, cuda:0, ...")
@@ -95,21 +97,36 @@ class Settings:
     meta_batch: int = _flag(_count, "tasks a meta-update")
     meta_lr: float = _flag(_positive, "step size of the optimiser of theta")
     meta_optimizer: str = _flag(_choice(("sgd", "adam")), "optimiser of theta: sgd, adam")
-    solver: str = _flag(_choice(SCHEMES), f"scheme of A-MAML's flow: {', '.join(SCHEMES)}; euler is gradient descent")
+    solver: str = _flag(_choice(SOLVERS), f"scheme of A-MAML's flow: {', '.join(SOLVERS)}; euler is gradient descent")
     adjoint: str = _flag(_choice(ADJOINTS), "A-MAML's backward pass: discrete (exact transpose), continuous (paper)")
     rtol: float = _flag(_fraction, "relative accuracy of A-MAML's flow (unused by euler)")
     prox: float | None = _flag(_nonnegative, "proximal term of A-MAML (default 0) and iMAML (default 2)")
     cg_steps: int = _flag(_count, "iMAML: conjugate-gradient iterations")
     cg_damping: float = _flag(_nonnegative, "iMAML: damping of the linear system")
+    trajectory_checkpoints: int | None = _flag(
+        _count, "A-MAML: states of a trajectory kept at most, the rest computed again (default: by their size)"
+    )
+    check_gradient: int = _flag(_index, "A-MAML: measure the gradient's error every so many updates; 0 never")
+    task_chunk: int | None = _flag(_count, "tasks that go through the network at once (default: all)")
+    compile: str = _flag(_choice(("auto", "on", "off")), "torch.compile: auto (runs of 500 updates or more), on, off")
     dtype: str = _flag(_choice(("float64", "float32")), "precision: float64, float32")
     seed: int = _flag(_seed, "seed of tasks, episodes and initial weights")
     test_interval: int = _flag(_index, "meta-updates between meta-tests; 0 tests only at the end")
     test_tasks: int = _flag(_count, "meta-test tasks")
-    test_epochs: int = _flag(_index, "Adam epochs of fine-tuning at meta-test")
+    protocol: str = _flag(
+        _choice(PROTOCOLS), "adaptation at meta-test: fine-tune (Adam epochs), inner (the method's own inner loop)"
+    )
+    test_epochs: int = _flag(_index, "fine-tune: Adam epochs at meta-test")
+    test_steps: int | None = _flag(_count, "inner: inner steps at meta-test (default: --inner-steps)")
     checkpoint_interval: int = _flag(_count, "meta-updates between checkpoints, at most 30 s apart", control=True)
-    width: int = _flag(_count, "units of each of the two hidden layers")
-    activation: str = _flag(_choice(ACTIVATIONS), f"activation: {', '.join(ACTIVATIONS)}")
-    norm: str = _flag(_choice(NORMS), "normalisation: none, batch (the batch's own statistics)")
+    network: str = _flag(_choice(NETWORKS), f"network: {', '.join(NETWORKS)}")
+    width: int = _flag(_count, "units of each hidden layer, or filters of the first convolution")
+    activation: str = _flag(_choice(ACTIVATIONS), f"activation of the mlp: {', '.join(ACTIVATIONS)}")
+    norm: str = _flag(_choice(NORMS), "normalisation of the mlp: none, batch (the batch's own statistics)")
+    ways: int = _flag(_count, "images: classes of a task")
+    item_features: str = _flag(_choice(("onehot", "svd")), "ratings: an item's 100 inputs: onehot, svd")
+    train_tasks: int = _flag(_count, "ratings: meta-train users")
+    unseen: int = _flag(_count, "ratings: unseen items that every meta-test user has at least")
     out: str | None = _flag(_path, "folder of the run (default results/DOMAIN/...)", control=True)
     data_root: str | None = _flag(_path, "folder of data files (default $AMAML_DATA)", control=True)
     resume: bool = _flag(_switch, "go on from the folder's checkpoint, if it has one", default=False, control=True)
