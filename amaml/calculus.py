@@ -88,7 +88,8 @@ def compiler_found() -> bool:
 @torch.no_grad()
 def _replay(kind: str, apply: Apply, loss: Loss, *arguments: Tensor) -> Tensor | tuple[Tensor, Tensor]:
     signature = tuple((a.shape, a.dtype, a.device) for a in arguments)
-    return _graph(kind, apply, loss, signature, _compiling.get())(*arguments)
+    graph = _graph(kind, apply, loss, signature, _compiling.get())
+    return graph(*(a.contiguous() for a in arguments))  # what is compiled holds for the layout of its examples
 
 
 @functools.lru_cache(maxsize=128)

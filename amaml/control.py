@@ -28,7 +28,8 @@ from amaml.trajectory import Trajectory
 MARGIN = 0.9  # of a stability interval, since lambda_max is estimated from below
 SHARPENING = 3.0  # lambda_max is taken to grow no faster than t + SHARPENING / lambda_max(0)
 STRETCH = 1.09  # steps may be so much longer where that saves one; within MARGIN
-BLOCK = 24  # gradients between two estimates of lambda_max
+PREFERENCE = 1.1  # a scheme of higher order may cost so much more for each order: it errs less than asked for
+BLOCK = 28  # gradients between two estimates of lambda_max
 LAYER = {2: 6.0, 4: 3.5}  # z = h * lambda_max of the steps at both ends, over rtol^(1/order): long horizons
 SHORT = {2: 0.7, 4: 6.0}  # the same for short ones: the constant of Law._layer
 GROWTH = {2: 4.0, 4: 1.2}  # of h with the distance from the nearer end, over rtol^(1/order)
@@ -99,10 +100,10 @@ class Curvature:
         self.flow, self.vectors = flow, None
 
     def at(self, u: Tensor) -> float:
-        """The largest over the tasks; one Hessian-vector product, four the first time. Waits for the device."""
+        """The largest over the tasks; one Hessian-vector product, three the first time. Waits for the device."""
         iterations = 1
         if self.vectors is None:
-            iterations, self.vectors = 4, self.flow.initial
+            iterations, self.vectors = 3, self.flow.initial
         values, self.vectors = calculus.largest_eigenvalue(lambda v: self.flow.hvp(u, v), self.vectors, iterations)
         largest = values.max().item()
         if not math.isfinite(largest):
@@ -144,7 +145,7 @@ class Law:
         chosen, reached = [], t
         while reached < self.horizon:
             options = [self._longest(c, t, reached, now) for c in self.candidates]
-            scheme, h = min(options, key=lambda option: option[0].cost / option[1])
+            scheme, h = min(options, key=lambda option: option[0].cost / option[1] / PREFERENCE ** option[0].order)
             chosen.append((scheme, h))
             reached += h
         if len(chosen) > 1 and self.horizon - t <= STRETCH * (reached - chosen[-1][1] - t):

@@ -228,8 +228,8 @@ def test_finer_steps_tell_the_error():
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_compiled_graphs_compute_the_same():
     (theta, apply), tasks = mlp(), regression()
-    phi = theta + torch.zeros(len(tasks), 1, dtype=torch.float64)
-    v = torch.ones_like(phi)
+    phi = theta.expand(len(tasks), -1)  # not contiguous: the strides of what is compiled are fixed
+    v = torch.ones(len(tasks), len(theta), dtype=torch.float64)
     plain = calculus.hvps(apply, half_mse, phi, v, tasks.support_x, tasks.support_y)
     with calculus.compiled():
         fast = calculus.hvps(apply, half_mse, phi, v, tasks.support_x, tasks.support_y)

@@ -1,0 +1,92 @@
+"""What is benchmarked: networks, tasks and the methods, by name."""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import data
+from amaml import AMAML, Tasks, flatten, half_mse, mlp
+from amaml.models import Apply
+from baselines import FOMAML, IMAML, MAML, Reptile
+from benchmarks.packages import Higher, TorchMAML
+from benchmarks.released import Released
+
+
+def conv_classifier() -> nn.Sequential:
+    """Conv-4 with 64 filters and a smooth activation, for 28 x 28 images and 5 classes: 112,261 parameters."""
+    layers: list[nn.Module] = []
+    for channels in (1, 64, 64, 64):
+        layers += [nn.Conv2d(channels, 64, 3, stride=2, padding=1), nn.BatchNorm2d(64), nn.GELU()]
+    return nn.Sequential(*layers, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(64, 5))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A batch of tasks, a network and where its inner loop starts."""
+
+    module: nn.Module
+    apply: Apply
+    theta: Tensor
+    loss: Callable[[Tensor, Tensor], Tensor]
+    tasks: Tasks
+    inner_lr: float
+
+
+def problem(name: str, dtype: torch.dtype, device: str, trained: str | None) -> Problem:
+    """ "alpine": Alpine2D 100/100, 5 tasks, 2-32-32-1 tanh, inner step 0.01. "conv": Glyphs 5-way 1-shot 5 queries,
+    4 tasks, inner step 0.001. trained: a checkpoint whose theta is taken instead of the initial one."""
+    torch.manual_seed(0)
+    if name == "alpine":
+        domain = data.make("Alpine2D", data.Sampling(100, 100, 5, 0, dtype, device))
+        module, loss, inner_lr = mlp(2, 1), half_mse, 0.01
+    else:
+        domain = data.make("Glyphs", data.Sampling(1, 5, 4, 0, dtype, device))
+        module, loss, inner_lr = conv_classifier(), cross_entropy, 0.001
+    module = module.to(device=device, dtype=dtype)
+    theta, apply = flatten(module)
+    if trained is not None:
+        theta = torch.load(trained, weights_only=True)["theta"].to(theta)
+    return Problem(module, apply, theta, loss, domain.episode(0), inner_lr)
+
+
+def methods(p: Problem) -> dict[str, Callable[[int], Any]]:
+    """Every method as a function of the number of inner steps."""
+
+    def ours(**options: Any) -> Callable[[int], AMAML]:
+        return lambda steps: AMAML(p.apply, p.loss, p.inner_lr, steps, **options)
+
+    table: dict[str, Callable[[int], Any]] = {
+        "A-MAML auto": ours(),
+        "A-MAML rk4": ours(solver="rk4"),
+        "A-MAML dopri5": ours(solver="dopri5"),
+        "A-MAML rkc": ours(solver="rkc"),
+        "A-MAML euler": ours(solver="euler"),
+        "A-MAML continuous": ours(adjoint="continuous"),
+        "MAML": lambda steps: MAML(p.apply, p.loss, p.inner_lr, steps),
+        "FOMAML": lambda steps: FOMAML(p.apply, p.loss, p.inner_lr, steps),
+        "iMAML": lambda steps: IMAML(p.apply, p.loss, p.inner_lr, steps),
+        "Reptile": lambda steps: Reptile(p.apply, p.loss, p.inner_lr, steps),
+        "released A-MAML": lambda steps: Released(p.apply, p.loss, p.inner_lr, steps),
+    }
+    if importlib.util.find_spec("higher"):
+        table["higher"] = lambda steps: Higher(p.module, p.loss, p.inner_lr, steps)
+    if importlib.util.find_spec("torch_maml"):
+        table["torch-maml"] = lambda steps: TorchMAML(p.module, p.loss, p.inner_lr, steps, None)
+        table["torch-maml checkpointed"] = lambda steps: TorchMAML(
+            p.module, p.loss, p.inner_lr, steps, max(1, round(steps**0.5))
+        )
+    return table
+
+
+LIMITS = {  # inner steps that a method is asked for at most: beyond them it takes minutes or the memory
+    "MAML": 500,
+    "higher": 200,
+    "torch-maml": 200,
+    "torch-maml checkpointed": 200,
+    "released A-MAML": 200,
+}

@@ -1,0 +1,70 @@
+"""The table and the figure of a benchmark run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from amaml.runs import write_atomically
+
+matplotlib.use("Agg")
+
+
+def write(folder: Path, name: str, result: dict[str, Any]) -> None:
+    """NAME.json, NAME.md and NAME.png in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / f"{name}.json", (json.dumps(result, indent=1) + "\n").encode())
+    write_atomically(folder / f"{name}.md", table(result).encode())
+    figure(result["rows"]).savefig(folder / f"{name}.png", dpi=120)
+    print(folder / f"{name}.md")
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown, a block for every number of inner steps."""
+    a, e = result["arguments"], result["environment"]
+    lines = [
+        f"`python -m benchmarks.meta_update {' '.join(e['command'])}`",
+        "",
+        f"{a['network']}, {'meta-trained' if a['trained'] else 'untrained'} theta, {a['dtype']}, {a['device']} "
+        f"({e['device']}), {a['threads']} thread(s), torch {e['versions']['torch']}, compile {a['compile']}; "
+        f"medians of {a['rounds']} rounds. Ratio: seconds over those of FOMAML. Memory: peak over a process that holds "
+        "network and tasks, compile off. Floor: matrix products at the measured rate over the time taken.",
+        "",
+        "| steps | method | seconds | ratio | memory MiB | gradients | HVPs | relative error | cosine | estimate "
+        "| floor |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    first_order = {r["steps"]: r["seconds"] for r in result["rows"] if r["method"] == "FOMAML" and "seconds" in r}
+    for r in result["rows"]:
+        if "refused" in r:
+            lines.append(f"| {r['steps']} | {r['method']} | refused: {r['refused']} ||||||||||")
+            continue
+        ratio = f"{r['seconds'] / first_order[r['steps']]:.2f}" if r["steps"] in first_order else ""
+        peak = "" if r["peak_bytes"] is None else f"{r['peak_bytes'] / 2**20:.1f}"
+        floor = f"{100 * r['floor_fraction']:.0f}%"
+        estimate = "" if r["estimated_error"] is None else f"{r['estimated_error']:.1e}"
+        lines.append(
+            f"| {r['steps']} | {r['method']} | {r['seconds']:.4f} | {ratio} | {peak} | {r['gradients']} | "
+            f"{r['hvps']} | {r['relative_error']:.1e} | {r['cosine']:.4f} | {estimate} | {floor} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def figure(rows: list[dict[str, Any]]) -> Figure:
+    """The paper's efficiency slide: seconds a meta-update, and memory, over inner steps."""
+    drawing = Figure(figsize=(11, 4.5), layout="constrained")
+    panels = drawing.subplots(1, 2)
+    for axes, key, scale, label in (
+        (panels[0], "seconds", 1.0, "seconds a meta-update"),
+        (panels[1], "peak_bytes", 2.0**20, "peak memory over baseline, MiB"),
+    ):
+        for i, method in enumerate(dict.fromkeys(r["method"] for r in rows)):
+            points = [(r["steps"], r[key] / scale) for r in rows if r["method"] == method and r.get(key)]
+            if points:
+                style = "-" if method.startswith("A-MAML") else "--"
+                axes.plot(*zip(*points, strict=True), style, marker=".", label=method, color=f"C{i % 10}")
+        axes.set(xlabel="inner steps", ylabel=label, xscale="log", yscale="log")
+    panels[0].legend(fontsize=7)
+    return drawing
