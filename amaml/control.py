@@ -27,12 +27,12 @@ from amaml.trajectory import Trajectory
 
 MARGIN = 0.9  # of a stability interval, since lambda_max is estimated from below
 SHARPENING = 3.0  # lambda_max is taken to grow no faster than t + SHARPENING / lambda_max(0)
-STRETCH = 1.09  # steps may be so much longer where that saves one; within MARGIN
+STRETCH = 1.1  # steps may be so much longer where that saves one; within MARGIN
 PREFERENCE = 1.1  # a scheme of higher order may cost so much more for each order: it errs less than asked for
 BLOCK = 28  # gradients between two estimates of lambda_max
-LAYER = {2: 6.0, 4: 3.5}  # z = h * lambda_max of the steps at both ends, over rtol^(1/order): long horizons
-SHORT = {2: 0.7, 4: 6.0}  # the same for short ones: the constant of Law._layer
-GROWTH = {2: 4.0, 4: 1.2}  # of h with the distance from the nearer end, over rtol^(1/order)
+LAYER = {2: 6.0, 4: 3.6}  # z = h * lambda_max of the steps at both ends, over rtol^(1/order): long horizons
+SHORT = {2: 0.7, 4: 7.0}  # the same for short ones: the constant of Law._layer
+GROWTH = {2: 4.0, 4: 1.3}  # of h with the distance from the nearer end, over rtol^(1/order)
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,10 @@ class Curvature:
         self.flow, self.vectors = flow, None
 
     def at(self, u: Tensor) -> float:
-        """The largest over the tasks; one Hessian-vector product, three the first time. Waits for the device."""
+        """The largest over the tasks; one Hessian-vector product, two the first time. Waits for the device."""
         iterations = 1
         if self.vectors is None:
-            iterations, self.vectors = 3, self.flow.initial
+            iterations, self.vectors = 2, self.flow.initial
         values, self.vectors = calculus.largest_eigenvalue(lambda v: self.flow.hvp(u, v), self.vectors, iterations)
         largest = values.max().item()
         if not math.isfinite(largest):

@@ -42,7 +42,7 @@ class Scheme(Protocol):
         ...
 
     def transposed(self, flow: GradientFlow, h: float, stages: Stages, lam: Tensor) -> tuple[Tensor, Tensor]:
-        """lam at the start of the step, and the sum of the sensitivities to the field at its stages."""
+        """lam at the start of the step, and the sum of the sensitivities to the field (zero without prox)."""
         ...
 
 
@@ -74,21 +74,23 @@ class RungeKutta:
         return odeint(recorder, u, grid[[0, -1]], method=self.name, options=options)[-1]
 
     def transposed(self, flow: GradientFlow, h: float, stages: Stages, lam: Tensor) -> tuple[Tensor, Tensor]:
-        """lam at the start of the step, and the sum of the sensitivities k_i to the field at the stages.
+        """lam at the start of the step, and the sum of the sensitivities k_i to the field (zero without prox).
 
         From the last stage to the first, with J_i = -H(Y_i) symmetric:
             k_i = h (b_i lam + sum_(j>i) a_ji w_j),    w_i = J_i k_i,    lam <- lam + sum_i w_i.
         """
-        total, pulled, products = lam, torch.zeros_like(lam), {}
+        total, pulled, products = lam, torch.zeros_like(lam), {}  # products: H(Y_i) k_i, which is -w_i
         for i in reversed(range(len(self.b))):
             weights = {j: self.a[j][i] for j in products if self.a[j][i]}
             if not weights and not self.b[i]:
                 continue
-            k = h * self.b[i] * lam
+            k = lam * (h * self.b[i])
             for j, weight in weights.items():
-                k = k + h * weight * products[j]
-            products[i] = -flow.hvp(stages[i], k)
-            total, pulled = total + products[i], pulled + k
+                k = torch.add(k, products[j], alpha=-h * weight)
+            products[i] = flow.hvp(stages[i], k)
+            total = total - products[i]
+            if flow.prox:
+                pulled = pulled + k
         return total, pulled
 
 
