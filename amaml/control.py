@@ -27,6 +27,7 @@ from amaml.trajectory import Trajectory
 
 MARGIN = 0.9  # of a stability interval, since lambda_max is estimated from below
 SHARPENING = 3.0  # lambda_max is taken to grow no faster than t + SHARPENING / lambda_max(0)
+MOST_STEPS = 50_000  # of one plan
 STRETCH = 1.1  # steps may be so much longer where that saves one; within MARGIN
 PREFERENCE = 1.1  # a scheme of higher order may cost so much more for each order: it errs less than asked for
 BLOCK = 28  # gradients between two estimates of lambda_max
@@ -148,6 +149,11 @@ class Law:
             scheme, h = min(options, key=lambda option: option[0].cost / option[1] / PREFERENCE ** option[0].order)
             chosen.append((scheme, h))
             reached += h
+            if len(chosen) > MOST_STEPS or not h > 0:
+                raise Diverged(
+                    f"the flow over T = {self.horizon:g} with lambda_max {now:g} takes more than {MOST_STEPS} steps; try a "
+                    "smaller inner_lr, fewer inner steps or a larger rtol"
+                )
         if len(chosen) > 1 and self.horizon - t <= STRETCH * (reached - chosen[-1][1] - t):
             reached -= chosen.pop()[1]  # a little longer each, and one fewer
         stretch = (self.horizon - t) / (reached - t)  # so that the last step ends on the horizon

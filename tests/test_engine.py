@@ -63,6 +63,12 @@ def test_plans_cover_the_horizon_inside_the_stability_interval(name, horizon):
         assert following is None or move.end == following.start
 
 
+@pytest.mark.parametrize("name", ["auto", "rk4", "rkc"])
+def test_an_absurd_horizon_is_an_error_at_once(name):
+    with pytest.raises(Diverged, match="takes more than 50000 steps"):
+        Law(SOLVERS[name], 1e31, rtol=1e-3, start=4.0).plan(0.0, 4.0)
+
+
 def test_auto_spends_far_fewer_gradients_than_gradient_descent_on_a_long_horizon():
     q = Quadratic()
     learner = AMAML(q.apply, half_mse, inner_lr=0.01, inner_steps=5000)

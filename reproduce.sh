@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Results of the README, cell by cell: bash reproduce.sh TARGET. A cell that is finished is not run again.
+set -euo pipefail
+
+usage() {
+    cat >&2 <<'TEXT'
+usage: bash reproduce.sh TARGET
+  methods      the six methods on Alpine2D 100/100, 200 inner steps, 200 updates (minutes)
+  synthetic    the paper's four synthetic panels, six methods, 5000 updates (hours)
+  ratings      the ratings tables, six methods, three seeds (hours; needs the data)
+  sinusoid     MAML's sinusoid experiment, with A-MAML beside it (minutes)
+  efficiency   seconds, memory and accuracy of a meta-update, every method (half an hour)
+TEXT
+    exit 2
+}
+
+cd "$(dirname "${BASH_SOURCE[0]}")"
+source configs/environment.sh
+methods="amaml maml maml1 fomaml imaml reptile"
+
+case "${1:-}" in
+methods)
+    for method in $methods; do
+        bash experiment.sh Alpine2D 100 100 200 cpu --meta-updates 200 --test-tasks 20 --method "$method" \
+            --out "results/methods/$method" --resume
+    done
+    ;;
+synthetic)
+    for panel in "CosMixture 50" "CosMixture 100" "Alpine2D 50" "Alpine2D 100"; do
+        for method in $methods; do
+            read -r domain shots <<<"$panel"
+            bash experiment.sh "$domain" "$shots" "$shots" 200 cpu --method "$method" --resume
+        done
+    done
+    ;;
+ratings)
+    for cell in "Jester 10 15" "Jester 20 30" "MovieLens100K 10 15" "MovieLens100K 20 30"; do
+        for method in $methods; do
+            for seed in 0 1 2; do
+                read -r domain shots queries <<<"$cell"
+                bash experiment.sh "$domain" "$shots" "$queries" 50 cpu --method "$method" --seed "$seed" --resume
+            done
+        done
+    done
+    ;;
+sinusoid)
+    for method in maml amaml; do
+        run="results/sinusoid/$method"
+        bash experiment.sh Sinusoid 10 10 1 cpu --method "$method" --protocol inner --test-steps 10 --test-tasks 600 \
+            --out "$run" --resume
+        for shots in 5 10; do
+            find_environment "$CORE" requirements.txt
+            "$PYTHON" run.py --evaluate "$run" --shots "$shots" --out "$run-${shots}shot"
+        done
+    done
+    ;;
+efficiency)
+    trained=results/Alpine2D/100shot-100query/200steps/amaml/seed0
+    bash experiment.sh Alpine2D 100 100 200 cpu --resume
+    find_environment "$CORE" requirements.txt
+    "$PYTHON" -m benchmarks.meta_update --network alpine
+    "$PYTHON" -m benchmarks.meta_update --network alpine --trained "$trained/checkpoint.pt"
+    "$PYTHON" -m benchmarks.meta_update --network conv --steps 1 10 20 50 100 200 500
+    ;;
+*) usage ;;
+esac
