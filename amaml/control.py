@@ -27,7 +27,8 @@ from amaml.trajectory import Trajectory
 
 MARGIN = 0.9  # of a stability interval, since lambda_max is estimated from below
 SHARPENING = 3.0  # lambda_max is taken to grow no faster than t + SHARPENING / lambda_max(0)
-MOST_STEPS = 50_000  # of one plan
+MOST_STEPS = 50_000  # of a flow, at the least
+LOOKAHEAD = 20  # blocks that are planned ahead
 STRETCH = 1.1  # steps may be so much longer where that saves one; within MARGIN
 PREFERENCE = 1.1  # a scheme of higher order may cost so much more for each order: it errs less than asked for
 BLOCK = 28  # gradients between two estimates of lambda_max
@@ -101,10 +102,10 @@ class Curvature:
         self.flow, self.vectors = flow, None
 
     def at(self, u: Tensor) -> float:
-        """The largest over the tasks; one Hessian-vector product, two the first time. Waits for the device."""
+        """The largest over the tasks; one Hessian-vector product, three the first time. Waits for the device."""
         iterations = 1
         if self.vectors is None:
-            iterations, self.vectors = 2, self.flow.initial
+            iterations, self.vectors = 3, self.flow.initial
         values, self.vectors = calculus.largest_eigenvalue(lambda v: self.flow.hvp(u, v), self.vectors, iterations)
         largest = values.max().item()
         if not math.isfinite(largest):
@@ -142,27 +143,26 @@ class Law:
     start: float
 
     def plan(self, t: float, now: float) -> list[Move]:
-        """The moves from t, where lambda_max is now, to the horizon; far moves may be planned again later."""
-        chosen, reached = [], t
-        while reached < self.horizon:
+        """The moves from t, where lambda_max is now, towards the horizon; far ones will be planned again."""
+        steps = self.horizon * now / max(c.limit for c in self.candidates)
+        if not steps < MOST_STEPS:
+            raise Diverged(
+                f"the flow over T = {self.horizon:g} with lambda_max {now:g} takes more than {MOST_STEPS} steps; try a "
+                "smaller inner_lr, fewer inner steps or a larger rtol"
+            )
+        chosen, reached, cost = [], t, 0
+        while reached < self.horizon and cost < LOOKAHEAD * BLOCK:
             options = [self._longest(c, t, reached, now) for c in self.candidates]
             scheme, h = min(options, key=lambda option: option[0].cost / option[1] / PREFERENCE ** option[0].order)
             chosen.append((scheme, h))
             reached += h
-            if len(chosen) > MOST_STEPS or not h > 0:
-                raise Diverged(
-                    f"the flow over T = {self.horizon:g} with lambda_max {now:g} takes more than {MOST_STEPS} steps; try a "
-                    "smaller inner_lr, fewer inner steps or a larger rtol"
-                )
+            cost += scheme.cost
+        if reached < self.horizon:
+            return _moves(chosen, t, 1.0, None)
         if len(chosen) > 1 and self.horizon - t <= STRETCH * (reached - chosen[-1][1] - t):
             reached -= chosen.pop()[1]  # a little longer each, and one fewer
         stretch = (self.horizon - t) / (reached - t)  # so that the last step ends on the horizon
-        moves = []
-        for i, (scheme, h) in enumerate(chosen):
-            end = t + h * stretch if i + 1 < len(chosen) else self.horizon
-            moves.append(Move(scheme, t, end, end - t))
-            t = end
-        return moves
+        return _moves(chosen, t, stretch, self.horizon)
 
     def _longest(self, c: Candidate, since: float, t: float, now: float) -> tuple[Scheme, float]:
         """The longest accurate and stable step from t, with lambda_max as known since an earlier time."""
@@ -186,6 +186,15 @@ class Law:
         worst = peak ** (order + 1) * math.exp(-peak)
         long, short = LAYER[order] * (1 + 3 / x), x * (SHORT[order] / worst) ** (1 / order)
         return min(long, short) * self.rtol ** (1 / order)
+
+
+def _moves(chosen: list[tuple[Scheme, float]], t: float, stretch: float, last: float | None) -> list[Move]:
+    moves = []
+    for i, (scheme, h) in enumerate(chosen):
+        end = last if last is not None and i + 1 == len(chosen) else t + h * stretch
+        moves.append(Move(scheme, t, end, end - t))
+        t = end
+    return moves
 
 
 def _embedded(trajectory: Trajectory, scheme: Embedded, horizon: float, rtol: float) -> None:

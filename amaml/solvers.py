@@ -79,7 +79,7 @@ class RungeKutta:
         From the last stage to the first, with J_i = -H(Y_i) symmetric:
             k_i = h (b_i lam + sum_(j>i) a_ji w_j),    w_i = J_i k_i,    lam <- lam + sum_i w_i.
         """
-        total, pulled, products = lam, torch.zeros_like(lam), {}  # products: H(Y_i) k_i, which is -w_i
+        total, pulled, products = lam, lam.new_zeros(()), {}  # products: H(Y_i) k_i, which is -w_i
         for i in reversed(range(len(self.b))):
             weights = {j: self.a[j][i] for j in products if self.a[j][i]}
             if not weights and not self.b[i]:

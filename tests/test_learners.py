@@ -102,6 +102,7 @@ def test_imaml_against_a_dense_solve(damping):
     assert relative_error(learner.meta_gradient(q.theta, q.tasks).value, _implicit(q, 0.8, damping)) < 1e-10
 
 
+@pytest.mark.filterwarnings("ignore:meta-gradients with an estimated error")
 def test_imaml_is_the_long_proximal_flow():
     (theta, apply), tasks = mlp(), regression()
     prox = 1.5
