@@ -30,7 +30,7 @@ OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 MAY_GROW = {"meta_updates"}  # a resumed run may be asked for more of these
 NETWORK = ("method", "network", "width", "activation", "norm")  # what a checkpoint's theta is tied to
 LONG_RUN = 500  # updates from which --compile auto compiles
-UNITS = {"fine-tune": "epoch", "inner": "inner step"}
+UNITS = {"finetune": "epoch", "inner": "inner step"}
 RECORDED_STEPS = (0, 1, 5, 10)  # of the inner loop at meta-test, besides the last
 IMAGES_AT_ONCE = 50  # meta-test tasks of images that go through a network together, unless --task-chunk says
 
@@ -123,7 +123,7 @@ def meta_test(e: Experiment, theta: Tensor, update: int, stop: StopRequest) -> t
         stop.check(update)
 
     try:
-        if s.protocol == "fine-tune":
+        if s.protocol == "finetune":
             curves, phi = fine_tune(e.apply, e.loss, metric, theta, tasks, s.test_epochs, on_record=go_on)
         else:
             last = s.test_steps or s.inner_steps

@@ -16,7 +16,7 @@ from amaml.models import ACTIVATIONS, NORMS
 from data import DOMAINS
 
 NETWORKS = ("mlp", "linear", "conv4", "conv4-strided", "resnet12")
-PROTOCOLS = ("fine-tune", "inner")
+PROTOCOLS = ("finetune", "inner")
 METHODS = ("amaml", "maml", "maml1", "fomaml", "imaml", "reptile")
 FOLDER = Path(__file__).parent
 Check = Callable[[str, Any], Any]  # (flag, value) -> the value in its type; raises InputError
@@ -114,9 +114,9 @@ class Settings:
     test_interval: int = _flag(_index, "meta-updates between meta-tests; 0 tests only at the end")
     test_tasks: int = _flag(_count, "meta-test tasks")
     protocol: str = _flag(
-        _choice(PROTOCOLS), "adaptation at meta-test: fine-tune (Adam epochs), inner (the method's own inner loop)"
+        _choice(PROTOCOLS), "adaptation at meta-test: finetune (Adam epochs), inner (the inner loop of the method)"
     )
-    test_epochs: int = _flag(_index, "fine-tune: Adam epochs at meta-test")
+    test_epochs: int = _flag(_index, "finetune: Adam epochs at meta-test")
     test_steps: int | None = _flag(_count, "inner: inner steps at meta-test (default: --inner-steps)")
     checkpoint_interval: int = _flag(_count, "meta-updates between checkpoints, at most 30 s apart", control=True)
     network: str = _flag(_choice(NETWORKS), f"network: {', '.join(NETWORKS)}")

@@ -105,12 +105,13 @@ def test_one_value_has_no_interval():
 
 def test_an_entry_averages_over_tasks_and_not_over_epochs():
     curves = Curves([0, 10], np.array([[1.0, 3.0], [0.5, 0.5]]), np.array([[2.0, 4.0], [1.0, 2.0]]))
-    entry = report.test_entry(7, curves)
+    entry = report.test_entry(7, curves, "epoch", {"zero": np.array([1.0, 2.0])})
     assert (entry["update"], entry["tasks"], entry["epochs"]) == (7, 2, [0, 10])
     assert entry["support"]["mean"] == [2.0, 0.5]
+    assert entry["predictors"]["zero"] == pytest.approx((1.5, 6.353102368))
     assert entry["test"]["mean"] == [3.0, 1.5]
     assert entry["test"]["ci95"] == pytest.approx([12.706204736, 6.353102368])  # t(0.975, 1) = 12.706
-    single = report.test_entry(7, Curves([0], np.array([[1.0]]), np.array([[2.0]])))
+    single = report.test_entry(7, Curves([0], np.array([[1.0]]), np.array([[2.0]])), "epoch", {})
     assert single["test"]["ci95"] == [None]
 
 
@@ -121,19 +122,23 @@ def test_an_entry_averages_over_tasks_and_not_over_epochs():
 def test_the_summary_shows_the_papers_epochs_and_the_last(last, expected):
     epochs = sorted({*range(0, last + 1, 10), last})
     curve = {"mean": [float(e) for e in epochs], "ci95": [e / 2 for e in epochs]}
-    rows = report.at_epochs({"epochs": epochs, "support": curve, "test": curve})
+    rows = report.at_epochs({"unit": "epoch", "epochs": epochs, "support": curve, "test": curve})
     assert [row["epoch"] for row in rows] == expected
     assert all(row["test"] == row["epoch"] and row["support_ci95"] == row["epoch"] / 2 for row in rows)
 
 
 def test_the_table_lists_every_row_in_columns():
-    rows = [
-        {"epoch": e, "support": 0.5, "support_ci95": 0.1, "test": 1.25, "test_ci95": c}
-        for e, c in ((0, 0.2), (10, None))
-    ]
-    title, header, first, second = report.table("what ran", "nRMSE", rows).splitlines()
+    entry = {
+        "unit": "inner step",
+        "epochs": [0, 3],
+        "support": {"mean": [0.5, 0.5], "ci95": [0.1, 0.1]},
+        "test": {"mean": [1.25, 1.25], "ci95": [0.2, None]},
+        "predictors": {"user mean": (0.9, 0.1)},
+    }
+    title, header, first, second, predictor = report.table("what ran", "nRMSE", entry).splitlines()
     assert title == "what ran"
-    assert header.split() == ["epoch", "nRMSE", "on", "support", "nRMSE", "on", "test", "points"]
+    assert header.split() == ["inner", "step", "nRMSE", "on", "support", "nRMSE", "on", "test", "points"]
     assert first.split() == ["0", "0.5000", "+-", "0.1000", "1.2500", "+-", "0.2000"]
-    assert second.split() == ["10", "0.5000", "+-", "0.1000", "1.2500"]
+    assert second.split() == ["3", "0.5000", "+-", "0.1000", "1.2500"]
     assert len({len(line) for line in (header, first, second)}) == 1
+    assert predictor.split() == ["user", "mean", "0.9000", "+-", "0.1000"]

@@ -40,7 +40,7 @@ def test_every_method_runs_from_flags_to_results(tmp_path, capsys, method):
 def test_each_name_stands_for_its_method():
     def learner(*flags):
         s = merged(run.parse_flags(["--domain", "CosMixture", "--inner-steps", "7", "--inner-lr", "0.5", *flags]))
-        return run.build_learner(s, None)
+        return run.build_learner(s, None, half_mse)
 
     common = {"apply": None, "loss": half_mse, "inner_lr": 0.5, "inner_steps": 7}
     flow = ["--solver", "dopri5", "--adjoint", "continuous", "--rtol", "0.01", "--prox", "0.25"]
@@ -98,7 +98,7 @@ def test_the_summary_repeats_the_last_meta_test(tmp_path, quick):
 
 def test_errors_in_other_units_are_no_nrmse(tmp_path, quick):
     start(tmp_path / "run", "--domain", "Sinusoid", "--width", "4")
-    assert content(tmp_path / "run", "summary.json")["metric"] == "RMSE"
+    assert content(tmp_path / "run", "summary.json")["metric"] == "MSE"
 
 
 def test_one_test_task_has_no_interval_and_the_files_stay_json(tmp_path, quick):

@@ -34,7 +34,7 @@ MISTAKES = [
     (["--prox", "0", "--method", "imaml"], ["prox", "positive", "0.0"]),
     (["--device", "cuda:99"], ["--device 'cuda:99' is not there", "this machine has: cpu"]),
     (["--device", "gpu"], ["--device 'gpu' is not there", "this machine has: cpu"]),
-    (["--solver", "rk5"], ["unknown solver 'rk5'", "did you mean 'rk4'?"]),
+    (["--solver", "rk44"], ["unknown solver 'rk44'", "did you mean 'rk4'?"]),
     (["--adjoint", "exact"], ["unknown adjoint 'exact'", "discrete"]),
     (["--dtype", "float16"], ["unknown dtype 'float16'", "float64"]),
     (["--activation", "Tanh"], ["unknown activation 'Tanh'", "did you mean 'tanh'?"]),
