@@ -26,6 +26,7 @@ from benchmarks import report
 from benchmarks.problems import LIMITS, Problem, methods, problem
 
 STEPS = (1, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+MEMORY_STEPS = (10, 100, 500, 2000)  # a process each
 
 
 def main() -> None:
@@ -79,7 +80,8 @@ def measure(p: Problem, a: argparse.Namespace) -> list[dict[str, Any]]:
                 row["refused"] = gradient
             else:
                 row |= figures(gradient, reference, statistics.median(seconds[n]), rate, work)
-                row["peak_bytes"] = None if a.skip_memory else memory_in_process(a, n, steps)
+                measured = steps in MEMORY_STEPS and not a.skip_memory
+                row["peak_bytes"] = memory_in_process(a, n, steps) if measured else None
             rows.append(row)
             print(json.dumps(row), flush=True)
     return rows
