@@ -82,7 +82,7 @@ def wait_for(process, condition, what):
 
 
 def test_sigterm_and_sigkill_lose_nothing_of_a_process(tmp_path):
-    out, flags = tmp_path / "run", ["--meta-updates", "600", "--checkpoint-interval", "20", "--test-interval", "250"]
+    out, flags = tmp_path / "run", ["--meta-updates", "480", "--checkpoint-interval", "20", "--test-interval", "200"]
     first = spawn(out, *flags)
     wait_for(first, (out / "checkpoint.pt").exists, "checkpoint")
     first.send_signal(signal.SIGTERM)
@@ -91,7 +91,7 @@ def test_sigterm_and_sigkill_lose_nothing_of_a_process(tmp_path):
     assert first.returncode == 128 + signal.SIGTERM
     assert stdout == ""
     assert stderr == f"run.py: stopped after update {update}; go on with --resume\n"
-    assert len(metrics(out)) == update < 600
+    assert len(metrics(out)) == update < 480
 
     second = spawn(out, *flags, "--resume")
     wait_for(second, lambda: checkpoint(out)["update"] > update, "further checkpoint")
