@@ -181,7 +181,7 @@ class Law:
 
         Over a long horizon the stiffest modes die out before their errors matter; over a short one they do not.
         """
-        x = curvature * self.horizon
+        x = max(curvature * self.horizon, 1e-30)
         peak = min(x, order + 1)
         worst = peak ** (order + 1) * math.exp(-peak)
         long, short = LAYER[order] * (1 + 3 / x), x * (SHORT[order] / worst) ** (1 / order)
