@@ -21,6 +21,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_update(tmp_path, quick
     assert metrics(out) == []
 
 
+@pytest.mark.parametrize("solver", ["auto", "rk4", "rkc", "euler"])
+def test_amaml_refuses_a_horizon_that_no_steps_can_cover(tmp_path, quick, capsys, solver):
+    out = tmp_path / "run"
+    flags = ["--method", "amaml", "--solver", solver, "--inner-lr", "1e29", "--dtype", "float32"]
+    assert start(out, *flags) == 2
+    line = error_line(capsys)
+    assert "update 1: " in line
+    assert "smaller" in line
+    assert "no checkpoint yet" in line
+    assert not (out / "checkpoint.pt").exists()
+
+
 @pytest.mark.parametrize("solver", ["euler", "rk4"])
 def test_amaml_stops_with_its_update_where_theta_explodes(tmp_path, capsys, solver):
     out = tmp_path / "run"

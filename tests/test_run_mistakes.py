@@ -7,7 +7,17 @@ import data
 import run
 
 LIMITS = {"shots": 1000, "queries": 1000, "meta-batch": 100, "test-tasks": 100}
-COUNTS = [*LIMITS, "inner-steps", "meta-updates", "width", "cg-steps", "checkpoint-interval"]
+COUNTS = [
+    *LIMITS,
+    "inner-steps",
+    "meta-updates",
+    "width",
+    "cg-steps",
+    "checkpoint-interval",
+    "ways",
+    "task-chunk",
+    "test-steps",
+]
 MISTAKES = [
     (["--domain", "alpine2d"], ["unknown domain 'alpine2d'", "did you mean 'Alpine2D'?", "CosMixture2D-slides"]),
     (["--domain", "Sinusiod"], ["'Sinusiod'", "did you mean 'Sinusoid'?"]),
@@ -41,6 +51,15 @@ MISTAKES = [
     (["--norm", "layer"], ["unknown norm 'layer'", "batch"]),
     (["--norm", "batch", "--shots", "1"], ["--norm batch", "at least 2", "--shots 1"]),
     (["--meta-optimizer", "adamw"], ["unknown meta-optimizer 'adamw'", "did you mean 'adam'?"]),
+    (["--network", "conv4"], ["--network conv4", "CosMixture", "choose mlp or linear"]),
+    (["--network", "resnet"], ["unknown network 'resnet'", "did you mean 'resnet12'?"]),
+    (["--check-gradient", "2"], ["--check-gradient", "fomaml"]),
+    (["--protocol", "innner"], ["unknown protocol 'innner'", "did you mean 'inner'?"]),
+    (["--compile", "yes"], ["unknown compile 'yes'", "auto"]),
+    (["--domain", "Jester"], ["Jester", "--data-root", "AMAML_DATA"]),
+    (["--domain", "Jester", "--data-root", "nowhere"], ["Jester", "nowhere"]),
+    (["--domain", "MiniImageNet", "--network", "conv4"], ["MiniImageNet", "--data-root"]),
+    (["--domain", "Glyphs", "--ways", "10000"], ["--ways 10000", "choose at most"]),
     (["--draw", "101"], ["--draw must be an integer from 0 to 100", "'101'"]),
     (["--draw", "3"], ["--draw 3", "at most 2"]),
     (["--out", ""], ["--out must be a path", "''"]),
@@ -52,11 +71,20 @@ MISTAKES = [
 @pytest.mark.parametrize(("flags", "fragments"), MISTAKES, ids=lambda value: " ".join(value)[:40])
 def test_a_wrong_flag_gets_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys, flags, fragments):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AMAML_DATA", raising=False)
     assert start("run", *flags) == 2
     line = error_line(capsys)
     for fragment in fragments:
         assert fragment in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_compiling_needs_a_compiler(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "compiler_found", lambda: False)
+    assert start(tmp_path / "run", "--compile", "on") == 2
+    assert "--compile on needs a C++ compiler" in error_line(capsys)
+    assert list(tmp_path.iterdir()) == []
+    assert not run.compiles(run.merged({"domain": "CosMixture"}))
 
 
 def test_no_domain_is_a_mistake_that_names_them_all(capsys):

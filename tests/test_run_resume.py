@@ -61,15 +61,17 @@ def test_a_run_killed_in_any_of_its_writes_resumes_to_the_bit(tmp_path, quick, m
     assert moment >= 12  # configuration, metrics, tests, checkpoints, curves, summary: each write died once
 
 
-def test_a_run_killed_again_and_again_resumes_to_the_bit(tmp_path, quick, monkeypatch):
-    start(tmp_path / "whole", *OFTEN, "--meta-updates", "9")
+@pytest.mark.parametrize("method", ["amaml", "imaml"])
+def test_a_run_killed_again_and_again_resumes_to_the_bit(tmp_path, quick, monkeypatch, method):
+    flags = [*OFTEN, "--meta-updates", "9", "--method", method]
+    start(tmp_path / "whole", *flags)
     out = tmp_path / "run"
     for moment in (4, 5, 6, 6, 7):
         with monkeypatch.context() as patch:
             killed_at_write(patch, moment)
             with pytest.raises(Killed):
-                start(out, *OFTEN, "--meta-updates", "9", "--resume")
-    assert start(out, *OFTEN, "--meta-updates", "9", "--resume") == 0
+                start(out, *flags, "--resume")
+    assert start(out, *flags, "--resume") == 0
     assert_same_run(out, tmp_path / "whole")
 
 
