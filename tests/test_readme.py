@@ -1,0 +1,28 @@
+"""The README names what the program has."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import data
+from configs.settings import FIELDS, METHODS, flag_name
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_flag_is_in_the_readme_with_its_meaning(name):
+    assert f"| `{flag_name(name)}` | {FIELDS[name].metadata['help']} |" in README
+
+
+@pytest.mark.parametrize("name", [*data.DOMAINS, *METHODS])
+def test_every_domain_and_method_is_in_the_readme(name):
+    assert re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", README)
+
+
+def test_the_dependency_table_lists_what_is_installed():
+    root = Path(__file__).parents[1]
+    for path in (root / "requirements.txt", root / "tests" / "requirements.txt"):
+        for line in path.read_text().split():
+            assert f"{line.split('==')[0]}" in README
