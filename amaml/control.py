@@ -32,9 +32,9 @@ LOOKAHEAD = 20  # blocks that are planned ahead
 STRETCH = 1.1  # steps may be so much longer where that saves one; within MARGIN
 PREFERENCE = 1.1  # a scheme of higher order may cost so much more for each order: it errs less than asked for
 BLOCK = 28  # gradients between two estimates of lambda_max
-LAYER = {2: 6.0, 4: 3.4}  # z = h * lambda_max of the steps at both ends, over rtol^(1/order): long horizons
+LAYER = {2: 6.0, 4: 3.6}  # z = h * lambda_max of the steps at both ends, over rtol^(1/order): long horizons
 SHORT = {2: 0.7, 4: 7.0}  # the same for short ones: the constant of Law._layer
-GROWTH = {2: 3.6, 4: 1.1}  # of h with the distance from the nearer end, over rtol^(1/order)
+GROWTH = {2: 4.0, 4: 1.3}  # of h with the distance from the nearer end, over rtol^(1/order)
 
 
 @dataclass(frozen=True)
