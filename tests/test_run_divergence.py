@@ -1,12 +1,14 @@
 """Losses and parameters that stop being finite: the update's number, the last good checkpoint, what to try."""
 
 import json
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from commands import checkpoint, error_line, metrics, start
 
 import run
+from amaml import Diverged, MetaLearner
 
 
 @pytest.mark.parametrize("method", ["maml", "maml1", "fomaml", "imaml", "reptile"])
@@ -76,6 +78,18 @@ def test_a_meta_test_that_is_not_finite_stops_the_run(tmp_path, quick, capsys):
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
+@dataclass(frozen=True)
+class Wary:
+    """A method that sees for itself that theta is lost, at the update after the faulty one."""
+
+    learner: MetaLearner
+
+    def meta_gradient(self, theta, tasks):
+        if not theta.isfinite().all():
+            raise Diverged("theta is lost")
+        return self.learner.meta_gradient(theta, tasks)
+
+
 @pytest.mark.parametrize(("interval", "kept"), [(2, "update 4 is kept"), (100, "no checkpoint yet")])
 def test_the_first_update_that_was_not_finite_is_named(tmp_path, quick, capsys, monkeypatch, interval, kept):
     """One poisoned episode after five good ones; the updates are looked at in batches, later ones are faulty too."""
@@ -92,7 +106,7 @@ def test_the_first_update_that_was_not_finite_is_named(tmp_path, quick, capsys, 
             return tasks
 
         monkeypatch.setattr(e.domain, "episode", episode)
-        return e
+        return replace(e, learner=Wary(e.learner))
 
     monkeypatch.setattr(run, "build", poisoned)
     flags = ["--checkpoint-interval", str(interval), "--meta-updates", "9"]

@@ -136,6 +136,13 @@ def test_an_out_that_cannot_be_used_is_refused_and_left_alone(tmp_path, monkeypa
     assert files(tmp_path) == before
 
 
+def test_even_a_name_of_two_lines_gets_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "two\nlines").write_text("precious")
+    assert start("two\nlines") == 2
+    assert "two lines is a file" in error_line(capsys)
+
+
 def test_overwrite_refuses_a_run_folder_that_holds_something_else(tmp_path, quick, capsys):
     out = tmp_path / "run"
     start(out)

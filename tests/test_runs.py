@@ -69,7 +69,9 @@ def test_writing_leaves_the_old_file_or_the_new_one(tmp_path, monkeypatch):
         write_atomically(path, b"new, but cut")
     assert path.read_bytes() == b"old"
     monkeypatch.undo()
-    write_atomically(path, b"new")
+    with open(path, "rb") as reader:
+        write_atomically(path, b"new")
+        assert reader.read() == b"old"  # the new file took the old one's place in one step
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
     assert path.read_bytes() == b"new"
 
