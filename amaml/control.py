@@ -28,9 +28,12 @@ from amaml.trajectory import Trajectory
 MARGIN = 0.9  # of a stability interval, since lambda_max is estimated from below
 SHARPENING = 3.0  # lambda_max is taken to grow no faster than t + SHARPENING / lambda_max(0)
 MOST_STEPS = 50_000  # of a flow, at the least
+PACE = 1.0
 LOOKAHEAD = 20  # blocks that are planned ahead
 STRETCH = 1.1  # steps may be so much longer where that saves one; within MARGIN
 PREFERENCE = 1.1  # a scheme of higher order may cost so much more for each order: it errs less than asked for
+MOST_PRODUCTS = 10  # of one estimate of lambda_max
+SETTLED = 1.05  # ratio of two successive estimates
 BLOCK = 28  # gradients between two estimates of lambda_max
 LAYER = {2: 6.0, 4: 3.6}  # z = h * lambda_max of the steps at both ends, over rtol^(1/order): long horizons
 SHORT = {2: 0.7, 4: 7.0}  # the same for short ones: the constant of Law._layer
@@ -101,28 +104,42 @@ class Curvature:
     def __init__(self, flow: GradientFlow) -> None:
         self.flow, self.vectors = flow, None
 
-    def at(self, u: Tensor) -> float:
-        """The largest over the tasks; one Hessian-vector product, three the first time. Waits for the device."""
-        iterations = 1
+    def at(self, u: Tensor) -> list[float]:
+        """Of every task; Hessian-vector products until they agree, at least 2, 3 the first time. Waits for each."""
+        products = 2
         if self.vectors is None:
-            iterations, self.vectors = 3, self.flow.initial
-        values, self.vectors = calculus.largest_eigenvalue(lambda v: self.flow.hvp(u, v), self.vectors, iterations)
-        largest = values.max().item()
-        if not math.isfinite(largest):
-            raise Diverged("the inner loop left the finite numbers; try a smaller inner_lr or fewer inner steps")
-        return max(largest, torch.finfo(u.dtype).eps)
+            products, self.vectors = 3, self.flow.initial
+        values, self.vectors = calculus.largest_eigenvalue(lambda v: self.flow.hvp(u, v), self.vectors, products - 1)
+        found = values.tolist()
+        for _ in range(MOST_PRODUCTS):
+            before = found
+            values, self.vectors = calculus.largest_eigenvalue(lambda v: self.flow.hvp(u, v), self.vectors, 1)
+            found = values.tolist()
+            if not math.isfinite(sum(found)):
+                raise Diverged("the inner loop left the finite numbers; try a smaller inner_lr or fewer inner steps")
+            if all(new <= SETTLED * old for new, old in zip(found, before, strict=True)):
+                break
+        return [max(value, torch.finfo(u.dtype).eps) for value in found]
 
 
 def _graded(trajectory: Trajectory, candidates: tuple[Candidate, ...], horizon: float, rtol: float) -> None:
-    estimate, t = Curvature(trajectory.flow), 0.0
+    """Block by block; one at whose end the last step turns out too long for lambda_max is taken again."""
+    estimate, t, rate = Curvature(trajectory.flow), 0.0, 0.0
     now = estimate.at(trajectory.final)
-    law = Law(candidates, horizon, rtol, start=now)
+    law = Law(candidates, horizon, rtol, start=max(now))
     while t < horizon:
-        moves = _block(law.plan(t, now))
+        u, count = trajectory.final, len(trajectory.moves)
+        moves = _block(law.plan(t, max(now), rate))
         trajectory.extend(moves)
-        t = moves[-1].end
-        if t < horizon:
-            now = estimate.at(trajectory.final)
+        last = moves[-1]
+        if last.end < horizon:
+            later = estimate.at(trajectory.final)
+            rate = max(abs(math.log(b / a)) for a, b in zip(now, later, strict=True)) / (last.end - t)
+            if last.h * max(later) > last.scheme.stability:
+                trajectory.rewind(count, u)
+                continue
+            now = later
+        t = last.end
 
 
 def _block(moves: list[Move]) -> list[Move]:
@@ -142,8 +159,11 @@ class Law:
     rtol: float
     start: float
 
-    def plan(self, t: float, now: float) -> list[Move]:
-        """The moves from t, where lambda_max is now, towards the horizon; far ones will be planned again."""
+    def plan(self, t: float, now: float, rate: float = 0.0) -> list[Move]:
+        """The moves from t, where lambda_max is now, towards the horizon; far ones will be planned again.
+
+        rate: of change of log lambda_max, as seen last.
+        """
         steps = self.horizon * now / max(c.limit for c in self.candidates)
         if not steps < MOST_STEPS:
             raise Diverged(
@@ -152,7 +172,7 @@ class Law:
             )
         chosen, reached, cost = [], t, 0
         while reached < self.horizon and cost < LOOKAHEAD * BLOCK:
-            options = [self._longest(c, t, reached, now) for c in self.candidates]
+            options = [self._longest(c, t, reached, now, rate) for c in self.candidates]
             scheme, h = min(options, key=lambda option: option[0].cost / option[1] / PREFERENCE ** option[0].order)
             chosen.append((scheme, h))
             reached += h
@@ -164,15 +184,16 @@ class Law:
         stretch = (self.horizon - t) / (reached - t)  # so that the last step ends on the horizon
         return _moves(chosen, t, stretch, self.horizon)
 
-    def _longest(self, c: Candidate, since: float, t: float, now: float) -> tuple[Scheme, float]:
+    def _longest(self, c: Candidate, since: float, t: float, now: float, rate: float) -> tuple[Scheme, float]:
         """The longest accurate and stable step from t, with lambda_max as known since an earlier time."""
         growth = GROWTH[c.order] * self.rtol ** (1 / c.order)
         left = self.horizon - t
-        forward = growth * t + self._layer(c.order, self.start) / self.start
+        changing = 1 / rate if rate else math.inf
+        forward = growth * min(t, PACE * changing) + self._layer(c.order, self.start) / self.start
         backward = (growth * left + self._layer(c.order, now) / now) / (1 + growth)
         h = min(forward, backward, left)
         unit = SHARPENING / self.start
-        sharpest = now * (t + h + unit) / (since + unit)
+        sharpest = now * max((t + h + unit) / (since + unit), math.exp(min(rate * (t + h - since), 1.0)))
         h = min(h, c.limit / sharpest)
         return c.scheme(h * sharpest), h
 

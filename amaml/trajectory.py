@@ -60,6 +60,12 @@ class Trajectory:
                 self._keep(i, kept[0])
             self._stages = []
 
+    def rewind(self, count: int, u: Tensor) -> None:
+        """Forget all but the first count moves, after which the state was u."""
+        del self.moves[count:], self._stages[count:]
+        self._states = {i: state for i, state in self._states.items() if i < count}
+        self.final = u
+
     def backwards(self) -> Iterator[tuple[Move, Stages]]:
         """Every move with its stages, from the last to the first; forgets them on the way."""
         if self.whole:
