@@ -40,10 +40,15 @@ def build_learner(s: Settings, apply: Apply, loss: Loss) -> MetaLearner:
     common = {"apply": apply, "loss": loss, "inner_lr": s.inner_lr, "inner_steps": s.inner_steps}
     flow = {"solver": s.solver, "adjoint": s.adjoint, "rtol": s.rtol, "checkpoints": s.trajectory_checkpoints}
     implicit = {"cg_steps": s.cg_steps, "damping": s.cg_damping}
+    unrolled = {
+        "checkpoint_every": s.checkpoint_every,
+        "inner_optimizer": s.inner_optimizer,
+        "inner_batch": s.inner_batch,
+    }
     methods: dict[str, Callable[[], MetaLearner]] = {
         "amaml": lambda: AMAML(**common, **flow, prox=0.0 if s.prox is None else s.prox),
-        "maml": lambda: MAML(**common),
-        "maml1": lambda: MAML(**common | {"inner_steps": 1}),
+        "maml": lambda: MAML(**common, **unrolled),
+        "maml1": lambda: MAML(**common | unrolled | {"inner_steps": 1}),
         "fomaml": lambda: FOMAML(**common),
         "imaml": lambda: IMAML(**common, **implicit, prox=2.0 if s.prox is None else s.prox),
         "reptile": lambda: Reptile(**common),
@@ -99,18 +104,33 @@ def build(s: Settings) -> Experiment:
     """Data, network and learner of an experiment."""
     if s.norm == "batch" and min(s.shots, s.queries) < 2:
         raise InputError(f"--norm batch needs at least 2 points, got --shots {s.shots} and --queries {s.queries}")
-    if s.check_gradient and s.method != "amaml":
-        raise InputError(f"--check-gradient measures the steps of A-MAML's flow, {s.method} has none; leave it out")
+    check_method(s)
     dtype = getattr(torch, s.dtype)
     special = {"ways": s.ways, "item_features": s.item_features, "train_tasks": s.train_tasks, "unseen": s.unseen}
     sampling = data.Sampling(s.shots, s.queries, s.meta_batch, s.seed, dtype, s.device, s.data_root, **special)
     domain = data.make(s.domain, sampling)
+    if s.inner_batch is not None:
+        points = s.shots * (s.ways if len(domain.input_shape) == 3 else 1)
+        check_pool("support points of a task", s.inner_batch, points, "--inner-batch")
     theta, apply = initialise(lambda: build_network(s, domain), s.seed, dtype, s.device)
     if s.draw:
         report.check_drawable(domain.input_shape)
         check_pool("meta-test tasks (--test-tasks)", s.draw, s.test_tasks, "--draw")
     loss = cross_entropy if domain.classification else half_mse
     return Experiment(s, domain, apply, theta, build_learner(s, apply, loss))
+
+
+def check_method(s: Settings) -> None:
+    """Raise InputError where a method's gradient is not defined for the inner loop that is asked for."""
+    plain = {"inner_optimizer": "sgd", "inner_batch": None, "checkpoint_every": None}
+    for name, value in plain.items():
+        given = getattr(s, name)
+        if given != value and s.method not in ("maml", "maml1"):
+            flow = "the flow of full-batch gradient descent" if s.method == "amaml" else "plain gradient descent"
+            raise InputError(
+                f"{flag_name(name)} {given} is for maml, {s.method} differentiates {flow}; leave it out, or choose "
+                "--method maml"
+            )
 
 
 def meta_test(e: Experiment, theta: Tensor, update: int, stop: StopRequest) -> tuple[dict[str, Any], Tensor, Tasks]:
@@ -153,11 +173,12 @@ def experiment(s: Settings) -> None:
             theta=e.theta,
             optimizer=optimizer,
             episode=e.domain.episode,
+            clip=s.clip,
             test=lambda update: meta_test(e, e.theta, update, stop)[0],
             updates=s.meta_updates,
             test_interval=s.test_interval,
             checkpoint_interval=s.checkpoint_interval,
-            check_gradient=s.check_gradient,
+            check_gradient=s.check_gradient if s.method == "amaml" and s.solver != "euler" else 0,
             stop=stop,
         )
         if start is not None:

@@ -71,7 +71,7 @@ class AMAML:
         evaluations = Evaluations()
         for attempt in range(REFINEMENTS):
             gradient = self._once(theta.detach(), tasks, self.rtol / 16**attempt, evaluations)
-            limit = max(TRUST * self.rtol, 1e4 * torch.finfo(theta.dtype).eps)
+            limit = max(self.tolerance, 1e4 * torch.finfo(theta.dtype).eps)
             if gradient.error is None or gradient.error <= limit:
                 return gradient
             warnings.warn(
@@ -84,6 +84,11 @@ class AMAML:
             f"the meta-gradient's estimated relative error is {gradient.error:.2g}, above {limit:g}, and smaller steps "
             "do not help; try a smaller inner_lr, fewer inner steps or solver euler"
         )
+
+    @property
+    def tolerance(self) -> float:
+        """The relative error above which a meta-gradient is not to be used."""
+        return TRUST * self.rtol
 
     def finer(self) -> "AMAML":
         """The same method at much finer steps, whose meta-gradient tells the error of this one's."""

@@ -2,7 +2,7 @@
 
 Stability. The flow may survive a step with h * lambda_max outside the scheme's real interval, but the transposed sweep
 amplifies at every such step and the meta-gradient explodes. So lambda_max is estimated by power iteration along the
-path, and every step keeps a margin.
+path, extrapolated as it grows, and every step keeps a margin; a block of steps that lambda_max outran is taken again.
 
 Accuracy. A component of the state with curvature mu decays like exp(-mu t) from the start; by symmetry a component of
 the adjoint state decays like exp(-mu (T - t)) away from the end. Errors are made in these two layers. A step at a
@@ -26,14 +26,14 @@ from amaml.solvers import BOSH3, DOPRI5, EULER, MIDPOINT, RK4, Embedded, Move, S
 from amaml.trajectory import Trajectory
 
 MARGIN = 0.9  # of a stability interval, since lambda_max is estimated from below
-SHARPENING = 3.0  # lambda_max is taken to grow no faster than t + SHARPENING / lambda_max(0)
+SHARPENING = 3.0  # lambda_max is taken to grow like t + SHARPENING / lambda_max(0), or at the rate it had, if faster
 MOST_STEPS = 50_000  # of a flow, at the least
-PACE = 1.0
 LOOKAHEAD = 20  # blocks that are planned ahead
 STRETCH = 1.1  # steps may be so much longer where that saves one; within MARGIN
 PREFERENCE = 1.1  # a scheme of higher order may cost so much more for each order: it errs less than asked for
 MOST_PRODUCTS = 10  # of one estimate of lambda_max
-SETTLED = 1.05  # ratio of two successive estimates
+SETTLED = 1.05  # ratio of two successive products, at which one stops
+RETAKEN = 4.0  # lambda_max is taken to be so many times larger at most, when a block is taken again
 BLOCK = 28  # gradients between two estimates of lambda_max
 LAYER = {2: 6.0, 4: 3.6}  # z = h * lambda_max of the steps at both ends, over rtol^(1/order): long horizons
 SHORT = {2: 0.7, 4: 7.0}  # the same for short ones: the constant of Law._layer
@@ -105,15 +105,17 @@ class Curvature:
         self.flow, self.vectors = flow, None
 
     def at(self, u: Tensor) -> list[float]:
-        """Of every task; Hessian-vector products until they agree, at least 2, 3 the first time. Waits for each."""
-        products = 2
+        """Of every task. Hessian-vector products until two agree, at least 2, 3 the first time; waits for each."""
+
+        def matvec(v: Tensor) -> Tensor:
+            return self.flow.hvp(u, v)
+
         if self.vectors is None:
-            products, self.vectors = 3, self.flow.initial
-        values, self.vectors = calculus.largest_eigenvalue(lambda v: self.flow.hvp(u, v), self.vectors, products - 1)
-        found = values.tolist()
+            _, self.vectors = calculus.largest_eigenvalue(matvec, self.flow.initial, 1)
+        found = [0.0] * len(u)
         for _ in range(MOST_PRODUCTS):
             before = found
-            values, self.vectors = calculus.largest_eigenvalue(lambda v: self.flow.hvp(u, v), self.vectors, 1)
+            values, self.vectors = calculus.largest_eigenvalue(matvec, self.vectors, 1)
             found = values.tolist()
             if not math.isfinite(sum(found)):
                 raise Diverged("the inner loop left the finite numbers; try a smaller inner_lr or fewer inner steps")
@@ -123,13 +125,14 @@ class Curvature:
 
 
 def _graded(trajectory: Trajectory, candidates: tuple[Candidate, ...], horizon: float, rtol: float) -> None:
-    """Block by block; one at whose end the last step turns out too long for lambda_max is taken again."""
+    """Block by block. One at whose end lambda_max turns out too large for its last step is taken again."""
     estimate, t, rate = Curvature(trajectory.flow), 0.0, 0.0
     now = estimate.at(trajectory.final)
-    law = Law(candidates, horizon, rtol, start=max(now))
+    sharp = max(now)
+    law = Law(candidates, horizon, rtol, start=sharp)
     while t < horizon:
         u, count = trajectory.final, len(trajectory.moves)
-        moves = _block(law.plan(t, max(now), rate))
+        moves = _block(law.plan(t, sharp, rate))
         trajectory.extend(moves)
         last = moves[-1]
         if last.end < horizon:
@@ -137,8 +140,9 @@ def _graded(trajectory: Trajectory, candidates: tuple[Candidate, ...], horizon: 
             rate = max(abs(math.log(b / a)) for a, b in zip(now, later, strict=True)) / (last.end - t)
             if last.h * max(later) > last.scheme.stability:
                 trajectory.rewind(count, u)
+                sharp = min(max(later), RETAKEN * sharp)
                 continue
-            now = later
+            now, sharp = later, max(later)
         t = last.end
 
 
@@ -162,7 +166,8 @@ class Law:
     def plan(self, t: float, now: float, rate: float = 0.0) -> list[Move]:
         """The moves from t, where lambda_max is now, towards the horizon; far ones will be planned again.
 
-        rate: of change of log lambda_max, as seen last.
+        rate: of change of log lambda_max as seen last, 1 / time. Where it is fast the Hessian is another one after
+        1 / rate, which then takes the place of the distance from the start.
         """
         steps = self.horizon * now / max(c.limit for c in self.candidates)
         if not steps < MOST_STEPS:
@@ -188,8 +193,8 @@ class Law:
         """The longest accurate and stable step from t, with lambda_max as known since an earlier time."""
         growth = GROWTH[c.order] * self.rtol ** (1 / c.order)
         left = self.horizon - t
-        changing = 1 / rate if rate else math.inf
-        forward = growth * min(t, PACE * changing) + self._layer(c.order, self.start) / self.start
+        unchanged = min(t, 1 / rate) if rate else t
+        forward = growth * unchanged + self._layer(c.order, self.start) / self.start
         backward = (growth * left + self._layer(c.order, now) / now) / (1 + growth)
         h = min(forward, backward, left)
         unit = SHARPENING / self.start
@@ -219,11 +224,16 @@ def _moves(chosen: list[tuple[Scheme, float]], t: float, stretch: float, last: f
 
 
 def _embedded(trajectory: Trajectory, scheme: Embedded, horizon: float, rtol: float) -> None:
-    """In four parts, since lambda_max, which bounds the step, grows along the path."""
-    curvature = Curvature(trajectory.flow)
-    for part in range(4):
-        start, end = horizon * part / 4, horizon * (part + 1) / 4
-        bound = MARGIN * scheme.stability / curvature.at(trajectory.final)
-        trajectory.final = scheme.choose(
-            trajectory.flow, start, end, trajectory.final, rtol / 10, trajectory.record, max_step=bound
-        )
+    """In four parts, since lambda_max, which bounds the step, grows along the path; retaken like the blocks above."""
+    estimate = Curvature(trajectory.flow)
+    sharp, part = max(estimate.at(trajectory.final)), 0
+    while part < 4:
+        u, count = trajectory.final, len(trajectory.moves)
+        start, end, bound = horizon * part / 4, horizon * (part + 1) / 4, MARGIN * scheme.stability / sharp
+        trajectory.final = scheme.choose(trajectory.flow, start, end, u, rtol / 10, trajectory.record, max_step=bound)
+        later = max(estimate.at(trajectory.final))
+        if max(move.h for move in trajectory.moves[count:]) * later > scheme.stability:
+            trajectory.rewind(count, u)
+            sharp = min(later, RETAKEN * sharp)
+        else:
+            sharp, part = later, part + 1

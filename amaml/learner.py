@@ -67,6 +67,11 @@ class Chunked:
                 setattr(total, f.name, getattr(total, f.name) + getattr(part.evaluations, f.name))
         return MetaGradient(value, torch.cat(losses), total, max(errors, default=None))
 
+    @property
+    def tolerance(self) -> float:
+        """The learner's, see AMAML.tolerance."""
+        return self.learner.tolerance
+
     def finer(self) -> "Chunked":
         """The same with a finer learner, see AMAML.finer."""
         return Chunked(self.learner.finer(), self.size)

@@ -2,6 +2,7 @@
 
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from amaml.errors import Diverged, InputError
 from amaml.flow import Evaluations
-from amaml.learner import MetaLearner
+from amaml.learner import MetaGradient, MetaLearner
 from amaml.runs import Checkpoint, RunFolder
 from amaml.tasks import Tasks
 
@@ -26,7 +27,7 @@ class Update:
     gradient_norm: Tensor
     evaluations: Evaluations
     error: float | None  # the learner's own estimate
-    checked_error: Tensor | None  # measured against finer steps
+    checked_error: float | None  # measured against finer steps
 
 
 def meta_train(
@@ -36,27 +37,47 @@ def meta_train(
     episode: Callable[[int], Tasks],
     first: int,
     last: int,
+    clip: float | None = None,
     check_every: int = 0,
 ) -> Iterator[Update]:
     """Updates first + 1 to last of theta (P,), in place and by the optimiser alone; yields after each.
 
-    Update number n uses episode(n - 1), so that a run may stop after any update and go on later. Every check_every
-    updates the relative distance to learner.finer()'s meta-gradient is measured. Raises Diverged with the update's
-    number where the learner does.
+    clip: a meta-gradient of a larger norm is scaled to this one; the norm that is reported is the one it had.
+
+    Update number n uses episode(n - 1), so that a run may stop after any update and go on later. At the first update
+    and every check_every later ones the error of learner's meta-gradient is measured (A-MAML). Raises Diverged with
+    the update's number where the learner does.
     """
     for step in range(first, last):
         tasks, checked = episode(step), None
         try:
             gradient = learner.meta_gradient(theta, tasks)
-            if check_every and (step + 1) % check_every == 0:
-                finer = learner.finer().meta_gradient(theta, tasks).value
-                checked = (gradient.value - finer).norm() / finer.norm()
+            if check_every and step % check_every == 0:
+                gradient, checked = _checked(learner, gradient, theta, tasks, step + 1)
         except Diverged as fault:
             raise Diverged(f"update {step + 1}: {fault}") from fault
-        theta.grad = gradient.value
+        theta.grad, norm = gradient.value, gradient.value.norm()
+        if clip is not None:
+            torch.nn.utils.clip_grads_with_norm_([theta], clip, norm)
         optimizer.step()
-        norm = gradient.value.norm()
         yield Update(step + 1, gradient.query_loss.mean(), norm, gradient.evaluations, gradient.error, checked)
+
+
+def _checked(
+    learner: MetaLearner, gradient: MetaGradient, theta: Tensor, tasks: Tasks, number: int
+) -> tuple[MetaGradient, float]:
+    """The meta-gradient with its distance to the one at finer steps; the latter, with a warning, where it is large."""
+    finer = learner.finer().meta_gradient(theta, tasks)
+    error = ((gradient.value - finer.value).norm() / finer.value.norm()).item()
+    if not error > learner.tolerance:
+        return gradient, error
+    warnings.warn(
+        f"update {number}: the meta-gradient's measured error is {error:.2g}, above {learner.tolerance:g}; this update "
+        "takes finer steps, a smaller --rtol does so for all",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return finer, error
 
 
 def read(updates: list[Update]) -> list[dict[str, Any]]:
@@ -75,7 +96,7 @@ def read(updates: list[Update]) -> list[dict[str, Any]]:
         if update.error is not None:
             record["estimated_error"] = update.error
         if update.checked_error is not None:
-            record["checked_error"] = update.checked_error.item()
+            record["checked_error"] = update.checked_error
         records.append(record)
     return records
 
@@ -135,6 +156,7 @@ class Session:
     test_interval: int
     checkpoint_interval: int
     stop: StopRequest
+    clip: float | None = None
     check_gradient: int = 0
     update: int = 0
     timed_updates: int = 0
@@ -180,7 +202,7 @@ class Session:
 
     def _train(self, bar: tqdm) -> None:
         self._mark, saved_at, warm = time.perf_counter(), time.monotonic(), False
-        span = self.update, self.updates, self.check_gradient
+        span = self.update, self.updates, self.clip, self.check_gradient
         for done in meta_train(self.learner, self.theta, self.optimizer, self.episode, *span):
             self._pending.append(done)
             self.update = done.number

@@ -1,15 +1,20 @@
-"""MAML: the exact meta-gradient of K gradient steps, by backpropagation through all of them."""
+"""MAML: the exact meta-gradient of K inner steps, by backpropagation through all of them."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from amaml.calculus import Loss, batch_losses
-from amaml.flow import Evaluations, GradientFlow
-from amaml.learner import MetaGradient, check_inner_loop, gradient_descent
+from amaml import calculus
+from amaml.calculus import Loss
+from amaml.errors import InputError, unknown
+from amaml.flow import Evaluations
+from amaml.learner import MetaGradient, check_inner_loop, query_gradient
 from amaml.models import Apply
 from amaml.tasks import Tasks
+from baselines.inner import INNER_OPTIMIZERS
+
+State = tuple[Tensor, ...]  # phi and the slots of the inner optimiser, (tasks, P) each
 
 
 @dataclass(frozen=True)
@@ -17,32 +22,87 @@ class MAML:
     """Model-Agnostic Meta-Learning (Finn et al. 2017, algorithm 1).
 
     value = d/dtheta mean over tasks of L_query(phi_K),   phi_0 = theta,   phi_(k+1) = phi_k - inner_lr grad L(phi_k).
-    Costs K + 1 gradients and K Hessian-vector products; the graph, and with it the memory, grows with K.
-    With inner_steps=1 this is the paper's MAML-1.
+    Costs K gradients, K Hessian-vector products and the query gradient; the graph, and with it the memory, grows with
+    K. With inner_steps=1 this is the paper's MAML-1.
+
+    checkpoint_every: C keeps the state of every C-th step alone and builds the graph of C steps at a time, from the
+    last to the first: memory for K / C states and C steps, least at C about sqrt(K), for at most K gradients more
+    (Griewank and Walther 2000; Chen et al. 2016). The value is the same.
+    inner_optimizer: "momentum", "rmsprop" and "adam" take the place of the plain step; all are differentiated through.
+    inner_batch: so many support points a step, other ones for every step, the same for every call: the support set is
+    gone through in random orders, one after the other. None takes all of them.
     """
 
     apply: Apply
     loss: Loss
     inner_lr: float
     inner_steps: int
+    checkpoint_every: int | None = None
+    inner_optimizer: str = "sgd"
+    inner_batch: int | None = None
 
     def __post_init__(self) -> None:
         check_inner_loop(self.inner_lr, self.inner_steps)
+        if self.inner_optimizer not in INNER_OPTIMIZERS:
+            raise unknown("inner optimizer", self.inner_optimizer, INNER_OPTIMIZERS)
+        for name in ("checkpoint_every", "inner_batch"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise InputError(f"{name} must be a positive integer or None, got {value!r}")
 
     def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
         """phi_K for every task, (tasks, P), without a graph."""
-        flow = GradientFlow(self.apply, self.loss, tasks, theta.detach())
-        return gradient_descent(flow, self.inner_lr, self.inner_steps)
+        return self._unroll(self._start(theta, tasks), tasks, 0, self.inner_steps, graph=False)[0]
 
     def meta_gradient(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
         """The gradient in theta of the mean query loss of phi_K."""
-        losses = batch_losses(self.apply, self.loss)
-        theta = theta.detach().requires_grad_()
-        phi = theta.expand(len(tasks), -1)
-        for _ in range(self.inner_steps):
-            support_loss = losses(phi, tasks.support_x, tasks.support_y).sum()
-            (gradient,) = torch.autograd.grad(support_loss, phi, create_graph=True)
-            phi = phi - self.inner_lr * gradient
-        query_loss = losses(phi, tasks.query_x, tasks.query_y)
-        (value,) = torch.autograd.grad(query_loss.mean(), theta)
-        return MetaGradient(value, query_loss.detach(), Evaluations(self.inner_steps, self.inner_steps))
+        ends = [*range(0, self.inner_steps, self.checkpoint_every or self.inner_steps), self.inner_steps]
+        segments = list(zip(ends[:-1], ends[1:], strict=True))
+        state, kept = self._start(theta, tasks), []
+        for first, last in segments[:-1]:
+            kept.append(state)
+            state = self._unroll(state, tasks, first, last, graph=False)
+        spent = Evaluations(self.inner_steps, self.inner_steps, segments[-1][0])
+
+        sensitivity = query_loss = None
+        for first, last in reversed(segments):
+            leaves = tuple(tensor.detach().requires_grad_() for tensor in state)
+            end = self._unroll(leaves, tasks, first, last, graph=True)
+            if sensitivity is None:
+                to_phi, query_loss = query_gradient(self.apply, self.loss, end[0].detach(), tasks)
+                sensitivity = (to_phi, *(torch.zeros_like(slot) for slot in end[1:]))
+            sensitivity = torch.autograd.grad(end, leaves, sensitivity, materialize_grads=True)
+            state = kept.pop() if kept else None
+        return MetaGradient(sensitivity[0].mean(0), query_loss, spent)
+
+    def _start(self, theta: Tensor, tasks: Tasks) -> State:
+        phi = theta.detach().expand(len(tasks), -1)
+        return phi, *(torch.zeros_like(phi) for _ in range(INNER_OPTIMIZERS[self.inner_optimizer].slots))
+
+    def _unroll(self, state: State, tasks: Tasks, first: int, last: int, graph: bool) -> State:
+        """Inner steps number first + 1 to last from a state, on which the result depends by a graph or not at all."""
+        phi, *slots = state
+        step = INNER_OPTIMIZERS[self.inner_optimizer].step
+        for k in range(first, last):
+            gradient = self._gradient(phi, *self._batch(tasks, k), graph)
+            phi, slots = step(phi, gradient, tuple(slots), self.inner_lr, k + 1)
+        return phi, *slots
+
+    def _gradient(self, phi: Tensor, x: Tensor, y: Tensor, graph: bool) -> Tensor:
+        if not graph:
+            return calculus.gradients(self.apply, self.loss, phi, x, y)
+        loss = calculus.batch_losses(self.apply, self.loss)(phi, x, y).sum()
+        return torch.autograd.grad(loss, phi, create_graph=True)[0]
+
+    def _batch(self, tasks: Tasks, step: int) -> tuple[Tensor, Tensor]:
+        """The support points of an inner step."""
+        x, y = tasks.support_x, tasks.support_y
+        if self.inner_batch is None:
+            return x, y
+        points = x.shape[1]
+        if self.inner_batch > points:
+            raise InputError(f"inner_batch {self.inner_batch} is more than the {points} support points of a task")
+        rounds, place = divmod(step, points // self.inner_batch)
+        order = torch.randperm(points, generator=torch.Generator().manual_seed(rounds))
+        chosen = order[place * self.inner_batch :][: self.inner_batch].to(x.device, non_blocking=True)
+        return x[:, chosen], y[:, chosen]

@@ -31,7 +31,7 @@ MEMORY_STEPS = (10, 100, 500, 2000)  # a process each
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", choices=("alpine", "conv"), default="alpine")
+    parser.add_argument("--network", choices=("alpine", "conv", "resnet"), default="alpine")
     parser.add_argument("--trained", help="checkpoint.pt of a run; its theta instead of an untrained one")
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS, help="numbers of inner steps")
     parser.add_argument("--methods", nargs="+", help="names of methods (default: all)")

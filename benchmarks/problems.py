@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 import data
 from amaml import AMAML, Tasks, flatten, half_mse, mlp
+from amaml.convnets import resnet12
 from amaml.models import Apply
 from baselines import FOMAML, IMAML, MAML, Reptile
 from benchmarks.packages import Higher, TorchMAML
@@ -38,15 +39,16 @@ class Problem:
 
 
 def problem(name: str, dtype: torch.dtype, device: str, trained: str | None) -> Problem:
-    """ "alpine": Alpine2D 100/100, 5 tasks, 2-32-32-1 tanh, inner step 0.01. "conv": Glyphs 5-way 1-shot 5 queries,
-    4 tasks, inner step 0.001. trained: a checkpoint whose theta is taken instead of the initial one."""
+    """ "alpine": Alpine2D 100/100, 5 tasks, 2-32-32-1 tanh, inner step 0.01. "conv", "resnet": Glyphs 5-way 1-shot 5
+    queries, 4 tasks, inner step 0.001. trained: a checkpoint whose theta is taken instead of the initial one."""
     torch.manual_seed(0)
     if name == "alpine":
         domain = data.make("Alpine2D", data.Sampling(100, 100, 5, 0, dtype, device))
         module, loss, inner_lr = mlp(2, 1), half_mse, 0.01
     else:
         domain = data.make("Glyphs", data.Sampling(1, 5, 4, 0, dtype, device))
-        module, loss, inner_lr = conv_classifier(), cross_entropy, 0.001
+        module = conv_classifier() if name == "conv" else resnet12(domain.input_shape, 5, (16, 32, 64, 128))
+        loss, inner_lr = cross_entropy, 0.001
     module = module.to(device=device, dtype=dtype)
     theta, apply = flatten(module)
     if trained is not None:
@@ -68,6 +70,9 @@ def methods(p: Problem) -> dict[str, Callable[[int], Any]]:
         "A-MAML euler": ours(solver="euler"),
         "A-MAML continuous": ours(adjoint="continuous"),
         "MAML": lambda steps: MAML(p.apply, p.loss, p.inner_lr, steps),
+        "MAML checkpointed": lambda steps: MAML(
+            p.apply, p.loss, p.inner_lr, steps, checkpoint_every=max(1, round(steps**0.5))
+        ),
         "FOMAML": lambda steps: FOMAML(p.apply, p.loss, p.inner_lr, steps),
         "iMAML": lambda steps: IMAML(p.apply, p.loss, p.inner_lr, steps),
         "Reptile": lambda steps: Reptile(p.apply, p.loss, p.inner_lr, steps),
@@ -85,6 +90,7 @@ def methods(p: Problem) -> dict[str, Callable[[int], Any]]:
 
 LIMITS = {  # inner steps that a method is asked for at most: beyond them it takes minutes or the memory
     "MAML": 500,
+    "MAML checkpointed": 2000,
     "higher": 200,
     "torch-maml": 200,
     "torch-maml checkpointed": 200,

@@ -13,6 +13,7 @@ from amaml.adjoint import ADJOINTS
 from amaml.control import SOLVERS
 from amaml.errors import InputError, unknown
 from amaml.models import ACTIVATIONS, NORMS
+from baselines.inner import INNER_OPTIMIZERS
 from data import DOMAINS
 
 NETWORKS = ("mlp", "linear", "conv4", "conv4-strided", "resnet12")
@@ -97,16 +98,26 @@ class Settings:
     meta_batch: int = _flag(_count, "tasks a meta-update")
     meta_lr: float = _flag(_positive, "step size of the optimiser of theta")
     meta_optimizer: str = _flag(_choice(("sgd", "adam")), "optimiser of theta: sgd, adam")
+    clip: float | None = _flag(
+        _positive, "largest norm of the meta-gradient, longer ones are shortened (default: none)"
+    )
     solver: str = _flag(_choice(SOLVERS), f"scheme of A-MAML's flow: {', '.join(SOLVERS)}; euler is gradient descent")
     adjoint: str = _flag(_choice(ADJOINTS), "A-MAML's backward pass: discrete (exact transpose), continuous (paper)")
     rtol: float = _flag(_fraction, "relative accuracy of A-MAML's flow (unused by euler)")
     prox: float | None = _flag(_nonnegative, "proximal term of A-MAML (default 0) and iMAML (default 2)")
     cg_steps: int = _flag(_count, "iMAML: conjugate-gradient iterations")
     cg_damping: float = _flag(_nonnegative, "iMAML: damping of the linear system")
+    inner_optimizer: str = _flag(_choice(INNER_OPTIMIZERS), f"MAML: inner optimiser: {', '.join(INNER_OPTIMIZERS)}")
+    inner_batch: int | None = _flag(_count, "MAML: support points an inner step, others for every step (default: all)")
+    checkpoint_every: int | None = _flag(
+        _count, "MAML: steps between the states kept, about the root of --inner-steps for least memory (default: none)"
+    )
     trajectory_checkpoints: int | None = _flag(
         _count, "A-MAML: states of a trajectory kept at most, the rest computed again (default: by their size)"
     )
-    check_gradient: int = _flag(_index, "A-MAML: measure the gradient's error every so many updates; 0 never")
+    check_gradient: int = _flag(
+        _index, "A-MAML: measure the gradient's error at the first and every so many updates; 0 never"
+    )
     task_chunk: int | None = _flag(_count, "tasks that go through the network at once (default: all)")
     compile: str = _flag(_choice(("auto", "on", "off")), "torch.compile: auto (runs of 500 updates or more), on, off")
     dtype: str = _flag(_choice(("float64", "float32")), "precision: float64, float32")

@@ -8,13 +8,14 @@ import pytest
 import torch
 from problems import Quadratic, classification, convnet, mlp, regression, relative_error
 from torch import nn
+from torch.func import jacrev, vmap
 
 import amaml
 import data
 from amaml import AMAML, Diverged, calculus, half_mse
 from amaml.adjoint import discrete
 from amaml.chebyshev import Chebyshev, fewest_stages
-from amaml.control import SOLVERS, Law, solve
+from amaml.control import SOLVERS, Curvature, Law, solve
 from amaml.flow import Evaluations, GradientFlow
 from amaml.learner import Chunked, query_gradient
 from amaml.models import initialise
@@ -105,6 +106,48 @@ def test_a_stiff_problem_gives_a_right_gradient_or_a_clear_error(steps):
     assert relative_error(gradient.value, reference.value) < 1e-2
 
 
+def test_steps_keep_up_with_a_flow_that_sharpens_suddenly():
+    """lambda_max grows from 5 to 40: an estimate that lagged behind gave a gradient 30 times too large."""
+    tasks = data.make("Sinusoid", data.Sampling(10, 10, 4, seed=1)).episode(1)
+    theta, apply = initialise(lambda: amaml.mlp(1, 1, 40), 1, torch.float64, "cpu")
+    flow = GradientFlow(apply, half_mse, tasks, theta)
+    trajectory = solve(flow, "auto", 0.01, 200, 1e-3)
+    curvature = Curvature(flow)
+    for move, stages in trajectory.backwards():
+        assert move.h * max(curvature.at(stages[0])) < move.scheme.stability
+    gradient = AMAML(apply, half_mse, 0.01, 200).meta_gradient(theta, tasks)
+    reference = AMAML(apply, half_mse, 0.01, 200, solver="rk4", rtol=1e-6).meta_gradient(theta, tasks)
+    assert relative_error(gradient.value, reference.value) < 1e-2
+
+
+def test_lambda_max_is_settled_before_it_is_believed():
+    (theta, apply), tasks = mlp(), regression(shots=20)
+    flow = GradientFlow(apply, half_mse, tasks, theta)
+    exact = vmap(jacrev(jacrev(lambda u, x, y: half_mse(apply(u, x), y))), (None, 0, 0))
+    largest = torch.linalg.eigvalsh(exact(theta, tasks.support_x, tasks.support_y))[:, -1]
+    found = torch.tensor(Curvature(flow).at(flow.start), dtype=torch.float64)
+    assert (found <= largest * (1 + 1e-9)).all()
+    assert (found > 0.9 * largest).all()
+
+
+@pytest.mark.parametrize("checkpoints", [None, 4])
+def test_a_rewound_trajectory_goes_on_as_if_nothing_had_been(checkpoints):
+    (theta, apply), tasks = mlp(), regression()
+    flow = GradientFlow(apply, half_mse, tasks, theta)
+    moves = [Move(RK4, 0.1 * i, 0.1 * (i + 1), 0.1) for i in range(12)]
+    straight, wound = Trajectory(flow, checkpoints), Trajectory(flow, checkpoints)
+    straight.extend(moves)
+    wound.extend(moves[:5])
+    u = wound.final
+    wound.extend([Move(RK4, 0.5 + i, 1.5 + i, 1.0) for i in range(6)])
+    wound.rewind(5, u)
+    wound.extend(moves[5:])
+    lam = torch.ones_like(u)
+    assert wound.moves == straight.moves
+    assert torch.equal(wound.final, straight.final)
+    assert torch.equal(discrete(flow, wound, lam)[0], discrete(flow, straight, lam)[0])
+
+
 def test_the_error_estimate_follows_the_error():
     (theta, apply), tasks = mlp(), regression(shots=20)
     reference = AMAML(apply, half_mse, 0.01, 400, solver="rk4", rtol=1e-8).meta_gradient(theta, tasks).value
@@ -117,7 +160,7 @@ def test_an_untrusted_gradient_is_refined_with_a_warning(monkeypatch):
     """Steps far outside the stability interval, as a wrong estimate of lambda_max would make them."""
     (theta, apply), tasks = mlp(), regression(shots=20)
     tasks = amaml.Tasks(3 * tasks.support_x, tasks.support_y, 3 * tasks.query_x, tasks.query_y)
-    monkeypatch.setattr("amaml.control.Curvature.at", lambda self, u: 0.5)
+    monkeypatch.setattr("amaml.control.Curvature.at", lambda self, u: [0.5] * len(u))
     learner = AMAML(apply, half_mse, 0.05, 400, solver="rk4", rtol=1e-2)
     with pytest.warns(RuntimeWarning, match="computed again with smaller steps"), contextlib.suppress(Diverged):
         assert learner.meta_gradient(theta, tasks).error <= 0.1

@@ -50,11 +50,24 @@ def test_each_name_stands_for_its_method():
     )
     assert learner("--method", "amaml").prox == 0
     assert learner("--method", "maml") == MAML(**common)
+    options = ["--checkpoint-every", "2", "--inner-batch", "3", "--inner-optimizer", "adam"]
+    assert learner("--method", "maml", *options) == MAML(
+        **common, checkpoint_every=2, inner_batch=3, inner_optimizer="adam"
+    )
     assert learner("--method", "maml1") == MAML(**common | {"inner_steps": 1})
     assert learner("--method", "fomaml") == FOMAML(**common)
     assert learner("--method", "imaml", *implicit) == IMAML(**common, cg_steps=3, damping=0.125, prox=2.0)
     assert learner("--method", "imaml", "--prox", "0.5").prox == 0.5
     assert learner("--method", "reptile") == Reptile(**common)
+
+
+@pytest.mark.parametrize("protocol", ["finetune", "inner"])
+def test_maml_with_another_inner_loop_runs_to_its_results(tmp_path, protocol):
+    options = ["--inner-optimizer", "adam", "--inner-batch", "3", "--checkpoint-every", "1", "--clip", "1e-6"]
+    assert start(tmp_path, "--method", "maml", *options, "--meta-optimizer", "sgd", "--protocol", protocol) == 0
+    assert all(m["recomputations"] == 1 for m in metrics(tmp_path))
+    first, _ = initialise(lambda: mlp(1, 1, 4), 0, torch.float64, "cpu")
+    assert 0 < (checkpoint(tmp_path)["theta"] - first).norm() < 6.1e-9  # 6 updates of 1e-3 times a norm of 1e-6
 
 
 def test_the_default_folder_says_what_ran(tmp_path, monkeypatch, quick, capsys):

@@ -10,7 +10,18 @@ from configs import settings
 from configs.settings import CONTROL, FIELDS, FOLDER, Settings, checked, flag_name, merged, parse_flags, read_toml
 
 DEFAULTS = read_toml(FOLDER / "defaults.toml")
-OPTIONAL = {"prox", "out", "data_root", "evaluate", "trajectory_checkpoints", "task_chunk", "test_steps"}
+OPTIONAL = {
+    "clip",
+    "checkpoint_every",
+    "inner_batch",
+    "prox",
+    "out",
+    "data_root",
+    "evaluate",
+    "trajectory_checkpoints",
+    "task_chunk",
+    "test_steps",
+}
 
 
 @pytest.fixture
