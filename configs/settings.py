@@ -13,11 +13,11 @@ from amaml.adjoint import ADJOINTS
 from amaml.control import SOLVERS
 from amaml.errors import InputError, unknown
 from amaml.models import ACTIVATIONS, NORMS
-from baselines.inner import INNER_OPTIMIZERS
 from data import DOMAINS
 
 NETWORKS = ("mlp", "linear", "conv4", "conv4-strided", "resnet12")
 PROTOCOLS = ("finetune", "inner")
+INNER_OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam")
 METHODS = ("amaml", "maml", "maml1", "fomaml", "imaml", "reptile")
 FOLDER = Path(__file__).parent
 Check = Callable[[str, Any], Any]  # (flag, value) -> the value in its type; raises InputError

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from amaml import AMAML, InputError, calculus, half_mse
 from baselines import MAML
 from baselines.inner import INNER_OPTIMIZERS
+from configs import settings
 
 TORCHS = {
     "sgd": lambda p, lr: torch.optim.SGD(p, lr=lr),
@@ -113,6 +114,10 @@ def test_a_vanishing_gradient_has_a_finite_derivative():
     tasks.support_x.zero_()
     for name in INNER_OPTIMIZERS:
         assert MAML(apply, half_mse, 0.02, 3, inner_optimizer=name).meta_gradient(theta, tasks).value.isfinite().all()
+
+
+def test_every_inner_optimiser_has_its_flag():
+    assert tuple(INNER_OPTIMIZERS) == settings.INNER_OPTIMIZERS
 
 
 def test_bad_options_are_refused():
