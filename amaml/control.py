@@ -32,7 +32,7 @@ LOOKAHEAD = 20  # blocks that are planned ahead
 STRETCH = 1.1  # steps may be so much longer where that saves one; within MARGIN
 PREFERENCE = 1.1  # a scheme of higher order may cost so much more for each order: it errs less than asked for
 MOST_PRODUCTS = 10  # of one estimate of lambda_max
-SETTLED = 1.05  # ratio of two successive products, at which one stops
+SETTLED = 1.1  # ratio of two successive products, at which one stops
 RETAKEN = 4.0  # lambda_max is taken to be so many times larger at most, when a block is taken again
 BLOCK = 28  # gradients between two estimates of lambda_max
 LAYER = {2: 6.0, 4: 3.6}  # z = h * lambda_max of the steps at both ends, over rtol^(1/order): long horizons

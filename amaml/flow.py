@@ -37,17 +37,20 @@ class GradientFlow:
     evaluations: Evaluations = field(default_factory=Evaluations)
 
     @functools.cached_property
-    def initial(self) -> Tensor:
-        """The field at the start, (tasks, P), computed once."""
-        return self(0.0, self.start)
-
-    @property
     def start(self) -> Tensor:
         """u(0) = theta for every task, (tasks, P)."""
         return self.theta.expand(len(self.tasks), -1)
 
-    @torch.no_grad()
+    @functools.cached_property
+    def initial(self) -> Tensor:
+        """The field at the start, (tasks, P), computed once."""
+        return self._field(self.start)
+
     def __call__(self, t: Tensor | float, u: Tensor) -> Tensor:
+        return self.initial if u is self.start else self._field(u)
+
+    @torch.no_grad()
+    def _field(self, u: Tensor) -> Tensor:
         self.evaluations.gradients += 1
         gradient = calculus.gradients(self.apply, self.loss, u, self.tasks.support_x, self.tasks.support_y)
         return -gradient - self.prox * (u - self.theta) if self.prox else -gradient
