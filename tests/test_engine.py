@@ -290,6 +290,20 @@ def test_compiled_graphs_compute_the_same():
     torch.testing.assert_close(fast, plain, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.skipif(not calculus.compiler_found(), reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_compiled_graphs_are_not_tied_to_the_tensors_of_their_first_call():
+    """The same tensor for two arguments, then two tensors."""
+    (theta, apply), tasks = mlp(width=4), regression(tasks=2)
+    phi = theta.expand(len(tasks), -1).contiguous()
+    v = torch.ones_like(phi)
+    with calculus.compiled():
+        calculus.hvps(apply, half_mse, phi, phi, tasks.support_x, tasks.support_y)
+        fast = calculus.hvps(apply, half_mse, phi, v, tasks.support_x, tasks.support_y)
+    plain = calculus.hvps(apply, half_mse, phi, v, tasks.support_x, tasks.support_y)
+    torch.testing.assert_close(fast, plain, rtol=1e-10, atol=1e-12)
+
+
 def test_large_modules_of_any_kind():
     """A residual block with running statistics, which flatten replaces by the batch's own."""
 
