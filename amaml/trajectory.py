@@ -10,7 +10,7 @@ from torch import Tensor
 from amaml.flow import GradientFlow
 from amaml.solvers import Move, Record, Stages
 
-SMALL = 2**25  # bytes up to which a trajectory is kept whole by default
+SMALL = 2**26  # bytes that the states of a trajectory may take by default
 
 
 def march(flow: GradientFlow, moves: Sequence[Move], u: Tensor, record: Record) -> Tensor:
@@ -26,8 +26,8 @@ class Trajectory:
 
     checkpoints: a number keeps at most so many states, from which the others are computed again, by a binomial
     schedule (Griewank and Walther 2000, "revolve") between states kept at even distances. None keeps the states of
-    every stage while they are small, else about as many as twice the square root of the number of steps. What is
-    read backwards is the same to the bit either way.
+    every stage while they are small (SMALL), else as many as are, or about twice the square root of the number of
+    steps if that is more. What is read backwards is the same to the bit either way.
     """
 
     flow: GradientFlow
@@ -79,7 +79,8 @@ class Trajectory:
             end = start
 
     def _budget(self) -> int:
-        return self.checkpoints or max(8, 2 * math.isqrt(len(self.moves)))
+        small = SMALL // (self.final.numel() * self.final.element_size())
+        return self.checkpoints or max(8, 2 * math.isqrt(len(self.moves)), small)
 
     def _keep(self, index: int, u: Tensor) -> None:
         if index % self._stride == 0:
