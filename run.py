@@ -65,8 +65,8 @@ def build_network(s: Settings, domain: data.Domain) -> nn.Module:
     networks: dict[str, Callable[[], nn.Module]] = {
         "mlp": lambda: mlp(math.prod(shape), outputs, s.width, s.activation, s.norm),
         "linear": lambda: nn.Linear(math.prod(shape), outputs),
-        "conv4": lambda: conv4(shape, outputs, s.width),
-        "conv4-strided": lambda: conv4(shape, outputs, s.width, strided=True),
+        "conv4": lambda: conv4(shape, outputs, s.width, activation=s.activation),
+        "conv4-strided": lambda: conv4(shape, outputs, s.width, strided=True, activation=s.activation),
         "resnet12": lambda: resnet12(shape, outputs, [s.width * k for k in (1, 2, 4, 8)]),
     }
     network = networks[s.network]()

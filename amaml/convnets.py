@@ -10,27 +10,33 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from amaml.errors import InputError
+from amaml.errors import InputError, unknown
+from amaml.models import ACTIVATIONS
 
 Shape = tuple[int, int, int]  # channels, height, width
 
 
-def conv4(input_shape: Shape, outputs: int, filters: int = 64, strided: bool = False) -> nn.Sequential:
-    """Conv-4: 4 x [3 x 3 convolution, batch norm, ReLU, halving], then a linear layer (Vinyals et al. 2016).
+def conv4(
+    input_shape: Shape, outputs: int, filters: int = 64, strided: bool = False, activation: str = "relu"
+) -> nn.Sequential:
+    """Conv-4: 4 x [3 x 3 convolution, batch norm, activation, halving], then a linear layer (Vinyals et al. 2016).
 
     Halving is 2 x 2 max-pooling and the features are flattened; where strided, as in MAML's Omniglot network (Finn et
     al. 2017, section 5.2), the convolutions have stride 2 and the features are averaged over space. MAML has 64 filters
-    on Omniglot and 32 on mini-ImageNet. Weights are Xavier-uniform, biases zero.
+    on Omniglot and 32 on mini-ImageNet. ReLU is the field's; a smooth activation ("gelu") with strides makes the inner
+    loop a smooth flow. Weights are Xavier-uniform, biases zero.
 
     Raises InputError for images that cannot be pooled four times.
     """
+    if activation not in ACTIVATIONS:
+        raise unknown("activation", activation, ACTIVATIONS)
     channels, *size = input_shape
     layers: list[nn.Module] = []
     for _ in range(4):
         layers += [
             nn.Conv2d(channels, filters, 3, stride=2 if strided else 1, padding=1),
             nn.BatchNorm2d(filters, track_running_stats=False),
-            nn.ReLU(),
+            ACTIVATIONS[activation](),
         ]
         if not strided:
             layers.append(nn.MaxPool2d(2))

@@ -11,19 +11,11 @@ from torch.nn.functional import cross_entropy
 
 import data
 from amaml import AMAML, Tasks, flatten, half_mse, mlp
-from amaml.convnets import resnet12
+from amaml.convnets import conv4, resnet12
 from amaml.models import Apply
 from baselines import FOMAML, IMAML, MAML, Reptile
 from benchmarks.packages import Higher, TorchMAML
 from benchmarks.released import Released
-
-
-def conv_classifier() -> nn.Sequential:
-    """Conv-4 with 64 filters and a smooth activation, for 28 x 28 images and 5 classes: 112,261 parameters."""
-    layers: list[nn.Module] = []
-    for channels in (1, 64, 64, 64):
-        layers += [nn.Conv2d(channels, 64, 3, stride=2, padding=1), nn.BatchNorm2d(64), nn.GELU()]
-    return nn.Sequential(*layers, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(64, 5))
 
 
 @dataclass(frozen=True)
@@ -40,15 +32,17 @@ class Problem:
 
 def problem(name: str, dtype: torch.dtype, device: str, trained: str | None) -> Problem:
     """ "alpine": Alpine2D 100/100, 5 tasks, 2-32-32-1 tanh, inner step 0.01. "conv", "resnet": Glyphs 5-way 1-shot 5
-    queries, 4 tasks, inner step 0.001. trained: a checkpoint whose theta is taken instead of the initial one."""
+    queries, 4 tasks, inner step 0.001; a strided Conv-4 with GELU (112,261 parameters), a narrow ResNet-12. trained: a
+    checkpoint whose theta is taken instead of the initial one."""
     torch.manual_seed(0)
     if name == "alpine":
         domain = data.make("Alpine2D", data.Sampling(100, 100, 5, 0, dtype, device))
         module, loss, inner_lr = mlp(2, 1), half_mse, 0.01
     else:
         domain = data.make("Glyphs", data.Sampling(1, 5, 4, 0, dtype, device))
-        module = conv_classifier() if name == "conv" else resnet12(domain.input_shape, 5, (16, 32, 64, 128))
-        loss, inner_lr = cross_entropy, 0.001
+        shape, loss, inner_lr = domain.input_shape, cross_entropy, 0.001
+        conv = name == "conv"
+        module = conv4(shape, 5, strided=True, activation="gelu") if conv else resnet12(shape, 5, (16, 32, 64, 128))
     module = module.to(device=device, dtype=dtype)
     theta, apply = flatten(module)
     if trained is not None:

@@ -132,7 +132,7 @@ class Settings:
     checkpoint_interval: int = _flag(_count, "meta-updates between checkpoints, at most 30 s apart", control=True)
     network: str = _flag(_choice(NETWORKS), f"network: {', '.join(NETWORKS)}")
     width: int = _flag(_count, "units of each hidden layer, or filters of the first convolution")
-    activation: str = _flag(_choice(ACTIVATIONS), f"activation of the mlp: {', '.join(ACTIVATIONS)}")
+    activation: str = _flag(_choice(ACTIVATIONS), f"activation of mlp and conv4: {', '.join(ACTIVATIONS)}")
     norm: str = _flag(_choice(NORMS), "normalisation of the mlp: none, batch (the batch's own statistics)")
     ways: int = _flag(_count, "images: classes of a task")
     item_features: str = _flag(_choice(("onehot", "svd")), "ratings: an item's 100 inputs: onehot, svd")

@@ -14,6 +14,7 @@ IMAGE = (2, 16, 16)
 NETWORKS = {
     "pooled": lambda: conv4(IMAGE, 3, filters=4),
     "strided": lambda: conv4(IMAGE, 3, filters=4, strided=True),
+    "smooth": lambda: conv4(IMAGE, 3, filters=4, strided=True, activation="gelu"),
     "residual": lambda: resnet12(IMAGE, 3, widths=(4,)),  # one block, since every other is traced for a second
 }
 
