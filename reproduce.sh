@@ -9,6 +9,7 @@ usage: bash reproduce.sh TARGET
   synthetic    the paper's four synthetic panels, six methods, 5000 updates (hours)
   ratings      the ratings tables, six methods, three seeds (hours; needs the data)
   sinusoid     MAML's sinusoid experiment, with A-MAML beside it (minutes)
+  images       Omniglot and Glyphs, 5 ways, 1 shot, six methods, 1500 updates (half an hour; needs Omniglot's data)
   efficiency   seconds, memory and accuracy of a meta-update, every method (half an hour)
 TEXT
     exit 2
@@ -51,6 +52,16 @@ sinusoid)
         for shots in 5 10; do
             find_environment "$CORE" requirements.txt
             "$PYTHON" run.py --evaluate "$run" --shots "$shots" --out "$run-${shots}shot"
+        done
+    done
+    ;;
+images)
+    for domain in Glyphs Omniglot; do
+        for method in $methods; do
+            inner_lr=0.1
+            [ "$method" != reptile ] || inner_lr=0.4
+            bash experiment.sh "$domain" 1 5 5 cpu --method "$method" --inner-lr "$inner_lr" --meta-updates 1500 \
+                --meta-batch 4 --width 32 --test-interval 0 --out "results/images/$domain/$method" --resume
         done
     done
     ;;
