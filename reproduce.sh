@@ -57,11 +57,14 @@ sinusoid)
     ;;
 images)
     for domain in Glyphs Omniglot; do
-        for method in $methods; do
-            inner_lr=0.1
-            [ "$method" != reptile ] || inner_lr=0.4
-            bash experiment.sh "$domain" 1 5 5 cpu --method "$method" --inner-lr "$inner_lr" --meta-updates 1500 \
-                --meta-batch 4 --width 32 --test-interval 0 --out "results/images/$domain/$method" --resume
+        for run in $methods imaml-damping10; do
+            case $run in
+            imaml-damping10) own="--cg-damping 10" ;;
+            reptile) own="--inner-lr 0.4" ;;
+            *) own="" ;;
+            esac
+            bash experiment.sh "$domain" 1 5 5 cpu --method "${run%-*}" $own --meta-updates 1500 --meta-batch 4 \
+                --width 32 --test-interval 0 --out "results/images/$domain/$run" --resume
         done
     done
     ;;
