@@ -9,6 +9,7 @@ usage: bash reproduce.sh TARGET
   synthetic    the paper's four synthetic panels, six methods, 5000 updates (hours)
   ratings      results/ratings: A-MAML (a quarter of an hour), then the other methods (hours); needs the data
   sinusoid     MAML's sinusoid experiment, with A-MAML beside it (minutes)
+  images       Omniglot and Glyphs, 5 ways, 1 shot, six methods, 1500 updates (half an hour; needs Omniglot's data)
   efficiency   seconds, memory and accuracy of a meta-update, every method (half an hour)
 TEXT
     exit 2
@@ -51,6 +52,19 @@ sinusoid)
         for shots in 5 10; do
             find_environment "$CORE" requirements.txt
             "$PYTHON" run.py --evaluate "$run" --shots "$shots" --out "$run-${shots}shot"
+        done
+    done
+    ;;
+images)
+    for domain in Glyphs Omniglot; do
+        for run in $methods imaml-damping10; do
+            case $run in
+            imaml-damping10) own="--cg-damping 10" ;;
+            reptile) own="--inner-lr 0.4" ;;
+            *) own="" ;;
+            esac
+            bash experiment.sh "$domain" 1 5 5 cpu --method "${run%-*}" $own --meta-updates 1500 --meta-batch 4 \
+                --width 32 --test-interval 0 --out "results/images/$domain/$run" --resume
         done
     done
     ;;

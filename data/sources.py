@@ -73,7 +73,10 @@ SOURCES = {
     # the archives stay whole: they are read as they are, and hold 32,460 small files
     "Omniglot": Source(
         "https://github.com/brendenlake/omniglot",
-        ("omniglot/images_background.zip", "omniglot/images_evaluation.zip"),
+        tuple(
+            f"omniglot/images_{part}.zip"
+            for part in ("background", "evaluation", "background_small1", "background_small2")
+        ),
         tuple(
             Archive(f"{_OMNIGLOT}/{name}", f"md5:{digest}", "omniglot", f"omniglot/{name}", unpack=False)
             for name, digest in (
