@@ -22,7 +22,8 @@ def discrete(flow: GradientFlow, trajectory: Trajectory, lam: Tensor) -> tuple[T
     pull = torch.zeros_like(lam)
     for move, stages in trajectory.backwards():
         lam, pulled = move.scheme.transposed(flow, move.h, stages, lam)
-        pull = pull + pulled
+        if flow.prox:
+            pull = pull + pulled
     return lam, pull
 
 

@@ -57,24 +57,30 @@ class Chebyshev:
         slope = flow(0.0, start)
         states = [start, start + first * h * slope]
         for mu, nu, m, g in rest:
-            state = (1 - mu - nu) * start + mu * states[-1] + nu * states[-2]
-            states.append(state + h * (m * flow(0.0, states[-1]) + g * slope))
+            state = (1 - mu - nu) * start
+            state.add_(states[-1], alpha=mu).add_(states[-2], alpha=nu)
+            states.append(state.add_(flow(0.0, states[-1]), alpha=h * m).add_(slope, alpha=h * g))
         return tuple(states[:-1]), states[-1]
 
     def transposed(self, flow: GradientFlow, h: float, stages: Stages, lam: Tensor) -> tuple[Tensor, Tensor]:
-        """The recurrence run backwards: lam at the start of the step, and the sum of the sensitivities to f."""
+        """The recurrence run backwards: lam at the start of the step, and the sum of the sensitivities to f.
+
+        The latter is zero without prox.
+        """
         first, rest = _coefficients(self.stages)
-        to_start, to_slope, to_earlier = torch.zeros_like(lam), torch.zeros_like(lam), torch.zeros_like(lam)
-        pulled = torch.zeros_like(lam)
+        to_start, to_slope, to_earlier, pulled = (torch.zeros_like(lam) for _ in range(4))
         for j in range(self.stages, 1, -1):  # lam is the sensitivity to Y_j, to_earlier that to Y_(j-1) so far
             mu, nu, m, g = rest[j - 2]
-            to_start, to_slope = to_start + (1 - mu - nu) * lam, to_slope + h * g * lam
-            to_field = h * m * lam
-            pulled = pulled + to_field
-            lam, to_earlier = to_earlier + mu * lam - flow.hvp(stages[j - 1], to_field), nu * lam
-        to_slope = to_slope + h * first * lam
-        lam = to_start + to_earlier + lam - flow.hvp(stages[0], to_slope)
-        return lam, pulled + to_slope
+            to_start.add_(lam, alpha=1 - mu - nu)
+            to_slope.add_(lam, alpha=h * g)
+            if flow.prox:
+                pulled.add_(lam, alpha=h * m)
+            product = flow.hvp(stages[j - 1], lam)
+            lam, to_earlier = to_earlier.add_(lam, alpha=mu).sub_(product, alpha=h * m), nu * lam
+        to_slope.add_(lam, alpha=h * first)
+        if flow.prox:
+            pulled.add_(to_slope)
+        return to_start.add_(to_earlier).add_(lam).sub_(flow.hvp(stages[0], to_slope)), pulled
 
 
 def fewest_stages(z: float) -> Chebyshev:
