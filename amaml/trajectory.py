@@ -85,7 +85,8 @@ class Trajectory:
     def _keep(self, index: int, u: Tensor) -> None:
         if index % self._stride == 0:
             self._states[index] = u
-        while len(self._states) > max(1, self._budget() // 2):  # the other half serves the way back
+        # the way back between two of these states takes a few more
+        while len(self._states) > max(1, self._budget() - (self._stride - 1).bit_length()):
             self._stride *= 2
             self._states = {i: state for i, state in self._states.items() if i % self._stride == 0}
 
@@ -93,14 +94,18 @@ class Trajectory:
         """The moves from start to end backwards, from the state u at start, with room for spare more states."""
         if end - start == 1 or not spare:
             for i in reversed(range(start, end)):
-                state = self._recompute(start, i, u)
-                kept: list[tuple[Move, Stages]] = []
-                self._recompute(i, i + 1, state, lambda move, stages, kept=kept: kept.append((move, stages)))
-                yield kept.pop()
+                yield self._stages_of(i, self._recompute(start, i, u))
             return
         middle = start + _split(end - start, spare + 1)
         yield from self._again(middle, end, self._recompute(start, middle, u), spare - 1)
         yield from self._again(start, middle, u, spare)
+
+    def _stages_of(self, i: int, u: Tensor) -> tuple[Move, Stages]:
+        """Move i, which starts at u, with its stages; of a single one u itself is it."""
+        kept = [(self.moves[i], (u,))]
+        if self.moves[i].scheme.cost > 1:
+            self._recompute(i, i + 1, u, lambda move, stages: kept.append((move, stages)))
+        return kept[-1]
 
     def _recompute(self, start: int, end: int, u: Tensor, record: Record = lambda move, stages: None) -> Tensor:
         spent = self.flow.evaluations
