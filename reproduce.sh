@@ -10,7 +10,7 @@ usage: bash reproduce.sh TARGET
   ratings      results/ratings: A-MAML (a quarter of an hour), then the other methods (hours); needs the data
   sinusoid     MAML's sinusoid experiment, with A-MAML beside it (minutes)
   images       Omniglot and Glyphs, 5 ways, 1 shot, six methods, 1500 updates (half an hour; needs Omniglot's data)
-  efficiency   seconds, memory and accuracy of a meta-update, every method (half an hour)
+  efficiency   seconds, memory and accuracy of a meta-update, every method (an hour)
 TEXT
     exit 2
 }
@@ -70,11 +70,21 @@ images)
     ;;
 efficiency)
     trained=results/Alpine2D/100shot-100query/200steps/amaml/seed0
+    smooth=results/Glyphs/1shot-gelu
     bash experiment.sh Alpine2D 100 100 200 cpu --resume
+    bash experiment.sh Glyphs 1 5 5 cpu --width 64 --activation gelu --meta-updates 500 --test-tasks 100 \
+        --out "$smooth" --resume
     find_environment "$CORE" requirements.txt
-    "$PYTHON" -m benchmarks.meta_update --network alpine
-    "$PYTHON" -m benchmarks.meta_update --network alpine --trained "$trained/checkpoint.pt"
-    "$PYTHON" -m benchmarks.meta_update --network conv --steps 1 10 20 50 100 200 500
+    export OMP_NUM_THREADS=1
+    for theta in "" "--trained $trained/checkpoint.pt"; do
+        "$PYTHON" -m benchmarks.meta_update --network alpine --rounds 3 $theta
+    done
+    for theta in "" "--trained $smooth/checkpoint.pt"; do
+        "$PYTHON" -m benchmarks.meta_update --network conv --dtype float32 --rounds 3 --steps 10 50 200 --skip-memory \
+            --methods "A-MAML auto" "A-MAML rkc" "A-MAML euler" MAML "MAML checkpointed" FOMAML iMAML Reptile higher \
+            $theta
+    done
+    "$PYTHON" -m benchmarks.accuracy
     ;;
 *) usage ;;
 esac

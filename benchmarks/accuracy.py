@@ -1,4 +1,4 @@
-"""How far A-MAML's default meta-gradient is from the converged flow's, and what its own estimate says, on many problems.
+"""How far A-MAML's default meta-gradient is from the converged flow's, and what its own estimate says of that.
 
     python -m benchmarks.accuracy            writes results/efficiency/accuracy.md
 
@@ -83,7 +83,7 @@ def main() -> None:
         "of one meta-gradient against the converged flow's, its own estimate over that error, gradients spent, and how "
         "many seeds raised an error instead.",
         "",
-        "| family | inputs times | inner steps | seeds | error, median | worst | estimate / error | gradients | raised |",
+        "| family | inputs times | inner steps | seeds | median error | worst | estimate / error | gradients | raised |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for p in PROBLEMS:
