@@ -83,7 +83,7 @@ def main() -> None:
         "of one meta-gradient against the converged flow's, its own estimate over that error, gradients spent, and how "
         "many seeds raised an error instead.",
         "",
-        "| family | inputs times | inner steps | seeds | median error | worst | estimate / error | gradients | raised |",
+        "| family | inputs times | steps | seeds | median error | worst | estimate / error | gradients | raised |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for p in PROBLEMS:
