@@ -1,6 +1,7 @@
 """The table and the figure of a benchmark run."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def table(result: dict[str, Any]) -> str:
     """Markdown, a block for every number of inner steps."""
     a, e = result["arguments"], result["environment"]
     lines = [
-        f"`python -m benchmarks.meta_update {' '.join(e['command'])}`",
+        f"`python -m benchmarks.meta_update {shlex.join(e['command'])}`",
         "",
         f"{a['network']}, {'meta-trained' if a['trained'] else 'untrained'} theta, {a['dtype']}, {a['device']} "
         f"({e['device']}), {a['threads']} thread(s), torch {e['versions']['torch']}, compile {a['compile']}; "

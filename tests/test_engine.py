@@ -156,6 +156,25 @@ def test_the_error_estimate_follows_the_error():
         assert 0.1 < gradient.error / relative_error(gradient.value, reference) < 10
 
 
+def test_growth_of_the_adjoint_state_on_its_way_back_counts_in_the_estimate():
+    """A saddle: the loss falls along the second parameter as it leaves 0, and lam grows like exp(T)."""
+
+    def apply(theta, x):
+        return (theta[:1] ** 2 - theta[1:] ** 2).expand(len(x), 1) / 2 + 0 * x
+
+    def first(prediction, target):
+        return prediction.mean()
+
+    x = torch.ones(2, 3, 1, dtype=torch.float64)
+    theta, tasks = torch.tensor([0.5, 1e-3], dtype=torch.float64), amaml.Tasks(x, x, x, x)
+    for steps in (100, 200):
+        flow = GradientFlow(apply, first, tasks, theta)
+        trajectory = solve(flow, "auto", 0.01, steps, 1e-3)
+        growth = discrete(flow, trajectory, torch.tensor([[0.0, 1.0]] * 2, dtype=torch.float64)).growth
+        torch.testing.assert_close(growth, torch.full((2,), math.exp(steps / 100)).double(), rtol=1e-2, atol=0)
+    assert AMAML(apply, first, 0.01, 200).meta_gradient(theta, tasks).error >= 1e-3 * 0.9
+
+
 def test_an_untrusted_gradient_is_refined_with_a_warning(monkeypatch):
     """Steps far outside the stability interval, as a wrong estimate of lambda_max would make them."""
     (theta, apply), tasks = mlp(), regression(shots=20)
