@@ -80,17 +80,17 @@ class RungeKutta:
             k_i = h (b_i lam + sum_(j>i) a_ji w_j),    w_i = J_i k_i,    lam <- lam + sum_i w_i.
         The products are taken with k_i / scale_i, where scale_i = h b_i (h where b_i is 0).
         """
-        total, pulled, products = lam.clone(), lam.new_zeros(()), {}  # products: H(Y_i) k_i / scale_i
+        total, pulled, products = lam, lam.new_zeros(()), {}  # products: H(Y_i) k_i / scale_i
         scale = [h * b if b else h for b in self.b]
         for i in reversed(range(len(self.b))):
             weights = {j: h * self.a[j][i] * scale[j] / scale[i] for j in products if self.a[j][i]}
             if not weights and not self.b[i]:
                 continue
-            k = lam.clone() if self.b[i] else torch.zeros_like(lam)
+            k = lam if self.b[i] else torch.zeros_like(lam)
             for j, weight in weights.items():
-                k.sub_(products[j], alpha=weight)
+                k = torch.sub(k, products[j], alpha=weight)
             products[i] = flow.hvp(stages[i], k)
-            total.sub_(products[i], alpha=scale[i])
+            total = torch.sub(total, products[i], alpha=scale[i])
             if flow.prox:
                 pulled = pulled + scale[i] * k
         return total, pulled
