@@ -7,6 +7,7 @@ several seeds of tasks and initial weights. The reference is rk4 (from 5000 step
 """
 
 import argparse
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,6 +77,7 @@ def main() -> None:
     parser.add_argument("--out", default="results/efficiency", help="folder of the table")
     out = Path(parser.parse_args().out)
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # that a gradient was refined shows in what it spent
     lines = [
         "`python -m benchmarks.accuracy`",
         "",
