@@ -55,13 +55,12 @@ def table(result: dict[str, Any]) -> str:
 
 
 def figure(rows: list[dict[str, Any]]) -> Figure:
-    """The paper's efficiency slide: seconds a meta-update, and memory, over inner steps."""
-    drawing = Figure(figsize=(13, 4.5), layout="constrained")
-    panels = drawing.subplots(1, 2)
-    for axes, key, scale, label in (
-        (panels[0], "seconds", 1.0, "seconds a meta-update"),
-        (panels[1], "peak_bytes", 2.0**20, "peak memory over baseline, MiB"),
-    ):
+    """The paper's efficiency slide: seconds a meta-update, and memory where it was measured, over inner steps."""
+    shown = [("seconds", 1.0, "seconds a meta-update"), ("peak_bytes", 2.0**20, "peak memory over baseline, MiB")]
+    shown = [panel for panel in shown if any(r.get(panel[0]) for r in rows)]
+    drawing = Figure(figsize=(1 + 6 * len(shown), 4.5), layout="constrained")
+    panels = drawing.subplots(1, len(shown), squeeze=False)[0]
+    for axes, (key, scale, label) in zip(panels, shown, strict=True):
         for i, method in enumerate(dict.fromkeys(r["method"] for r in rows)):
             points = [(r["steps"], r[key] / scale) for r in rows if r["method"] == method and r.get(key)]
             if points:
