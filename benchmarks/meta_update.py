@@ -5,7 +5,8 @@
 
 Times are medians over rounds that take every method in turn, after a warm-up that traces and compiles; a method's turn
 is a few calls in a row where they are short, the first of them not counted, so that none pays for the caches that the
-one before it filled. Memory is measured in a process of its own for every method. The reference is the flow itself: rk4 at rtol 1e-6, discrete adjoint.
+one before it filled. Memory is measured in a process of its own for every method. The reference is the flow itself: rk4
+at rtol 1e-6, discrete adjoint.
 """
 
 import argparse
