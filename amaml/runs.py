@@ -227,6 +227,7 @@ def environment(device: str) -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in PACKAGES},
+            "torch": str(torch.__version__),  # names the build too, which its metadata may not
         },
         "commit": _commit(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine(),
