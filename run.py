@@ -122,11 +122,12 @@ def build(s: Settings) -> Experiment:
 
 def check_method(s: Settings) -> None:
     """Raise InputError where a method's gradient is not defined for the inner loop that is asked for."""
-    plain = {"inner_optimizer": "sgd", "inner_batch": None, "checkpoint_every": None}
-    for name, value in plain.items():
+    if s.method in ("maml", "maml1"):
+        return
+    flow = "the flow of full-batch gradient descent" if s.method == "amaml" else "plain gradient descent"
+    for name, plain in {"inner_optimizer": "sgd", "inner_batch": None, "checkpoint_every": None}.items():
         given = getattr(s, name)
-        if given != value and s.method not in ("maml", "maml1"):
-            flow = "the flow of full-batch gradient descent" if s.method == "amaml" else "plain gradient descent"
+        if given != plain:
             raise InputError(
                 f"{flag_name(name)} {given} is for maml, {s.method} differentiates {flow}; leave it out, or choose "
                 "--method maml"

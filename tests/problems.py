@@ -103,3 +103,23 @@ def slope_error(gradient: Tensor, function, x: Tensor, directions: int = 6, step
 
 def relative_error(value: Tensor, reference: Tensor) -> float:
     return ((value - reference).norm() / reference.norm()).item()
+
+
+def most_saved(learner, theta: Tensor, tasks: Tasks) -> int:
+    """The largest number of bytes that autograd keeps for a backward pass at any one time of a meta-gradient."""
+    alive = most = 0
+
+    class Kept:
+        def __init__(self, tensor):
+            nonlocal alive, most
+            self.tensor, self.bytes = tensor, tensor.numel() * tensor.element_size()
+            alive += self.bytes
+            most = max(most, alive)
+
+        def __del__(self):
+            nonlocal alive
+            alive -= self.bytes
+
+    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+        learner.meta_gradient(theta, tasks)
+    return most

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from problems import Quadratic, classification, convnet, mlp, regression, relative_error
+from problems import Quadratic, classification, convnet, mlp, most_saved, regression, relative_error
 from torch import nn
 from torch.func import jacrev, vmap
 
@@ -250,27 +250,13 @@ def test_recomputation_stays_close_to_the_binomial_bound():
     assert evaluations.recomputations <= 3 * 100
 
 
-def _peak_saved_tensors(learner, theta, tasks) -> int:
-    """Bytes that autograd keeps for a backward pass."""
-    total = 0
-
-    def pack(tensor):
-        nonlocal total
-        total += tensor.numel() * tensor.element_size()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        learner.meta_gradient(theta, tasks)
-    return total
-
-
 def test_no_graph_is_kept_across_steps():
     from baselines import MAML
 
     (theta, apply), tasks = mlp(), regression()
     for solver in ("euler", "auto"):
-        assert _peak_saved_tensors(AMAML(apply, half_mse, 0.05, 40, solver=solver), theta, tasks) == 0
-    few, many = (_peak_saved_tensors(MAML(apply, half_mse, 0.05, steps), theta, tasks) for steps in (10, 40))
+        assert most_saved(AMAML(apply, half_mse, 0.05, 40, solver=solver), theta, tasks) == 0
+    few, many = (most_saved(MAML(apply, half_mse, 0.05, steps), theta, tasks) for steps in (10, 40))
     assert many > 3 * few > 0
 
 

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from problems import classification, convnet, mlp, regression, relative_error, slope_error
+from problems import classification, convnet, mlp, most_saved, regression, relative_error, slope_error
 from torch.nn.functional import cross_entropy
 
 from amaml import AMAML, InputError, calculus, half_mse
@@ -60,30 +60,10 @@ def test_checkpoints_leave_the_gradient_unchanged(name, every):
     assert parts.evaluations.recomputations == every * ((10 - 1) // every)
 
 
-def _most_saved(learner, theta, tasks) -> int:
-    """The largest number of bytes that autograd keeps at any one time."""
-    alive = most = 0
-
-    class Kept:
-        def __init__(self, tensor):
-            nonlocal alive, most
-            self.tensor, self.bytes = tensor, tensor.numel() * tensor.element_size()
-            alive += self.bytes
-            most = max(most, alive)
-
-        def __del__(self):
-            nonlocal alive
-            alive -= self.bytes
-
-    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
-        learner.meta_gradient(theta, tasks)
-    return most
-
-
 def test_the_graph_of_checkpointed_maml_is_as_long_as_the_steps_between_checkpoints():
     (theta, apply), tasks = mlp(), regression()
-    plain = [_most_saved(MAML(apply, half_mse, 0.05, steps), theta, tasks) for steps in (8, 64)]
-    checkpointed = _most_saved(MAML(apply, half_mse, 0.05, 64, checkpoint_every=8), theta, tasks)
+    plain = [most_saved(MAML(apply, half_mse, 0.05, steps), theta, tasks) for steps in (8, 64)]
+    checkpointed = most_saved(MAML(apply, half_mse, 0.05, 64, checkpoint_every=8), theta, tasks)
     assert plain[1] > 6 * plain[0]
     assert checkpointed < 1.3 * plain[0]
 
