@@ -10,16 +10,42 @@ import torch
 from torch import Tensor
 
 from amaml.flow import GradientFlow
+from amaml.solvers import Move
 from amaml.trajectory import Trajectory
 
 
 class Adjoint(NamedTuple):
-    """lam(0) and the integral of lam, by the scheme's own quadrature, (tasks, P); how often |lam(0)| holds the least
-    |lam(t)|, (tasks,): by so much negative curvature made lam, and the errors it had, grow on the way back."""
+    """lam(0) and the integral of lam, by the scheme's own quadrature, (tasks, P); and two signs of negative curvature,
+    which makes the errors of earlier steps grow, (tasks,): how often |lam| on its way back exceeds what it was before,
+    and how often the speed |du/dt| does so on the way there. Both are 1 where the curvature is positive."""
 
     lam: Tensor
     integral: Tensor
     growth: Tensor
+    acceleration: Tensor
+
+
+class _Norms:
+    """|lam| at the ends of the steps and the speed of every step, from the last to the first."""
+
+    def __init__(self, final: Tensor, lam: Tensor) -> None:
+        self.later, self.sizes, self.speeds = final, [lam.norm(dim=-1)], []
+
+    def step(self, move: Move, u: Tensor, lam: Tensor) -> None:
+        """A step that starts at u, where the adjoint state is lam."""
+        self.sizes.append(lam.norm(dim=-1))
+        self.speeds.append((self.later - u).norm(dim=-1) / move.h)
+        self.later = u
+
+    def growths(self) -> tuple[Tensor, Tensor]:
+        """Of lam and of the speed, (tasks,) each."""
+        return _growth(self.sizes), _growth(self.speeds[::-1])
+
+
+def _growth(values: list[Tensor]) -> Tensor:
+    """The largest ratio of a value to an earlier one, at least 1."""
+    series = torch.stack(values)
+    return (series / series.cummin(0).values).nan_to_num(1.0).amax(0)
 
 
 @torch.no_grad()
@@ -29,13 +55,13 @@ def discrete(flow: GradientFlow, trajectory: Trajectory, lam: Tensor) -> Adjoint
     Step by step from the last to the first, by the transpose of each step's own scheme; one Hessian-vector product
     a stage. Hager 2000, section 2; equals backpropagation through the steps.
     """
-    pull, least = torch.zeros_like(lam), lam.norm(dim=-1)
+    pull, norms = torch.zeros_like(lam), _Norms(trajectory.final, lam)
     for move, stages in trajectory.backwards():
         lam, pulled = move.scheme.transposed(flow, move.h, stages, lam)
         if flow.prox:
             pull = pull + pulled
-        least = torch.minimum(least, lam.norm(dim=-1))
-    return Adjoint(lam, pull, lam.norm(dim=-1) / least)
+        norms.step(move, stages[0], lam)
+    return Adjoint(lam, pull, *norms.growths())
 
 
 @torch.no_grad()
@@ -49,13 +75,13 @@ def continuous(flow: GradientFlow, trajectory: Trajectory, lam: Tensor) -> Adjoi
     scheme: it approximates the flow's gradient and is the derivative of no computed loss. The integral
     of lam is taken by the trapezoidal rule. A-MAML, section 3.
     """
-    integral, later, least = torch.zeros_like(lam), trajectory.final, lam.norm(dim=-1)
+    integral, norms = torch.zeros_like(lam), _Norms(trajectory.final, lam)
     for move, stages in trajectory.backwards():
-        slope = flow.hvp(later, lam)
+        slope = flow.hvp(norms.later, lam)
         earlier = lam - move.h / 2 * (slope + flow.hvp(stages[0], lam - move.h * slope))
-        lam, later, integral = earlier, stages[0], integral + move.h / 2 * (lam + earlier)
-        least = torch.minimum(least, lam.norm(dim=-1))
-    return Adjoint(lam, integral, lam.norm(dim=-1) / least)
+        lam, integral = earlier, integral + move.h / 2 * (lam + earlier)
+        norms.step(move, stages[0], lam)
+    return Adjoint(lam, integral, *norms.growths())
 
 
 ADJOINTS = {"discrete": discrete, "continuous": continuous}

@@ -1,8 +1,8 @@
 """A-MAML: the meta-gradient of a long inner loop from a forward flow and a backward adjoint."""
 
-import math
 import warnings
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,9 +15,11 @@ from amaml.flow import Evaluations, GradientFlow
 from amaml.learner import MetaGradient, check_inner_loop, query_gradient
 from amaml.models import Apply
 from amaml.tasks import Tasks
+from amaml.trust import Doubts, doubts_of, error_of_sample, most_suspect, relative_distance
 
 TRUST = 10.0  # an estimated error above so many rtol is not returned
-REFINEMENTS = 3  # attempts, each with half the steps' size, before that is an error
+ATTEMPTS = 4  # before that is an error
+FINER = 4.0  # each at an rtol smaller by this: half the step of a scheme of second order
 
 
 @dataclass(frozen=True)
@@ -65,25 +67,36 @@ class AMAML:
     def meta_gradient(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
         """The gradient in theta of the mean query loss of u(T), with an estimate of its relative error.
 
-        One whose estimated error exceeds 10 rtol is computed again with smaller steps, with a warning; where that
-        does not help, and where the flow leaves the finite numbers, Diverged is raised. "euler" has no such error:
-        it is the gradient of the steps it makes.
+        Where negative curvature may have made errors grow (amaml.trust) the estimate is a measurement: some tasks are
+        solved again by finer steps. A gradient whose estimated error exceeds 10 rtol is computed again with finer
+        steps, with a warning, until two agree; where they do not, and where the flow leaves the finite numbers,
+        Diverged is raised. "euler" has no such error: it is the gradient of the steps it makes.
         """
-        evaluations = Evaluations()
-        for attempt in range(REFINEMENTS):
-            gradient = self._once(theta.detach(), tasks, self.rtol / 16**attempt, evaluations)
-            limit = max(self.tolerance, 1e4 * torch.finfo(theta.dtype).eps)
-            if gradient.error is None or gradient.error <= limit:
-                return gradient
+        theta, evaluations, coarser = theta.detach(), Evaluations(), None
+        limit = max(self.tolerance, 1e4 * torch.finfo(theta.dtype).eps)
+        for attempt in range(ATTEMPTS):
+            rtol = self.rtol / FINER**attempt
+            solution = self._solve(theta, tasks, rtol, evaluations)
+            value = solution.gradients.mean(0)
+            if self.solver == "euler":
+                return MetaGradient(value, solution.query_loss, evaluations)
+            error = max(solution.doubts.defect, rtol * solution.doubts.growth)
+            if coarser is not None:
+                error = max(error, relative_distance(coarser, value))
+            elif solution.doubts.suspect and error <= limit:
+                error = max(error, self._sampled_error(theta, tasks, solution, rtol, evaluations))
+            if error <= limit:
+                return MetaGradient(value, solution.query_loss, evaluations, error)
             warnings.warn(
-                f"meta-gradients with an estimated error above {limit:g} are computed again with smaller steps; "
-                "a smaller rtol or inner_lr avoids this",
+                f"meta-gradients with an estimated error above {limit:g} are computed again with finer steps; "
+                "a smaller inner_lr avoids this",
                 RuntimeWarning,
                 stacklevel=2,
             )
+            coarser = value
         raise Diverged(
-            f"the meta-gradient's estimated relative error is {gradient.error:.2g}, above {limit:g}, and smaller steps "
-            "do not help; try a smaller inner_lr, fewer inner steps or solver euler"
+            f"the meta-gradient's estimated relative error is {error:.2g}, above {limit:g}, and finer steps do not "
+            "help; try a smaller inner_lr, fewer inner steps or solver euler"
         )
 
     @property
@@ -95,33 +108,32 @@ class AMAML:
         """The same method at much finer steps, whose meta-gradient tells the error of this one's."""
         return replace(self, rtol=self.rtol / 16)
 
-    def _once(self, theta: Tensor, tasks: Tasks, rtol: float, evaluations: Evaluations) -> MetaGradient:
+    def _solve(self, theta: Tensor, tasks: Tasks, rtol: float, evaluations: Evaluations) -> "Solution":
         flow = GradientFlow(self.apply, self.loss, tasks, theta, self.prox, evaluations)
         heun = self.adjoint == "continuous"
         trajectory = solve(flow, self.solver, self.inner_lr, self.inner_steps, rtol, self.checkpoints, heun)
         final = trajectory.final
         terminal, query_loss = query_gradient(self.apply, self.loss, final, tasks)
         adjoint = ADJOINTS[self.adjoint](flow, trajectory, terminal)
-        error = None if self.solver == "euler" else estimated_error(flow, final, terminal, adjoint, rtol)
-        value = adjoint.lam + self.prox * adjoint.integral if self.prox else adjoint.lam
-        return MetaGradient(value.mean(0), query_loss, evaluations, error)
+        gradients = adjoint.lam + self.prox * adjoint.integral if self.prox else adjoint.lam
+        doubts = None if self.solver == "euler" else doubts_of(flow, final, terminal, adjoint)
+        return Solution(gradients, query_loss, adjoint, doubts)
+
+    def _sampled_error(
+        self, theta: Tensor, tasks: Tasks, solution: "Solution", rtol: float, evaluations: Evaluations
+    ) -> float:
+        """The relative error of the mean, as the most suspect of the tasks suggest, solved again by finer steps."""
+        which = most_suspect(solution.adjoint)
+        spent = Evaluations()
+        finer = self._solve(theta, tasks[which], rtol / FINER, spent).gradients
+        evaluations.add(spent, len(which) / len(tasks))
+        return error_of_sample(solution.gradients, which, finer)
 
 
-def estimated_error(flow: GradientFlow, final: Tensor, terminal: Tensor, adjoint: Adjoint, rtol: float) -> float:
-    """An estimate of the meta-gradient's relative error: the larger of two.
+class Solution(NamedTuple):
+    """One pass forward and backward: the gradient of every task (tasks, P), its query loss (tasks,) and more."""
 
-    What the steps aim at, rtol, times the growth of lam on the way back: negative curvature that makes lam grow makes
-    the errors made before grow as well.
-
-    What a conserved quantity lacks. Along a gradient flow the field f(u(t)) solves d f/dt = -H f, the equation that
-    small changes of the state obey, and lam solves dlam/dt = H lam; so lam . f is constant in time. The difference
-    between the computed lam(0) . f(u(0)) and lam(T) . f(u(T)) is made by the scheme's errors alone, in the direction f,
-    in which stiff components weigh most; relative to the mean size of the tasks' gradients. It shows an instability,
-    and nothing of errors orthogonal to f. One gradient. Measured: results/efficiency/accuracy.md.
-    """
-    at_start, at_end, lam = flow.initial, flow(0.0, final), adjoint.lam
-    defect = ((lam * at_start).sum(-1) - (terminal * at_end).sum(-1)).abs() / at_start.norm(dim=-1)
-    numbers = torch.stack([defect.nan_to_num(0.0).max(), lam.norm(dim=-1).mean(), adjoint.growth.nan_to_num(1.0).max()])
-    lacking, size, growth = numbers.tolist()
-    estimate = max(lacking / size if size else 0.0, rtol * growth)
-    return estimate if math.isfinite(estimate) else math.inf
+    gradients: Tensor
+    query_loss: Tensor
+    adjoint: Adjoint
+    doubts: Doubts | None

@@ -30,13 +30,14 @@ SHARPENING = 3.0  # lambda_max is taken to grow like t + SHARPENING / lambda_max
 MOST_STEPS = 50_000  # of a flow, at the least
 LOOKAHEAD = 20  # blocks that are planned ahead
 STRETCH = 1.1  # steps may be so much longer where that saves one; within MARGIN
-PREFERENCE = 1.1  # a scheme of higher order may cost so much more for each order: it errs less than asked for
+PREFERENCE = 1.2  # a scheme of higher order may cost so much more for each order: it errs less than asked for
 MOST_PRODUCTS = 10  # of one estimate of lambda_max
 SETTLED = 1.1  # ratio of two successive products, at which one stops
 RETAKEN = 4.0  # lambda_max is taken to be so many times larger at most, when a block is taken again
 BLOCK = 28  # gradients between two estimates of lambda_max
-LAYER = {2: 6.0, 4: 3.6}  # z = h * lambda_max of the steps at both ends, over rtol^(1/order): long horizons
-SHORT = {2: 0.7, 4: 7.0}  # the same for short ones: the constant of Law._layer
+LAYER = {2: 6.0, 4: 2.0}  # z = h * lambda_max of the steps at both ends, over rtol^(1/order): long horizons
+SHORT = {2: 0.7, 4: 5.0}  # the same for short ones: the constant of Law._layer
+LONG = 8.0  # horizon * lambda_max at which a horizon begins to be long
 GROWTH = {2: 4.0, 4: 1.3}  # of h with the distance from the nearer end, over rtol^(1/order)
 
 
@@ -210,7 +211,7 @@ class Law:
         x = max(curvature * self.horizon, 1e-30)
         peak = min(x, order + 1)
         worst = peak ** (order + 1) * math.exp(-peak)
-        long, short = LAYER[order] * (1 + 3 / x), x * (SHORT[order] / worst) ** (1 / order)
+        long, short = LAYER[order] * (1 + (LONG / x) ** 2), x * (SHORT[order] / worst) ** (1 / order)
         return min(long, short) * self.rtol ** (1 / order)
 
 

@@ -1,6 +1,6 @@
 """What a meta-learning method is, and the pieces that several of them share."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -63,8 +63,7 @@ class Chunked:
             value = value + part.value * (len(chunk) / len(tasks))
             losses.append(part.query_loss)
             errors += [] if part.error is None else [part.error]
-            for f in fields(total):
-                setattr(total, f.name, getattr(total, f.name) + getattr(part.evaluations, f.name))
+            total.add(part.evaluations)
         return MetaGradient(value, torch.cat(losses), total, max(errors, default=None))
 
     @property

@@ -42,8 +42,8 @@ class Tasks:
     def __len__(self) -> int:
         return len(self.support_x)
 
-    def __getitem__(self, which: slice) -> Tasks:
-        """The tasks of a slice, as views."""
+    def __getitem__(self, which: slice | Tensor) -> Tasks:
+        """The tasks of a slice, as views, or those of a tensor of indices, copied."""
         return self._map(lambda tensor: tensor[which])
 
     def to(self, *args, **kwargs) -> Tasks:

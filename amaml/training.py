@@ -16,6 +16,7 @@ from amaml.flow import Evaluations
 from amaml.learner import MetaGradient, MetaLearner
 from amaml.runs import Checkpoint, RunFolder
 from amaml.tasks import Tasks
+from amaml.trust import relative_distance
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def _checked(
 ) -> tuple[MetaGradient, float]:
     """The meta-gradient with its distance to the one at finer steps; the latter, with a warning, where it is large."""
     finer = learner.finer().meta_gradient(theta, tasks)
-    error = ((gradient.value - finer.value).norm() / finer.value.norm()).item()
+    error = relative_distance(gradient.value, finer.value)
     if not error > learner.tolerance:
         return gradient, error
     warnings.warn(

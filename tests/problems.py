@@ -108,6 +108,7 @@ def relative_error(value: Tensor, reference: Tensor) -> float:
 def most_saved(learner, theta: Tensor, tasks: Tasks) -> int:
     """The largest number of bytes that autograd keeps for a backward pass at any one time of a meta-gradient."""
     alive = most = 0
+    learner.meta_gradient(theta, tasks)  # traces its graphs, which the hooks below would not let it
 
     class Kept:
         def __init__(self, tensor):

@@ -25,7 +25,7 @@ CASES = {
 
 def total(adjoint, flow, trajectory, lam):
     """The meta-gradient: lam(0) and the pull of the proximal term, averaged over the tasks."""
-    lam, integral, _ = adjoint(flow, trajectory, lam)
+    lam, integral = adjoint(flow, trajectory, lam)[:2]
     return (lam + flow.prox * integral).mean(0)
 
 

@@ -1,6 +1,5 @@
-"""The engine: step control, Chebyshev schemes, the trust in a gradient, checkpoints, compiled graphs, chunks."""
+"""The engine: step control, Chebyshev schemes, checkpoints, compiled graphs, chunks."""
 
-import contextlib
 import gc
 import math
 
@@ -148,48 +147,6 @@ def test_a_rewound_trajectory_goes_on_as_if_nothing_had_been(checkpoints):
     assert torch.equal(discrete(flow, wound, lam)[0], discrete(flow, straight, lam)[0])
 
 
-def test_the_error_estimate_follows_the_error():
-    (theta, apply), tasks = mlp(), regression(shots=20)
-    reference = AMAML(apply, half_mse, 0.01, 400, solver="rk4", rtol=1e-8).meta_gradient(theta, tasks).value
-    for rtol in (1e-2, 1e-3, 1e-4):
-        gradient = AMAML(apply, half_mse, 0.01, 400, solver="rk4", rtol=rtol).meta_gradient(theta, tasks)
-        assert 0.1 < gradient.error / relative_error(gradient.value, reference) < 10
-
-
-def test_growth_of_the_adjoint_state_on_its_way_back_counts_in_the_estimate():
-    """A saddle: the loss falls along the second parameter as it leaves 0, and lam grows like exp(T)."""
-
-    def apply(theta, x):
-        return (theta[:1] ** 2 - theta[1:] ** 2).expand(len(x), 1) / 2 + 0 * x
-
-    def first(prediction, target):
-        return prediction.mean()
-
-    x = torch.ones(2, 3, 1, dtype=torch.float64)
-    theta, tasks = torch.tensor([0.5, 1e-3], dtype=torch.float64), amaml.Tasks(x, x, x, x)
-    for steps in (100, 200):
-        flow = GradientFlow(apply, first, tasks, theta)
-        trajectory = solve(flow, "auto", 0.01, steps, 1e-3)
-        growth = discrete(flow, trajectory, torch.tensor([[0.0, 1.0]] * 2, dtype=torch.float64)).growth
-        torch.testing.assert_close(growth, torch.full((2,), math.exp(steps / 100)).double(), rtol=1e-2, atol=0)
-    assert AMAML(apply, first, 0.01, 200).meta_gradient(theta, tasks).error >= 1e-3 * 0.9
-
-
-def test_an_untrusted_gradient_is_refined_with_a_warning(monkeypatch):
-    """Steps far outside the stability interval, as a wrong estimate of lambda_max would make them."""
-    (theta, apply), tasks = mlp(), regression(shots=20)
-    tasks = amaml.Tasks(3 * tasks.support_x, tasks.support_y, 3 * tasks.query_x, tasks.query_y)
-    monkeypatch.setattr("amaml.control.Curvature.at", lambda self, u: [0.5] * len(u))
-    learner = AMAML(apply, half_mse, 0.05, 400, solver="rk4", rtol=1e-2)
-    with pytest.warns(RuntimeWarning, match="computed again with smaller steps"), contextlib.suppress(Diverged):
-        assert learner.meta_gradient(theta, tasks).error <= 0.1
-
-
-def test_euler_has_no_error_and_nothing_to_refine():
-    (theta, apply), tasks = mlp(), regression()
-    assert AMAML(apply, half_mse, 0.05, 10, solver="euler").meta_gradient(theta, tasks).error is None
-
-
 def _kept_and_gradient(solver, checkpoints, steps=60):
     (theta, apply), tasks = mlp(), regression()
     flow = GradientFlow(apply, half_mse, tasks, theta)
@@ -272,15 +229,6 @@ def test_chunks_leave_the_mean_unchanged(size):
         )
         assert parts.evaluations.gradients == math.ceil(5 / size) * whole.evaluations.gradients
     assert isinstance(parts.evaluations, Evaluations)
-
-
-def test_finer_steps_tell_the_error():
-    (theta, apply), tasks = mlp(), regression(shots=20)
-    learner = AMAML(apply, half_mse, 0.01, 400, rtol=1e-2)
-    reference = AMAML(apply, half_mse, 0.01, 400, solver="rk4", rtol=1e-8).meta_gradient(theta, tasks).value
-    value, finer = (lr.meta_gradient(theta, tasks).value for lr in (learner, learner.finer()))
-    assert relative_error(finer, reference) < relative_error(value, reference) / 4
-    assert isinstance(Chunked(learner, 2).finer().learner, AMAML)
 
 
 @pytest.mark.skipif(not calculus.compiler_found(), reason="torch.compile needs a C++ compiler")
