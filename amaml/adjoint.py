@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from amaml.flow import GradientFlow
 from amaml.solvers import Move
@@ -29,12 +30,12 @@ class _Norms:
     """|lam| at the ends of the steps and the speed of every step, from the last to the first."""
 
     def __init__(self, final: Tensor, lam: Tensor) -> None:
-        self.later, self.sizes, self.speeds = final, [lam.norm(dim=-1)], []
+        self.later, self.sizes, self.speeds = final, [vector_norm(lam, dim=-1)], []
 
     def step(self, move: Move, u: Tensor, lam: Tensor) -> None:
         """A step that starts at u, where the adjoint state is lam."""
-        self.sizes.append(lam.norm(dim=-1))
-        self.speeds.append((self.later - u).norm(dim=-1) / move.h)
+        self.sizes.append(vector_norm(lam, dim=-1))
+        self.speeds.append(vector_norm(self.later - u, dim=-1) / move.h)
         self.later = u
 
     def growths(self) -> tuple[Tensor, Tensor]:

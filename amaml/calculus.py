@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, grad_and_value, vjp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.linalg import vector_norm
 
 from amaml.models import Apply
 
@@ -149,7 +150,7 @@ def largest_eigenvalue(matvec: Callable[[Tensor], Tensor], start: Tensor, iterat
     tiny = torch.finfo(start.dtype).tiny
     product = start
     for _ in range(iterations):
-        vector = product / product.norm(dim=-1, keepdim=True).clamp_min(tiny)
+        vector = product / vector_norm(product, dim=-1, keepdim=True).clamp_min(tiny)
         product = matvec(vector)
-    norm = product.norm(dim=-1)
+    norm = vector_norm(product, dim=-1)
     return norm, product / norm.clamp_min(tiny).unsqueeze(-1)
