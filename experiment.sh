@@ -25,4 +25,6 @@ source configs/environment.sh
 find_environment "$CORE" requirements.txt
 case $PYTHON in .venv/*) PYTHON=$root/$PYTHON ;; esac
 cd "$caller"
+# threads that wait for one another do so actively; for less long, they stand in their own way less on a busy machine
+export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-20000}
 exec "$PYTHON" "$root/run.py" --domain "$1" --shots "$2" --queries "$3" --inner-steps "$4" --device "$5" "${@:6}"

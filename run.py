@@ -3,6 +3,7 @@
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -324,6 +325,7 @@ def failed(reason: object, status: int) -> int:
 
 
 if __name__ == "__main__":
+    warnings.formatwarning = lambda message, *place: f"run.py: warning: {message}\n"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "amaml", "compiled")
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))  # what is compiled outlives a reboot
     sys.exit(main(sys.argv[1:]))
