@@ -84,7 +84,8 @@ efficiency)
             --methods "A-MAML auto" "A-MAML rkc" "A-MAML euler" MAML "MAML checkpointed" FOMAML iMAML Reptile higher \
             $theta
     done
-    "$PYTHON" -m benchmarks.accuracy
+    "$PYTHON" -m benchmarks.accuracy --trained "$trained/checkpoint.pt"
+    "$PYTHON" -m benchmarks.fourth_order
     ;;
 *) usage ;;
 esac

@@ -18,8 +18,17 @@ from amaml.tasks import Tasks
 from amaml.trust import Doubts, doubts_of, error_of_sample, most_suspect, relative_distance
 
 TRUST = 10.0  # an estimated error above so many rtol is not returned
-ATTEMPTS = 4  # before that is an error
+ATTEMPTS = 6  # before that is an error
 FINER = 4.0  # each at an rtol smaller by this: half the step of a scheme of second order
+
+
+class Solution(NamedTuple):
+    """One pass forward and backward: the gradient of every task (tasks, P), its query loss (tasks,) and more."""
+
+    gradients: Tensor
+    query_loss: Tensor
+    adjoint: Adjoint
+    doubts: Doubts | None
 
 
 @dataclass(frozen=True)
@@ -108,7 +117,7 @@ class AMAML:
         """The same method at much finer steps, whose meta-gradient tells the error of this one's."""
         return replace(self, rtol=self.rtol / 16)
 
-    def _solve(self, theta: Tensor, tasks: Tasks, rtol: float, evaluations: Evaluations) -> "Solution":
+    def _solve(self, theta: Tensor, tasks: Tasks, rtol: float, evaluations: Evaluations) -> Solution:
         flow = GradientFlow(self.apply, self.loss, tasks, theta, self.prox, evaluations)
         heun = self.adjoint == "continuous"
         trajectory = solve(flow, self.solver, self.inner_lr, self.inner_steps, rtol, self.checkpoints, heun)
@@ -120,7 +129,7 @@ class AMAML:
         return Solution(gradients, query_loss, adjoint, doubts)
 
     def _sampled_error(
-        self, theta: Tensor, tasks: Tasks, solution: "Solution", rtol: float, evaluations: Evaluations
+        self, theta: Tensor, tasks: Tasks, solution: Solution, rtol: float, evaluations: Evaluations
     ) -> float:
         """The relative error of the mean, as the most suspect of the tasks suggest, solved again by finer steps."""
         which = most_suspect(solution.adjoint)
@@ -128,12 +137,3 @@ class AMAML:
         finer = self._solve(theta, tasks[which], rtol / FINER, spent).gradients
         evaluations.add(spent, len(which) / len(tasks))
         return error_of_sample(solution.gradients, which, finer)
-
-
-class Solution(NamedTuple):
-    """One pass forward and backward: the gradient of every task (tasks, P), its query loss (tasks,) and more."""
-
-    gradients: Tensor
-    query_loss: Tensor
-    adjoint: Adjoint
-    doubts: Doubts | None

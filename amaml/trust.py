@@ -69,6 +69,6 @@ def relative_distance(a: Tensor, b: Tensor) -> float:
 
 def _ratio(part: Tensor, whole: Tensor) -> float:
     part, whole = torch.stack([part, whole]).tolist()
-    if not math.isfinite(part + whole):
-        return math.inf
-    return part / whole if whole else math.inf * part if part else 0.0
+    if part == 0:
+        return 0.0
+    return part / whole if whole and math.isfinite(part + whole) else math.inf
