@@ -14,7 +14,7 @@ from torch import Tensor
 from amaml.adjoint import Adjoint
 from amaml.flow import GradientFlow
 
-GROWTH, ACCELERATION = 2.0, 1.05  # of lam and of the speed, above which a gradient is suspect
+GROWTH, ACCELERATION = 4.0, 1.05  # of lam and of the speed, above which a gradient is suspect
 SAMPLE = 5  # one task in so many is solved again
 CAUTION = 3.0  # a task that was not may be so many times worse
 
