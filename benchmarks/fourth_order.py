@@ -64,9 +64,8 @@ def main() -> None:
     ]
     for product in PRODUCTS:
         pairs = [(gradients(auto, product, rtol), gradients((*auto, ROCK4), product, rtol)) for rtol in RTOLS]
-        lines.append(
-            f"| {product} | " + " | ".join(f"{now}, {then} ({then / now - 1:+.0%})" for now, then in pairs) + " |"
-        )
+        cells = [f"{now}, {new} ({new / now - 1:+.0%})" for now, new in pairs]
+        lines.append(f"| {product} | " + " | ".join(cells) + " |")
     text = "\n".join(lines) + "\n"
     print(text)
     out.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from amaml import AMAML, Diverged, MetaGradient, calculus
 from amaml.runs import environment
+from amaml.trust import relative_distance
 from benchmarks import report
 from benchmarks.problems import LIMITS, Problem, methods, problem
 
@@ -122,7 +123,7 @@ def figures(
         "gradients": spent.gradients,
         "hvps": spent.hvps,
         "recomputations": spent.recomputations,
-        "relative_error": ((g - r).norm() / r.norm()).item(),
+        "relative_error": relative_distance(g, r),
         "cosine": torch.nn.functional.cosine_similarity(g, r, dim=0).item(),
         "estimated_error": gradient.error,
         "floor_fraction": floor / seconds,
