@@ -64,7 +64,7 @@ def main() -> None:
     ]
     for product in PRODUCTS:
         pairs = [(gradients(auto, product, rtol), gradients((*auto, ROCK4), product, rtol)) for rtol in RTOLS]
-        cells = [f"{now}, {new} ({new / now - 1:+.0%})" for now, new in pairs]
+        cells = [f"{plain}, {both} ({both / plain - 1:+.0%})" for plain, both in pairs]
         lines.append(f"| {product} | " + " | ".join(cells) + " |")
     text = "\n".join(lines) + "\n"
     print(text)
