@@ -14,15 +14,16 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import data
-from amaml import AMAML, Diverged, InputError, MetaLearner, accuracy, half_mse, mlp, mse, report, rmse
-from amaml.calculus import Loss, compiled, compiler_found
-from amaml.convnets import conv4, resnet12
-from amaml.evaluation import fine_tune, inner_loop
+from amaml import AMAML, Diverged, InputError, MetaLearner, accuracy, half_mse, mlp, mse, rmse
+from amaml.experiment import report
+from amaml.experiment.evaluation import fine_tune, inner_loop
+from amaml.experiment.folder import Checkpoint, RunFolder, load_checkpoint
+from amaml.experiment.networks import conv4, initialise, resnet12
+from amaml.experiment.session import Session, Stopped, StopRequest
+from amaml.flow.derivatives import Loss, compiled, compiler_found
 from amaml.learner import Chunked
-from amaml.models import Apply, initialise
-from amaml.runs import Checkpoint, RunFolder, load_checkpoint
+from amaml.models import Apply
 from amaml.tasks import Tasks
-from amaml.training import Session, Stopped, StopRequest
 from baselines import FOMAML, IMAML, MAML, Reptile
 from configs.settings import CONTROL, Settings, checked, flag_name, merged, parse_flags
 from data.episodes import check_pool

@@ -2,6 +2,7 @@
 
 from amaml.amaml import AMAML
 from amaml.errors import Diverged, InputError
+from amaml.flow.derivatives import compiled
 from amaml.learner import MetaGradient, MetaLearner
 from amaml.losses import accuracy, half_mse, mse, rmse
 from amaml.models import flatten, mlp
@@ -15,6 +16,7 @@ __all__ = [
     "MetaLearner",
     "Tasks",
     "accuracy",
+    "compiled",
     "flatten",
     "half_mse",
     "mlp",

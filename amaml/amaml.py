@@ -7,15 +7,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from amaml.adjoint import ADJOINTS, Adjoint
-from amaml.calculus import Loss
-from amaml.control import SOLVERS, solve
 from amaml.errors import Diverged, InputError, unknown
-from amaml.flow import Evaluations, GradientFlow
+from amaml.flow.adjoint import ADJOINTS, Adjoint
+from amaml.flow.derivatives import Loss
+from amaml.flow.error import Doubts, doubts_of, error_of_sample, most_suspect, relative_distance
+from amaml.flow.field import Evaluations, GradientFlow
+from amaml.flow.steps import SOLVERS, solve
 from amaml.learner import MetaGradient, check_inner_loop, query_gradient
 from amaml.models import Apply
 from amaml.tasks import Tasks
-from amaml.trust import Doubts, doubts_of, error_of_sample, most_suspect, relative_distance
 
 TRUST = 10.0  # an estimated error above so many rtol is not returned
 ATTEMPTS = 6  # before that is an error
@@ -41,9 +41,9 @@ class AMAML:
     With prox > 0 the support loss gains prox/2 |u - theta|^2, and value the pull of that term on theta.
 
     solver: "euler" is gradient descent, inner_steps steps of inner_lr, and the meta-gradient that of unrolled MAML;
-    the others (amaml.control.SOLVERS) follow the flow with steps of their own, for a relative error rtol of value.
+    the others (amaml.flow.steps.SOLVERS) follow the flow with steps of their own, for a relative error rtol of value.
     adjoint: "discrete", the exact transpose of the forward scheme, or "continuous", the paper's Heun scheme.
-    checkpoints: how many states of a trajectory are kept at most (amaml.trajectory); None decides by their size.
+    checkpoints: how many states of a trajectory are kept at most (amaml.flow.trajectory); None decides by their size.
     Costs one Hessian-vector product a stage (continuous: two a step); keeps states, never graphs.
     """
 
@@ -76,7 +76,7 @@ class AMAML:
     def meta_gradient(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
         """The gradient in theta of the mean query loss of u(T), with an estimate of its relative error.
 
-        Where negative curvature may have made errors grow (amaml.trust) the estimate is a measurement: some tasks are
+        Where negative curvature may have made errors grow (amaml.flow.error) the estimate is measured: some tasks are
         solved again by finer steps. A gradient whose estimated error exceeds 10 rtol is computed again with finer
         steps, with a warning, until two agree; where they do not, and where the flow leaves the finite numbers,
         Diverged is raised. "euler" has no such error: it is the gradient of the steps it makes.

@@ -6,10 +6,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from amaml import calculus
-from amaml.calculus import Loss
 from amaml.errors import InputError
-from amaml.flow import Evaluations, GradientFlow
+from amaml.flow import derivatives
+from amaml.flow.derivatives import Loss
+from amaml.flow.field import Evaluations, GradientFlow
 from amaml.models import Apply
 from amaml.tasks import Tasks
 
@@ -90,7 +90,7 @@ def gradient_descent(flow: GradientFlow, inner_lr: float, inner_steps: int) -> T
 
 def query_gradient(apply: Apply, loss: Loss, phi: Tensor, tasks: Tasks) -> tuple[Tensor, Tensor]:
     """The gradient of the query loss at phi (tasks, P), and that loss (tasks,)."""
-    return calculus.gradients_and_losses(apply, loss, phi, tasks.query_x, tasks.query_y)
+    return derivatives.gradients_and_losses(apply, loss, phi, tasks.query_x, tasks.query_y)
 
 
 def check_inner_loop(inner_lr: float, inner_steps: int, **nonnegative: float) -> None:

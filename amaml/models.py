@@ -63,11 +63,3 @@ def mlp(inputs: int, outputs: int, width: int = 32, activation: str = "tanh", no
             layers.append(nn.BatchNorm1d(width, track_running_stats=False))
         layers.append(ACTIVATIONS[activation]())
     return nn.Sequential(*layers, nn.Linear(width, outputs))
-
-
-def initialise(build: Callable[[], nn.Module], seed: int, dtype: torch.dtype, device: str) -> tuple[Tensor, Apply]:
-    """flatten(build()) with weights drawn from a seed; the global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = build()
-    return flatten(module.to(device=device, dtype=dtype))

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from amaml.calculus import Loss
-from amaml.flow import GradientFlow
+from amaml.flow.derivatives import Loss
+from amaml.flow.field import GradientFlow
 from amaml.learner import MetaGradient, check_inner_loop, gradient_descent, query_gradient
 from amaml.models import Apply
 from amaml.tasks import Tasks

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from amaml.calculus import Loss, conjugate_gradient
 from amaml.errors import InputError
-from amaml.flow import GradientFlow
+from amaml.flow.derivatives import Loss
+from amaml.flow.field import GradientFlow
+from amaml.flow.linalg import conjugate_gradient
 from amaml.learner import MetaGradient, check_inner_loop, gradient_descent, query_gradient
 from amaml.models import Apply
 from amaml.tasks import Tasks

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from amaml import calculus
-from amaml.calculus import Loss
 from amaml.errors import InputError, unknown
-from amaml.flow import Evaluations
+from amaml.flow import derivatives
+from amaml.flow.derivatives import Loss
+from amaml.flow.field import Evaluations
 from amaml.learner import MetaGradient, check_inner_loop, query_gradient
 from amaml.models import Apply
 from amaml.tasks import Tasks
@@ -90,8 +90,8 @@ class MAML:
 
     def _gradient(self, phi: Tensor, x: Tensor, y: Tensor, graph: bool) -> Tensor:
         if not graph:
-            return calculus.gradients(self.apply, self.loss, phi, x, y)
-        loss = calculus.batch_losses(self.apply, self.loss)(phi, x, y).sum()
+            return derivatives.gradients(self.apply, self.loss, phi, x, y)
+        loss = derivatives.batch_losses(self.apply, self.loss)(phi, x, y).sum()
         return torch.autograd.grad(loss, phi, create_graph=True)[0]
 
     def _batch(self, tasks: Tasks, step: int) -> tuple[Tensor, Tensor]:

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from amaml import calculus
-from amaml.calculus import Loss
-from amaml.flow import GradientFlow
+from amaml.flow import derivatives
+from amaml.flow.derivatives import Loss
+from amaml.flow.field import GradientFlow
 from amaml.learner import MetaGradient, check_inner_loop, gradient_descent
 from amaml.models import Apply
 from amaml.tasks import Tasks
@@ -37,7 +37,7 @@ class Reptile:
         """The mean of theta - phi, not the gradient of a loss."""
         flow = self._flow(theta, tasks)
         phi = gradient_descent(flow, self.inner_lr, self.inner_steps)
-        query_loss = calculus.losses(self.apply, self.loss, phi, tasks.query_x, tasks.query_y)
+        query_loss = derivatives.losses(self.apply, self.loss, phi, tasks.query_x, tasks.query_y)
         return MetaGradient(theta.detach() - phi.mean(0), query_loss, flow.evaluations)
 
     def _flow(self, theta: Tensor, tasks: Tasks) -> GradientFlow:

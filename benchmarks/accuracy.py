@@ -17,9 +17,9 @@ import torch
 
 import data
 from amaml import AMAML, Diverged, Tasks, half_mse, mlp
-from amaml.models import initialise
-from amaml.runs import write_atomically
-from amaml.trust import relative_distance
+from amaml.experiment.folder import write_atomically
+from amaml.experiment.networks import initialise
+from amaml.flow.error import relative_distance
 
 INNER_LR = 0.01
 

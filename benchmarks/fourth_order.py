@@ -3,7 +3,7 @@
     python -m benchmarks.fourth_order            writes results/efficiency/fourth-order.md
 
 ROCK4 (Abdulle 2002) has a stability interval of about 0.35 s^2 for s >= 5 stages, RKC one of 0.65 s^2. It is granted
-the accuracy of rk4, whose constants in the step control (amaml.control.Law) stand for it. lambda_max is constant.
+the accuracy of rk4, whose constants in the step control (amaml.flow.steps.Law) stand for it. lambda_max is constant.
 """
 
 import argparse
@@ -11,8 +11,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from amaml.control import MARGIN, SOLVERS, Candidate, Law, _block
-from amaml.runs import write_atomically
+from amaml.experiment.folder import write_atomically
+from amaml.flow.steps import MARGIN, SOLVERS, Candidate, Law, _block
 
 INTERVAL, FEWEST, MOST = 0.35, 5, 152
 RTOLS = (1e-2, 1e-3, 1e-4, 1e-5)

@@ -22,9 +22,10 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from amaml import AMAML, Diverged, MetaGradient, calculus
-from amaml.runs import environment
-from amaml.trust import relative_distance
+from amaml import AMAML, Diverged, MetaGradient
+from amaml.experiment.folder import environment
+from amaml.flow import derivatives
+from amaml.flow.error import relative_distance
 from benchmarks import report
 from benchmarks.problems import LIMITS, Problem, methods, problem
 
@@ -55,7 +56,7 @@ def main() -> None:
         return
     warnings.simplefilter("ignore")  # of the packages, and A-MAML's own that it refines: the evaluations show that
     name = f"{a.network}-{'trained' if a.trained else 'untrained'}-{a.device.split(':')[0]}"
-    with calculus.compiled(a.compile == "on"):
+    with derivatives.compiled(a.compile == "on"):
         rows = measure(p, a)
     result = {"environment": environment(a.device), "arguments": vars(a), "rows": rows}
     report.write(Path(a.out), name, result)
@@ -147,8 +148,8 @@ def flops(p: Problem) -> dict[str, float]:
     """Operations in the matrix products and convolutions of one gradient and one Hessian-vector product."""
     phi, t = p.theta.expand(len(p.tasks), -1).contiguous(), p.tasks
     counts = {}
-    with calculus.compiled(False):
-        for kind, call in (("gradients", calculus.gradients), ("hvps", calculus.hvps)):
+    with derivatives.compiled(False):
+        for kind, call in (("gradients", derivatives.gradients), ("hvps", derivatives.hvps)):
             arguments = (phi,) if kind == "gradients" else (phi, phi)
             with FlopCounterMode(display=False) as counter:
                 call(p.apply, p.loss, *arguments, t.support_x, t.support_y)

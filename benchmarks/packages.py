@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from amaml import MetaGradient, Tasks
-from amaml.flow import Evaluations
+from amaml.flow.field import Evaluations
 
 
 class Higher:

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 import data
 from amaml import AMAML, Tasks, flatten, half_mse, mlp
-from amaml.convnets import conv4, resnet12
+from amaml.experiment.networks import conv4, resnet12
 from amaml.models import Apply
 from baselines import FOMAML, IMAML, MAML, Reptile
 from benchmarks.packages import Higher, TorchMAML

@@ -12,7 +12,7 @@ from torch.autograd.functional import jacobian, vhp
 from torchdiffeq import odeint
 
 from amaml import MetaGradient, Tasks
-from amaml.flow import Evaluations
+from amaml.flow.field import Evaluations
 
 
 class Released:

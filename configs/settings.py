@@ -9,9 +9,9 @@ from typing import Any, NoReturn, get_args
 
 import torch
 
-from amaml.adjoint import ADJOINTS
-from amaml.control import SOLVERS
 from amaml.errors import InputError, unknown
+from amaml.flow.adjoint import ADJOINTS
+from amaml.flow.steps import SOLVERS
 from amaml.models import ACTIVATIONS, NORMS
 from data import DOMAINS
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import run
-from amaml import report
+from amaml.experiment import report
 
 torch.set_num_threads(1)
 

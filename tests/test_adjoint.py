@@ -5,14 +5,15 @@ import torch
 from problems import Quadratic, classification, convnet, mlp, regression, relative_error, slope_error
 
 import amaml
-from amaml import AMAML, calculus, half_mse
-from amaml.adjoint import continuous, discrete
-from amaml.chebyshev import Chebyshev
-from amaml.control import SOLVERS
-from amaml.flow import GradientFlow
+from amaml import AMAML, half_mse
+from amaml.flow import derivatives
+from amaml.flow.adjoint import continuous, discrete
+from amaml.flow.chebyshev import Chebyshev
+from amaml.flow.field import GradientFlow
+from amaml.flow.schemes import BOSH3, DOPRI5, EULER, MIDPOINT, RK4, Move
+from amaml.flow.steps import SOLVERS
+from amaml.flow.trajectory import Trajectory
 from amaml.learner import query_gradient
-from amaml.solvers import BOSH3, DOPRI5, EULER, MIDPOINT, RK4, Move
-from amaml.trajectory import Trajectory
 from baselines import MAML
 
 FIXED = {"euler": EULER, "midpoint": MIDPOINT, "rk4": RK4, "rkc2": Chebyshev(2), "rkc5": Chebyshev(5)}
@@ -61,7 +62,7 @@ def test_discrete_adjoint_is_the_derivative_of_the_forward_pass(case, name, prox
         return flow, fixed_steps(flow, FIXED[name], horizon=0.3, count=3)
 
     def meta_loss(theta):
-        return calculus.losses(apply, loss, final(theta)[1].final, tasks.query_x, tasks.query_y).mean()
+        return derivatives.losses(apply, loss, final(theta)[1].final, tasks.query_x, tasks.query_y).mean()
 
     flow, trajectory = final(theta)
     lam, _ = query_gradient(apply, loss, trajectory.final, tasks)
@@ -91,7 +92,7 @@ def test_discrete_adjoint_of_an_adaptive_scheme_is_the_derivative_over_its_own_s
         return u
 
     def meta_loss(theta):
-        return calculus.losses(apply, half_mse, replay(theta), tasks.query_x, tasks.query_y).mean()
+        return derivatives.losses(apply, half_mse, replay(theta), tasks.query_x, tasks.query_y).mean()
 
     torch.testing.assert_close(replay(theta), trajectory.final, rtol=1e-12, atol=1e-14)
     lam, _ = query_gradient(apply, half_mse, trajectory.final, tasks)

@@ -11,15 +11,16 @@ from torch.func import jacrev, vmap
 
 import amaml
 import data
-from amaml import AMAML, Diverged, calculus, half_mse
-from amaml.adjoint import discrete
-from amaml.chebyshev import Chebyshev, fewest_stages
-from amaml.control import SOLVERS, Curvature, Law, solve
-from amaml.flow import Evaluations, GradientFlow
+from amaml import AMAML, Diverged, half_mse
+from amaml.experiment.networks import initialise
+from amaml.flow import derivatives
+from amaml.flow.adjoint import discrete
+from amaml.flow.chebyshev import Chebyshev, fewest_stages
+from amaml.flow.field import Evaluations, GradientFlow
+from amaml.flow.schemes import RK4, Move
+from amaml.flow.steps import SOLVERS, Curvature, Law, solve
+from amaml.flow.trajectory import Trajectory, _split
 from amaml.learner import Chunked, query_gradient
-from amaml.models import initialise
-from amaml.solvers import RK4, Move
-from amaml.trajectory import Trajectory, _split
 from baselines import FOMAML
 
 
@@ -186,7 +187,7 @@ def test_no_more_states_are_alive_than_asked_for(checkpoints):
 
 
 def test_large_trajectories_thin_out_by_themselves(monkeypatch):
-    monkeypatch.setattr("amaml.trajectory.SMALL", 7000)
+    monkeypatch.setattr("amaml.flow.trajectory.SMALL", 7000)
     whole, _ = _kept_and_gradient("euler", None, steps=5)
     thinned, value = _kept_and_gradient("euler", None, steps=200)
     assert whole.recomputations == 0
@@ -231,29 +232,29 @@ def test_chunks_leave_the_mean_unchanged(size):
     assert isinstance(parts.evaluations, Evaluations)
 
 
-@pytest.mark.skipif(not calculus.compiler_found(), reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(not derivatives.compiler_found(), reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_compiled_graphs_compute_the_same():
     (theta, apply), tasks = mlp(), regression()
     phi = theta.expand(len(tasks), -1)  # not contiguous: the strides of what is compiled are fixed
     v = torch.ones(len(tasks), len(theta), dtype=torch.float64)
-    plain = calculus.hvps(apply, half_mse, phi, v, tasks.support_x, tasks.support_y)
-    with calculus.compiled():
-        fast = calculus.hvps(apply, half_mse, phi, v, tasks.support_x, tasks.support_y)
+    plain = derivatives.hvps(apply, half_mse, phi, v, tasks.support_x, tasks.support_y)
+    with derivatives.compiled():
+        fast = derivatives.hvps(apply, half_mse, phi, v, tasks.support_x, tasks.support_y)
     torch.testing.assert_close(fast, plain, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.skipif(not calculus.compiler_found(), reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(not derivatives.compiler_found(), reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_compiled_graphs_are_not_tied_to_the_tensors_of_their_first_call():
     """The same tensor for two arguments, then two tensors."""
     (theta, apply), tasks = mlp(width=4), regression(tasks=2)
     phi = theta.expand(len(tasks), -1).contiguous()
     v = torch.ones_like(phi)
-    with calculus.compiled():
-        calculus.hvps(apply, half_mse, phi, phi, tasks.support_x, tasks.support_y)
-        fast = calculus.hvps(apply, half_mse, phi, v, tasks.support_x, tasks.support_y)
-    plain = calculus.hvps(apply, half_mse, phi, v, tasks.support_x, tasks.support_y)
+    with derivatives.compiled():
+        derivatives.hvps(apply, half_mse, phi, phi, tasks.support_x, tasks.support_y)
+        fast = derivatives.hvps(apply, half_mse, phi, v, tasks.support_x, tasks.support_y)
+    plain = derivatives.hvps(apply, half_mse, phi, v, tasks.support_x, tasks.support_y)
     torch.testing.assert_close(fast, plain, rtol=1e-10, atol=1e-12)
 
 

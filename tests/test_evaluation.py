@@ -7,8 +7,9 @@ import pytest
 import scipy.stats
 import torch
 
-from amaml import Diverged, Tasks, flatten, half_mse, mlp, report, rmse
-from amaml.evaluation import Curves, fine_tune, mean_and_interval
+from amaml import Diverged, Tasks, flatten, half_mse, mlp, rmse
+from amaml.experiment import report
+from amaml.experiment.evaluation import Curves, fine_tune, mean_and_interval
 
 
 @pytest.fixture

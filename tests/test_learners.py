@@ -6,7 +6,7 @@ from problems import Quadratic, mlp, regression, relative_error
 
 import amaml
 from amaml import AMAML, InputError, MetaGradient, Tasks, half_mse
-from amaml.control import SOLVERS
+from amaml.flow.steps import SOLVERS
 from baselines import FOMAML, IMAML, MAML, Reptile
 
 SETTINGS = {"inner_lr": 0.05, "inner_steps": 10}

@@ -7,7 +7,8 @@ import torch
 from problems import classification, convnet, mlp, most_saved, regression, relative_error, slope_error
 from torch.nn.functional import cross_entropy
 
-from amaml import AMAML, InputError, calculus, half_mse
+from amaml import AMAML, InputError, half_mse
+from amaml.flow import derivatives
 from baselines import MAML
 from baselines.inner import INNER_OPTIMIZERS
 from configs import settings
@@ -27,7 +28,7 @@ def test_inner_optimisers_take_torchs_steps(name):
     expected = theta.expand(len(tasks), -1).clone().requires_grad_()
     optimizer = TORCHS[name]([expected], lr=0.03)
     for _ in range(7):
-        expected.grad = calculus.gradients(apply, half_mse, expected.detach(), tasks.support_x, tasks.support_y)
+        expected.grad = derivatives.gradients(apply, half_mse, expected.detach(), tasks.support_x, tasks.support_y)
         optimizer.step()
     torch.testing.assert_close(phi, expected.detach(), rtol=1e-9, atol=1e-12)
 
@@ -40,7 +41,7 @@ def test_the_gradient_through_every_inner_optimiser_is_that_of_the_adapted_loss(
 
     def mean_query_loss(theta):
         phi = learner.adapt(theta, tasks)
-        return calculus.losses(apply, half_mse, phi, tasks.query_x, tasks.query_y).mean()
+        return derivatives.losses(apply, half_mse, phi, tasks.query_x, tasks.query_y).mean()
 
     gradient = learner.meta_gradient(theta, tasks)
     assert slope_error(gradient.value, mean_query_loss, theta) < 1e-6

@@ -12,8 +12,9 @@ from PIL import Image
 
 import data
 import run
-from amaml import AMAML, half_mse, mlp, report
-from amaml.models import initialise
+from amaml import AMAML, half_mse, mlp
+from amaml.experiment import report
+from amaml.experiment.networks import initialise
 from baselines import FOMAML, IMAML, MAML, Reptile
 from configs.settings import FIELDS, METHODS, merged, read_toml
 

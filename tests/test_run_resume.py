@@ -10,7 +10,7 @@ import pytest
 from commands import assert_same_run, checkpoint, content, error_line, files, metrics, spawn, start
 
 import run
-from amaml import runs
+from amaml.experiment import folder
 
 OFTEN = ["--checkpoint-interval", "2", "--test-interval", "3"]
 
@@ -21,7 +21,7 @@ class Killed(BaseException):
 
 def killed_at_write(monkeypatch, moment: int):
     """From now on, the process dies in the middle of its moment-th write of a file."""
-    write, append, clock = runs.write_atomically, runs.RunFolder.append_metrics, count()
+    write, append, clock = folder.write_atomically, folder.RunFolder.append_metrics, count()
 
     def dying_write(path, content):
         if next(clock) == moment:
@@ -37,8 +37,8 @@ def killed_at_write(monkeypatch, moment: int):
             raise Killed
         append(folder, records)
 
-    monkeypatch.setattr(runs, "write_atomically", dying_write)
-    monkeypatch.setattr(runs.RunFolder, "append_metrics", dying_append)
+    monkeypatch.setattr(folder, "write_atomically", dying_write)
+    monkeypatch.setattr(folder.RunFolder, "append_metrics", dying_append)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
@@ -57,7 +57,7 @@ def test_a_run_killed_in_any_of_its_writes_resumes_to_the_bit(tmp_path, quick, m
         assert not (out / "summary.json").exists()
         assert start(out, *flags, "--resume") == 0
         assert_same_run(out, tmp_path / "whole")
-        assert set(files(out)) - {name + ".tmp" for name in runs.FILES} == set(files(tmp_path / "whole"))
+        assert set(files(out)) - {name + ".tmp" for name in folder.FILES} == set(files(tmp_path / "whole"))
     assert moment >= 12  # configuration, metrics, tests, checkpoints, curves, summary: each write died once
 
 

@@ -17,7 +17,7 @@ import pytest
 from commands import ROOT
 from packaging.requirements import Requirement
 
-from amaml.runs import PACKAGES
+from amaml.experiment.folder import PACKAGES
 
 NAMES = ("python3", "python", "python3.13", "python3.12", "python3.11")
 STAND_IN = """#!/usr/bin/env bash

@@ -10,12 +10,12 @@ from problems import mlp, regression, relative_error
 import amaml
 import data
 from amaml import AMAML, Diverged, half_mse
-from amaml.adjoint import Adjoint, continuous, discrete
-from amaml.control import solve
-from amaml.flow import Evaluations, GradientFlow
+from amaml.experiment.networks import initialise
+from amaml.flow.adjoint import Adjoint, continuous, discrete
+from amaml.flow.error import error_of_sample, most_suspect, relative_distance
+from amaml.flow.field import Evaluations, GradientFlow
+from amaml.flow.steps import solve
 from amaml.learner import Chunked
-from amaml.models import initialise
-from amaml.trust import error_of_sample, most_suspect, relative_distance
 
 refines = pytest.mark.filterwarnings("ignore:meta-gradients with an estimated error")
 ROUGH = [("Alpine2D", 50, 8, 500, 6), ("CosMixture2D", 50, 32, 500, 9)]
@@ -32,7 +32,7 @@ def rough(domain: str, points: int, width: int, steps: int, seed: int):
 
 def unsuspecting(monkeypatch) -> None:
     for name in ("GROWTH", "ACCELERATION"):
-        monkeypatch.setattr(f"amaml.trust.{name}", math.inf)
+        monkeypatch.setattr(f"amaml.flow.error.{name}", math.inf)
 
 
 @pytest.mark.parametrize("problem", ROUGH)
@@ -134,7 +134,7 @@ def test_an_unstable_gradient_is_refined_with_a_warning(monkeypatch):
     """Steps far outside the stability interval, as a wrong estimate of lambda_max would make them."""
     (theta, apply), tasks = mlp(), regression(shots=20)
     tasks = amaml.Tasks(3 * tasks.support_x, tasks.support_y, 3 * tasks.query_x, tasks.query_y)
-    monkeypatch.setattr("amaml.control.Curvature.at", lambda self, u: [0.5] * len(u))
+    monkeypatch.setattr("amaml.flow.steps.Curvature.at", lambda self, u: [0.5] * len(u))
     learner = AMAML(apply, half_mse, 0.05, 400, solver="rk4", rtol=1e-2)
     with pytest.warns(RuntimeWarning, match="computed again with finer steps"), contextlib.suppress(Diverged):
         assert learner.meta_gradient(theta, tasks).error <= 0.1
@@ -144,7 +144,7 @@ def test_an_unstable_gradient_is_refined_with_a_warning(monkeypatch):
 def test_a_gradient_on_which_no_two_resolutions_agree_is_refused(monkeypatch):
     (theta, apply), tasks = mlp(), regression(shots=20)
     monkeypatch.setattr("amaml.amaml.relative_distance", lambda a, b: 0.5)
-    monkeypatch.setattr("amaml.amaml.doubts_of", lambda *found: amaml.trust.Doubts(0.02, 1.0, False))
+    monkeypatch.setattr("amaml.amaml.doubts_of", lambda *found: amaml.flow.error.Doubts(0.02, 1.0, False))
     with pytest.raises(Diverged, match="estimated relative error is 0.5, above 0.01, and finer steps do not help"):
         AMAML(apply, half_mse, 0.01, 20).meta_gradient(theta, tasks)
 

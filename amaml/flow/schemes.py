@@ -13,7 +13,7 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from amaml.errors import Diverged
-from amaml.flow import GradientFlow
+from amaml.flow.field import GradientFlow
 
 Stages = tuple[Tensor, ...]  # the states Y_i (tasks, P) of one step at which the field was evaluated, Y_1 = u
 

@@ -6,8 +6,9 @@ import os
 import pytest
 import torch
 
-from amaml import InputError, runs
-from amaml.runs import Checkpoint, RunFolder, load_checkpoint, write_atomically
+from amaml import InputError
+from amaml.experiment import folder as folder_module
+from amaml.experiment.folder import Checkpoint, RunFolder, load_checkpoint, write_atomically
 
 SETTINGS = {"device": "cpu", "width": 4, "prox": None}
 
@@ -78,7 +79,7 @@ def test_writing_leaves_the_old_file_or_the_new_one(tmp_path, monkeypatch):
 
 def test_every_file_of_the_folder_is_written_atomically(folder, monkeypatch):
     written = []
-    monkeypatch.setattr(runs, "write_atomically", lambda path, content: written.append(path.name))
+    monkeypatch.setattr(folder_module, "write_atomically", lambda path, content: written.append(path.name))
     folder.create(SETTINGS)
     folder.save(a_checkpoint())
     folder.write("test.json", [])
@@ -116,7 +117,7 @@ def test_numbers_that_are_not_json_are_refused(folder):
 
 def test_clearing_removes_a_runs_files_and_nothing_else(folder):
     folder.save(a_checkpoint())
-    for name in runs.FILES:
+    for name in folder_module.FILES:
         (folder.path / name).touch()
     (folder.path / "checkpoint.pt.tmp").touch()
     folder.create(SETTINGS)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from amaml.flow import GradientFlow
-from amaml.solvers import Move, Record, Stages
+from amaml.flow.field import GradientFlow
+from amaml.flow.schemes import Move, Record, Stages
 
 SMALL = 2**26  # bytes that the states of a trajectory may take by default
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from amaml.flow import GradientFlow
-from amaml.solvers import Move
-from amaml.trajectory import Trajectory
+from amaml.flow.field import GradientFlow
+from amaml.flow.schemes import Move
+from amaml.flow.trajectory import Trajectory
 
 
 class Adjoint(NamedTuple):

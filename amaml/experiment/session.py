@@ -12,11 +12,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from amaml.errors import Diverged, InputError
-from amaml.flow import Evaluations
+from amaml.experiment.folder import Checkpoint, RunFolder
+from amaml.flow.error import relative_distance
+from amaml.flow.field import Evaluations
 from amaml.learner import MetaGradient, MetaLearner
-from amaml.runs import Checkpoint, RunFolder
 from amaml.tasks import Tasks
-from amaml.trust import relative_distance
 
 
 @dataclass(frozen=True)

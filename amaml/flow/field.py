@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor
 
-from amaml import calculus
-from amaml.calculus import Loss
+from amaml.flow import derivatives
+from amaml.flow.derivatives import Loss
 from amaml.models import Apply
 from amaml.tasks import Tasks
 
@@ -58,12 +58,12 @@ class GradientFlow:
     @torch.no_grad()
     def _field(self, u: Tensor) -> Tensor:
         self.evaluations.gradients += 1
-        gradient = calculus.gradients(self.apply, self.loss, u, self.tasks.support_x, self.tasks.support_y)
+        gradient = derivatives.gradients(self.apply, self.loss, u, self.tasks.support_x, self.tasks.support_y)
         return -gradient - self.prox * (u - self.theta) if self.prox else -gradient
 
     @torch.no_grad()
     def hvp(self, u: Tensor, v: Tensor) -> Tensor:
         """(H(u) + prox I) v, minus the field's Jacobian times v, (tasks, P)."""
         self.evaluations.hvps += 1
-        product = calculus.hvps(self.apply, self.loss, u, v, self.tasks.support_x, self.tasks.support_y)
+        product = derivatives.hvps(self.apply, self.loss, u, v, self.tasks.support_x, self.tasks.support_y)
         return product + self.prox * v if self.prox else product

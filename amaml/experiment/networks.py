@@ -5,13 +5,13 @@ points of its task ("transductive"), as in MAML and Reptile. Pooling is torch's 
 second derivatives are exact, and 1.3 times as fast (CPU) as a maximum over a reshaped axis.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from amaml.errors import InputError, unknown
-from amaml.models import ACTIVATIONS
+from amaml.models import ACTIVATIONS, Apply, flatten
 
 Shape = tuple[int, int, int]  # channels, height, width
 
@@ -108,3 +108,11 @@ def _initialised(network: nn.Sequential) -> nn.Sequential:
             if part.bias is not None:
                 part.bias.zero_()
     return network
+
+
+def initialise(build: Callable[[], nn.Module], seed: int, dtype: torch.dtype, device: str) -> tuple[Tensor, Apply]:
+    """flatten(build()) with weights drawn from a seed; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = build()
+    return flatten(module.to(device=device, dtype=dtype))

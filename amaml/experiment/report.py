@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodF
 from torch import Tensor
 
 from amaml.errors import InputError
-from amaml.evaluation import Curves, mean_and_interval
+from amaml.experiment.evaluation import Curves, mean_and_interval
 from amaml.models import Apply
 from amaml.tasks import Tasks
 

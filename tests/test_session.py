@@ -5,8 +5,8 @@ import torch
 from problems import mlp, regression, relative_error
 
 from amaml import AMAML, half_mse
+from amaml.experiment.session import meta_train
 from amaml.learner import Chunked
-from amaml.training import meta_train
 from baselines import FOMAML
 
 
@@ -41,7 +41,7 @@ def test_the_error_is_measured_at_the_first_and_every_so_many_updates():
 def test_a_gradient_that_fails_the_measurement_is_replaced_with_a_warning(monkeypatch):
     theta, apply = mlp()
     learner = AMAML(apply, half_mse, 0.01, 100, rtol=1e-2)
-    monkeypatch.setattr("amaml.training.relative_distance", lambda a, b: 0.2)
+    monkeypatch.setattr("amaml.experiment.session.relative_distance", lambda a, b: 0.2)
     trained = theta.clone()
     with pytest.warns(RuntimeWarning, match=r"update 1: the meta-gradient's measured error is 0.2, .* a smaller"):
         train(learner, trained, 1, check_every=1)

@@ -15,15 +15,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from amaml import calculus
-from amaml.chebyshev import Chebyshev, fewest_stages
 from amaml.errors import Diverged, unknown
-from amaml.flow import GradientFlow
-from amaml.solvers import BOSH3, DOPRI5, EULER, MIDPOINT, RK4, Embedded, Move, Scheme
-from amaml.trajectory import Trajectory
+from amaml.flow.chebyshev import Chebyshev, fewest_stages
+from amaml.flow.curvature import Curvature
+from amaml.flow.field import GradientFlow
+from amaml.flow.schemes import BOSH3, DOPRI5, EULER, MIDPOINT, RK4, Embedded, Move, Scheme
+from amaml.flow.trajectory import Trajectory
 
 MARGIN = 0.9  # of a stability interval, since lambda_max is estimated from below
 SHARPENING = 3.0  # lambda_max is taken to grow like t + SHARPENING / lambda_max(0), or at the rate it had, if faster
@@ -31,8 +28,6 @@ MOST_STEPS = 50_000  # of a flow, at the least
 LOOKAHEAD = 20  # blocks that are planned ahead
 STRETCH = 1.1  # steps may be so much longer where that saves one; within MARGIN
 PREFERENCE = 1.2  # a scheme of higher order may cost so much more for each order: it errs less than asked for
-MOST_PRODUCTS = 10  # of one estimate of lambda_max
-SETTLED = 1.1  # ratio of two successive products, at which one stops
 RETAKEN = 4.0  # lambda_max is taken to be so many times larger at most, when a block is taken again
 BLOCK = 28  # gradients between two estimates of lambda_max
 LAYER = {2: 6.0, 4: 2.0}  # z = h * lambda_max of the steps at both ends, over rtol^(1/order): long horizons
@@ -97,32 +92,6 @@ def solve(
             choice = tuple(Candidate(heun.order, c.scheme, min(c.limit, heun.limit)) for c in choice)
         _graded(trajectory, choice, horizon, rtol)
     return trajectory
-
-
-class Curvature:
-    """lambda_max along a trajectory, by warm-started power iteration; the first start is the field itself."""
-
-    def __init__(self, flow: GradientFlow) -> None:
-        self.flow, self.vectors = flow, None
-
-    def at(self, u: Tensor) -> list[float]:
-        """Of every task. Hessian-vector products until two agree, at least 2, 3 the first time; waits for each."""
-
-        def matvec(v: Tensor) -> Tensor:
-            return self.flow.hvp(u, v)
-
-        if self.vectors is None:
-            _, self.vectors = calculus.largest_eigenvalue(matvec, self.flow.initial, 1)
-        found = [0.0] * len(u)
-        for _ in range(MOST_PRODUCTS):
-            before = found
-            values, self.vectors = calculus.largest_eigenvalue(matvec, self.vectors, 1)
-            found = values.tolist()
-            if not math.isfinite(sum(found)):
-                raise Diverged("the inner loop left the finite numbers; try a smaller inner_lr or fewer inner steps")
-            if all(new <= SETTLED * old for new, old in zip(found, before, strict=True)):
-                break
-        return [max(value, torch.finfo(u.dtype).eps) for value in found]
 
 
 def _graded(trajectory: Trajectory, candidates: tuple[Candidate, ...], horizon: float, rtol: float) -> None:

@@ -1,6 +1,6 @@
 """Whether a meta-gradient may be trusted: what its own two sweeps reveal, and what a few tasks solved again tell.
 
-The steps are chosen for the errors that positive curvature lets decay (amaml.control). Negative curvature makes the
+The steps are chosen for the errors that positive curvature lets decay (amaml.flow.steps). Negative curvature makes the
 errors of earlier steps grow instead, in directions that need not show in any number at hand. It does betray itself:
 lam grows on the way back, or the speed on the way there. Only then, the tasks where it is worst are solved once more.
 """
@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from amaml.adjoint import Adjoint
-from amaml.flow import GradientFlow
+from amaml.flow.adjoint import Adjoint
+from amaml.flow.field import GradientFlow
 
 GROWTH, ACCELERATION = 4.0, 1.05  # of lam and of the speed, above which a gradient is suspect
 SAMPLE = 5  # one task in so many is solved again

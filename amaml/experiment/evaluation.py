@@ -9,9 +9,9 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from amaml import calculus
-from amaml.calculus import Loss
 from amaml.errors import Diverged
+from amaml.flow import derivatives
+from amaml.flow.derivatives import Loss
 from amaml.learner import MetaLearner
 from amaml.models import Apply
 from amaml.tasks import Tasks
@@ -48,11 +48,11 @@ def fine_tune(
     for epoch in range(epochs + 1):
         if epoch % every == 0 or epoch == epochs:
             recorded.append(epoch)
-            support.append(calculus.losses(apply, metric, phi, tasks.support_x, tasks.support_y))
-            test.append(calculus.losses(apply, metric, phi, tasks.test_x, tasks.test_y))
+            support.append(derivatives.losses(apply, metric, phi, tasks.support_x, tasks.support_y))
+            test.append(derivatives.losses(apply, metric, phi, tasks.test_x, tasks.test_y))
             on_record(epoch)
         if epoch < epochs:
-            phi.grad = calculus.gradients(apply, loss, phi, tasks.support_x, tasks.support_y)
+            phi.grad = derivatives.gradients(apply, loss, phi, tasks.support_x, tasks.support_y)
             optimizer.step()
     return _curves(recorded, support, test), phi
 
@@ -77,8 +77,8 @@ def inner_loop(
         part = tasks[i : i + chunk]
         for n in steps:
             phi = at_steps(n).adapt(theta, part) if n else theta.detach().expand(len(part), -1)
-            support.append(calculus.losses(apply, metric, phi, part.support_x, part.support_y))
-            test.append(calculus.losses(apply, metric, phi, part.test_x, part.test_y))
+            support.append(derivatives.losses(apply, metric, phi, part.support_x, part.support_y))
+            test.append(derivatives.losses(apply, metric, phi, part.test_x, part.test_y))
             on_record(n)
         finals.append(phi)
     by_step = ([torch.cat(rows[j :: len(steps)]) for j in range(len(steps))] for rows in (support, test))

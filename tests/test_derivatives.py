@@ -5,7 +5,7 @@ import torch
 from problems import classification, convnet, mlp, regression
 
 import amaml
-from amaml import calculus
+from amaml.flow import derivatives, linalg
 
 CASES = {
     "mlp": (mlp, regression, amaml.half_mse),
@@ -24,38 +24,38 @@ def problem(request):
 
 def test_gradients_are_those_of_autograd_task_by_task(problem):
     apply, loss, phi, x, y = problem
-    gradients, losses = calculus.gradients_and_losses(apply, loss, phi, x, y)
+    gradients, losses = derivatives.gradients_and_losses(apply, loss, phi, x, y)
     for i in range(len(phi)):
         row = phi[i].clone().requires_grad_()
         value = loss(apply(row, x[i]), y[i])
         (expected,) = torch.autograd.grad(value, row)
         torch.testing.assert_close(gradients[i], expected, rtol=1e-12, atol=1e-14)
         torch.testing.assert_close(losses[i], value.detach(), rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(calculus.gradients(apply, loss, phi, x, y), gradients, rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(calculus.losses(apply, loss, phi, x, y), losses, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(derivatives.gradients(apply, loss, phi, x, y), gradients, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(derivatives.losses(apply, loss, phi, x, y), losses, rtol=1e-12, atol=1e-14)
 
 
 def test_hvps_are_central_differences_of_the_gradient(problem):
     apply, loss, phi, x, y = problem
     v = torch.randn(phi.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     step = 1e-5
-    up, down = (calculus.gradients(apply, loss, phi + s * v, x, y) for s in (step, -step))
+    up, down = (derivatives.gradients(apply, loss, phi + s * v, x, y) for s in (step, -step))
     expected = (up - down) / (2 * step)
-    torch.testing.assert_close(calculus.hvps(apply, loss, phi, v, x, y), expected, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(derivatives.hvps(apply, loss, phi, v, x, y), expected, rtol=1e-6, atol=1e-8)
 
 
 def test_a_graph_is_traced_once_for_each_shape(problem):
     apply, loss, phi, x, y = problem
-    calculus._graph.cache_clear()
+    derivatives._graph.cache_clear()
     for _ in range(3):
-        calculus.gradients(apply, loss, phi, x, y)
-    calculus.gradients(apply, loss, phi[:1], x[:1], y[:1])
-    assert calculus._graph.cache_info().misses == 2
+        derivatives.gradients(apply, loss, phi, x, y)
+    derivatives.gradients(apply, loss, phi[:1], x[:1], y[:1])
+    assert derivatives._graph.cache_info().misses == 2
 
 
 def test_traced_graphs_hold_no_autograd_graph(problem):
     apply, loss, phi, x, y = problem
-    assert not calculus.gradients(apply, loss, phi.clone().requires_grad_(), x, y).requires_grad
+    assert not derivatives.gradients(apply, loss, phi.clone().requires_grad_(), x, y).requires_grad
 
 
 def _positive_definite(tasks: int, size: int) -> torch.Tensor:
@@ -66,25 +66,25 @@ def _positive_definite(tasks: int, size: int) -> torch.Tensor:
 def test_conjugate_gradient_solves_to_rounding_in_as_many_iterations_as_unknowns():
     a = _positive_definite(3, 6)
     b = torch.randn(3, 6, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
-    x = calculus.conjugate_gradient(lambda v: (a @ v[..., None])[..., 0], b, iterations=9)
+    x = linalg.conjugate_gradient(lambda v: (a @ v[..., None])[..., 0], b, iterations=9)
     torch.testing.assert_close(x, torch.linalg.solve(a, b), rtol=1e-9, atol=1e-11)
 
 
 def test_conjugate_gradient_on_the_identity_is_done_after_one_iteration_and_stays():
     b = torch.randn(3, 6, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
     for iterations in (1, 5):
-        assert torch.equal(calculus.conjugate_gradient(lambda v: v, b, iterations), b)
+        assert torch.equal(linalg.conjugate_gradient(lambda v: v, b, iterations), b)
 
 
 def test_conjugate_gradient_leaves_a_zero_row_zero():
     b = torch.zeros(2, 4, dtype=torch.float64)
-    assert torch.equal(calculus.conjugate_gradient(lambda v: 2 * v, b, 3), b)
+    assert torch.equal(linalg.conjugate_gradient(lambda v: 2 * v, b, 3), b)
 
 
 def test_largest_eigenvalue_of_each_task():
     a = _positive_definite(3, 6)
     start = torch.ones(3, 6, dtype=torch.float64)
-    value, vector = calculus.largest_eigenvalue(lambda v: (a @ v[..., None])[..., 0], start, iterations=300)
+    value, vector = linalg.largest_eigenvalue(lambda v: (a @ v[..., None])[..., 0], start, iterations=300)
     expected = torch.linalg.eigvalsh(a)[:, -1]
     torch.testing.assert_close(value, expected, rtol=1e-9, atol=0)
     torch.testing.assert_close((a @ vector[..., None])[..., 0], value[:, None] * vector, rtol=1e-6, atol=1e-6)

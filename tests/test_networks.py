@@ -6,9 +6,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import amaml
-from amaml import calculus
-from amaml.convnets import conv4, resnet12
 from amaml.errors import InputError
+from amaml.experiment.networks import conv4, resnet12
+from amaml.flow import derivatives
 
 IMAGE = (2, 16, 16)
 NETWORKS = {
@@ -43,7 +43,7 @@ def one_by_one(module, phi, x, y):
 
 def test_gradients_are_those_of_one_task_at_a_time(problem):
     module, apply, phi, _, x, y = problem
-    gradients = calculus.gradients(apply, F.cross_entropy, phi, x, y)
+    gradients = derivatives.gradients(apply, F.cross_entropy, phi, x, y)
     torch.testing.assert_close(gradients, one_by_one(module, phi, x, y), rtol=1e-9, atol=1e-12)
 
 
@@ -51,7 +51,7 @@ def test_hvps_are_central_differences_of_the_gradient(problem):
     module, apply, phi, v, x, y = problem
     step = 1e-6
     ahead, behind = (one_by_one(module, phi + signed * v, x, y) for signed in (step, -step))
-    products = calculus.hvps(apply, F.cross_entropy, phi, v, x, y)
+    products = derivatives.hvps(apply, F.cross_entropy, phi, v, x, y)
     assert (products.norm(dim=1) > 1e-2).all()
     torch.testing.assert_close(products, (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-6)
 

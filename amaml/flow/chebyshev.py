@@ -16,8 +16,8 @@ import torch
 from numpy.polynomial import chebyshev
 from torch import Tensor
 
-from amaml.flow import GradientFlow
-from amaml.solvers import Move, Record, Stages
+from amaml.flow.field import GradientFlow
+from amaml.flow.schemes import Move, Record, Stages
 
 DAMPING = 2 / 13
 

@@ -1,0 +1,1 @@
+"""The machinery of experiments: training sessions, run folders, meta-tests, reports, networks."""
