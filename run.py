@@ -24,7 +24,7 @@ from amaml.flow.derivatives import Loss, compiled, compiler_found
 from amaml.learner import Chunked
 from amaml.models import Apply
 from amaml.tasks import Tasks
-from baselines import FOMAML, IMAML, MAML, Reptile
+from baselines import FOMAML, IMAML, MAML, Pretrained, Reptile, Scratch
 from configs.settings import CONTROL, Settings, checked, flag_name, merged, parse_flags
 from data.episodes import check_pool
 
@@ -54,6 +54,8 @@ def build_learner(s: Settings, apply: Apply, loss: Loss) -> MetaLearner:
         "fomaml": lambda: FOMAML(**common),
         "imaml": lambda: IMAML(**common, **implicit, prox=2.0 if s.prox is None else s.prox),
         "reptile": lambda: Reptile(**common),
+        "scratch": lambda: Scratch(**common),
+        "pretrained": lambda: Pretrained(**common),
     }
     learner = methods[s.method]()
     return learner if s.task_chunk is None else Chunked(learner, s.task_chunk)

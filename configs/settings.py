@@ -18,7 +18,7 @@ from data import DOMAINS
 NETWORKS = ("mlp", "linear", "conv4", "conv4-strided", "resnet12")
 PROTOCOLS = ("finetune", "inner")
 INNER_OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam")
-METHODS = ("amaml", "maml", "maml1", "fomaml", "imaml", "reptile")
+METHODS = ("amaml", "maml", "maml1", "fomaml", "imaml", "reptile", "scratch", "pretrained")
 FOLDER = Path(__file__).parent
 Check = Callable[[str, Any], Any]  # (flag, value) -> the value in its type; raises InputError
 
