@@ -87,7 +87,8 @@ def start(grid: Grid, place: cells.Place) -> int:
 def main(arguments: list[str]) -> int:
     """Exit status: 0 all cells are done, 1 some failed, 2 a mistake in the input, 130 after a stop."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _interrupt)
     try:
         given = parser().parse_args(arguments)
         grid = grid_of(given)
