@@ -35,7 +35,7 @@ PLAIN = ("domain", "method")  # their values need no name in a folder
 
 @dataclass(frozen=True)
 class Step:
-    """A command, and the file that it leaves when it is done."""
+    """A command, and the file that it leaves when it is done, which may be a pattern."""
 
     command: list[str]
     makes: Path
@@ -143,7 +143,7 @@ def _cell(
         _checked(flags | own, where)
         device = {"device": flags["device"]} if "device" in flags else {}
         command = _command({"evaluate": str(folder), **device, **own, "out": str(other)})
-        steps.append(Step(command, other / "evaluation.json"))
+        steps.append(Step(command, other / "evaluation*.json"))
     return labels, flags, folder, tuple(steps)
 
 
@@ -186,6 +186,8 @@ def _command(flags: dict[str, Any]) -> list[str]:
 
 def _check_folders(cells: list[Cell], path: Path) -> None:
     seen: dict[Path, Cell] = {}
+    if any(len({step.makes for step in cell.steps}) < len(cell.steps) for cell in cells):
+        raise InputError(f"{path}: entries of `then` share a folder; give each an out of its own")
     for cell in cells:
         for step in cell.steps:
             other = seen.setdefault(step.makes, cell)

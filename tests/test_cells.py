@@ -97,7 +97,7 @@ def test_a_grid_is_the_product_of_its_axes_with_the_seed_slowest(tmp_path):
         "--draw": "1",
         "--out": other,
     }
-    assert cell.steps[1].makes == Path(other, "evaluation.json")
+    assert cell.steps[1].makes == Path(other, "evaluation*.json")
 
 
 def test_a_grid_without_a_folder_gets_one_that_says_what_ran(tmp_path):
@@ -131,6 +131,7 @@ def test_every_target_makes_commands_that_run_py_accepts(path, monkeypatch):
         ('domain = "CosMixture"\nwidth = 0', "--width must be a positive integer"),
         ('domain = "CosMixture"\noverwrite = true', "overwrite is not for a grid"),
         ('domain = "CosMixture"\nout = "a"\nseed = [1, 2]', "two cells share the folder a; put {seed} in out"),
+        ('domain = "CosMixture"\nthen = [{ shots = 5 }, { shots = 6 }]', "entries of `then` share a folder"),
         ('domain = "CosMixture"\nout = "{sead}"', "unknown {name} in the folder of .*'sead'"),
         ('domain = "CosMixture"\noverride = [{ when = { mehtod = "a" } }]', "unknown axis or flag .*'mehtod'"),
         ('domain = "CosMixture"\nthen = [{ shots = -1 }]', "--shots must be a positive integer"),
@@ -183,7 +184,7 @@ def _finish(cell: Cell, **changes) -> None:
     """The files of a finished run, as far as anybody looks at them."""
     for step in cell.steps:
         step.makes.parent.mkdir(parents=True, exist_ok=True)
-        step.makes.write_text("{}")
+        Path(str(step.makes).replace("*", "")).write_text("{}")
     (cell.folder / "config.json").write_text(json.dumps({"settings": cell.flags | changes}))
 
 
@@ -204,7 +205,7 @@ def test_a_cell_is_done_when_its_files_are_there_and_its_run_is_the_one_asked_fo
     assert not cells.done(cell)
     (cell.folder / "config.json").unlink()  # results kept without it
     assert cells.done(cell)
-    cell.steps[1].makes.unlink()
+    (cell.steps[1].makes.parent / "evaluation.json").unlink()
     assert not cells.done(cell)
 
 
@@ -265,6 +266,14 @@ def test_a_supervisor_writes_down_how_its_commands_went(tmp_path):
     assert again["seconds"] > said["seconds"]
     assert supervised(record, shell("kill -9 $$")).wait() == 137
     assert supervise.read_record(record)["state"] == "stopped"
+
+
+def test_a_folder_in_use_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervise, "IN_USE_SECONDS", 0.1)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the tests keep their own handlers
+    twice = shell(f"[ -e {tmp_path}/tried ] && exit 0; touch {tmp_path}/tried; echo it is in use by process 7; exit 2")
+    assert supervise.cell(tmp_path / "cell", supervise.Guard(f"elsewhere:{os.getpid()}"), [twice]) == 0
+    assert (tmp_path / "tried").exists()
 
 
 @pytest.mark.parametrize("end", ["signal", "owner"])

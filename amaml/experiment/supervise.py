@@ -24,6 +24,8 @@ from typing import IO, Any
 
 LOOK_SECONDS = 0.3  # between two looks at the command, its parent and its owner
 WRITE_SECONDS = 10.0  # between two records of the seconds
+IN_USE = "is in use by"  # what a run says of a folder in which another one works
+IN_USE_SECONDS = 10.0  # until it is tried again
 STOPS = tuple(128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM))
 
 
@@ -45,6 +47,13 @@ class Guard:
             self.stopped = os.getppid() != self.parent or (
                 self.host == socket.gethostname() and not self._owner_lives()
             )
+        return not self.stopped
+
+    def sleep(self, seconds: float) -> bool:
+        """Wait; False as soon as there is a reason to stop."""
+        end = time.monotonic() + seconds
+        while self.allows() and time.monotonic() < end:
+            time.sleep(LOOK_SECONDS)
         return not self.stopped
 
     def _owner_lives(self) -> bool:
@@ -95,7 +104,7 @@ def cell(path: Path, guard: Guard, commands: list[list[str]]) -> int:
     """Run the commands of a cell up to the first that fails; the exit status is that one's."""
     path.parent.mkdir(parents=True, exist_ok=True)
     while guard.allows() and (lock := locked(path.with_name(path.name + ".lock"))) is None:
-        time.sleep(LOOK_SECONDS)  # an attempt before this one still ends
+        guard.sleep(LOOK_SECONDS)  # an attempt before this one still ends
     if guard.stopped:
         return 128 + signal.SIGTERM
     before, start = read_record(path), time.monotonic()
@@ -119,17 +128,14 @@ def cell(path: Path, guard: Guard, commands: list[list[str]]) -> int:
     with lock, open(path.with_name(path.name + ".log"), "a") as log:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         streams = {"stdout": log, "stderr": log, "stdin": subprocess.DEVNULL, "env": environment}
+        streams["pass_fds"] = [lock.fileno()]  # so that the lock lives as long as the command
         for command in commands:
-            status = run(
-                command,
-                guard,
-                on_look=lambda: time.monotonic() - written > WRITE_SECONDS and write(),
-                pass_fds=[lock.fileno()],  # so that the lock lives as long as the command
-                **streams,
-            )
+            look = {"on_look": lambda: time.monotonic() - written > WRITE_SECONDS and write()}
+            while (status := run(command, guard, **look, **streams)) == 2 and IN_USE in last_line(path):
+                if not guard.sleep(IN_USE_SECONDS):
+                    break
             if status:
                 break
-        log.flush()
         state = "stopped" if status in STOPS else "failed" if status else "done"
         write(state=state, status=status, line=last_line(path) if status else "")
     return status
