@@ -20,6 +20,7 @@ S=$(mktemp -d)
 host=$(hostname -s)
 finish() {
     local name
+    timeout 10 scancel --partition=debug 2>/dev/null && sleep 2
     for name in slurmd slurmctld munged; do
         [ ! -e "$S/run/$name.pid" ] || kill "$(cat "$S/run/$name.pid")" 2>/dev/null || true
     done

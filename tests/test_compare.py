@@ -46,11 +46,11 @@ def write_run(folder: Path, test, support, updates=(10, 20), tasks_ci95=0.5, uni
 
 @pytest.fixture
 def runs(tmp_path):
-    """amaml on seeds 0 to 2, maml on seeds 0 and 1, two rates of fomaml on seed 0."""
+    """amaml on seeds 0 to 2, maml on seeds 0, 1 and 7, two rates of fomaml on seed 0."""
     folder = tmp_path / "runs"
     for seed, value in enumerate((0.5, 0.6, 0.7)):
         write_run(folder / f"amaml{seed}", [0.9, 0.8, value], [0.9, 0.5, 0.1], method="amaml", seed=seed)
-    for seed, value in enumerate((0.8, 0.7)):
+    for seed, value in ((0, 0.8), (1, 0.7), (7, 0.9)):
         write_run(folder / f"maml{seed}", [0.9, 0.8, value], [0.9, 0.5, 0.2], method="maml", seed=seed)
     for rate in (0.01, 0.02):
         write_run(folder / f"fomaml-{rate}", [1, 1, 1], [1, 1, 1], method="fomaml", inner_lr=rate)
@@ -65,10 +65,10 @@ def student(values) -> float:
 
 def test_runs_are_gathered_by_what_differs_between_them(runs):
     (panel,) = panels(read_runs([runs]))
-    assert panel.title == "CosMixture, 10 shots, 10 queries, 5 inner steps, 3 seeds"
+    assert panel.title == "CosMixture, 10 shots, 10 queries, 5 inner steps, 4 seeds"
     assert [(v.label, sorted(v.runs)) for v in panel.variants] == [
         ("amaml", [0, 1, 2]),
-        ("maml", [0, 1]),
+        ("maml", [0, 1, 7]),
         ("fomaml, inner_lr 0.01", [0]),
         ("fomaml, inner_lr 0.02", [0]),
     ]
@@ -96,7 +96,7 @@ def test_means_and_intervals_are_over_seeds_and_apart_over_tasks(runs):
         "0.800 ± 0.000 (± 0.500)",
         f"0.600 ± {student([0.5, 0.6, 0.7]):.3f} (± 0.500)",
     ]
-    assert maml[4] == f"0.750 ± {student([0.8, 0.7]):.3f} (± 0.500)"
+    assert maml[4] == f"0.800 ± {student([0.8, 0.7, 0.9]):.3f} (± 0.500)"
     assert fomaml[4] == "1.000 (± 0.500)"  # one seed has no interval
     assert errors(panel, "support", [100])[1][2] == "0.100 ± 0.000 (± 0.500)"
 
@@ -157,7 +157,7 @@ def test_the_files_hold_the_same_numbers(runs, tmp_path, capsys):
     assert float(row["seeds_ci95"]) == pytest.approx(student([0.5, 0.6, 0.7]))
     assert (row["tasks_ci95"], row["seeds"]) == ("0.5", "3")
     cells = list(csv.DictReader((out / "cells.csv").read_text().splitlines()))
-    assert len(cells) == 7 * 2
+    assert len(cells) == 8 * 2
     assert cells[1] == {
         "panel": name,
         "method": "amaml",
@@ -180,7 +180,7 @@ def test_the_pictures_show_every_curve_under_its_name(runs, tmp_path, monkeypatc
     compare_pictures.draw(panel, tmp_path)
     adaptation, training = figures
     for figure in figures:
-        assert "CosMixture, 10 shots, 10 queries, 5 inner steps, 3 seeds" in figure.get_suptitle()
+        assert "CosMixture, 10 shots, 10 queries, 5 inner steps, 4 seeds" in figure.get_suptitle()
         for axis in figure.axes:
             assert sorted(text.get_text() for text in axis.texts) == sorted(v.label for v in panel.variants)
     test, support = adaptation.axes

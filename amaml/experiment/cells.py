@@ -189,6 +189,7 @@ def _config(grid: Grid, place: Place, owner: str) -> Any:
             cores_per_node=place.workers,
             gpus_per_node=place.gpus or None,
             exclusive=False,
+            cmd_timeout=60,
             worker_init=f"cd {shlex.quote(str(Path.cwd()))}; export PATH={shlex.quote(os.environ['PATH'])}",
             **blocks,
         )
