@@ -1,6 +1,7 @@
 """What becomes of cells that end well, badly or not at all."""
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -103,6 +104,36 @@ def test_status_counts_and_estimates_from_the_finished_cells_most_alike(tmp_path
     hours = (7200 - 1800 + 7200 - 600 + 3600) / 3600
     assert cells.hours_left(cells.states(grid), 1) == pytest.approx(hours)
     assert cells.hours_left(cells.states(grid), 4) == pytest.approx(hours / 4)
+
+
+def test_a_terminal_gets_a_bar_and_a_batch_log_a_line_a_cell(tmp_path, capsys, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.chdir(tmp_path)
+    grid = read_grid(write_grid(tmp_path, TINY + "seed = [0, 1, 2, 3]"))
+    for cell, seconds in zip(grid.cells, (60, 60, 0), strict=False):
+        _write_record(grid, cell, state="failed" if not seconds else "done", seconds=seconds, status=2, line="why")
+    for cell in grid.cells[:2]:
+        _finish(cell)
+    fault = RuntimeError("lost")
+    fault.exitcode = 2
+    log = cells.Progress(grid, cells.Place(workers=1))
+    log.ended(grid.cells[2], fault)
+    assert capsys.readouterr().out.splitlines() == [
+        "grid: 2 of 4 cells are done",
+        "[3/4] seed2: failed: exit status 2: why; 60 s left",
+    ]
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    monkeypatch.setattr("tqdm.std.TMonitor", None, raising=False)
+    bar = cells.Progress(grid, cells.Place(workers=1))
+    bar.ended(grid.cells[2], fault)
+    bar.refresh()
+    bar.close()
+    assert "grid 3/4 cells" in terminal.getvalue()
+    assert "60 s left, 1 failed" in terminal.getvalue()
+    assert capsys.readouterr().out == "seed2: failed: exit status 2: why\n"
 
 
 def supervised(record: Path, *commands: list[str], owner: int | None = None) -> subprocess.Popen:
