@@ -147,6 +147,8 @@ def run(grid: Grid, place: Place) -> int:
     for cell in todo:
         record_path(grid, cell).parent.mkdir(parents=True, exist_ok=True)
     import parsl  # optional: only what runs cells needs it
+    from parsl.executors.errors import BadStateException
+    from parsl.jobs.errors import TooManyJobFailuresError
 
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where Parsl's own programs are
     owner = f"{socket.gethostname()}:{os.getpid()}"
@@ -156,6 +158,8 @@ def run(grid: Grid, place: Place) -> int:
         futures = {start(_supervised(grid, cell, owner)): cell for cell in todo}
         while futures:
             for future in wait(futures, REFRESH_SECONDS, FIRST_COMPLETED).done:
+                if isinstance(future.exception(), (BadStateException, TooManyJobFailuresError)):
+                    raise InputError(f"no worker could be started: {_first_line(future.exception())}")
                 progress.ended(futures.pop(future), future.exception())
             progress.refresh()
     finally:
@@ -273,6 +277,11 @@ def _reason(fault: BaseException, now: State) -> str:
     if code is None:
         return " ".join(str(fault).split()) or type(fault).__name__
     return f"exit status {code}: {now.line}"
+
+
+def _first_line(fault: BaseException) -> str:
+    """What a job that could not be submitted died of, without those that followed it."""
+    return " ".join(str(fault).split()).partition(" Error 2: ")[0]
 
 
 def check_parsl() -> None:
