@@ -11,9 +11,10 @@ import pytest
 import scipy.stats
 
 from amaml.experiment import compare
-from amaml.experiment.compare import panels, read_runs
+from amaml.experiment.compare import read_runs
 from amaml.experiment.compare_tables import costs, differences, errors
-from configs.settings import merged
+from configs import reproduce
+from configs.settings import CONTROL, METHODS, merged
 
 SIZES = {"domain": "CosMixture", "shots": 10, "queries": 10, "inner_steps": 5, "meta_updates": 20, "test_tasks": 4}
 
@@ -55,6 +56,10 @@ def runs(tmp_path):
     for rate in (0.01, 0.02):
         write_run(folder / f"fomaml-{rate}", [1, 1, 1], [1, 1, 1], method="fomaml", inner_lr=rate)
     return folder
+
+
+def panels(runs):
+    return compare.panels(runs, CONTROL, METHODS)
 
 
 def student(values) -> float:
@@ -138,7 +143,7 @@ def test_variants_with_other_lengths_of_test_keep_their_own_end(runs):
 
 def test_the_files_hold_the_same_numbers(runs, tmp_path, capsys):
     out = tmp_path / "out"
-    assert compare.main([str(runs), "--out", str(out), "--epochs", "0", "100"]) == 0
+    assert reproduce.main(["compare", str(runs), "--out", str(out), "--epochs", "0", "100"]) == 0
     printed = capsys.readouterr().out
     name = "CosMixture-10-10-epochs"
     pictures = {f"{name}-{what}.{kind}" for what in ("adaptation", "training") for kind in ("svg", "pdf", "png")}
@@ -213,7 +218,7 @@ def test_a_grey_print_tells_the_curves_apart(runs, tmp_path):
 )
 def test_a_mistake_gets_one_line(runs, tmp_path, capsys, flags, message):
     arguments = [flag.format(runs=runs) for flag in flags]
-    assert compare.main([*arguments, "--out", str(tmp_path / "out")]) == 2
+    assert reproduce.main(["compare", *arguments, "--out", str(tmp_path / "out")]) == 2
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.err.count("\n") == 1

@@ -50,6 +50,7 @@ class Machine:
             "requirements.txt",
             "tests/run.sh",
             "tests/requirements.txt",
+            "configs/parsl-requirements.txt",
             "configs/environment.sh",
         ):
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +111,7 @@ def test_a_bare_python_gets_an_environment_once(machine):
 def test_the_experiment_and_the_tests_share_an_environment_in_peace(machine):
     machine.start("experiment.sh", *FIVE)
     assert machine.start("tests/run.sh").returncode == 0
-    assert machine.installed() == ["requirements.txt", "tests/requirements.txt"]
+    assert machine.installed() == ["requirements.txt", "tests/requirements.txt", "configs/parsl-requirements.txt"]
     for script in ("experiment.sh", "tests/run.sh", "experiment.sh"):
         assert machine.start(script, *FIVE).returncode == 0
         assert machine.installed() == []
@@ -144,7 +145,7 @@ def test_the_experiments_exit_status_is_passed_on(machine):
 
 
 def test_the_checks_are_ruff_and_pytest_and_stop_at_the_first_fault(machine):
-    tools = CORE + " pytest hypothesis ruff"
+    tools = CORE + " pytest hypothesis ruff parsl"
     ended = machine.start("tests/run.sh", "-k", "a b", HAS=tools)
     assert ended.returncode == 0
     assert ended.stdout == f"in {machine.root}\n"
@@ -237,7 +238,7 @@ def test_imports_run_one_way(folder, foreign):
 
 
 def test_the_library_imports_only_what_its_wheel_requires():
-    allowed = set(sys.stdlib_module_names) | set(CORE.split()) | {"amaml"}
+    allowed = set(sys.stdlib_module_names) | set(CORE.split()) | {"amaml", "parsl"}  # parsl where cells run
     assert imported("amaml") <= allowed
 
 

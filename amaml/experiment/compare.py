@@ -1,20 +1,17 @@
-"""bash reproduce.sh compare RUN_OR_FOLDER...: what many runs say together, as tables and pictures.
+"""What many runs say together: they are read, and sorted into panels and variants.
 
 Runs of the same test (domain, shots, queries, protocol) make a panel. Within it, runs that differ in their seed alone
 are one variant, named after its method and, where a method has several, after the settings in which they differ.
 """
 
-import argparse
 import shlex
-import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from amaml.errors import InputError
 from amaml.experiment.folder import RunFolder
-from configs.settings import CONTROL, METHODS
 
 TEST = ("domain", "shots", "queries", "ways", "test_tasks", "train_tasks", "unseen", "item_features")
 EPOCHS = (0, 10, 100, 500, 1000)  # that the tables show, besides the last
@@ -140,8 +137,11 @@ def _mean(metrics: list[dict[str, Any]], name: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def panels(runs: list[Run]) -> list[Panel]:
-    """The runs, sorted by what is tested and by what differs."""
+def panels(runs: list[Run], control: Set[str], methods: Sequence[str]) -> list[Panel]:
+    """The runs, sorted by what is tested and by what differs.
+
+    control: settings that leave the numbers of a run alone. methods: names in the order of the rows.
+    """
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
         key = (*(str(run.settings.get(name)) for name in TEST), run.unit, run.metric)
@@ -149,7 +149,7 @@ def panels(runs: list[Run]) -> list[Panel]:
     names = [_panel_name(group[0]) for group in groups.values()]
     count = {name: names.count(name) for name in names}
     return [
-        _panel(group, name if count[name] == 1 else f"{name}-{i}")
+        _panel(group, name if count[name] == 1 else f"{name}-{i}", control, methods)
         for i, (name, group) in enumerate(zip(names, groups.values(), strict=True), 1)
     ]
 
@@ -158,15 +158,15 @@ def _panel_name(run: Run) -> str:
     return f"{run.settings['domain']}-{run.settings['shots']}-{run.settings['queries']}-{run.unit.replace(' ', '-')}s"
 
 
-def _panel(runs: list[Run], name: str) -> Panel:
-    apart = CONTROL | set(TEST) | {"seed", "method", "protocol"}
+def _panel(runs: list[Run], name: str, control: Set[str], methods: Sequence[str]) -> Panel:
+    apart = {*control, *TEST, "seed", "method", "protocol"}
     ours = sorted({n for run in runs for n in run.settings} - apart)
     differing = [n for n in ours if len({str(run.settings.get(n)) for run in runs}) > 1]
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
         groups.setdefault((run.settings["method"], *(run.settings.get(n) for n in differing)), []).append(run)
-    methods = [*METHODS]
-    keys = sorted(groups, key=lambda key: (methods.index(key[0]) if key[0] in methods else 99, str(key)))
+    order = {method: i for i, method in enumerate(methods)}
+    keys = sorted(groups, key=lambda key: (order.get(key[0], len(order)), str(key)))
     variants = [_variant(groups[key], key, keys, differing) for key in keys]
     first = runs[0].settings
     steps = {run.settings["inner_steps"] for run in runs}
@@ -196,35 +196,3 @@ def _variant(runs: list[Run], key: tuple, keys: list[tuple], differing: list[str
 def _seeds(variants: list[Variant]) -> str:
     seeds = sorted({seed for variant in variants for seed in variant.runs})
     return f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds"
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see --help")
-
-
-def main(arguments: list[str]) -> int:
-    """Exit status: 0 done, 2 a mistake in the input."""
-    from amaml.experiment import compare_pictures, compare_tables
-
-    parser = _Parser(prog="reproduce.sh compare", description=__doc__, allow_abbrev=False)
-    parser.add_argument("paths", nargs="+", type=Path, metavar="RUN_OR_FOLDER")
-    parser.add_argument("--out", type=Path, default=Path("results/comparison"), help="default: results/comparison")
-    parser.add_argument("--epochs", type=int, nargs="+", metavar="N", help="epochs, or inner steps, of the tables")
-    parser.add_argument("--reference", default="amaml", help="the variant of the paired differences (default amaml)")
-    try:
-        given = parser.parse_args(arguments)
-        found = panels(read_runs(given.paths))
-        given.out.mkdir(parents=True, exist_ok=True)
-        pictures = {panel.name: compare_pictures.draw(panel, given.out) for panel in found}
-        text = compare_tables.write(found, pictures, given.out, given.epochs, given.reference)
-    except InputError as fault:
-        print(f"reproduce.sh compare: {' '.join(str(fault).split())}", file=sys.stderr)
-        return 2
-    print(text)
-    print(given.out)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
