@@ -12,7 +12,7 @@ import scipy.stats
 
 from amaml.experiment import compare
 from amaml.experiment.compare import read_runs
-from amaml.experiment.compare_tables import costs, differences, errors
+from amaml.experiment.compare_tables import costs, differences, errors, predictors
 from configs import reproduce
 from configs.settings import CONTROL, METHODS, merged
 
@@ -27,8 +27,15 @@ def write_run(folder: Path, test, support, updates=(10, 20), tasks_ci95=0.5, uni
     def points(values, more):
         return {"mean": [v + more for v in values], "ci95": [tasks_ci95] * len(values)}
 
+    mean = float(settings["seed"])  # of a predictor
     tests = [
-        {"update": update, "tasks": 4, "unit": unit, "epochs": epochs, "predictors": {}}
+        {
+            "update": update,
+            "tasks": 4,
+            "unit": unit,
+            "epochs": epochs,
+            "predictors": {"mean": [mean, 0.25]},
+        }
         | {"support": points(support, more), "test": points(test, more)}
         for update, more in zip(updates, range(len(updates) - 1, -1, -1), strict=True)
     ]
@@ -116,6 +123,23 @@ def test_differences_pair_the_seeds_that_both_have(runs):
 def test_costs_are_seconds_and_evaluations_of_an_update(runs):
     (panel,) = panels(read_runs([runs]))
     assert costs(panel)[1] == ["amaml", "20", "0.2500", "4.5", "3.0"]
+
+
+def test_simple_predictors_are_shown_once_for_all_methods(runs):
+    (panel,) = panels(read_runs([runs]))
+    assert predictors(panel)[1:] == [["mean", "4", f"2.500 ± {student([0, 1, 2, 7]):.3f} (± 0.250)"]]
+
+
+def test_a_test_by_both_protocols_is_two(runs):
+    file = runs / "amaml0" / "test.json"
+    entries = json.loads(file.read_text())
+    for entry in entries:
+        entry["also"] = [entry | {"unit": "inner step", "epochs": [0, 1, 5]}]
+    other = entries[0] | {"epochs": [0, 10, 50], "also": []}  # by a protocol that the run was asked for before
+    file.write_text(json.dumps([other, *entries]))
+    epochs, inner = read_runs([runs / "amaml0"])
+    assert [(t["update"], t["epochs"]) for t in epochs.tests] == [(10, [0, 10, 100]), (20, [0, 10, 100])]
+    assert [(t["update"], t["epochs"]) for t in inner.tests] == [(10, [0, 1, 5]), (20, [0, 1, 5])]
 
 
 def test_an_evaluation_is_another_test_of_its_run(runs):

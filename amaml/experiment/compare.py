@@ -91,13 +91,13 @@ def read_runs(paths: list[Path]) -> list[Run]:
             )
         for file in found:
             runs += _read_run(file) if file.name == "summary.json" else _read_evaluation(file)
-    return list({(run.folder.resolve(), run.unit, run.settings.get("evaluate")): run for run in runs}.values())
+    return list({(run.folder.resolve(), run.unit, str(run.settings)): run for run in runs}.values())
 
 
 def _read_run(file: Path) -> list[Run]:
     folder = RunFolder(file.parent)
-    summary, tests, settings = folder.read("summary.json", {}), folder.read("test.json", []), folder.settings()
-    if settings is None or not tests:
+    summary, entries, settings = folder.read("summary.json", {}), folder.read("test.json", []), folder.settings()
+    if settings is None or not entries:
         raise InputError(f"{file.parent} has lost its config.json or test.json, which hold its settings and tests")
     metrics = folder.metrics()
     given = folder.read("config.json", {}).get("command", [])
@@ -109,27 +109,31 @@ def _read_run(file: Path) -> list[Run]:
         "gradients": _mean(metrics, "gradients"),
         "hvps": _mean(metrics, "hvps"),
     }
-    units = dict.fromkeys(test["unit"] for test in tests)
-    return [Run(file.parent, settings, [t for t in tests if t["unit"] == unit], **common) for unit in units]
+    return [Run(file.parent, settings, tests, **common) for tests in _by_unit(entries)]
+
+
+def _by_unit(entries: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The meta-tests of a run, those of one protocol together; left out are those that the last one did not repeat."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for entry in entries:
+        for part in (entry, *entry.get("also", [])):
+            found.setdefault(part["unit"], []).append(part)
+    return [
+        [t for t in tests if (t["epochs"], t["tasks"]) == (tests[-1]["epochs"], tests[-1]["tasks"])]
+        for tests in found.values()
+    ]
 
 
 def _read_evaluation(file: Path) -> list[Run]:
     entry = RunFolder(file.parent).read(file.name, {})
     settings = entry["settings"]
-    source = Path(settings["evaluate"])
-    source = next((p for p in (source, source.parent) if (p / "summary.json").exists()), None)
+    sources = [file.parent, *map(Path, filter(None, [settings.get("evaluate")]))]
+    source = next((p for p in sources if (p / "summary.json").exists()), None)
     trained = _read_run(source / "summary.json")[0] if source else None
-    return [
-        Run(
-            file.parent,
-            settings,
-            [entry],
-            trained.metric if trained else "metric",
-            entry["update"],
-            shlex.join(["python", "run.py", "--evaluate", settings["evaluate"]]),
-            *((trained.seconds, trained.gradients, trained.hvps) if trained else ()),
-        )
-    ]
+    costs = (trained.seconds, trained.gradients, trained.hvps) if trained else ()
+    metric = entry.get("metric") or (trained.metric if trained else "metric")
+    command = shlex.join(["python", "run.py", "--evaluate", str(source or file.parent)])
+    return [Run(file.parent, settings, tests, metric, entry["update"], command, *costs) for tests in _by_unit([entry])]
 
 
 def _mean(metrics: list[dict[str, Any]], name: str) -> float | None:
