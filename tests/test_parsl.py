@@ -106,6 +106,22 @@ def under_way(cell: Cell, folder: Path, updates: int) -> bool:
     return False
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_ends_the_workers_and_leaves_their_cells_resumable(tmp_path, number):
+    path = write_grid(tmp_path, TINY + 'out = "run"\nmethod = "fomaml"\nmeta_updates = 1000000')
+    (cell,) = read_grid(path).cells
+    program = launch(path)
+    wait_for(lambda: under_way(cell, tmp_path, 20), "the run is under way")
+    program.send_signal(number)
+    printed, _ = program.communicate(timeout=60)
+    assert program.returncode == 130
+    assert printed.splitlines()[-1] == "reproduce.sh: stopped; the same command goes on"
+    record = tmp_path / cells.record_path(read_grid(path), cell)
+    assert supervise.read_record(record)["state"] == "stopped"
+    assert "go on with --resume" in supervise.last_line(record)
+    assert (tmp_path / cell.folder / "checkpoint.pt").exists()
+
+
 def worker_of(record: Path) -> int:
     """The process of Parsl's that a cell's supervisor belongs to."""
     stat = Path(f"/proc/{supervise.read_record(record)['pid']}/stat").read_text()
