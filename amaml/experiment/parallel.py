@@ -138,6 +138,7 @@ def _config(grid: Grid, place: Place, owner: str) -> Any:
         retry_handler=_retry_cost,
         run_dir=str(grid.records / ".parsl"),
         strategy="simple",
+        strategy_period=0.5 if place.partition is None else 5,  # seconds; the first pilot job starts after one
         initialize_logging=False,
     )
 
