@@ -20,6 +20,7 @@ from amaml.experiment.evaluation import fine_tune, inner_loop
 from amaml.experiment.folder import Checkpoint, RunFolder, load_checkpoint
 from amaml.experiment.networks import conv4, initialise, resnet12
 from amaml.experiment.session import Session, Stopped, StopRequest
+from amaml.files import cache_folder
 from amaml.flow.derivatives import Loss, compiled, compiler_found
 from amaml.learner import Chunked
 from amaml.models import Apply
@@ -327,6 +328,6 @@ def failed(reason: object, status: int) -> int:
 
 if __name__ == "__main__":
     warnings.formatwarning = lambda message, *place: f"run.py: warning: {message}\n"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "amaml", "compiled")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))  # what is compiled outlives a reboot
+    if cache := cache_folder():
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))  # what is compiled outlives a reboot
     sys.exit(main(sys.argv[1:]))

@@ -3,9 +3,9 @@
 import contextlib
 import io
 import json
-import os
 import pickle
 import platform
+import re
 import subprocess
 import sys
 import zipfile
@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from amaml.errors import InputError
+from amaml.files import temporary_name, write_atomically
 
-PACKAGES = ("torch", "torchdiffeq", "numpy", "scipy", "matplotlib", "tqdm")
+ROOT = Path(__file__).parents[2]
 FORMAT = 1
 EVALUATION = ("evaluation.json", "fits.png")
 FILES = ("summary.json", "checkpoint.pt", "metrics.jsonl", "test.json", "curves.png", *EVALUATION, "config.json")
@@ -73,7 +74,7 @@ class RunFolder:
         self._only(FILES)
         with _usable(self.path):
             for path in (self.path / name for name in FILES):
-                _temporary(path).unlink(missing_ok=True)
+                temporary_name(path).unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
 
     def settings(self) -> dict[str, Any] | None:
@@ -106,7 +107,7 @@ class RunFolder:
             if self.path.exists() and not self.path.is_dir():
                 raise InputError(f"{self.path} is a file; choose a folder as --out")
             names = {path.name for path in self.path.iterdir()} if self.path.exists() else set()
-        return names - {_temporary(self.path / name).name for name in FILES}
+        return names - {temporary_name(self.path / name).name for name in FILES}
 
     def write(self, name: str, content: Any) -> None:
         """Write a JSON file atomically."""
@@ -207,26 +208,12 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write through a temporary file in the same folder, so that a kill leaves the old file or the new one."""
-    temporary = _temporary(path)
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(path.name + ".tmp")
-
-
 def environment(device: str) -> dict[str, Any]:
     """Versions, commit and machine: what a number needs beside it."""
     return {
         "versions": {
             "python": platform.python_version(),
-            **{name: metadata.version(name) for name in PACKAGES},
+            **{name: metadata.version(name) for name in required_packages()},
             "torch": str(torch.__version__),  # names the build too, which its metadata may not
         },
         "commit": _commit(),
@@ -236,9 +223,14 @@ def environment(device: str) -> dict[str, Any]:
     }
 
 
+def required_packages() -> list[str]:
+    """The names in requirements.txt."""
+    return re.findall(r"^[\w-]+", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+
+
 def _commit() -> str | None:
     # in a container the checkout belongs to somebody else, which git refuses unless told that it is safe
-    command = ["git", "-c", "safe.directory=*", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    command = ["git", "-c", "safe.directory=*", "-C", str(ROOT), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
