@@ -49,8 +49,15 @@ class Domain(Protocol):
         """meta_batch meta-train tasks for one meta-update; the same step always gives the same tasks."""
         ...
 
-    def meta_test(self, count: int) -> Tasks:
-        """The first count meta-test tasks, with their test points."""
+    def meta_test(self, count: int, first: int = 0) -> Tasks:
+        """Meta-test tasks first to first + count - 1, with their test points; no others are built.
+
+        The same number always gives the same task. Raises InputError where there are not so many.
+        """
+        ...
+
+    def check_meta_test(self, count: int) -> None:
+        """Raise InputError where there are fewer than count meta-test tasks. Builds none."""
         ...
 
 

@@ -78,11 +78,19 @@ class Ratings:
         points = _draw(rng, self._counts[users], self._items.shape[1], s.shots + s.queries)
         return self._tasks(gather(self._items, users, points), gather(self._values, users, points))
 
-    def meta_test(self, count: int) -> Tasks:
-        """The first count meta-test users; the test points are items in neither their support nor their query set."""
+    def meta_test(self, count: int, first: int = 0) -> Tasks:
+        """Meta-test users first to first + count - 1; the test points are in neither their support nor their query set.
+
+        Raises InputError where there are not so many.
+        """
+        self.check_meta_test(first + count)
+        chosen = slice(first, first + count)
+        items = torch.as_tensor(self._test_items[chosen]).to(self.sampling.device)
+        return self._tasks(items, self._tensor(self._test_values[chosen]))
+
+    def check_meta_test(self, count: int) -> None:
+        """Raise InputError where there are fewer meta-test users."""
         check_pool("meta-test users", count, len(self.test_users), "--test-tasks")
-        items = torch.as_tensor(self._test_items[:count]).to(self.sampling.device)
-        return self._tasks(items, self._tensor(self._test_values[:count]))
 
     def predictors(self, count: int) -> dict[str, np.ndarray]:
         """What takes no learning: the nRMSE (count,) of simple predictors on the test points of meta_test(count).
@@ -91,7 +99,7 @@ class Ratings:
         mean plus the user's offset, the sum of the support's residuals / (shots + shrinkage), where the shrinkage is
         the best of a grid on the meta-train users.
         """
-        check_pool("meta-test users", count, len(self.test_users), "--test-tasks")
+        self.check_meta_test(count)
         shots, start = self.sampling.shots, self.sampling.shots + self.sampling.queries
         support, target = self._test_values[:count, :shots], self._test_values[:count, start:]
         means = self.item_means[self._test_items[:count]]

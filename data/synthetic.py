@@ -124,22 +124,30 @@ class Synthetic:
             gather(self.query_y, tasks, query),
         )
 
-    def meta_test(self, count: int) -> Tasks:
-        """Tasks of parameters never met in meta-training; the test points are the family's grid."""
-        check_pool("meta-test tasks", count, TASKS, "--test-tasks")
-        s, family = self.sampling, self.family
-        parameters = family.draw(generator(s.seed, episodes.META_TEST_TASKS), TASKS)
+    def meta_test(self, count: int, first: int = 0) -> Tasks:
+        """Tasks first to first + count - 1, of parameters drawn anew; the test points are the family's grid.
+
+        Raises InputError where there are not so many.
+        """
+        self.check_meta_test(first + count)
+        s, family, chosen = self.sampling, self.family, slice(first, first + count)
+        drawn = family.draw(generator(s.seed, episodes.META_TEST_TASKS), TASKS)
+        parameters = {name: values[chosen] for name, values in drawn.items()}
         rng = generator(s.seed, episodes.META_TEST_POINTS)
-        support = family.inputs(rng, TASKS, POOL)[:, : s.shots]
-        query = family.inputs(rng, TASKS, POOL)[:, : s.queries]
-        grid = np.broadcast_to(family.grid(), (TASKS, *family.grid().shape))
+        support = family.inputs(rng, TASKS, POOL)[chosen, : s.shots]
+        query = family.inputs(rng, TASKS, POOL)[chosen, : s.queries]
+        grid = np.broadcast_to(family.grid(), (count, *family.grid().shape))
         pairs = []
         for x in (support, query, grid):
             pairs += [
                 self._tensor(x, self.x_scale),
                 self._tensor(family.outputs(x, parameters), self.y_scale),
             ]
-        return Tasks(*pairs)[:count]
+        return Tasks(*pairs)
+
+    def check_meta_test(self, count: int) -> None:
+        """Raise InputError where there are fewer meta-test tasks."""
+        check_pool("meta-test tasks", count, TASKS, "--test-tasks")
 
     def _tensor(self, values: np.ndarray, scale: tuple[np.ndarray, np.ndarray]) -> torch.Tensor:
         mean, deviation = scale

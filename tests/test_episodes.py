@@ -1,0 +1,22 @@
+"""How episodes are drawn: generators by seed and stream, without replacement, each task its own points."""
+
+import math
+
+import numpy as np
+import torch
+
+from data.episodes import draw_without_replacement, gather, generator
+
+
+def test_draws_without_replacement_are_uniform():
+    rows = draw_without_replacement(generator(0, 0), 6000, 5, 2)
+    assert (rows[:, 0] != rows[:, 1]).all()
+    pairs = np.bincount(rows[:, 0] * 5 + rows[:, 1], minlength=25).reshape(5, 5)
+    assert np.abs(pairs[~np.eye(5, dtype=bool)] - 300).max() < 5 * math.sqrt(300)
+    assert not np.array_equal(rows[:10], draw_without_replacement(generator(0, 1), 10, 5, 2))
+
+
+def test_gather_takes_each_task_its_own_points():
+    pool = torch.arange(24).reshape(3, 4, 2)
+    drawn = gather(pool, np.array([2, 0]), np.array([[3, 0, 1], [2, 2, 0]]))
+    assert drawn.tolist() == [[[22, 23], [16, 17], [18, 19]], [[4, 5], [4, 5], [0, 1]]]
