@@ -62,8 +62,15 @@ class Domain(Protocol):
 
 
 def generator(seed: int, *stream: int) -> np.random.Generator:
-    """An independent generator for every seed, stream and step; nothing global is touched."""
-    return np.random.default_rng([seed, *stream])
+    """An independent generator for every seed, stream and step below 2**64; nothing global is touched.
+
+    NumPy takes a number as one word of 32 bits or as many as it has, so that 2**32 would be the numbers 0 and 1. Here
+    each is one word, and what goes beyond it is a key apart.
+    """
+    numbers = np.array([seed, *stream], np.uint64)
+    words, beyond = numbers & 0xFFFFFFFF, numbers >> 32
+    key = tuple(beyond.tolist()) if beyond.any() else ()
+    return np.random.default_rng(np.random.SeedSequence(words.tolist(), spawn_key=key))
 
 
 def draw_without_replacement(rng: np.random.Generator, rows: int, pool: int, count: int) -> np.ndarray:

@@ -4,8 +4,30 @@ import math
 
 import numpy as np
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data.episodes import draw_without_replacement, gather, generator
+
+
+def test_small_seeds_are_numpys_own():
+    for numbers in ((7,), (7, 0), (0, 4, 12), (2**32 - 1, 4, 2**32 - 1)):
+        assert np.array_equal(generator(*numbers).random(9), np.random.default_rng(list(numbers)).random(9))
+
+
+def test_no_two_of_large_and_small_seeds_and_streams_are_alike():
+    """Among them pairs that are the same words to NumPy, as 4 * 2**32 + 7 with stream 0, and 7 with streams 4 and 0."""
+    streams = [(stream,) for stream in range(4)] + [(4, step) for step in (0, 1, 4, 7, 2**32, 2**32 + 1, 2**40)]
+    seeds = [0, 1, 4, 7, 2**32, 2**32 + 1, 2**32 + 4, 4 * 2**32 + 7, 7 * 2**32 + 4, 2**63 - 1]
+    firsts = {(seed, *stream): generator(seed, *stream).integers(2**63) for seed in seeds for stream in streams}
+    assert len(set(firsts.values())) == len(seeds) * len(streams)
+    assert firsts[4 * 2**32 + 7, 0] != firsts[7, 4, 0]
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 2**63 - 1)] * 3), min_size=2, max_size=2, unique=True))
+def test_different_numbers_are_different_generators(pair):
+    one, two = (generator(*numbers).random(4).tolist() for numbers in pair)
+    assert one != two
 
 
 def test_draws_without_replacement_are_uniform():
