@@ -243,17 +243,6 @@ def test_mistakes(arguments, message, capsys, monkeypatch):
     assert err.count("\n") == 1
 
 
-def test_every_source():
-    """Every archive ends where its reader looks, over an encrypted connection, with a checksum of the right length."""
-    for name, source in SOURCES.items():
-        assert bool(source.archives) != bool(source.why_no_archive)
-        for archive in source.archives:
-            assert archive.target in source.places
-            assert archive.url.startswith("https://")
-            algorithm, digest = archive.checksum.split(":")
-            assert len(bytes.fromhex(digest)) == hashlib.new(algorithm).digest_size, name
-
-
 def test_errors_of_the_library_functions(tmp_path):
     with pytest.raises(InputError, match="cannot be downloaded"):
         download.download("CIFARFS", tmp_path)
