@@ -53,4 +53,4 @@ sys.exit(any(importlib.util.find_spec(name) is None for name in sys.argv[1:]))
 PYTHON
 }
 
-CORE="torch torchdiffeq numpy scipy matplotlib tqdm"
+CORE=$(sed "s/[^a-z].*//" requirements.txt | tr "\n" " ")  # the packages are imported by their own names

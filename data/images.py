@@ -12,7 +12,7 @@ from torch import Tensor
 from amaml.errors import InputError
 from amaml.tasks import Tasks
 from data import episodes, glyphs
-from data.episodes import Sampling, check_pool, generator
+from data.episodes import CLASSES, Sampling, check_pool, generator
 from data.image_cache import ImageSet
 from data.image_files import CIFAR_FS, MINI_IMAGENET, OMNIGLOT
 
@@ -49,8 +49,8 @@ class Images:
     order, and their places in it are their labels, 0 to ways - 1.
     """
 
-    classification = True
-    standardised = False
+    images = True
+    objective = CLASSES
 
     def __init__(self, source: ImageSource, sampling: Sampling, ways: int = 5) -> None:
         """Raises InputError where files are missing, or where a split is too small for the ways, shots or queries."""
@@ -69,11 +69,11 @@ class Images:
 
     def episode(self, step: int) -> Tasks:
         """meta_batch tasks of training classes."""
-        return self._tasks("train", self.sampling.meta_batch, episodes.EPISODE, step)
+        return self._gather("train", self._draw("train", self.sampling.meta_batch, episodes.EPISODE, step))
 
-    def meta_test(self, count: int) -> Tasks:
-        """count tasks of test classes; the test points are the query points."""
-        return self._held_out("test", count)
+    def meta_test(self, stop: int, start: int = 0) -> Tasks:
+        """Tasks start to stop of test classes; the test points are the query points."""
+        return self._held_out("test", stop, start)
 
     def meta_validation(self, count: int) -> Tasks:
         """As meta_test, of validation classes; raises InputError where the image set sets none aside."""
@@ -82,8 +82,9 @@ class Images:
         self._check("validation")
         return self._held_out("validation", count)
 
-    def _held_out(self, split: str, count: int) -> Tasks:
-        tasks = self._tasks(split, count, episodes.META_TEST_TASKS)
+    def _held_out(self, split: str, stop: int, start: int = 0) -> Tasks:
+        indices = self._draw(split, stop, episodes.META_TEST_TASKS)
+        tasks = self._gather(split, indices[start:])
         return Tasks(tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y, tasks.query_x, tasks.query_y)
 
     def _check(self, split: str) -> None:
@@ -91,14 +92,20 @@ class Images:
         check_pool(f"{split} classes", self.outputs, len(counts), "--ways")
         check_pool(f"images of a {split} class", s.shots + s.queries, counts.min(), "--shots and --queries: together")
 
-    def _tasks(self, split: str, count: int, *stream: int) -> Tasks:
+    def _draw(self, split: str, count: int, *stream: int) -> np.ndarray:
+        """Which images make the first count tasks of a stream, (tasks, ways, points)."""
+        s = self.sampling
+        return draw_images(generator(s.seed, *stream), count, self.outputs, s.shots + s.queries, self._pools[split])
+
+    def _gather(self, split: str, indices: np.ndarray) -> Tasks:
         s, pool = self.sampling, self._pools[split]
-        indices = draw_images(generator(s.seed, *stream), count, self.outputs, s.shots + s.queries, pool)
         tensors = []
         for part in (indices[..., : s.shots], indices[..., s.shots :]):
             index = torch.from_numpy(part.ravel()).to(pool.images.device, non_blocking=True)
             images = pool.images.index_select(0, index).to(s.device).to(s.dtype).div_(255)  # moved while still bytes
-            labels = torch.arange(self.outputs, device=s.device).repeat_interleave(part.shape[-1]).repeat(count, 1)
+            labels = (
+                torch.arange(self.outputs, device=s.device).repeat_interleave(part.shape[-1]).repeat(len(indices), 1)
+            )
             tensors += [images.unflatten(0, labels.shape), labels]
         return Tasks(*tensors)
 

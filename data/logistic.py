@@ -9,7 +9,7 @@ import torch
 
 from amaml.tasks import Tasks
 from data import episodes
-from data.episodes import Sampling, generator
+from data.episodes import CLASSES, Sampling, generator
 
 INPUTS = 50
 TEST_POINTS = 500
@@ -23,8 +23,8 @@ class Logistic:
 
     input_shape = (INPUTS,)
     outputs = 2
-    classification = True
-    standardised = False
+    images = False
+    objective = CLASSES
 
     def __init__(self, sampling: Sampling) -> None:
         self.sampling = sampling
@@ -35,9 +35,9 @@ class Logistic:
         """meta_batch tasks that no other step sees."""
         return self._tasks(generator(self.sampling.seed, episodes.EPISODE, step), self.sampling.meta_batch, 0)
 
-    def meta_test(self, count: int) -> Tasks:
-        """count tasks with test points."""
-        return self._tasks(generator(self.sampling.seed, episodes.META_TEST_TASKS), count, TEST_POINTS)
+    def meta_test(self, stop: int, start: int = 0) -> Tasks:
+        """Tasks start to stop, with test points."""
+        return self._tasks(generator(self.sampling.seed, episodes.META_TEST_TASKS), stop, TEST_POINTS)[start:]
 
     def _tasks(self, rng: np.random.Generator, count: int, test: int) -> Tasks:
         s = self.sampling

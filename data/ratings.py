@@ -13,7 +13,7 @@ from scipy.sparse.linalg import svds
 from amaml.errors import InputError, unknown
 from amaml.tasks import Tasks
 from data import episodes, rating_files
-from data.episodes import Sampling, check_pool, gather, generator
+from data.episodes import STANDARDISED, Sampling, check_pool, gather, generator
 
 INPUTS = 100
 ITEM_FEATURES = ("onehot", "svd")
@@ -37,8 +37,8 @@ class Ratings:
 
     input_shape = (INPUTS,)
     outputs = 1
-    classification = False
-    standardised = True
+    images = False
+    objective = STANDARDISED
 
     def __init__(
         self,
@@ -78,11 +78,11 @@ class Ratings:
         points = _draw(rng, self._counts[users], self._items.shape[1], s.shots + s.queries)
         return self._tasks(gather(self._items, users, points), gather(self._values, users, points))
 
-    def meta_test(self, count: int) -> Tasks:
-        """The first count meta-test users; the test points are items in neither their support nor their query set."""
-        check_pool("meta-test users", count, len(self.test_users), "--test-tasks")
-        items = torch.as_tensor(self._test_items[:count]).to(self.sampling.device)
-        return self._tasks(items, self._tensor(self._test_values[:count]))
+    def meta_test(self, stop: int, start: int = 0) -> Tasks:
+        """Meta-test users start to stop; the test points are items in neither their support nor their query set."""
+        check_pool("meta-test users", stop, len(self.test_users), "--test-tasks")
+        items = torch.as_tensor(self._test_items[start:stop]).to(self.sampling.device)
+        return self._tasks(items, self._tensor(self._test_values[start:stop]))
 
     def predictors(self, count: int) -> dict[str, np.ndarray]:
         """What takes no learning: the nRMSE (count,) of simple predictors on the test points of meta_test(count).

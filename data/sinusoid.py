@@ -9,7 +9,7 @@ import torch
 
 from amaml.tasks import Tasks
 from data import episodes
-from data.episodes import Sampling, generator
+from data.episodes import OTHER_UNITS, Sampling, generator
 
 GRID = 1000
 
@@ -19,8 +19,8 @@ class Sinusoid:
 
     input_shape = (1,)
     outputs = 1
-    classification = False
-    standardised = False
+    images = False
+    objective = OTHER_UNITS
 
     def __init__(self, sampling: Sampling) -> None:
         self.sampling = sampling
@@ -30,10 +30,10 @@ class Sinusoid:
         rng = generator(self.sampling.seed, episodes.EPISODE, step)
         return self._tasks(rng, self.sampling.meta_batch)
 
-    def meta_test(self, count: int) -> Tasks:
-        """count tasks; the test points are 1000 on the line."""
+    def meta_test(self, stop: int, start: int = 0) -> Tasks:
+        """Tasks start to stop; the test points are 1000 on the line."""
         rng = generator(self.sampling.seed, episodes.META_TEST_TASKS)
-        return self._tasks(rng, count, np.linspace(-5.0, 5.0, GRID))
+        return self._tasks(rng, stop, np.linspace(-5.0, 5.0, GRID))[start:]
 
     def _tasks(self, rng: np.random.Generator, count: int, grid: np.ndarray | None = None) -> Tasks:
         s = self.sampling

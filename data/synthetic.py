@@ -12,7 +12,7 @@ import torch
 
 from amaml.tasks import Tasks
 from data import episodes
-from data.episodes import Sampling, check_pool, draw_without_replacement, gather, generator
+from data.episodes import STANDARDISED, Sampling, check_pool, draw_without_replacement, gather, generator
 
 TASKS = 100
 POOL = 1000
@@ -88,8 +88,8 @@ class Synthetic:
     """
 
     outputs = 1
-    classification = False
-    standardised = True
+    images = False
+    objective = STANDARDISED
 
     def __init__(self, family: Family, sampling: Sampling) -> None:
         check_pool("support points of a task", sampling.shots, POOL, "--shots")
@@ -124,9 +124,9 @@ class Synthetic:
             gather(self.query_y, tasks, query),
         )
 
-    def meta_test(self, count: int) -> Tasks:
+    def meta_test(self, stop: int, start: int = 0) -> Tasks:
         """Tasks of parameters never met in meta-training; the test points are the family's grid."""
-        check_pool("meta-test tasks", count, TASKS, "--test-tasks")
+        check_pool("meta-test tasks", stop, TASKS, "--test-tasks")
         s, family = self.sampling, self.family
         parameters = family.draw(generator(s.seed, episodes.META_TEST_TASKS), TASKS)
         rng = generator(s.seed, episodes.META_TEST_POINTS)
@@ -139,7 +139,7 @@ class Synthetic:
                 self._tensor(x, self.x_scale),
                 self._tensor(family.outputs(x, parameters), self.y_scale),
             ]
-        return Tasks(*pairs)[:count]
+        return Tasks(*pairs)[start:stop]
 
     def _tensor(self, values: np.ndarray, scale: tuple[np.ndarray, np.ndarray]) -> torch.Tensor:
         mean, deviation = scale

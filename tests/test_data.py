@@ -29,8 +29,8 @@ def test_shapes_and_types(name, dtype):
     domain = make(name, dtype=dtype)
     d = 2 if "2D" in name else 1
     points = 31 * 31 if d == 2 else 1000
-    assert (domain.input_shape, domain.outputs, domain.classification) == ((d,), 1, False)
-    assert domain.standardised == (name != "Sinusoid")
+    assert (domain.input_shape, domain.outputs, domain.images) == ((d,), 1, False)
+    assert domain.objective.metric_name == ("MSE" if name == "Sinusoid" else "nRMSE")
     episode, test = domain.episode(0), domain.meta_test(3)
     assert episode.test_x is None
     for tasks, count in ((episode, 5), (test, 3)):
