@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from amaml.errors import InputError
+from amaml.flow.derivatives import Loss
+from amaml.losses import accuracy, half_mse, mse, rmse
 from amaml.tasks import Tasks
 
 META_TRAIN_TASKS, META_TRAIN_POINTS, META_TEST_TASKS, META_TEST_POINTS, EPISODE = range(5)  # streams of random numbers
@@ -32,18 +35,31 @@ class Sampling:
     unseen: int = 5
 
 
+class Objective(NamedTuple):
+    """The loss that tasks are adapted by, and the metric they are judged by, with its name in the tables."""
+
+    loss: Loss
+    metric_name: str
+    metric: Loss
+
+
+CLASSES = Objective(cross_entropy, "accuracy", accuracy)
+STANDARDISED = Objective(half_mse, "nRMSE", rmse)  # targets have unit variance over the meta-train tasks
+OTHER_UNITS = Objective(half_mse, "MSE", mse)
+
+
 class Domain(Protocol):
     """A family of tasks.
 
     input_shape and outputs are the sizes of one point: (d,) and 1 for regression, (channels, height, width) and the
-    number of classes for classification. standardised says whether regression targets have unit variance over the
-    meta-train tasks, so that a root mean squared error is an nRMSE. A classification target is a class (points,).
+    number of classes for classification, whose targets are classes (points,). images: whether the points are images, of
+    which shots and queries count those of each class.
     """
 
     input_shape: tuple[int, ...]
     outputs: int
-    classification: bool
-    standardised: bool
+    images: bool
+    objective: Objective
 
     def episode(self, step: int) -> Tasks:
         """meta_batch meta-train tasks for one meta-update; the same step always gives the same tasks."""

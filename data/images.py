@@ -12,7 +12,7 @@ from torch import Tensor
 from amaml.errors import InputError
 from amaml.tasks import Tasks
 from data import episodes, glyphs
-from data.episodes import Sampling, check_pool, generator
+from data.episodes import CLASSES, Sampling, check_pool, generator
 from data.image_cache import ImageSet
 from data.image_files import CIFAR_FS, MINI_IMAGENET, OMNIGLOT
 
@@ -49,8 +49,8 @@ class Images:
     order, and their places in it are their labels, 0 to ways - 1.
     """
 
-    classification = True
-    standardised = False
+    images = True
+    objective = CLASSES
 
     def __init__(self, source: ImageSource, sampling: Sampling, ways: int = 5) -> None:
         """Raises InputError where files are missing, or where a split is too small for the ways, shots or queries."""

@@ -9,7 +9,7 @@ import torch
 
 from amaml.tasks import Tasks
 from data import episodes
-from data.episodes import Sampling, generator
+from data.episodes import CLASSES, Sampling, generator
 
 INPUTS = 50
 TEST_POINTS = 500
@@ -23,8 +23,8 @@ class Logistic:
 
     input_shape = (INPUTS,)
     outputs = 2
-    classification = True
-    standardised = False
+    images = False
+    objective = CLASSES
 
     def __init__(self, sampling: Sampling) -> None:
         self.sampling = sampling

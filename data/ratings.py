@@ -14,7 +14,7 @@ from scipy.sparse.linalg import svds
 from amaml.errors import InputError, unknown
 from amaml.tasks import Tasks
 from data import episodes, rating_files
-from data.episodes import Sampling, check_pool, gather, generator
+from data.episodes import STANDARDISED, Sampling, check_pool, gather, generator
 
 INPUTS = 100
 ITEM_FEATURES = ("onehot", "svd")
@@ -39,8 +39,8 @@ class Ratings:
 
     input_shape = (INPUTS,)
     outputs = 1
-    classification = False
-    standardised = True
+    images = False
+    objective = STANDARDISED
 
     def __init__(
         self,

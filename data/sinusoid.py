@@ -9,7 +9,7 @@ import torch
 
 from amaml.tasks import Tasks
 from data import episodes
-from data.episodes import Sampling, generator
+from data.episodes import OTHER_UNITS, Sampling, generator
 
 GRID = 1000
 
@@ -19,8 +19,8 @@ class Sinusoid:
 
     input_shape = (1,)
     outputs = 1
-    classification = False
-    standardised = False
+    images = False
+    objective = OTHER_UNITS
 
     def __init__(self, sampling: Sampling) -> None:
         self.sampling = sampling

@@ -16,7 +16,7 @@ import torch
 
 from amaml.tasks import Tasks
 from data import episodes
-from data.episodes import Sampling, check_pool, draw_without_replacement, gather, generator
+from data.episodes import STANDARDISED, Sampling, check_pool, draw_without_replacement, gather, generator
 
 TASKS = 100
 POOL = 1000
@@ -93,8 +93,8 @@ class Synthetic:
     """
 
     outputs = 1
-    classification = False
-    standardised = True
+    images = False
+    objective = STANDARDISED
 
     def __init__(self, family: Family, sampling: Sampling) -> None:
         check_pool("support points of a task", sampling.shots, POOL, "--shots")

@@ -6,8 +6,7 @@ import torch
 from test_image_files import as_pickles, cifar
 from test_omniglot import omniglot
 
-import run
-from amaml.experiment import report
+from amaml.experiment import build, report
 
 torch.set_num_threads(1)
 
@@ -21,13 +20,13 @@ def traced():
 @pytest.fixture
 def quick(monkeypatch, traced):
     """Runs of commands.TINY in a tenth of the time: the network is not traced again, and no curves are drawn."""
-    initialise = run.initialise
+    initialise = build.initialise
 
     def once(*arguments):
         theta, apply = initialise(*arguments)
         return theta, traced.setdefault((theta.shape, theta.dtype), apply)
 
-    monkeypatch.setattr(run, "initialise", once)
+    monkeypatch.setattr(build, "initialise", once)
     monkeypatch.setattr(report, "draw_curves", lambda *arguments: b"curves")
 
 

@@ -103,7 +103,7 @@ def test_pixels_are_between_0_and_1_in_the_dtype_asked_for():
     content = ImageSet(np.full((12, 3, 2, 2), 255, np.uint8), {"train": {"a": 3, "b": 3}, "test": {"c": 3, "d": 3}})
     images = domain(content, ways=2, dtype=torch.float32)
     assert images.input_shape == (3, 2, 2)
-    assert (images.outputs, images.classification, images.standardised) == (2, True, False)
+    assert (images.outputs, images.images, images.objective.metric_name) == (2, True, "accuracy")
     assert images.episode(0).support_x.dtype == torch.float32
     assert (images.episode(0).support_x == 1).all()
     with pytest.raises(InputError, match="no validation classes"):

@@ -14,7 +14,7 @@ import pytest
 from commands import ROOT
 from packaging.requirements import Requirement
 
-from amaml.experiment.folder import required_packages
+from amaml.experiment.machine import packages
 
 NAMES = ("python3", "python", "python3.13", "python3.12", "python3.11")
 STAND_IN = """#!/usr/bin/env bash
@@ -36,7 +36,7 @@ esac
 """
 FIVE = ["Alpine2D", "100", "50", "200", "cpu"]
 AS_FLAGS = ["--domain", "Alpine2D", "--shots", "100", "--queries", "50", "--inner-steps", "200", "--device", "cpu"]
-CORE = " ".join(required_packages())
+CORE = " ".join(packages())
 
 
 class Machine:
@@ -183,7 +183,7 @@ def test_requirements_pin_what_the_library_asks_for():
     pins, project = requirements("requirements.txt"), tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     ranges = {parsed.name: parsed.specifier for parsed in map(Requirement, project["dependencies"])}
     assert set(ranges) == {"torch", "torchdiffeq"}
-    assert required_packages() == list(pins)  # what a run writes down
+    assert packages() == list(pins)  # what a run writes down
     tools = requirements("tests/requirements.txt")
     for name, pin in (pins | tools).items():
         (version,) = re.fullmatch(r"==([\d.]+)", str(pin.specifier)).groups()

@@ -14,7 +14,7 @@ def make(shots: int = 7, queries: int = 11, meta_batch: int = 5) -> Sinusoid:
 
 def test_shapes():
     domain = make()
-    assert (domain.input_shape, domain.outputs, domain.classification, domain.standardised) == ((1,), 1, False, False)
+    assert (domain.input_shape, domain.outputs, domain.images, domain.objective.metric_name) == ((1,), 1, False, "MSE")
     assert domain.episode(0).query_x.shape == (5, 11, 1)
     assert domain.meta_test(3).test_y.shape == (3, 1000, 1)
 

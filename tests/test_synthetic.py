@@ -22,7 +22,12 @@ def make(name, **changes):
 def test_shapes(name):
     domain = make(name)
     d = 2 if "2D" in name else 1
-    assert (domain.input_shape, domain.outputs, domain.classification, domain.standardised) == ((d,), 1, False, True)
+    assert (domain.input_shape, domain.outputs, domain.images, domain.objective.metric_name) == (
+        (d,),
+        1,
+        False,
+        "nRMSE",
+    )
     assert domain.episode(0).support_x.shape == (5, 7, d)
     test = domain.meta_test(3)
     assert test.query_y.shape == (3, 11, 1)

@@ -4,14 +4,9 @@ import contextlib
 import io
 import json
 import pickle
-import platform
-import re
-import subprocess
-import sys
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +14,9 @@ import torch
 from torch import Tensor
 
 from amaml.errors import InputError
+from amaml.experiment.machine import environment
 from amaml.files import temporary_name, write_atomically
 
-ROOT = Path(__file__).parents[2]
 FORMAT = 1
 EVALUATION = ("evaluation.json", "fits.png")
 FILES = ("summary.json", "checkpoint.pt", "metrics.jsonl", "test.json", "curves.png", *EVALUATION, "config.json")
@@ -187,7 +182,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         content = torch.load(path, map_location="cpu", weights_only=True)
         if content.pop("format") != FORMAT:
             raise ValueError("it has another format")
-        return _checked(Checkpoint(**content))
+        return _of_right_types(Checkpoint(**content))
     except Exception as fault:  # a file that somebody else wrote can raise anything
         raise InputError(
             f"cannot read the checkpoint {path}: {_reason(fault)}; it must be a checkpoint.pt of this program"
@@ -200,38 +195,9 @@ def _reason(fault: Exception) -> str:
     return getattr(fault, "strerror", None) or str(fault).partition("\n")[0] or type(fault).__name__
 
 
-def _checked(checkpoint: Checkpoint) -> Checkpoint:
+def _of_right_types(checkpoint: Checkpoint) -> Checkpoint:
     kinds = {"settings": dict, "theta": Tensor, "optimizer": dict, "update": int}
     for name, kind in kinds.items():
         if not isinstance(getattr(checkpoint, name), kind):
             raise ValueError(f"its {name} is no {kind.__name__}")
     return checkpoint
-
-
-def environment(device: str) -> dict[str, Any]:
-    """Versions, commit and machine: what a number needs beside it."""
-    return {
-        "versions": {
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in required_packages()},
-            "torch": str(torch.__version__),  # names the build too, which its metadata may not
-        },
-        "commit": _commit(),
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine(),
-        "threads": torch.get_num_threads(),
-        "command": sys.argv[1:],
-    }
-
-
-def required_packages() -> list[str]:
-    """The names in requirements.txt."""
-    return re.findall(r"^[\w-]+", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
-
-
-def _commit() -> str | None:
-    # in a container the checkout belongs to somebody else, which git refuses unless told that it is safe
-    command = ["git", "-c", "safe.directory=*", "-C", str(ROOT), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
