@@ -49,7 +49,7 @@ announce() {
     cat >&2 <<TEXT
 $0: installing $* into $PWD/.venv, once
   download and disk: with the CUDA build of torch, which PyPI has for Linux, about 3 GB and 5 GB; with a CPU build,
-  0.3 GB and 1 GB: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu in the environment chooses that
+  0.3 GB and 1.2 GB: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu in the environment chooses that
   a Python that has torch is used as it is once it has the other packages too (pip install), first in PATH or as an
   active virtual environment; $hint
 TEXT
