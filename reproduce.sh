@@ -50,7 +50,7 @@ sinusoid)
         bash experiment.sh Sinusoid 10 10 1 cpu --method "$method" --protocol inner --test-steps 10 --test-tasks 600 \
             --out "$run" --resume
         for shots in 5 10; do
-            find_environment "$CORE" requirements.txt
+            find_environment requirements.txt
             "$PYTHON" run.py --evaluate "$run" --shots "$shots" --out "$run-${shots}shot"
         done
     done
@@ -74,7 +74,7 @@ efficiency)
     bash experiment.sh Alpine2D 100 100 200 cpu --resume
     bash experiment.sh Glyphs 1 5 5 cpu --width 64 --activation gelu --meta-updates 500 --test-tasks 100 \
         --out "$smooth" --resume
-    find_environment "$CORE" requirements.txt
+    find_environment requirements.txt
     export OMP_NUM_THREADS=1
     for theta in "" "--trained $trained/checkpoint.pt"; do
         "$PYTHON" -m benchmarks.meta_update --network alpine --rounds 3 $theta

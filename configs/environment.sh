@@ -1,29 +1,33 @@
 # Sourced from the repository's root by experiment.sh, reproduce.sh and tests/run.sh.
 #
-# find_environment MODULES REQUIREMENTS...: sets PYTHON to an interpreter that can import the modules (separated by
-# blanks): the current one if it can, else that of .venv, which is made and filled from the requirement files once.
+# find_environment FILE...: sets PYTHON to an interpreter that has every package of the requirement files, each of
+# which is imported under its own name: the current one if it has them, else that of .venv, made and filled once.
 
 find_environment() {
-    local modules=$1 candidate base=""
-    shift
+    local modules candidate lacking base="" hint=""
+    modules=$(sed 's/[=<>].*//' "$@" | tr '\n' ' ')
     for candidate in "${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}" python3 python python3.13 python3.12 python3.11; do
         if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             base=${base:-$candidate}
-            if imports_all "$candidate" "$modules"; then
+            if lacking=$(lacks "$candidate" "$modules"); then
                 PYTHON=$candidate
                 return
             fi
+            case " $lacking " in
+                *" torch "*) ;;
+                *) hint=${hint:-"$candidate has torch and lacks $lacking"} ;;
+            esac
         fi
     done
     PYTHON=.venv/bin/python
-    if imports_all "$PYTHON" "$modules" && installed "$@"; then
+    if lacks "$PYTHON" "$modules" >/dev/null && installed "$@"; then
         return
     fi
     if [ -z "$base" ]; then
         echo "$0: no Python of version 3.11 or newer was found; install one and start again" >&2
         exit 2
     fi
-    echo "$0: installing $* into .venv (once)" >&2
+    announce "$hint" "$@"
     if ! "$base" -m venv .venv; then
         echo "$0: $base cannot make a virtual environment; install its venv module (Debian: python3-venv)" >&2
         exit 2
@@ -38,6 +42,19 @@ find_environment() {
     done
 }
 
+# What the set-up downloads, what room it takes, and how to do with less.
+announce() {
+    local hint=${1:-"none here has torch"}
+    shift
+    cat >&2 <<TEXT
+$0: installing $* into $PWD/.venv, once
+  download and disk: with the CUDA build of torch, which PyPI has for Linux, about 3 GB and 5 GB; with a CPU build,
+  0.3 GB and 1.2 GB: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu in the environment chooses that
+  a Python that has torch is used as it is once it has the other packages too (pip install), first in PATH or as an
+  active virtual environment; $hint
+TEXT
+}
+
 # Whether .venv holds what the files ask for, as they are now.
 installed() {
     local file
@@ -46,11 +63,12 @@ installed() {
     done
 }
 
-imports_all() {
-    "$1" - $2 >/dev/null 2>&1 <<'PYTHON'
+# Prints the modules that a Python cannot import; succeeds where there are none.
+lacks() {
+    "$1" - $2 2>/dev/null <<'PYTHON'
 import importlib.util, sys
-sys.exit(any(importlib.util.find_spec(name) is None for name in sys.argv[1:]))
+missing = [name for name in sys.argv[1:] if importlib.util.find_spec(name) is None]
+print(*missing)
+sys.exit(bool(missing))
 PYTHON
 }
-
-CORE="torch torchdiffeq numpy scipy matplotlib tqdm"

@@ -15,8 +15,9 @@ import run
 from amaml import AMAML, half_mse, mlp
 from amaml.experiment import report
 from amaml.experiment.networks import initialise
+from amaml.experiment.registry import METHODS
 from baselines import FOMAML, IMAML, MAML, Reptile
-from configs.settings import FIELDS, METHODS, merged, read_toml
+from configs.settings import FIELDS, merged, parse_flags, read_toml
 
 FOLDER = {"config.json", "metrics.jsonl", "test.json", "checkpoint.pt", "summary.json", "curves.png"}
 
@@ -40,8 +41,9 @@ def test_every_method_runs_from_flags_to_results(tmp_path, capsys, method):
 
 def test_each_name_stands_for_its_method():
     def learner(*flags):
-        s = merged(run.parse_flags(["--domain", "CosMixture", "--inner-steps", "7", "--inner-lr", "0.5", *flags]))
-        return run.build_learner(s, None, half_mse)
+        s = merged(parse_flags(["--domain", "CosMixture", "--inner-steps", "7", "--inner-lr", "0.5", *flags]))
+        inner_loop = {"inner_lr": s.inner_lr, "inner_steps": s.inner_steps}
+        return METHODS[s.method].call(s, apply=None, loss=half_mse, **inner_loop)
 
     common = {"apply": None, "loss": half_mse, "inner_lr": 0.5, "inner_steps": 7}
     flow = ["--solver", "dopri5", "--adjoint", "continuous", "--rtol", "0.01", "--prox", "0.25"]

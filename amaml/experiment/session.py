@@ -1,6 +1,5 @@
 """The meta-training loop: draw an episode, take its meta-gradient, let the optimiser step; and what goes on disk."""
 
-import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,10 +12,14 @@ from tqdm import tqdm
 
 from amaml.errors import Diverged, InputError
 from amaml.experiment.folder import Checkpoint, RunFolder
+from amaml.experiment.stop import StopRequest
 from amaml.flow.error import relative_distance
 from amaml.flow.field import Evaluations
 from amaml.learner import MetaGradient, MetaLearner
 from amaml.tasks import Tasks
+
+READ_EVERY, READ_SECONDS = 20, 1.0  # at most, between two looks at the numbers on the device
+SAVE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def meta_train(
         try:
             gradient = learner.meta_gradient(theta, tasks)
             if check_every and step % check_every == 0:
-                gradient, checked = _checked(learner, gradient, theta, tasks, step + 1)
+                gradient, checked = _measured(learner, gradient, theta, tasks, step + 1)
         except Diverged as fault:
             raise Diverged(f"update {step + 1}: {fault}") from fault
         theta.grad, norm = gradient.value, gradient.value.norm()
@@ -64,7 +67,7 @@ def meta_train(
         yield Update(step + 1, gradient.query_loss.mean(), norm, gradient.evaluations, gradient.error, checked)
 
 
-def _checked(
+def _measured(
     learner: MetaLearner, gradient: MetaGradient, theta: Tensor, tasks: Tasks, number: int
 ) -> tuple[MetaGradient, float]:
     """The meta-gradient with its distance to the one at finer steps; the latter, with a warning, where it is large."""
@@ -102,40 +105,35 @@ def read(updates: list[Update]) -> list[dict[str, Any]]:
     return records
 
 
-READ_EVERY, READ_SECONDS = 20, 1.0  # at most, between two looks at the numbers on the device
-SAVE_SECONDS = 30.0
+@dataclass
+class Clock:
+    """Wall time of the updates alone: tests and checkpoints left out, and each process's first update, which traces."""
 
+    updates: int = 0
+    seconds: float = 0.0
+    warm_up: float | None = None  # seconds of this process's first update
+    _mark: float = 0.0  # when it was read last
 
-class Stopped(Exception):
-    """The run was asked to stop and has written its checkpoint; the signal's number is kept."""
+    def start(self) -> None:
+        """From here on time counts."""
+        self._mark = time.perf_counter()
 
-    def __init__(self, number: int, message: str) -> None:
-        super().__init__(message)
-        self.number = number
+    def since(self) -> float:
+        """Seconds since it was read last."""
+        return time.perf_counter() - self._mark
 
+    def book(self, updates: int) -> None:
+        """The time since it was read last went into so many updates."""
+        passed = self.since()
+        self.start()
+        if self.warm_up is None:
+            self.warm_up = passed
+        else:
+            self.updates, self.seconds = self.updates + updates, self.seconds + passed
 
-class StopRequest:
-    """Turns Ctrl-C and SIGTERM into a request that the loop meets between two updates; a second Ctrl-C is at once."""
-
-    number: int | None = None
-
-    def __enter__(self) -> "StopRequest":
-        self.previous = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: object) -> None:
-        if self.number is not None:
-            raise KeyboardInterrupt
-        self.number = number
-
-    def check(self, update: int) -> None:
-        """Raise Stopped if a stop was asked for; the checkpoint of this update must be on disk."""
-        if self.number is not None:
-            raise Stopped(self.number, f"stopped after update {update}; go on with --resume")
+    def seconds_per_update(self) -> float | None:
+        """The mean, None where there was no update but first ones."""
+        return self.seconds / self.updates if self.updates else None
 
 
 @dataclass
@@ -160,12 +158,10 @@ class Session:
     clip: float | None = None
     check_gradient: int = 0
     update: int = 0
-    timed_updates: int = 0
-    timed_seconds: float = 0.0
+    clock: Clock = field(default_factory=Clock)
     last_saved: int | None = None  # the update of the checkpoint on disk
-    warm_up_seconds: float | None = None  # of this process's first update, which traces and compiles
     _pending: list[Update] = field(default_factory=list, init=False)  # made, but not looked at yet
-    _mark: float = field(default=0.0, init=False)  # when the clock of the updates was read last
+    _saved_at: float = field(default=0.0, init=False)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take over theta, the optimiser's state and the counters."""
@@ -178,7 +174,7 @@ class Session:
             self.theta.copy_(checkpoint.theta)
         self.optimizer.load_state_dict(checkpoint.optimizer)
         self.update = self.last_saved = checkpoint.update
-        self.timed_updates, self.timed_seconds = checkpoint.timed_updates, checkpoint.timed_seconds
+        self.clock = Clock(checkpoint.timed_updates, checkpoint.timed_seconds)
 
     def run(self) -> None:
         """Train to the last update and test where due; raises Diverged or Stopped with a good checkpoint on disk."""
@@ -193,6 +189,49 @@ class Session:
             kept = f"the checkpoint of update {self.last_saved} is kept" if there else "there is no checkpoint yet"
             raise Diverged(f"{self._first_fault(fault)}; {kept}") from fault
 
+    def _train(self, bar: tqdm) -> None:
+        span = self.update, self.updates, self.clip, self.check_gradient
+        self._saved_at = time.monotonic()
+        self.clock.start()
+        for done in meta_train(self.learner, self.theta, self.optimizer, self.episode, *span):
+            self._pending.append(done)
+            self.update = done.number
+            save = self._save_due()
+            if save or self._look_due():
+                self._record(bar)
+            if save:
+                self._save()
+                self.stop.check(self.update)
+                if self._test_due():
+                    self._test()
+                self.clock.start()
+
+    def _look_due(self) -> bool:
+        """Whether to wait for the device and look at the numbers; the first update has a clock of its own."""
+        return len(self._pending) >= READ_EVERY or self.clock.since() > READ_SECONDS or self.clock.warm_up is None
+
+    def _save_due(self) -> bool:
+        regular = self.update % self.checkpoint_interval == 0
+        return (
+            regular
+            or self._test_due()
+            or self.stop.number is not None
+            or time.monotonic() - self._saved_at > SAVE_SECONDS
+        )
+
+    def _test_due(self) -> bool:
+        regular = self.test_interval and self.update and self.update % self.test_interval == 0
+        return bool(regular) or self.update == self.updates
+
+    def _record(self, bar: tqdm) -> None:
+        """Look at the pending updates, and write them down."""
+        records = read(self._pending)
+        self.clock.book(len(records))
+        self.folder.append_metrics(records)
+        bar.update(len(records))
+        bar.set_postfix(query_loss=f"{records[-1]['query_loss']:.4f}")
+        self._pending = []
+
     def _first_fault(self, fault: Diverged) -> Diverged:
         """The fault of an update that was not looked at yet, if one came before."""
         try:
@@ -201,66 +240,12 @@ class Session:
             return earlier
         return fault
 
-    def _train(self, bar: tqdm) -> None:
-        self._mark, saved_at, warm = time.perf_counter(), time.monotonic(), False
-        span = self.update, self.updates, self.clip, self.check_gradient
-        for done in meta_train(self.learner, self.theta, self.optimizer, self.episode, *span):
-            self._pending.append(done)
-            self.update = done.number
-            save = (
-                self._test_due()
-                or self.stop.number is not None
-                or self.update % self.checkpoint_interval == 0
-                or time.monotonic() - saved_at > SAVE_SECONDS
-            )
-            look = len(self._pending) >= READ_EVERY or time.perf_counter() - self._mark > READ_SECONDS
-            if not (save or look or not warm):
-                continue
-            self._record(bar, warm)
-            warm = True
-            if save:
-                self._save()
-                saved_at = time.monotonic()
-                self.stop.check(self.update)
-                if self._test_due():
-                    self._test()
-                self._mark = time.perf_counter()
-
-    def _record(self, bar: tqdm, timed: bool) -> None:
-        """Look at the pending updates, and write them down."""
-        records = read(self._pending)
-        self._book(len(self._pending) if timed else 0)
-        self.folder.append_metrics(records)
-        bar.update(len(records))
-        bar.set_postfix(query_loss=f"{records[-1]['query_loss']:.4f}")
-        self._pending = []
-
-    def seconds_per_update(self) -> float | None:
-        """Mean wall time of an update, tests, checkpoints and each process's first update left out."""
-        return self.timed_seconds / self.timed_updates if self.timed_updates else None
-
-    def _test_due(self) -> bool:
-        regular = self.test_interval and self.update and self.update % self.test_interval == 0
-        return bool(regular) or self.update == self.updates
-
     def _test(self) -> None:
         self.folder.write("test.json", [*self.folder.read("test.json", []), self.test(self.update)])
-
-    def _book(self, updates: int) -> None:
-        now = time.perf_counter()
-        if not updates:
-            self.warm_up_seconds = now - self._mark
-        else:
-            self.timed_updates, self.timed_seconds = (
-                self.timed_updates + updates,
-                self.timed_seconds + now - self._mark,
-            )
-        self._mark = now
 
     def _save(self) -> None:
         if not self.theta.isfinite().all():
             raise Diverged(f"update {self.update}: theta is not finite; try a smaller --meta-lr")
-        state = self.optimizer.state_dict()
-        counters = self.update, self.timed_updates, self.timed_seconds
-        self.folder.save(Checkpoint(self.settings, self.theta.detach(), state, *counters))
-        self.last_saved = self.update
+        counters = self.update, self.clock.updates, self.clock.seconds
+        self.folder.save(Checkpoint(self.settings, self.theta.detach(), self.optimizer.state_dict(), *counters))
+        self.last_saved, self._saved_at = self.update, time.monotonic()

@@ -1,0 +1,25 @@
+"""The public names of the library; `import amaml` and `from amaml import ...` give them."""
+
+from amaml.amaml import AMAML
+from amaml.errors import Diverged, InputError
+from amaml.flow.derivatives import compiled
+from amaml.learner import MetaGradient, MetaLearner
+from amaml.losses import accuracy, half_mse, mse, rmse
+from amaml.models import flatten, mlp
+from amaml.tasks import Tasks
+
+__all__ = [
+    "AMAML",
+    "Diverged",
+    "InputError",
+    "MetaGradient",
+    "MetaLearner",
+    "Tasks",
+    "accuracy",
+    "compiled",
+    "flatten",
+    "half_mse",
+    "mlp",
+    "mse",
+    "rmse",
+]
