@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from amaml.amaml import AMAML
-from amaml.flow.control import Observation
+from amaml.flow.control import Control, Observation
 from amaml.flow.field import Evaluations
 from amaml.learner import MetaGradient, MetaLearner
 from amaml.tasks import Tasks
@@ -36,6 +36,11 @@ class Chunked:
         if folded.observation is not None:
             self.learner.control.learn(self.learner.problem(theta), self.learner.rtol, folded.observation)
         return folded
+
+    @property
+    def control(self) -> Control | None:
+        """The learner's, None where it has none."""
+        return getattr(self.learner, "control", None)
 
     def chunks(self, tasks: Tasks) -> list[Tasks]:
         """The tasks, at most size at a time."""

@@ -79,9 +79,7 @@ class Control:
             vars(self).update(vars(Control(problem)))
         self.spent += seen.cost
         self.measuring += seen.measuring
-        for name, values in self.history.items():
-            values.append(getattr(seen, name))
-            del values[:-WINDOW]
+        self.history = {name: [*values, getattr(seen, name)][-WINDOW:] for name, values in self.history.items()}
         self.since += 1
         if seen.error is None:
             return
