@@ -16,7 +16,7 @@ from amaml import AMAML, half_mse, mlp
 from amaml.experiment import report
 from amaml.experiment.networks import initialise
 from amaml.experiment.registry import METHODS
-from baselines import FOMAML, IMAML, MAML, Reptile
+from baselines import FOMAML, IMAML, MAML, Pretrained, Reptile, Scratch
 from configs.settings import FIELDS, merged, parse_flags, read_toml
 
 FOLDER = {"config.json", "metrics.jsonl", "test.json", "checkpoint.pt", "summary.json", "curves.png"}

@@ -21,12 +21,12 @@ class Evaluations:
     gradients: int = 0
     hvps: int = 0
     recomputations: int = 0  # gradients taken again between the states that were kept
-    measuring: int = 0  # of all of these, those of the solves that a first one was compared with
+    measuring: int = 0  # of the gradients and products, those of the solves that a first one was compared with
 
     @property
     def total(self) -> int:
-        """Gradients and Hessian-vector products, recomputed ones included."""
-        return self.gradients + self.hvps + self.recomputations
+        """Gradients and Hessian-vector products, without the recomputed ones."""
+        return self.gradients + self.hvps
 
     @staticmethod
     def of_parts(parts: list["Evaluations"], shares: list[float]) -> "Evaluations":
