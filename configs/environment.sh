@@ -5,7 +5,7 @@
 
 find_environment() {
     local modules candidate lacking base="" hint=""
-    modules=$(sed 's/[=<>].*//' "$@" | tr '\n' ' ')
+    modules=$(sed 's/[^[:alnum:]_-].*//; s/-/_/g' "$@" | tr '\n' ' ')
     for candidate in "${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}" python3 python python3.13 python3.12 python3.11; do
         if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             base=${base:-$candidate}
@@ -15,7 +15,7 @@ find_environment() {
             fi
             case " $lacking " in
                 *" torch "*) ;;
-                *) hint=${hint:-"$candidate has torch and lacks $lacking"} ;;
+                *) hint=${hint:-"$candidate has torch: $candidate -m pip install $lacking"} ;;
             esac
         fi
     done
@@ -27,7 +27,7 @@ find_environment() {
         echo "$0: no Python of version 3.11 or newer was found; install one and start again" >&2
         exit 2
     fi
-    announce "$hint" "$@"
+    announce "${hint:-none here has torch}" "$@"
     if ! "$base" -m venv .venv; then
         echo "$0: $base cannot make a virtual environment; install its venv module (Debian: python3-venv)" >&2
         exit 2
@@ -42,16 +42,13 @@ find_environment() {
     done
 }
 
-# What the set-up downloads, what room it takes, and how to do with less.
+# What the set-up downloads, what room it takes, and how to do with less: announce HINT FILE...
 announce() {
-    local hint=${1:-"none here has torch"}
-    shift
     cat >&2 <<TEXT
-$0: installing $* into $PWD/.venv, once
-  download and disk: with the CUDA build of torch, which PyPI has for Linux, about 3 GB and 5 GB; with a CPU build,
-  0.3 GB and 1.2 GB: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu in the environment chooses that
-  a Python that has torch is used as it is once it has the other packages too (pip install), first in PATH or as an
-  active virtual environment; $hint
+$0: installing ${*:2} into $PWD/.venv, once
+  With the CUDA build of torch, PyPI's on Linux, this is a download of 3 GB and 5 GB on disk; with a CPU build, 0.3 GB
+  and 1.2 GB: start again with PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu for that.
+  A Python that has all packages is used as it is, first in PATH or as the active environment ($1).
 TEXT
 }
 

@@ -136,9 +136,9 @@ def test_the_set_up_says_beforehand_what_it_costs_and_how_to_do_without(machine)
     ended = machine.start("experiment.sh", *FIVE, HAS="numpy torch scipy", OFFLINE="1")
     before = ended.stderr.split("could not install")[0]
     assert f"installing requirements.txt into {machine.root}/.venv, once" in before
-    assert "about 3 GB and 5 GB; with a CPU build,\n  0.3 GB and 1.2 GB" in before
-    assert "python3 has torch and lacks torchdiffeq matplotlib tqdm\n" in before
-    assert "none here has torch\n" in machine.start("experiment.sh", *FIVE, OFFLINE="1").stderr
+    assert "a download of 3 GB and 5 GB on disk; with a CPU build, 0.3 GB\n  and 1.2 GB" in before
+    assert "(python3 has torch: python3 -m pip install torchdiffeq matplotlib tqdm)." in before
+    assert "(none here has torch)." in machine.start("experiment.sh", *FIVE, OFFLINE="1").stderr
     assert machine.start("experiment.sh", *FIVE, HAS=CORE).stderr == ""
 
 
