@@ -23,8 +23,7 @@ here=$(dirname "$0")
 echo "${0##*/} $*" >> "$LOG"
 case "$0" in .venv/*|*/.venv/*) has=$(cat "$here/packages" 2>/dev/null) ;; *) has=$HAS ;; esac
 case "$1 $2" in
-    "-c "*) [ -z "${OLD:-}" ] ;;
-    "- "*) shift; lacking=""
+    "- "*) [ -z "${OLD:-}" ] || exit 3; shift; lacking=""
         for module in "$@"; do case " $has " in *" $module "*) ;; *) lacking="$lacking $module" ;; esac; done
         echo $lacking; [ -z "$lacking" ] ;;
     "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
