@@ -54,7 +54,6 @@ def experiment(s: Settings) -> None:
             checkpoint_interval=s.checkpoint_interval,
             stop=stop,
             clip=s.clip,
-            check_gradient=s.check_gradient if s.method == "amaml" and s.solver != "euler" else 0,
         )
         if start is not None:
             training.restore(start)

@@ -1,7 +1,9 @@
 """The public names of the library; `import amaml` and `from amaml import ...` give them."""
 
 from amaml.amaml import AMAML
-from amaml.errors import Diverged, InputError
+from amaml.chunked import Chunked
+from amaml.errors import Diverged, InputError, OverBudget
+from amaml.flow.control import Control
 from amaml.flow.derivatives import compiled
 from amaml.learner import MetaGradient, MetaLearner
 from amaml.losses import accuracy, half_mse, mse, rmse
@@ -10,10 +12,13 @@ from amaml.tasks import Tasks
 
 __all__ = [
     "AMAML",
+    "Chunked",
+    "Control",
     "Diverged",
     "InputError",
     "MetaGradient",
     "MetaLearner",
+    "OverBudget",
     "Tasks",
     "accuracy",
     "compiled",

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from amaml.chunked import Chunked
 from amaml.errors import Diverged
 from amaml.experiment import report
 from amaml.experiment.evaluation import Curves, Model, in_chunks
 from amaml.experiment.networks import build_network, initialise
 from amaml.experiment.registry import METHODS, PROTOCOLS
 from amaml.experiment.stop import StopRequest
-from amaml.learner import Chunked, MetaLearner
+from amaml.learner import MetaLearner
 from amaml.models import Apply
 from amaml.tasks import Tasks
 
