@@ -105,6 +105,29 @@ def test_a_bare_python_gets_an_environment_once(machine):
     assert "venv" not in machine.log.read_text()
 
 
+def test_the_second_start_looks_at_one_python(machine):
+    machine.start("experiment.sh", *FIVE)
+    machine.start("experiment.sh", *FIVE)
+    assert [line.split()[:2] for line in machine.log.read_text().splitlines()] == [
+        ["python", "-"],
+        ["python", f"{machine.root}/run.py"],
+    ]
+
+
+@pytest.mark.parametrize("variable", ["VIRTUAL_ENV", "CONDA_PREFIX"])
+def test_the_active_environment_comes_first(machine, variable):
+    machine.start("experiment.sh", *FIVE)  # leaves a .venv that would do
+    active = machine.folder / "active env"
+    (active / "bin").mkdir(parents=True)
+    (active / "bin" / "python").write_text(STAND_IN.replace("*run.py*)", "*run.py*) echo the active one;"))
+    (active / "bin" / "python").chmod(0o755)
+    started = machine.start("experiment.sh", *FIVE, HAS=CORE, **{variable: str(active)})
+    assert started.stdout.startswith("the active one\n")
+    lacking = machine.start("experiment.sh", *FIVE, HAS="numpy", **{variable: str(active)})
+    assert lacking.stdout.startswith("in ")
+    assert machine.installed() == []
+
+
 def test_the_experiment_and_the_tests_share_an_environment_in_peace(machine):
     machine.start("experiment.sh", *FIVE)
     assert machine.start("tests/run.sh").returncode == 0
