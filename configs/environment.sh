@@ -1,33 +1,32 @@
 # Sourced from the repository's root by experiment.sh, reproduce.sh and tests/run.sh.
 #
 # find_environment FILE...: sets PYTHON to an interpreter that has every package of the requirement files, each of
-# which is imported under its own name: the current one if it has them, else that of .venv, made and filled once.
+# which is imported under its own name: that of the active environment if it has them, else that of .venv if it was
+# filled from the files as they are now, else one in PATH, else .venv's, after the set-up. Starts as few as it can.
 
 find_environment() {
-    local modules candidate lacking base="" hint=""
-    modules=$(sed 's/[=<>].*//' "$@" | tr '\n' ' ')
-    for candidate in "${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}" python3 python python3.13 python3.12 python3.11; do
-        if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-            base=${base:-$candidate}
-            if lacking=$(lacks "$candidate" "$modules"); then
-                PYTHON=$candidate
-                return
-            fi
-            case " $lacking " in
-                *" torch "*) ;;
-                *) hint=${hint:-"$candidate has torch and lacks $lacking"} ;;
-            esac
-        fi
+    local active=${VIRTUAL_ENV:-${CONDA_PREFIX:-}} modules candidate lacking status base="" hint=""
+    modules=$(sed 's/[^[:alnum:]_-].*//; s/-/_/g' "$@" | tr '\n' ' ')
+    for candidate in ${active:+"$active/bin/python"} .venv/bin/python python3 python python3.13 python3.12 python3.11; do
+        [ "$candidate" != .venv/bin/python ] || installed "$@" || continue
+        status=0
+        lacking=$(lacks "$candidate" "$modules") || status=$?
+        case $status in
+            0) PYTHON=$candidate && return ;;
+            1) [ "$candidate" = .venv/bin/python ] || base=${base:-$candidate} ;;
+            *) continue ;; # not there, or too old
+        esac
+        case " $lacking " in
+            *" torch "*) ;;
+            *) hint=${hint:-"$candidate has torch: $candidate -m pip install $lacking"} ;;
+        esac
     done
-    PYTHON=.venv/bin/python
-    if lacks "$PYTHON" "$modules" >/dev/null && installed "$@"; then
-        return
-    fi
     if [ -z "$base" ]; then
         echo "$0: no Python of version 3.11 or newer was found; install one and start again" >&2
         exit 2
     fi
-    announce "$hint" "$@"
+    announce "${hint:-none here has torch}" "$@"
+    PYTHON=.venv/bin/python
     if ! "$base" -m venv .venv; then
         echo "$0: $base cannot make a virtual environment; install its venv module (Debian: python3-venv)" >&2
         exit 2
@@ -42,16 +41,13 @@ find_environment() {
     done
 }
 
-# What the set-up downloads, what room it takes, and how to do with less.
+# What the set-up downloads, what room it takes, and how to do with less: announce HINT FILE...
 announce() {
-    local hint=${1:-"none here has torch"}
-    shift
     cat >&2 <<TEXT
-$0: installing $* into $PWD/.venv, once
-  download and disk: with the CUDA build of torch, which PyPI has for Linux, about 3 GB and 5 GB; with a CPU build,
-  0.3 GB and 1.2 GB: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu in the environment chooses that
-  a Python that has torch is used as it is once it has the other packages too (pip install), first in PATH or as an
-  active virtual environment; $hint
+$0: installing ${*:2} into $PWD/.venv, once
+  With the CUDA build of torch, PyPI's on Linux, this is a download of 3 GB and 5 GB on disk; with a CPU build, 0.3 GB
+  and 1.2 GB: start again with PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu for that.
+  A Python that has all packages is used as it is: activate its environment, or put it first in PATH ($1).
 TEXT
 }
 
@@ -63,10 +59,13 @@ installed() {
     done
 }
 
-# Prints the modules that a Python cannot import; succeeds where there are none.
+# Prints the modules that a Python cannot import. Status 0: none, 1: some, another: it is too old or not there.
 lacks() {
     "$1" - $2 2>/dev/null <<'PYTHON'
-import importlib.util, sys
+import sys
+if sys.version_info < (3, 11):
+    sys.exit(3)
+import importlib.util
 missing = [name for name in sys.argv[1:] if importlib.util.find_spec(name) is None]
 print(*missing)
 sys.exit(bool(missing))

@@ -130,11 +130,9 @@ class Synthetic:
         )
 
     def meta_test(self, count: int, first: int = 0) -> Tasks:
-        """Tasks first to first + count - 1, of parameters drawn anew, new functions but for Alpine2D-released.
+        """Tasks first to first + count - 1, of parameters drawn anew; the test points are the family's grid.
 
-        The test points are the family's grid.
-
-        Raises InputError where there are not so many.
+        New functions but for Alpine2D-released. Raises InputError where there are not so many.
         """
         self.check_meta_test(first + count)
         s, family, chosen = self.sampling, self.family, slice(first, first + count)

@@ -23,8 +23,7 @@ here=$(dirname "$0")
 echo "${0##*/} $*" >> "$LOG"
 case "$0" in .venv/*|*/.venv/*) has=$(cat "$here/packages" 2>/dev/null) ;; *) has=$HAS ;; esac
 case "$1 $2" in
-    "-c "*) [ -z "${OLD:-}" ] ;;
-    "- "*) shift; lacking=""
+    "- "*) [ -z "${OLD:-}" ] || exit 3; shift; lacking=""
         for module in "$@"; do case " $has " in *" $module "*) ;; *) lacking="$lacking $module" ;; esac; done
         echo $lacking; [ -z "$lacking" ] ;;
     "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
@@ -106,6 +105,28 @@ def test_a_bare_python_gets_an_environment_once(machine):
     assert "venv" not in machine.log.read_text()
 
 
+def test_the_second_start_looks_at_one_python(machine):
+    machine.start("experiment.sh", *FIVE)
+    machine.start("experiment.sh", *FIVE)
+    search, experiment = machine.log.read_text().splitlines()
+    assert search.startswith("python - torch ")
+    assert experiment.startswith(f"python {machine.root}/run.py --domain")
+
+
+@pytest.mark.parametrize("variable", ["VIRTUAL_ENV", "CONDA_PREFIX"])
+def test_the_active_environment_comes_first(machine, variable):
+    machine.start("experiment.sh", *FIVE)  # leaves a .venv that would do
+    active = machine.folder / "active env"
+    (active / "bin").mkdir(parents=True)
+    (active / "bin" / "python").write_text(STAND_IN.replace("*run.py*)", "*run.py*) echo the active one;"))
+    (active / "bin" / "python").chmod(0o755)
+    started = machine.start("experiment.sh", *FIVE, HAS=CORE, **{variable: str(active)})
+    assert started.stdout.startswith("the active one\n")
+    lacking = machine.start("experiment.sh", *FIVE, HAS="numpy", **{variable: str(active)})
+    assert lacking.stdout.startswith("in ")
+    assert machine.installed() == []
+
+
 def test_the_experiment_and_the_tests_share_an_environment_in_peace(machine):
     machine.start("experiment.sh", *FIVE)
     assert machine.start("tests/run.sh").returncode == 0
@@ -136,9 +157,9 @@ def test_the_set_up_says_beforehand_what_it_costs_and_how_to_do_without(machine)
     ended = machine.start("experiment.sh", *FIVE, HAS="numpy torch scipy", OFFLINE="1")
     before = ended.stderr.split("could not install")[0]
     assert f"installing requirements.txt into {machine.root}/.venv, once" in before
-    assert "about 3 GB and 5 GB; with a CPU build,\n  0.3 GB and 1.2 GB" in before
-    assert "python3 has torch and lacks torchdiffeq matplotlib tqdm\n" in before
-    assert "none here has torch\n" in machine.start("experiment.sh", *FIVE, OFFLINE="1").stderr
+    assert "a download of 3 GB and 5 GB on disk; with a CPU build, 0.3 GB\n  and 1.2 GB" in before
+    assert "(python3 has torch: python3 -m pip install torchdiffeq matplotlib tqdm)." in before
+    assert "(none here has torch)." in machine.start("experiment.sh", *FIVE, OFFLINE="1").stderr
     assert machine.start("experiment.sh", *FIVE, HAS=CORE).stderr == ""
 
 
