@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from amaml.checks import checked
 from amaml.errors import InputError, unknown
 from amaml.flow import derivatives
 from amaml.flow.derivatives import Loss
@@ -50,10 +51,12 @@ class MAML:
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise InputError(f"{name} must be a positive integer or None, got {value!r}")
 
+    @checked
     def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
         """phi_K for every task, (tasks, P), without a graph."""
         return self._unroll(self._start(theta, tasks), tasks, 0, self.inner_steps, graph=False)[0]
 
+    @checked
     def meta_gradient(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
         """The gradient in theta of the mean query loss of phi_K."""
         ends = [*range(0, self.inner_steps, self.checkpoint_every or self.inner_steps), self.inner_steps]
@@ -89,10 +92,8 @@ class MAML:
         return phi, *slots
 
     def _gradient(self, phi: Tensor, x: Tensor, y: Tensor, graph: bool) -> Tensor:
-        if not graph:
-            return derivatives.gradients(self.apply, self.loss, phi, x, y)
-        loss = derivatives.batch_losses(self.apply, self.loss)(phi, x, y).sum()
-        return torch.autograd.grad(loss, phi, create_graph=True)[0]
+        gradients = derivatives.differentiable_gradients if graph else derivatives.gradients
+        return gradients(self.apply, self.loss, phi, x, y)
 
     def _batch(self, tasks: Tasks, step: int) -> tuple[Tensor, Tensor]:
         """The support points of an inner step."""
