@@ -55,8 +55,8 @@ def meta_train(
             gradient = learner.meta_gradient(theta, tasks)
             if check_every and step % check_every == 0:
                 gradient, checked = _checked(learner, gradient, theta, tasks, step + 1)
-        except Diverged as fault:
-            raise Diverged(f"update {step + 1}: {fault}") from fault
+        except (Diverged, InputError) as fault:
+            raise type(fault)(f"update {step + 1}: {fault}") from fault
         theta.grad, norm = gradient.value, gradient.value.norm()
         if clip is not None:
             torch.nn.utils.clip_grads_with_norm_([theta], clip, norm)
@@ -188,12 +188,12 @@ class Session:
                 if self._test_due() and not any(t["update"] == self.update for t in self.folder.read("test.json", [])):
                     self._test()  # the kill came between the checkpoint and its test
                 self._train(bar)
-        except Diverged as fault:
+        except (Diverged, InputError) as fault:
             there = self.last_saved is not None
             kept = f"the checkpoint of update {self.last_saved} is kept" if there else "there is no checkpoint yet"
-            raise Diverged(f"{self._first_fault(fault)}; {kept}") from fault
+            raise type(fault)(f"{self._first_fault(fault)}; {kept}") from fault
 
-    def _first_fault(self, fault: Diverged) -> Diverged:
+    def _first_fault(self, fault: Diverged | InputError) -> Diverged | InputError:
         """The fault of an update that was not looked at yet, if one came before."""
         try:
             read(self._pending)

@@ -14,6 +14,7 @@ from torch.func import grad, grad_and_value, vjp, vmap
 
 from amaml.flow import graphs
 from amaml.flow.graphs import compiled, compiler_found
+from amaml.losses import evaluate
 from amaml.models import Apply
 
 __all__ = [
@@ -82,7 +83,7 @@ def refresh(apply: Apply, loss: Loss, theta: Tensor) -> None:
 
 
 def _task_loss(apply: Apply, loss: Loss) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    return lambda phi, x, y: loss(apply(phi, x), y)
+    return lambda phi, x, y: evaluate(loss, apply(phi, x), y)
 
 
 def _losses(apply: Apply, loss: Loss) -> Callable[..., Tensor]:
