@@ -40,7 +40,8 @@ class Functional(nn.Module):
         self.project = nn.Linear(4, 12)
 
     def forward(self, x):
-        return self.attend(*self.project(x).chunk(3, -1))
+        heads = (part.unflatten(-1, (2, 2)).transpose(-3, -2) for part in self.project(x).chunk(3, -1))
+        return self.attend(*heads).transpose(-3, -2).flatten(-2)
 
     def attend(self, q, k, v):
         return F.scaled_dot_product_attention(q, k, v)
@@ -48,7 +49,7 @@ class Functional(nn.Module):
 
 class WrittenOut(Functional):
     def attend(self, q, k, v):
-        return (q @ k.mT / 2.0).softmax(-1) @ v
+        return (q @ k.mT / 2**0.5).softmax(-1) @ v
 
 
 def encoder_layer(**options):

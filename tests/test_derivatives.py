@@ -84,6 +84,19 @@ def test_conjugate_gradient_on_the_identity_is_done_after_one_iteration_and_stay
         assert torch.equal(linalg.conjugate_gradient(lambda v: v, b, iterations), b)
 
 
+def test_conjugate_gradient_keeps_the_x_of_a_row_that_meets_negative_curvature():
+    """Of three systems the first is positive definite, the second not along the second direction, the third not at all.
+
+    By hand: the first step goes b'b / b'Ab along b.
+    """
+    diagonal = torch.tensor([[1.0, 2.0, 3.0], [-1.0, 1.0, 5.0], [-1.0, -2.0, -3.0]], dtype=torch.float64)
+    b = torch.ones(3, 3, dtype=torch.float64)
+    expected = torch.stack([b[0] / diagonal[0], b[1] * 3 / 5, torch.zeros(3, dtype=torch.float64)])
+    for iterations in (3, 4, 7):
+        x = linalg.conjugate_gradient(lambda v: diagonal * v, b, iterations)
+        torch.testing.assert_close(x, expected, rtol=1e-12, atol=0)
+
+
 def test_conjugate_gradient_leaves_a_zero_row_zero():
     b = torch.zeros(2, 4, dtype=torch.float64)
     assert torch.equal(linalg.conjugate_gradient(lambda v: 2 * v, b, 3), b)

@@ -80,9 +80,11 @@ def test_inner_batches_go_through_the_support_set_in_random_orders():
     _, tasks = mlp(), regression(shots=6)
     learner = MAML(None, half_mse, 0.1, 9, inner_batch=2)
     batches = [learner._batch(tasks, k) for k in range(9)]
-    for first in (0, 3, 6):
-        points = torch.cat([x for x, _ in batches[first : first + 3]], dim=1)
+    rounds = [torch.cat([x for x, _ in batches[first : first + 3]], dim=1) for first in (0, 3, 6)]
+    for points in rounds:
         assert torch.equal(points.sort(1).values, tasks.support_x.sort(1).values)
+    for one, other in itertools.combinations(rounds, 2):
+        assert not torch.equal(one, other)
     assert not any(torch.equal(a[0], b[0]) for a, b in itertools.pairwise(batches))
     for x, y in batches:  # inputs and targets stay together
         row = (tasks.support_x[0] == x[0, 0]).all(-1).nonzero()[0, 0]
