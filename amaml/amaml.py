@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from amaml.errors import Diverged, InputError, OverBudget, unknown
+from amaml.checks import checked
+from amaml.errors import InputError, OverBudget, unknown
 from amaml.flow.adjoint import ADJOINTS, Unstable
 from amaml.flow.control import Control, Observation
 from amaml.flow.derivatives import Loss
@@ -75,6 +76,7 @@ class AMAML:
         if self.checkpoints is not None and (not isinstance(self.checkpoints, int) or self.checkpoints < 1):
             raise InputError(f"checkpoints must be a positive integer or None, got {self.checkpoints!r}")
 
+    @checked
     def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
         """u(T) for every task, (tasks, P)."""
         self._check_precision(theta)
@@ -100,6 +102,7 @@ class AMAML:
             self.control.learn(self.problem(theta), self.rtol, gradient.observation)
         return gradient
 
+    @checked
     def look(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
         """meta_gradient without learning from it: what would be learnt is .observation, None for exact gradients."""
         self._check_precision(theta)
@@ -108,11 +111,8 @@ class AMAML:
         budget = self._limit(state.budget(self.inner_steps))
         first = self._solve(theta, tasks, self._plan(self.rtol * state.gain), spent, budget)
         cost, norm = spent.total, first.value.norm().item()
-        if self.solver == "euler":
-            if not math.isfinite(norm):
-                raise Diverged("the meta-gradient is not finite; try a smaller inner_lr or fewer inner steps")
-            if self.adjoint == "discrete":
-                return MetaGradient(first.value, first.query_loss, spent)
+        if self.solver == "euler" and self.adjoint == "discrete":
+            return MetaGradient(first.value, first.query_loss, spent)
         if not state.due(cost, first.sharpest, norm):
             seen = Observation(cost, first.sharpest, norm, None, 0)
             return MetaGradient(first.value, first.query_loss, spent, state.error, False, seen)

@@ -7,7 +7,7 @@ from amaml.flow.control import Control
 from amaml.flow.derivatives import compiled
 from amaml.learner import MetaGradient, MetaLearner
 from amaml.losses import accuracy, half_mse, mse, rmse
-from amaml.models import flatten, mlp
+from amaml.models import flatten, load, mlp, predict
 from amaml.tasks import Tasks
 
 __all__ = [
@@ -24,7 +24,9 @@ __all__ = [
     "compiled",
     "flatten",
     "half_mse",
+    "load",
     "mlp",
     "mse",
+    "predict",
     "rmse",
 ]

@@ -5,8 +5,8 @@ import torch
 from problems import mlp, regression, relative_error
 
 from amaml import AMAML, half_mse
+from amaml.chunked import Chunked
 from amaml.experiment.session import meta_train
-from amaml.learner import Chunked
 from baselines import FOMAML
 
 

@@ -60,8 +60,8 @@ def meta_train(
                 raise Diverged(f"update 1: {fault}") from fault
             yield Update(step + 1, None)
             continue
-        except Diverged as fault:
-            raise Diverged(f"update {step + 1}: {fault}") from fault
+        except (Diverged, InputError) as fault:
+            raise type(fault)(f"update {step + 1}: {fault}") from fault
         theta.grad, norm = gradient.value, gradient.value.norm()
         if clip is not None:
             torch.nn.utils.clip_grads_with_norm_([theta], clip, norm)
@@ -215,10 +215,10 @@ class Session:
                 if self._test_due() and not any(t["update"] == self.update for t in self.folder.read("test.json", [])):
                     self._test()  # the kill came between the checkpoint and its test
                 self._train(bar)
-        except Diverged as fault:
+        except (Diverged, InputError) as fault:
             there = self.last_saved is not None
             kept = f"the checkpoint of update {self.last_saved} is kept" if there else "there is no checkpoint yet"
-            raise Diverged(f"{self._first_fault(fault)}; {kept}") from fault
+            raise type(fault)(f"{self._first_fault(fault)}; {kept}") from fault
 
     def _train(self, bar: tqdm) -> None:
         span = self.update, self.updates, self.clip, self.stop
@@ -240,8 +240,9 @@ class Session:
                         self._test()
                     self.clock.start()
         except Stopped:  # in the middle of a meta-gradient, or after a save
-            if self._pending or self.last_saved != self.update:
+            if self._pending:
                 self._record(bar)
+            if self.last_saved != self.update:
                 self._save()
             self.stop.check(self.update)
 
