@@ -14,6 +14,7 @@ from torch import Tensor
 from amaml.flow.schemes import Move
 
 TRUSTED_ORDER = 3  # of meshes of fourth-order steps alone: stiff components lower the order
+SLOWEST = 0.8  # ratio of two distances that still counts as convergence
 NOISE = 100.0  # distances below so many roundings of the largest number at hand are rounding noise
 
 
@@ -33,13 +34,13 @@ def error_of_finest(distances: Sequence[float], moves: Sequence[Move]) -> float:
     """
     order = min(min(move.scheme.order for move in moves), TRUSTED_ORDER)
     shrinking = 2.0**-order
-    if len(distances) > 1:
-        *_, before, last = distances
-        shrinking = max(shrinking, last / before if 0 < before < math.inf else 1.0)
     if not math.isfinite(distances[-1]):
         return math.inf
-    # where the last distance is no smaller than half the one before, nothing converges yet
-    return distances[-1] * (shrinking / (1 - shrinking) if shrinking < 0.5 else 1 / shrinking + 1)
+    if len(distances) > 1:
+        *_, before, last = distances
+        seen = last / before if 0 < before < math.inf else 1.0
+        shrinking = min(max(shrinking, seen), SLOWEST)
+    return distances[-1] * shrinking / (1 - shrinking)  # the sum of all the distances to come
 
 
 def rounding(value: Tensor, terminal: Tensor) -> float:
