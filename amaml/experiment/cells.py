@@ -13,7 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
-from concurrent.futures import as_completed
+from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from configs.settings import CONTROL
 
 FINAL = 2  # run.py's exit status for a mistake or a diverged run
 RETRIES = 2
+REFRESH_SECONDS = 10.0  # between two looks at the time left
 END_SECONDS = 60.0  # that cells have for their checkpoint when all are stopped
 
 
@@ -146,6 +147,8 @@ def run(grid: Grid, place: Place) -> int:
     for cell in todo:
         record_path(grid, cell).parent.mkdir(parents=True, exist_ok=True)
     import parsl  # optional: only what runs cells needs it
+    from parsl.executors.errors import BadStateException
+    from parsl.jobs.errors import TooManyJobFailuresError
 
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where Parsl's own programs are
     owner = f"{socket.gethostname()}:{os.getpid()}"
@@ -153,8 +156,12 @@ def run(grid: Grid, place: Place) -> int:
     try:
         start = parsl.bash_app(shlex.join)
         futures = {start(_supervised(grid, cell, owner)): cell for cell in todo}
-        for future in as_completed(futures):
-            progress.ended(futures[future], future.exception())
+        while futures:
+            for future in wait(futures, REFRESH_SECONDS, FIRST_COMPLETED).done:
+                if isinstance(future.exception(), (BadStateException, TooManyJobFailuresError)):
+                    raise InputError(f"no worker could be started: {_first_line(future.exception())}")
+                progress.ended(futures.pop(future), future.exception())
+            progress.refresh()
     finally:
         progress.close()
         kernel.cleanup()
@@ -189,6 +196,7 @@ def _config(grid: Grid, place: Place, owner: str) -> Any:
             cores_per_node=place.workers,
             gpus_per_node=place.gpus or None,
             exclusive=False,
+            cmd_timeout=60,
             worker_init=f"cd {shlex.quote(str(Path.cwd()))}; export PATH={shlex.quote(os.environ['PATH'])}",
             **blocks,
         )
@@ -239,20 +247,25 @@ class Progress:
     def ended(self, cell: Cell, fault: BaseException | None) -> None:
         """Show that a cell ended, well or with a fault."""
         now = state(self.grid, cell)
-        left = hours_left(states(self.grid), self.workers)
-        remaining = "" if left is None else f"{_time(3600 * left)} left"
         self.count += 1
-        if fault is None:
-            text = f"{cell.name}: done in {_time(now.seconds)}"
-        else:
-            self.failed += 1
-            text = f"{cell.name}: failed: {_reason(fault, now)}"
+        self.failed += fault is not None
+        result = f"done in {_time(now.seconds)}" if fault is None else f"failed: {_reason(fault, now)}"
         if self.bar.disable:
-            print(f"[{self.count}/{len(self.grid.cells)}] {text}; {remaining}", flush=True)
+            print(f"[{self.count}/{len(self.grid.cells)}] {cell.name}: {result}{self._left()}", flush=True)
         elif fault is not None:
-            self.bar.write(text)
-        self.bar.set_postfix_str(remaining + (f", {self.failed} failed" if self.failed else ""), refresh=False)
+            self.bar.write(f"{cell.name}: {result}")
         self.bar.update()
+
+    def refresh(self) -> None:
+        """Bring the time left up to date."""
+        if not self.bar.disable:
+            self.bar.set_postfix_str(
+                self._left().removeprefix("; ") + (f", {self.failed} failed" if self.failed else "")
+            )
+
+    def _left(self) -> str:
+        left = hours_left(states(self.grid), self.workers)
+        return "" if left is None else f"; {_time(3600 * left)} left"
 
     def close(self) -> None:
         """Leave the bar as it is."""
@@ -264,6 +277,11 @@ def _reason(fault: BaseException, now: State) -> str:
     if code is None:
         return " ".join(str(fault).split()) or type(fault).__name__
     return f"exit status {code}: {now.line}"
+
+
+def _first_line(fault: BaseException) -> str:
+    """What a job that could not be submitted died of, without those that followed it."""
+    return " ".join(str(fault).split()).partition(" Error 2: ")[0]
 
 
 def check_parsl() -> None:
