@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from amaml.checks import checked
+from amaml.checks import validated
 from amaml.errors import Diverged, InputError, unknown
 from amaml.flow.adjoint import ADJOINTS, Adjoint
 from amaml.flow.derivatives import Loss
@@ -69,13 +69,13 @@ class AMAML:
         if self.checkpoints is not None and (not isinstance(self.checkpoints, int) or self.checkpoints < 1):
             raise InputError(f"checkpoints must be a positive integer or None, got {self.checkpoints!r}")
 
-    @checked
+    @validated
     def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
         """u(T) for every task, (tasks, P)."""
         flow = GradientFlow(self.apply, self.loss, tasks, theta.detach(), self.prox)
         return solve(flow, self.solver, self.inner_lr, self.inner_steps, self.rtol, checkpoints=1).final
 
-    @checked
+    @validated
     def meta_gradient(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
         """The gradient in theta of the mean query loss of u(T), with an estimate of its relative error.
 

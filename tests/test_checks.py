@@ -135,8 +135,22 @@ def test_losses_that_reshape_are_their_authors_own():
 
 def test_a_loss_that_is_not_one_number_is_refused(method):
     (theta, apply), tasks = mlp(), regression(shots=5)
-    message = r"must be a tensor of one number, got shape \(5, 1\); take the mean"
+    message = r"must be a tensor of one floating-point number, got torch.float64 of shape \(5, 1\); take the mean"
     refused(method, apply, theta, tasks, message, lambda p, t: (p - t) ** 2)
+    refused(method, apply, theta, tasks, "one floating-point number, got float", lambda p, t: 0.0)
+    refused(
+        method, apply, theta, tasks, "one floating-point number, got torch.int64", lambda p, t: (p - t).sum().long()
+    )
+
+
+def test_a_loss_that_branches_on_values_is_refused(method):
+    (theta, apply), tasks = mlp(), regression(shots=5)
+
+    def clipped(prediction, target):
+        error = half_mse(prediction, target)
+        return error if error < 1.0 else error.sqrt()
+
+    refused(method, apply, theta, tasks, "branches on the values of a tensor.*torch.where", clipped)
 
 
 @pytest.mark.filterwarnings("ignore:meta-gradients with an estimated error")

@@ -40,12 +40,16 @@ RENEWALS = 3  # after so many times that graphs were out of date a warning says 
 
 _compiling: ContextVar[bool] = ContextVar("compiling", default=False)
 
-EXPLANATIONS = {
+EXPLANATIONS = {  # by what torch's error contains
     "randomness error mode": "the network or the loss draws random numbers (active dropout?), and a random loss has no "
     "deterministic gradient; call module.eval() or take the random layer out",
+    "rrelu_with_noise": "RReLU draws random slopes, and a random loss has no deterministic gradient; use nn.LeakyReLU",
     "Expected more than 1 value per channel": "batch norm needs more than one value a channel, and a task here has one "
     "point; take more support and query points, or another normalisation such as nn.LayerNorm or nn.GroupNorm",
-    "torch.func.grad(f) must return only floating": "the loss must be a floating-point number",
+    "running_mean or running_var, which will be updated": "a normalisation layer updates running statistics, and they "
+    "would leak between tasks; call module.eval() or build it with track_running_stats=False",
+    "data-dependent control flow": "the network or the loss branches on the values of a tensor, or makes a number of "
+    "one by .item() or float(); a batch of tasks needs one way for all, such as torch.where",
 }
 
 
