@@ -22,7 +22,7 @@ caller=$PWD
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$root"
 source configs/environment.sh
-find_environment "$CORE" requirements.txt
+find_environment requirements.txt
 case $PYTHON in .venv/*) PYTHON=$root/$PYTHON ;; esac
 cd "$caller"
 # threads that wait for one another do so actively; for less long, they stand in their own way less on a busy machine

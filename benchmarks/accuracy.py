@@ -17,8 +17,8 @@ import torch
 
 import data
 from amaml import AMAML, Diverged, Tasks, half_mse, mlp
-from amaml.experiment.folder import write_atomically
 from amaml.experiment.networks import initialise
+from amaml.files import write_atomically
 from amaml.flow.error import relative_distance
 
 INNER_LR = 0.01

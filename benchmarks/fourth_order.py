@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from amaml.experiment.folder import write_atomically
+from amaml.files import write_atomically
 from amaml.flow.steps import MARGIN, SOLVERS, Candidate, Law, _block
 
 INTERVAL, FEWEST, MOST = 0.35, 5, 152

@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from amaml.experiment.folder import write_atomically
+from amaml.files import write_atomically
 
 matplotlib.use("Agg")
 

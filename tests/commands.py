@@ -22,11 +22,13 @@ SIZES = {
     "width": 4,
 }
 TINY = ["--domain", "CosMixture", "--method", "fomaml"] + [x for k, v in SIZES.items() for x in (f"--{k}", str(v))]
+EPOCHS = TINY.index("--test-epochs")
+WITHOUT_EPOCHS = TINY[:EPOCHS] + TINY[EPOCHS + 2 :]  # for --protocol inner, which has no use for them
 
 
 def start(out: Path, *flags: str) -> int:
     """run.py in this process, with the sizes of TINY; later flags win. Returns the exit status."""
-    return run.main([*TINY, "--out", str(out), *flags])
+    return run.main([*(WITHOUT_EPOCHS if "inner" in flags else TINY), "--out", str(out), *flags])
 
 
 def spawn(out: Path, *flags: str) -> subprocess.Popen:

@@ -1,6 +1,7 @@
 """Meta-test: fine-tuning, what is recorded of it, and how it is summed up."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,12 +10,13 @@ import torch
 
 from amaml import Diverged, Tasks, flatten, half_mse, mlp, rmse
 from amaml.experiment import report
-from amaml.experiment.evaluation import Curves, fine_tune, mean_and_interval
+from amaml.experiment.evaluation import Curves, Model, fine_tune, mean_and_interval
+from baselines import FOMAML
 
 
 @pytest.fixture
 def problem():
-    """A small network and three tasks of different scales, with test points."""
+    """A small network to adapt, its parameters, and three tasks of different scales, with test points."""
     torch.manual_seed(0)
     theta, apply = flatten(mlp(2, 1, 5).double())
     scale = torch.tensor([1.0, 3.0, 0.2], dtype=torch.float64)[:, None, None]
@@ -23,7 +25,11 @@ def problem():
         x = torch.randn(3, count, 2, dtype=torch.float64)
         return x, scale * x.sin().sum(-1, keepdim=True)
 
-    return theta, apply, Tasks(*points(6), *points(4), *points(9))
+    return (
+        Model(apply, half_mse, rmse, partial(FOMAML, apply, half_mse, 0.1)),
+        theta,
+        Tasks(*points(6), *points(4), *points(9)),
+    )
 
 
 def by_hand(theta, apply, tasks, task, epochs):
@@ -46,47 +52,47 @@ def by_hand(theta, apply, tasks, task, epochs):
 
 
 def test_all_tasks_at_once_are_what_each_would_be_alone(problem):
-    theta, apply, tasks = problem
+    model, theta, tasks = problem
     kept = theta.clone()
-    curves, phi = fine_tune(apply, half_mse, rmse, theta, tasks, epochs=25)
+    curves, phi = fine_tune(model, theta, tasks, epochs=25)
     assert curves.epochs == [0, 10, 20, 25]
     assert torch.equal(theta, kept)
     assert phi.shape == (3, len(theta))
     for task in range(3):
-        rows, alone = by_hand(theta, apply, tasks, task, 25)
+        rows, alone = by_hand(theta, model.apply, tasks, task, 25)
         np.testing.assert_allclose(curves.support[:, task], rows[curves.epochs, 0], rtol=1e-12)
         np.testing.assert_allclose(curves.test[:, task], rows[curves.epochs, 1], rtol=1e-12)
         torch.testing.assert_close(phi[task], alone, rtol=1e-12, atol=1e-14)
 
 
 def test_query_points_play_no_part(problem):
-    theta, apply, tasks = problem
+    model, theta, tasks = problem
     other = Tasks(tasks.support_x, tasks.support_y, tasks.query_x, 7 * tasks.query_y, tasks.test_x, tasks.test_y)
-    one, two = (fine_tune(apply, half_mse, rmse, theta, t, epochs=10)[1] for t in (tasks, other))
+    one, two = (fine_tune(model, theta, t, epochs=10)[1] for t in (tasks, other))
     assert torch.equal(one, two)
 
 
 def test_no_epochs_measure_theta_itself(problem):
-    theta, apply, tasks = problem
-    curves, phi = fine_tune(apply, half_mse, rmse, theta, tasks, epochs=0)
+    model, theta, tasks = problem
+    curves, phi = fine_tune(model, theta, tasks, epochs=0)
     assert curves.epochs == [0]
     assert torch.equal(phi, theta.expand(3, -1))
 
 
 def test_records_come_every_tenth_epoch_once_and_are_announced(problem):
-    theta, apply, tasks = problem
+    model, theta, tasks = problem
     announced = []
-    curves, _ = fine_tune(apply, half_mse, rmse, theta, tasks, epochs=20, on_record=announced.append)
+    curves, _ = fine_tune(model, theta, tasks, epochs=20, on_record=announced.append)
     assert curves.epochs == announced == [0, 10, 20]
     assert curves.test.shape == curves.support.shape == (3, 3)
 
 
 @pytest.mark.parametrize("part", ["support_y", "test_y"])
 def test_errors_that_are_not_finite_are_reported(problem, part):
-    theta, apply, tasks = problem
+    model, theta, tasks = problem
     getattr(tasks, part)[1, 0] = torch.inf
     with pytest.raises(Diverged, match="not finite"):
-        fine_tune(apply, half_mse, rmse, theta, tasks, epochs=0)
+        fine_tune(model, theta, tasks, epochs=0)
 
 
 def test_the_interval_is_students():
@@ -106,13 +112,13 @@ def test_one_value_has_no_interval():
 
 def test_an_entry_averages_over_tasks_and_not_over_epochs():
     curves = Curves([0, 10], np.array([[1.0, 3.0], [0.5, 0.5]]), np.array([[2.0, 4.0], [1.0, 2.0]]))
-    entry = report.test_entry(7, curves, "epoch", {"zero": np.array([1.0, 2.0])})
+    entry = report.test_entry(7, curves, {"zero": np.array([1.0, 2.0])})
     assert (entry["update"], entry["tasks"], entry["epochs"]) == (7, 2, [0, 10])
     assert entry["support"]["mean"] == [2.0, 0.5]
     assert entry["predictors"]["zero"] == pytest.approx((1.5, 6.353102368))
     assert entry["test"]["mean"] == [3.0, 1.5]
     assert entry["test"]["ci95"] == pytest.approx([12.706204736, 6.353102368])  # t(0.975, 1) = 12.706
-    single = report.test_entry(7, Curves([0], np.array([[1.0]]), np.array([[2.0]])), "epoch", {})
+    single = report.test_entry(7, Curves([0], np.array([[1.0]]), np.array([[2.0]])), {})
     assert single["test"]["ci95"] == [None]
 
 

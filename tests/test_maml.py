@@ -8,10 +8,10 @@ from problems import classification, convnet, mlp, most_saved, regression, relat
 from torch.nn.functional import cross_entropy
 
 from amaml import AMAML, InputError, Tasks, half_mse
+from amaml.experiment import registry
 from amaml.flow import derivatives
 from baselines import MAML
 from baselines.inner import INNER_OPTIMIZERS
-from configs import settings
 
 TORCHS = {
     "sgd": lambda p, lr: torch.optim.SGD(p, lr=lr),
@@ -128,7 +128,7 @@ def test_a_vanishing_gradient_has_a_finite_derivative():
 
 
 def test_every_inner_optimiser_has_its_flag():
-    assert tuple(INNER_OPTIMIZERS) == settings.INNER_OPTIMIZERS
+    assert tuple(INNER_OPTIMIZERS) == registry.INNER_OPTIMIZERS
 
 
 def test_bad_options_are_refused():

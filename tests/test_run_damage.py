@@ -7,6 +7,7 @@ import torch
 from commands import checkpoint, error_line, files, start
 
 import run
+from amaml.experiment.folder import RunFolder
 from configs.settings import FIELDS
 
 
@@ -139,7 +140,7 @@ def test_an_evaluation_does_not_write_where_it_must_not(tmp_path, quick, monkeyp
 def test_a_disk_that_fills_up_ends_the_run_in_one_line_and_keeps_the_last_checkpoint(
     tmp_path, quick, monkeypatch, capsys
 ):
-    out, replace, calls = tmp_path / "run", run.RunFolder.save, []
+    out, replace, calls = tmp_path / "run", RunFolder.save, []
 
     def save(folder, state):
         calls.append(state.update)
@@ -150,7 +151,7 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_line_and_keeps_the_last_checkp
     def full(file):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run.RunFolder, "save", save)
+    monkeypatch.setattr(RunFolder, "save", save)
     assert start(out, "--checkpoint-interval", "2") == 2
     assert "No space left on device" in error_line(capsys)
     assert checkpoint(out)["update"] == 2

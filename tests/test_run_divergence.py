@@ -63,7 +63,7 @@ def test_a_theta_that_is_not_finite_is_never_saved(tmp_path, quick, monkeypatch,
         def step(self):
             self.param_groups[0]["params"][0][2] = torch.inf
 
-    monkeypatch.setitem(run.OPTIMIZERS, "sgd", Overflow)
+    monkeypatch.setattr(torch.optim, "SGD", Overflow)
     assert start(tmp_path / "run", "--meta-optimizer", "sgd", "--meta-updates", "1") == 2
     assert "update 1: theta is not finite" in error_line(capsys)
     assert not (tmp_path / "run" / "checkpoint.pt").exists()

@@ -10,7 +10,7 @@ import pytest
 from commands import assert_same_run, checkpoint, content, error_line, files, metrics, spawn, start
 
 import run
-from amaml.experiment import folder
+from amaml.experiment import evaluation, folder
 
 OFTEN = ["--checkpoint-interval", "2", "--test-interval", "3"]
 
@@ -114,7 +114,7 @@ def test_sigterm_and_sigkill_lose_nothing_of_a_process(tmp_path):
 
 def signalled(monkeypatch, step: int | None, number: int, test: int = 0, repeat: int = 1):
     """Send a signal while episode step is drawn, or (step None) in the middle of the test-th meta-test."""
-    build, fine_tune, tests = run.build, run.fine_tune, count()
+    build, fine_tune, tests = run.build, evaluation.fine_tune, count()
 
     def send():
         for _ in range(repeat):
@@ -137,7 +137,7 @@ def signalled(monkeypatch, step: int | None, number: int, test: int = 0, repeat:
         return fine_tune(*arguments, on_record=record, **named)
 
     monkeypatch.setattr(run, "build", noisy_build)
-    monkeypatch.setattr(run, "fine_tune", noisy_test)
+    monkeypatch.setattr(evaluation, "fine_tune", noisy_test)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -3,15 +3,10 @@
 import contextlib
 import io
 import json
-import os
 import pickle
-import platform
-import subprocess
-import sys
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +14,9 @@ import torch
 from torch import Tensor
 
 from amaml.errors import InputError
+from amaml.experiment.machine import environment
+from amaml.files import temporary_name, write_atomically
 
-PACKAGES = ("torch", "torchdiffeq", "numpy", "scipy", "matplotlib", "tqdm")
 FORMAT = 1
 EVALUATION = ("evaluation.json", "fits.png")
 FILES = ("summary.json", "checkpoint.pt", "metrics.jsonl", "test.json", "curves.png", *EVALUATION, "config.json")
@@ -36,6 +32,7 @@ class Checkpoint:
     update: int
     timed_updates: int = 0
     timed_seconds: float = 0.0
+    control: dict[str, Any] | None = None  # of A-MAML's error, amaml.flow.control
 
 
 class RunFolder:
@@ -73,7 +70,7 @@ class RunFolder:
         self._only(FILES)
         with _usable(self.path):
             for path in (self.path / name for name in FILES):
-                _temporary(path).unlink(missing_ok=True)
+                temporary_name(path).unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
 
     def settings(self) -> dict[str, Any] | None:
@@ -106,7 +103,7 @@ class RunFolder:
             if self.path.exists() and not self.path.is_dir():
                 raise InputError(f"{self.path} is a file; choose a folder as --out")
             names = {path.name for path in self.path.iterdir()} if self.path.exists() else set()
-        return names - {_temporary(self.path / name).name for name in FILES}
+        return names - {temporary_name(self.path / name).name for name in FILES}
 
     def write(self, name: str, content: Any) -> None:
         """Write a JSON file atomically."""
@@ -186,7 +183,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         content = torch.load(path, map_location="cpu", weights_only=True)
         if content.pop("format") != FORMAT:
             raise ValueError("it has another format")
-        return _checked(Checkpoint(**content))
+        return _of_right_types(Checkpoint(**content))
     except Exception as fault:  # a file that somebody else wrote can raise anything
         raise InputError(
             f"cannot read the checkpoint {path}: {_reason(fault)}; it must be a checkpoint.pt of this program"
@@ -199,47 +196,9 @@ def _reason(fault: Exception) -> str:
     return getattr(fault, "strerror", None) or str(fault).partition("\n")[0] or type(fault).__name__
 
 
-def _checked(checkpoint: Checkpoint) -> Checkpoint:
+def _of_right_types(checkpoint: Checkpoint) -> Checkpoint:
     kinds = {"settings": dict, "theta": Tensor, "optimizer": dict, "update": int}
     for name, kind in kinds.items():
         if not isinstance(getattr(checkpoint, name), kind):
             raise ValueError(f"its {name} is no {kind.__name__}")
     return checkpoint
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write through a temporary file in the same folder, so that a kill leaves the old file or the new one."""
-    temporary = _temporary(path)
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(path.name + ".tmp")
-
-
-def environment(device: str) -> dict[str, Any]:
-    """Versions, commit and machine: what a number needs beside it."""
-    return {
-        "versions": {
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in PACKAGES},
-            "torch": str(torch.__version__),  # names the build too, which its metadata may not
-        },
-        "commit": _commit(),
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine(),
-        "threads": torch.get_num_threads(),
-        "command": sys.argv[1:],
-    }
-
-
-def _commit() -> str | None:
-    # in a container the checkout belongs to somebody else, which git refuses unless told that it is safe
-    command = ["git", "-c", "safe.directory=*", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -2,13 +2,10 @@
 
 import io
 import math
-import resource
-import sys
 from typing import Any
 
 import matplotlib
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
@@ -16,6 +13,9 @@ from torch import Tensor
 
 from amaml.errors import InputError
 from amaml.experiment.evaluation import Curves, mean_and_interval
+from amaml.experiment.folder import RunFolder
+from amaml.experiment.machine import peak_memory_mib
+from amaml.experiment.session import Session
 from amaml.models import Apply
 from amaml.tasks import Tasks
 
@@ -24,16 +24,16 @@ AXES = {"epoch": "fine-tuning epoch", "inner step": "inner step"}
 matplotlib.use("Agg")
 
 
-def test_entry(update: int, curves: Curves, unit: str, predictors: dict[str, np.ndarray]) -> dict[str, Any]:
+def test_entry(update: int, curves: Curves, predictors: dict[str, np.ndarray]) -> dict[str, Any]:
     """A meta-test as it stands in test.json: mean and 95% half-interval over the tasks at every recorded epoch.
 
-    unit: what epochs counts, "epoch" or "inner step". predictors: the metric of simple predictors on the same test
-    points, a value a task. A single task has no interval: null.
+    predictors: the metric of simple predictors on the same test points, a value a task. A single task has no interval:
+    null.
     """
     entry: dict[str, Any] = {
         "update": update,
         "tasks": int(curves.test.shape[1]),
-        "unit": unit,
+        "unit": curves.unit,
         "epochs": curves.epochs,
         "predictors": {name: _pair(values) for name, values in predictors.items()},
     }
@@ -62,14 +62,6 @@ def at_epochs(entry: dict[str, Any]) -> list[dict[str, float | None]]:
     return rows
 
 
-def peak_memory_mib(device: str) -> float:
-    """Peak memory so far: of the device's allocator on CUDA, of the process elsewhere."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    unit = 1 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes there, in KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-
-
 def table(title: str, metric: str, entry: dict[str, Any]) -> str:
     """The table a run ends with, of the last meta-test."""
     lines = [title, f"{entry['unit']:>10}  {metric + ' on support':>22}  {metric + ' on test points':>24}"]
@@ -82,6 +74,31 @@ def table(title: str, metric: str, entry: dict[str, Any]) -> str:
 
 def _with_interval(mean: float, half: float | None) -> str:
     return f"{mean:.4f}" if half is None else f"{mean:.4f} +- {half:.4f}"
+
+
+def finish(folder: RunFolder, title: str, metric: str, session: Session, device: str, compiled: bool) -> str:
+    """Write summary.json and curves.png of a run that has made its updates and tests; returns its table."""
+    tests, clock = folder.read("test.json", []), session.clock
+    seconds, memory = clock.seconds_per_update(), peak_memory_mib(device)
+    speed = f"{seconds:.4f} s per update" if seconds is not None else "too short to time"
+    if clock.warm_up is not None:
+        speed += f" (the first {clock.warm_up:.1f} s, tracing{' and compiling' if compiled else ''})"
+    text = table(title, metric, tests[-1]) + f"\n{session.update} updates, {speed}, peak memory {memory:.0f} MiB"
+    folder.write_bytes("curves.png", draw_curves(metric, tests, folder.metrics()))
+    folder.write(
+        "summary.json",
+        {
+            "metric": metric,
+            "at_epochs": at_epochs(tests[-1]),
+            "predictors": tests[-1]["predictors"],
+            "updates": session.update,
+            "seconds_per_update": seconds,
+            "first_update_seconds": clock.warm_up,
+            "peak_memory_mib": memory,
+            "table": text,
+        },
+    )
+    return text
 
 
 def draw_curves(metric: str, tests: list[dict[str, Any]], metrics: list[dict[str, Any]]) -> bytes:
@@ -106,7 +123,8 @@ def _draw_adaptation(axes: Axes, metric: str, test: dict[str, Any]) -> None:
 
 
 def _draw_training(axes: Axes, metrics: list[dict[str, Any]]) -> None:
-    updates, losses = [m["update"] for m in metrics], np.array([m["query_loss"] for m in metrics])
+    made = [m for m in metrics if "query_loss" in m]  # a batch that was left out has none
+    updates, losses = [m["update"] for m in made], np.array([m["query_loss"] for m in made])
     window = len(losses) // 20
     if window > 1:
         smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
@@ -129,12 +147,12 @@ def check_drawable(input_shape: tuple[int, ...]) -> None:
         raise InputError(f"--draw shows tasks of one or two inputs, these have {tuple(input_shape)}; leave it out")
 
 
-def draw_fits(apply: Apply, theta: Tensor, phi: Tensor, tasks: Tasks, count: int) -> bytes:
-    """fits.png: count meta-test tasks with data, truth, and the network before and after adaptation.
+def draw_fits(apply: Apply, theta: Tensor, phi: Tensor, tasks: Tasks) -> bytes:
+    """fits.png: every task with data, truth, and the network before and after adaptation.
 
     theta (P,), phi (tasks, P). A curve a task for one input, three surfaces for two; InputError for more.
     """
-    inputs = tuple(tasks.support_x.shape[2:])
+    inputs, count = tuple(tasks.support_x.shape[2:]), len(tasks)
     check_drawable(inputs)
     draw, columns, width = (_draw_curve, 1, 6.5) if inputs == (1,) else (_draw_surfaces, 3, 9.6)
     figure = Figure(figsize=(width, 3.2 * count), layout="constrained")

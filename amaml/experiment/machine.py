@@ -1,0 +1,61 @@
+"""The machine that an experiment runs on: what it has, what it is, what was used of it."""
+
+import platform
+import re
+import resource
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from amaml.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+
+
+def check_device(device: str) -> None:
+    """Raise InputError for a device that is not there."""
+    count = torch.cuda.device_count()
+    present = ["cpu", *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
+    if device not in present:
+        raise InputError(f"--device {device!r} is not there; this machine has: {', '.join(present)}")
+
+
+def peak_memory_mib(device: str) -> float:
+    """Peak memory so far: of the device's allocator on CUDA, of the process elsewhere."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes there, in KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Versions, commit and machine: what a number needs beside it."""
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in packages()},
+            "torch": str(torch.__version__),  # names the build too, which its metadata may not
+        },
+        "commit": _commit(),
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "command": sys.argv[1:],
+    }
+
+
+def packages() -> list[str]:
+    """The names in requirements.txt."""
+    return re.findall(r"^[\w-]+", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+
+
+def _commit() -> str | None:
+    # in a container the checkout belongs to somebody else, which git refuses unless told that it is safe
+    command = ["git", "-c", "safe.directory=*", "-C", str(ROOT), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
