@@ -22,21 +22,17 @@ State = tuple[Tensor, ...]  # phi and the slots of the inner optimiser, (tasks, 
 class MAML:
     """Model-Agnostic Meta-Learning (Finn et al. 2017, algorithm 1).
 
-        value = d/dtheta mean over tasks of L_query(phi_K),   phi_0 = theta,   phi_(k+1) = phi_k - inner_lr grad L(phi_k).
-        Costs K gradients, K Hessian-vector products and the query gradient. Backpropagation goes step by step: autograd
-    <<<<<<< HEAD
-        keeps phi of every step, not the activations, and one Hessian-vector product leads back through a step. The
-    =======
-        keeps phi of every step, not the activations, and one Hessian-vector product takes it back through a step. The
-    >>>>>>> main
-        memory grows with K. With inner_steps=1 this is the paper's MAML-1.
+    value = d/dtheta mean over tasks of L_query(phi_K),   phi_0 = theta,   phi_(k+1) = phi_k - inner_lr grad L(phi_k).
+    Costs K gradients, K Hessian-vector products and the query gradient. Backpropagation goes step by step: autograd
+    keeps phi of every step, not the activations, and one Hessian-vector product leads back through a step. The
+    memory grows with K. With inner_steps=1 this is the paper's MAML-1.
 
-        checkpoint_every: C keeps the state of every C-th step alone and unrolls C steps at a time, from the last to the
-        first: memory for K / C + C states, least at C about sqrt(K), for at most K gradients more (Griewank and Walther
-        2000; Chen et al. 2016). The value is the same.
-        inner_optimizer: "momentum", "rmsprop" and "adam" take the place of the plain step; all are differentiated through.
-        inner_batch: so many support points a step. The steps go through the support set in a random order, then in another,
-        and so on; the orders are the same for every call. None takes all points at every step.
+    checkpoint_every: C keeps the state of every C-th step alone and unrolls C steps at a time, from the last to the
+    first: memory for K / C + C states, least at C about sqrt(K), for at most K gradients more (Griewank and Walther
+    2000; Chen et al. 2016). The value is the same.
+    inner_optimizer: "momentum", "rmsprop" and "adam" take the place of the plain step; all are differentiated through.
+    inner_batch: so many support points a step. The steps go through the support set in a random order, then in another,
+    and so on; the orders are the same for every call. None takes all points at every step.
     """
 
     apply: Apply

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import amaml
 from amaml import AMAML, Diverged, InputError, Tasks, half_mse
-from baselines import FOMAML, IMAML, MAML, Reptile
+from baselines import FOMAML, IMAML, MAML, Pretrained, Reptile, Scratch
 
 METHODS = {
     "AMAML": lambda apply, loss, lr=0.05, steps=5: AMAML(apply, loss, lr, steps),
@@ -27,7 +27,8 @@ def method(request):
 
 def refused(method, apply, theta, tasks, message, loss=half_mse, error=InputError):
     """Both calls of the method end in the error."""
-    for call in (method(apply, loss).meta_gradient, method(apply, loss).adapt):
+    learner = method(apply, loss, 0.05, 5)
+    for call in (learner.meta_gradient, learner.adapt):
         with pytest.raises(error, match=message):
             call(theta, tasks)
 
@@ -153,7 +154,6 @@ def test_a_loss_that_branches_on_values_is_refused(method):
     refused(method, apply, theta, tasks, "branches on the values of a tensor.*torch.where", clipped)
 
 
-@pytest.mark.filterwarnings("ignore:meta-gradients with an estimated error")
 @pytest.mark.parametrize("value", [torch.nan, -torch.inf])
 @pytest.mark.parametrize("name", ["support_x", "support_y", "query_x", "query_y"])
 def test_what_is_not_finite_is_named_with_its_task(method, name, value):
@@ -173,6 +173,17 @@ def test_a_theta_that_is_not_finite_is_named(method):
     theta = theta.clone()
     theta[1] = torch.nan
     refused(method, apply, theta, tasks, "theta holds NaN")
+
+
+@pytest.mark.parametrize("kind", [Pretrained, Scratch])
+def test_methods_without_an_inner_loop_in_training_check_too(kind):
+    (theta, apply), tasks = linear(), regression(shots=5)
+    refused(kind, apply, theta, tasks.to(torch.float32), "support_x is torch.float32, theta is torch.float64", half_mse)
+    refused(kind, apply, theta * torch.nan, tasks, "theta holds NaN", half_mse)
+    with pytest.raises(InputError, match="query_y holds NaN in 3 of 3 tasks"):
+        kind(apply, half_mse, 0.1, 3).meta_gradient(theta, changed(tasks, query_y=tasks.query_y * torch.nan))
+    with pytest.raises(Diverged, match="phi is not finite"):
+        kind(apply, lambda p, t: (p - t).pow(4).mean(), 1e3, 400).adapt(100 * theta, tasks)
 
 
 def test_an_inner_loop_that_diverges_raises_in_every_method(method):
