@@ -112,13 +112,13 @@ def test_one_value_has_no_interval():
 
 def test_an_entry_averages_over_tasks_and_not_over_epochs():
     curves = Curves([0, 10], np.array([[1.0, 3.0], [0.5, 0.5]]), np.array([[2.0, 4.0], [1.0, 2.0]]))
-    entry = report.test_entry(7, curves, {"zero": np.array([1.0, 2.0])})
+    entry = report.test_entry(7, curves, {"zero": np.array([1.0, 2.0])}, "nRMSE")
     assert (entry["update"], entry["tasks"], entry["epochs"]) == (7, 2, [0, 10])
     assert entry["support"]["mean"] == [2.0, 0.5]
     assert entry["predictors"]["zero"] == pytest.approx((1.5, 6.353102368))
     assert entry["test"]["mean"] == [3.0, 1.5]
     assert entry["test"]["ci95"] == pytest.approx([12.706204736, 6.353102368])  # t(0.975, 1) = 12.706
-    single = report.test_entry(7, Curves([0], np.array([[1.0]]), np.array([[2.0]])), {})
+    single = report.test_entry(7, Curves([0], np.array([[1.0]]), np.array([[2.0]])), {}, "nRMSE")
     assert single["test"]["ci95"] == [None]
 
 
@@ -136,13 +136,14 @@ def test_the_summary_shows_the_papers_epochs_and_the_last(last, expected):
 
 def test_the_table_lists_every_row_in_columns():
     entry = {
+        "metric": "nRMSE",
         "unit": "inner step",
         "epochs": [0, 3],
         "support": {"mean": [0.5, 0.5], "ci95": [0.1, 0.1]},
         "test": {"mean": [1.25, 1.25], "ci95": [0.2, None]},
         "predictors": {"user mean": (0.9, 0.1)},
     }
-    title, header, first, second, predictor = report.table("what ran", "nRMSE", entry).splitlines()
+    title, header, first, second, predictor = report.table("what ran", entry).splitlines()
     assert title == "what ran"
     assert header.split() == ["inner", "step", "nRMSE", "on", "support", "nRMSE", "on", "test", "points"]
     assert first.split() == ["0", "0.5000", "+-", "0.1000", "1.2500", "+-", "0.2000"]

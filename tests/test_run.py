@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from commands import ROOT, TINY, assert_same_run, checkpoint, content, files, metrics, start
 from PIL import Image
+from tqdm import tqdm
 
 import data
 import run
@@ -30,7 +32,10 @@ def test_every_method_runs_from_flags_to_results(tmp_path, capsys, method):
     assert set(files(out)) == FOLDER
     assert [m["update"] for m in metrics(out)] == [1, 2, 3, 4, 5, 6]
     assert all(m["query_loss"] > 0 and m["gradient_norm"] > 0 and m["gradients"] >= 1 for m in metrics(out))
-    assert captured.err == ""  # no bar where the output is no terminal
+    (line,) = captured.err.splitlines()  # no bar where the output is no terminal
+    assert re.fullmatch(
+        r"update 6/6, query loss [\d.]+, .* updates/s, 0:00:00 left, meta-test after update 6: .*", line
+    )
     assert captured.out == content(out, "summary.json")["table"] + f"\n{out}\n"
     saved = checkpoint(out)
     first, _ = initialise(lambda: mlp(1, 1, 4), 0, torch.float64, "cpu")
@@ -171,13 +176,13 @@ def test_evaluate_takes_a_folder_or_a_checkpoint(tmp_path, quick, capsys):
     for given in (out, copy):
         capsys.readouterr()
         assert run.main(["--evaluate", str(given)]) == 0
-        folder = out if given is out else copy.parent
-        evaluation = content(folder, "evaluation.json")
+        folder, name = (out if given is out else copy.parent), "evaluation-CosMixture-4shot-finetune.json"
+        evaluation = content(folder, name)
         assert {name: evaluation[name] for name in final} == final  # the same theta, tasks and numbers
         shown = capsys.readouterr().out
         assert f"{final['test']['mean'][-1]:.4f}" in shown
-        assert shown.endswith(f"{folder}\n")
-    assert {name: b for name, b in files(out).items() if name != "evaluation.json"} == before
+        assert shown.endswith(f"{folder / name}\n")
+    assert {name: b for name, b in files(out).items() if not name.startswith("evaluation")} == before
 
 
 def test_evaluate_takes_other_tests_than_the_runs_own(tmp_path, quick):
@@ -186,8 +191,9 @@ def test_evaluate_takes_other_tests_than_the_runs_own(tmp_path, quick):
     flags = ["--domain", "Sinusoid", "--shots", "9", "--test-tasks", "3", "--test-epochs", "20"]
     assert run.main(["--evaluate", str(out), "--out", str(other), *flags]) == 0
     assert run.main(["--evaluate", str(out), "--out", str(other), *flags]) == 0  # its own files may be replaced
-    evaluation = content(other, "evaluation.json")
-    assert set(files(other)) == {"evaluation.json"}
+    name = "evaluation-Sinusoid-9shot-finetune.json"
+    evaluation = content(other, name)
+    assert set(files(other)) == {name}
     assert evaluation["settings"]["shots"] == 9
     assert evaluation["settings"]["width"] == 4
     assert evaluation["tasks"] == 3
@@ -235,7 +241,8 @@ def test_draw_shows_data_truth_and_both_fits(tmp_path, monkeypatch, domain, pane
 def test_evaluate_draws_without_a_new_run(tmp_path, quick):
     start(tmp_path / "run")
     assert run.main(["--evaluate", str(tmp_path / "run"), "--draw", "1"]) == 0
-    assert (tmp_path / "run" / "fits.png").read_bytes().startswith(b"\x89PNG")
+    picture = tmp_path / "run" / "fits-CosMixture-4shot-finetune.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_terminal_gets_a_bar_with_loss_rate_and_time_left(tmp_path, quick, monkeypatch):
@@ -244,7 +251,7 @@ def test_a_terminal_gets_a_bar_with_loss_rate_and_time_left(tmp_path, quick, mon
             return True
 
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
-    monkeypatch.setattr("tqdm.std.TMonitor", None, raising=False)
+    monkeypatch.setattr(tqdm, "monitor_interval", 0)
     start(tmp_path / "run")
     last = terminal.getvalue().replace("\n", "\r").split("\r")
     assert any("6/6" in shown and "query_loss=" in shown and "update" in shown and "<" in shown for shown in last)
