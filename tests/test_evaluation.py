@@ -1,7 +1,6 @@
 """Meta-test: fine-tuning, what is recorded of it, and how it is summed up."""
 
 import math
-from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ import torch
 
 from amaml import Diverged, Tasks, flatten, half_mse, mlp, rmse
 from amaml.experiment import report
-from amaml.experiment.evaluation import Curves, Model, fine_tune, mean_and_interval
+from amaml.experiment.evaluation import Curves, Model, fine_tune, in_chunks, inner_loop, mean_and_interval
 from baselines import FOMAML
 
 
@@ -26,7 +25,7 @@ def problem():
         return x, scale * x.sin().sum(-1, keepdim=True)
 
     return (
-        Model(apply, half_mse, rmse, partial(FOMAML, apply, half_mse, 0.1)),
+        Model(apply, half_mse, rmse, lambda steps: FOMAML(apply, half_mse, 0.1, steps or 3)),
         theta,
         Tasks(*points(6), *points(4), *points(9)),
     )
@@ -150,3 +149,45 @@ def test_the_table_lists_every_row_in_columns():
     assert second.split() == ["3", "0.5000", "+-", "0.1000", "1.2500"]
     assert len({len(line) for line in (header, first, second)}) == 1
     assert predictor.split() == ["user", "mean", "0.9000", "+-", "0.1000"]
+
+
+def steps_by_hand(theta, apply, tasks, task, steps):
+    """Parameters of one task after so many steps of gradient descent of size 0.1, with plain autograd."""
+    phi = theta.clone().requires_grad_()
+    for _ in range(steps):
+        loss = 0.5 * (apply(phi, tasks.support_x[task]) - tasks.support_y[task]).square().mean()
+        phi = (phi - 0.1 * torch.autograd.grad(loss, phi)[0]).detach().requires_grad_()
+    return phi.detach()
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(7, [0, 1, 5, 7]), (None, [0, 1, 3]), (1, [0, 1])])
+def test_the_inner_loop_is_measured_on_the_test_points_after_each_number_of_steps(problem, steps, expected):
+    model, theta, tasks = problem
+    curves, phi = inner_loop(model, theta, tasks, steps)
+    assert (curves.epochs, curves.unit) == (expected, "inner step")
+    for task in range(3):
+        for record, n in enumerate(expected):
+            by_hand = steps_by_hand(theta, model.apply, tasks, task, n)
+            for name in ("support", "test"):
+                x, y = getattr(tasks, f"{name}_x")[task], getattr(tasks, f"{name}_y")[task]
+                error = rmse(model.apply(by_hand, x), y).item()
+                assert getattr(curves, name)[record, task] == pytest.approx(error, rel=1e-12)
+        torch.testing.assert_close(phi[task], by_hand, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("adapt", [fine_tune, inner_loop])
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_chunks_change_nothing_and_no_more_tasks_are_there_at_once(problem, adapt, chunk):
+    model, theta, tasks = problem
+    sizes, options = [], {"epochs": 15} if adapt is fine_tune else {"steps": 4}
+
+    def draw(stop, start):
+        sizes.append(stop - start)
+        return tasks[start:stop]
+
+    whole, _ = adapt(model, theta, tasks, **options)
+    curves = in_chunks(lambda part: adapt(model, theta, part, **options)[0], draw, 3, chunk)
+    assert sizes == {1: [1, 1, 1], 2: [2, 1], 3: [3]}[chunk]
+    assert (curves.epochs, curves.unit) == (whole.epochs, whole.unit)
+    np.testing.assert_allclose(curves.support, whole.support, rtol=1e-12)
+    np.testing.assert_allclose(curves.test, whole.test, rtol=1e-12)
