@@ -1,8 +1,6 @@
 """What a batch log shows of a run."""
 
-import io
 import re
-import sys
 import time
 
 import pytest
@@ -12,10 +10,15 @@ from amaml.experiment.progress import Progress
 
 
 @pytest.fixture
-def log(monkeypatch):
-    """stderr that is no terminal."""
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
-    return lambda: sys.stderr.getvalue().splitlines()
+def log(capsys):
+    """What was written so far to a stderr that is no terminal."""
+    lines = []
+
+    def read():
+        lines.extend(capsys.readouterr().err.splitlines())
+        return list(lines)
+
+    return read
 
 
 def test_there_is_a_line_at_every_meta_test(log):

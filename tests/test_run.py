@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,12 +15,13 @@ from tqdm import tqdm
 
 import data
 import run
-from amaml import AMAML, half_mse, mlp
+from amaml import AMAML, InputError, half_mse, mlp
 from amaml.experiment import report
 from amaml.experiment.networks import initialise
 from amaml.experiment.registry import METHODS
 from baselines import FOMAML, IMAML, MAML, Reptile
 from configs.settings import FIELDS, merged, parse_flags, read_toml
+from data.synthetic import Synthetic
 
 FOLDER = {"config.json", "metrics.jsonl", "test.json", "checkpoint.pt", "summary.json", "curves.png"}
 
@@ -238,6 +240,22 @@ def test_draw_shows_data_truth_and_both_fits(tmp_path, monkeypatch, domain, pane
     assert len(curves.axes) == 2
 
 
+@pytest.mark.parametrize("protocol", ["finetune", "inner"])
+def test_the_chunk_of_tasks_holds_at_meta_test_too(tmp_path, quick, monkeypatch, protocol):
+    """The numbers are the same to rounding; no more tasks are drawn at once, and before the training but one."""
+    drawn, draw = [], Synthetic.meta_test
+    monkeypatch.setattr(Synthetic, "meta_test", lambda d, *span: (drawn.append(span), draw(d, *span))[1])
+    start(tmp_path / "run", "--protocol", protocol, "--test-tasks", "5", "--task-chunk", "2")
+    assert drawn == [(5, 4), (2, 0), (4, 2), (5, 4)]
+    start(tmp_path / "whole", "--protocol", protocol, "--test-tasks", "5")
+    assert drawn[4:] == [(5, 4), (5, 0)]
+    entries = [content(tmp_path / name, "test.json")[-1] for name in ("run", "whole")]
+    for points in ("support", "test"):
+        for statistic in ("mean", "ci95"):
+            one, two = (entry[points][statistic] for entry in entries)
+            assert one == pytest.approx(two, rel=1e-9)
+
+
 def test_evaluate_draws_without_a_new_run(tmp_path, quick):
     start(tmp_path / "run")
     assert run.main(["--evaluate", str(tmp_path / "run"), "--draw", "1"]) == 0
@@ -267,6 +285,38 @@ def test_help_documents_every_flag_with_its_default(capsys):
         assert f"--{name.replace('_', '-')} X {about} (default {value})" in text
     for name in FIELDS:
         assert f"--{name.replace('_', '-')} " in text
+
+
+def test_a_closed_pipe_ends_quietly(tmp_path):
+    """Also that of --help, where argparse looks away."""
+    start(tmp_path / "run")
+    for flags, status in ((["--help"], 0), ([*TINY, "--out", "run"], 141)):
+        reader, writer = os.pipe()
+        os.close(reader)
+        command = [sys.executable, str(ROOT / "run.py"), *flags]
+        ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+        os.close(writer)
+        assert (ended.returncode, ended.stderr) == (status, "")
+
+
+@pytest.mark.parametrize("ends", ["done", "mistake"])
+def test_deterministic_algorithms_are_asked_for_where_the_run_asks(tmp_path, quick, monkeypatch, ends):
+    seen, build = [], run.build
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+
+    def noted(s):
+        seen.append((torch.are_deterministic_algorithms_enabled(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
+        if ends == "mistake":
+            raise InputError("a mistake")
+        return build(s)
+
+    monkeypatch.setattr(run, "build", noted)
+    start(tmp_path / "run")
+    start(tmp_path / "same", "--deterministic")
+    assert seen == [(False, None), (True, ":4096:8")]
+    assert not torch.are_deterministic_algorithms_enabled()
+    if ends == "done":
+        assert_same_run(tmp_path / "run", tmp_path / "same")
 
 
 def test_the_program_starts_and_reports_a_mistake_with_status_2(tmp_path):
