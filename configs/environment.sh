@@ -59,6 +59,18 @@ installed() {
     done
 }
 
+# find_python: sets PYTHON to an interpreter that is new enough, whatever it can import.
+find_python() {
+    local status
+    for PYTHON in python3 python python3.13 python3.12 python3.11 .venv/bin/python; do
+        status=0
+        lacks "$PYTHON" "" >/dev/null || status=$?
+        [ $status != 0 ] || return 0
+    done
+    echo "$0: no Python of version 3.11 or newer was found; install one and start again" >&2
+    exit 2
+}
+
 # Prints the modules that a Python cannot import. Status 0: none, 1: some, another: it is too old or not there.
 lacks() {
     "$1" - $2 2>/dev/null <<'PYTHON'

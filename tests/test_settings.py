@@ -44,7 +44,7 @@ def configs(tmp_path, monkeypatch):
 
 def test_every_setting_has_one_default():
     in_code = {name for name, f in FIELDS.items() if f.default is not None}
-    assert in_code == {"resume", "overwrite", "draw"}
+    assert in_code == {"resume", "overwrite", "draw", "deterministic"}
     assert set(DEFAULTS) == set(FIELDS) - in_code - OPTIONAL - {"domain"}
 
 

@@ -5,6 +5,7 @@ The shell scripts run with a stand-in for Python that records how it is called, 
 
 import os
 import re
+import resource
 import shutil
 import subprocess
 import tomllib
@@ -26,6 +27,7 @@ case "$1 $2" in
     "- "*) [ -z "${OLD:-}" ] || exit 3; shift; lacking=""
         for module in "$@"; do case " $has " in *" $module "*) ;; *) lacking="$lacking $module" ;; esac; done
         echo $lacking; [ -z "$lacking" ] ;;
+    "-m data.download") printf '%s\\n' "in $PWD" "path $PYTHONPATH" "${@:2}" ;;
     "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
     "-m pip") [ -z "${OFFLINE:-}" ] && sed 's/==.*//' "${@: -1}" | tr '\\n' ' ' >> "$here/packages" ;;
     "-m ruff") exit "${RUFF:-0}" ;;
@@ -80,13 +82,68 @@ def machine(tmp_path):
     return Machine(tmp_path)
 
 
-@pytest.mark.parametrize("arguments", [[], FIVE[:4], ["--help"], [*FIVE[:4], "--seed"], ["-h", *FIVE]], ids=str)
+@pytest.mark.parametrize("arguments", [[], FIVE[:4], [*FIVE[:4], "--seed"], ["Alpine2D", "--shots", *FIVE]], ids=str)
 def test_too_few_arguments_get_the_usage(machine, arguments):
     ended = machine.start("experiment.sh", *arguments, HAS=CORE)
     assert ended.returncode == 2
     assert ended.stdout == ""
     assert "usage: bash experiment.sh DOMAIN SHOT QUERY INNER_STEPS DEVICE" in ended.stderr
     assert machine.log.read_text() == ""
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_needs_a_python_and_no_packages(machine, flag):
+    ended = machine.start("experiment.sh", flag)
+    assert ended.returncode == 0
+    assert ended.stderr == ""
+    usage, _, flags = ended.stdout.partition(f"in {machine.root}\n")
+    assert usage.startswith("usage: bash experiment.sh DOMAIN SHOT QUERY INNER_STEPS DEVICE")
+    assert flags == "--help\n"
+    assert machine.installed() == []
+
+
+def test_flags_alone_are_passed_through(machine):
+    flags = ["--evaluate", "a run", "--shots", "5"]
+    assert machine.start("experiment.sh", *flags).stdout.splitlines() == [f"in {machine.folder}", *flags]
+    assert machine.start("experiment.sh", *flags, STATUS="2").returncode == 2
+
+
+def test_data_are_fetched_through_the_same_door(machine):
+    ended = machine.start("experiment.sh", "download", "Jester", "--data-root", "here")
+    expected = [f"in {machine.folder}", f"path {machine.root}", "data.download", "Jester", "--data-root", "here"]
+    assert ended.stdout.splitlines() == expected
+
+
+def test_the_set_up_says_what_it_installs_and_how_much_disk_that_takes(machine):
+    shown = machine.start("experiment.sh", *FIVE).stderr
+    assert "installing into .venv, once: torch==2.13.0 torchdiffeq==" in shown
+    assert "5 GB" in shown
+    assert "A Python that has these packages is used as it is" in shown
+    assert machine.start("experiment.sh", *FIVE).stderr == ""
+
+
+def test_an_activated_environment_is_preferred_to_the_one_made_here(machine):
+    machine.start("experiment.sh", *FIVE)
+    own = machine.folder / "own" / "bin"
+    own.mkdir(parents=True)
+    shutil.copy(machine.bin / "python3", own / "python")
+    for has, starts in ((CORE, 2), ("", 1 + len(NAMES) + 2)):  # its own two; all that are there, then .venv's two
+        machine.start("experiment.sh", *FIVE, VIRTUAL_ENV=str(own.parent), HAS=has)
+        assert len(machine.log.read_text().splitlines()) == starts
+
+
+def test_a_mistake_in_a_flag_is_told_within_a_second(tmp_path):
+    """In the processor time that the whole command takes, since other programs may be busy."""
+    if not (ROOT / ".venv" / "installed-requirements.txt").exists():
+        pytest.skip("needs a first start of experiment.sh")
+    environment = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+    command = ["bash", str(ROOT / "experiment.sh"), *FIVE, "--metod", "maml"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("run.py: unknown flag '--metod'; did you mean '--method'?")
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
 
 
 def test_a_python_that_has_everything_is_used_as_it_is(machine):

@@ -1,10 +1,14 @@
 """The machine that an experiment runs on: what it has, what it is, what was used of it."""
 
+import contextlib
+import ctypes
+import os
 import platform
 import re
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,37 @@ def check_device(device: str) -> None:
     present = ["cpu", *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
     if device not in present:
         raise InputError(f"--device {device!r} is not there; this machine has: {', '.join(present)}")
+
+
+def check_memory(needed: int, device: str, what: str) -> None:
+    """Raise InputError where more bytes are needed, for sure, than the device has."""
+    if device.startswith("cuda"):
+        there = torch.cuda.get_device_properties(device).total_memory
+    else:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise InputError(f"{what} at least {needed / 2**30:,.0f} GiB of memory, {device} has {there / 2**30:,.0f}")
+
+
+@contextlib.contextmanager
+def deterministic(on: bool) -> Iterator[None]:
+    """Within this context torch uses only operations that give the same bits every time; elsewhere CUDA's may not."""
+    if not on:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def give_back_memory() -> None:
+    """Hand what was freed back to the system, where the C library is glibc, which otherwise keeps much of it."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_memory_mib(device: str) -> float:

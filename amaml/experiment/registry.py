@@ -86,6 +86,7 @@ ADJOINTS = ("discrete", "continuous")
 INNER_OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam")
 ACTIVATIONS = ("tanh", "relu", "softplus", "gelu")
 NORMS = ("none", "batch")
+WITH_KINKS = ("relu",)  # activations without a second derivative: their gradient flow is not smooth
 
 
 def flag_name(setting: str) -> str:
