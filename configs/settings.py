@@ -15,6 +15,7 @@ from amaml.errors import InputError, unknown
 from amaml.experiment.registry import (
     ACTIVATIONS,
     ADJOINTS,
+    BOTH,
     INNER_OPTIMIZERS,
     META_OPTIMIZERS,
     METHODS,
@@ -22,6 +23,7 @@ from amaml.experiment.registry import (
     NORMS,
     PROTOCOLS,
     SOLVERS,
+    Entry,
     flag_name,
 )
 from data import DOMAINS, ITEM_FEATURES
@@ -134,8 +136,8 @@ class Settings:
     test_interval: int = _flag(_index, "meta-updates between meta-tests; 0 tests only at the end", test=True)
     test_tasks: int = _flag(_count, "meta-test tasks", test=True)
     protocol: str = _flag(
-        _choice(PROTOCOLS),
-        "adaptation at meta-test: finetune (Adam epochs), inner (the inner loop of the method)",
+        _choice((*PROTOCOLS, BOTH)),
+        "adaptation at meta-test: finetune (Adam epochs), inner (the inner loop of the method), both",
         test=True,
     )
     test_epochs: int = _flag(_index, "finetune: Adam epochs at meta-test", test=True)
@@ -195,6 +197,10 @@ def checked(values: dict[str, Any], source: str = "") -> Settings:
     return Settings(**values)
 
 
+def _used_by(entries: dict[str, Entry]) -> set[str]:
+    return {name for entry in entries.values() for name in entry.uses}
+
+
 def check_together(flags: Iterable[str], s: Settings) -> None:
     """Raise InputError for settings that do not go together, and for a flag that nothing chosen has a use for."""
     if s.norm == "batch" and min(s.shots, s.queries) < 2:
@@ -206,7 +212,7 @@ def check_together(flags: Iterable[str], s: Settings) -> None:
     groups = {
         "method": {name: entry.uses for name, entry in METHODS.items()},
         "network": {name: entry.uses for name, entry in NETWORKS.items()},
-        "protocol": {name: entry.uses for name, entry in PROTOCOLS.items()},
+        "protocol": {name: entry.uses for name, entry in PROTOCOLS.items()} | {BOTH: _used_by(PROTOCOLS)},
         "domain": {name: set(kind.uses) for name, kind in DOMAINS.items()},
     }
     for flag in flags:

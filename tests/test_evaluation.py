@@ -141,6 +141,7 @@ def test_the_table_lists_every_row_in_columns():
         "support": {"mean": [0.5, 0.5], "ci95": [0.1, 0.1]},
         "test": {"mean": [1.25, 1.25], "ci95": [0.2, None]},
         "predictors": {"user mean": (0.9, 0.1)},
+        "also": [],
     }
     title, header, first, second, predictor = report.table("what ran", entry).splitlines()
     assert title == "what ran"

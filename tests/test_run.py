@@ -256,6 +256,21 @@ def test_the_chunk_of_tasks_holds_at_meta_test_too(tmp_path, quick, monkeypatch,
             assert one == pytest.approx(two, rel=1e-9)
 
 
+def test_both_protocols_are_reported_in_one_table(tmp_path, quick):
+    for protocol in ("both", "finetune", "inner"):
+        start(tmp_path / protocol, "--protocol", protocol)
+    both, finetune, inner = (content(tmp_path / p, "test.json")[-1] for p in ("both", "finetune", "inner"))
+    (also,) = both["also"]
+    for one, two in ((both, finetune), (also, inner)):
+        assert all(one[name] == two[name] for name in ("unit", "epochs", "support", "test"))
+    rows = {p: content(tmp_path / p, "summary.json")["table"].splitlines()[1:-1] for p in ("both", "finetune", "inner")}
+    assert rows["both"] == rows["finetune"] + rows["inner"]
+    assert content(tmp_path / "both", "summary.json")["also"][0]["unit"] == "inner step"
+    assert run.main(["--evaluate", str(tmp_path / "finetune"), "--protocol", "both", "--test-steps", "3"]) == 0
+    evaluation = content(tmp_path / "finetune", "evaluation-CosMixture-4shot-both.json")
+    assert evaluation["also"][0]["epochs"] == [0, 1, 3]
+
+
 def test_evaluate_draws_without_a_new_run(tmp_path, quick):
     start(tmp_path / "run")
     assert run.main(["--evaluate", str(tmp_path / "run"), "--draw", "1"]) == 0

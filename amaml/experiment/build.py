@@ -10,9 +10,9 @@ from torch import Tensor
 from amaml.errors import Diverged
 from amaml.experiment import report
 from amaml.experiment.evaluation import Curves, Model, in_chunks
-from amaml.experiment.machine import check_memory
+from amaml.experiment.machine import check_memory, steady_memory
 from amaml.experiment.networks import build_network, initialise
-from amaml.experiment.registry import METHODS, PROTOCOLS
+from amaml.experiment.registry import METHODS, PROTOCOLS, protocols
 from amaml.experiment.stop import StopRequest
 from amaml.learner import Chunked, MetaLearner
 from amaml.models import Apply
@@ -39,38 +39,50 @@ class Experiment:
     @property
     def protocol(self) -> dict[str, Any]:
         """The settings of a meta-test."""
-        chosen = PROTOCOLS[self.settings.protocol]
-        return {name: getattr(self.settings, name) for name in ("protocol", "test_tasks", *sorted(chosen.uses))}
+        used = [name for chosen in protocols(self.settings.protocol) for name in sorted(PROTOCOLS[chosen].uses)]
+        return {name: getattr(self.settings, name) for name in ("protocol", "test_tasks", *used)}
 
     def adapt(
-        self, theta: Tensor, tasks: Tasks, on_record: Callable[[int], None] = lambda record: None
+        self, theta: Tensor, tasks: Tasks, protocol: str, on_record: Callable[[int], None] = lambda record: None
     ) -> tuple[Curves, Tensor]:
-        """Adapt theta (P,) to tasks by the protocol of the settings: the curves, and phi (tasks, P)."""
+        """Adapt theta (P,) to tasks by a protocol: the curves, and phi (tasks, P)."""
         objective = self.domain.objective
         model = Model(self.apply, objective.loss, objective.metric, self.at_steps)
-        return PROTOCOLS[self.settings.protocol].call(self.settings, model, theta, tasks, on_record=on_record)
+        return PROTOCOLS[protocol].call(self.settings, model, theta, tasks, on_record=on_record)
 
     def meta_test(self, theta: Tensor, update: int, stop: StopRequest) -> dict[str, Any]:
-        """Adapt theta (P,) to every meta-test task, some at a time; the entry for test.json."""
+        """Adapt theta (P,) to every meta-test task, some at a time; the entry for test.json.
+
+        For --protocol both it is that of fine-tuning, and the inner loop's stands in it under "also".
+        """
         count, chunk = self.settings.test_tasks, _test_chunk(self.settings, self.domain)
 
-        def adapt(tasks: Tasks) -> Curves:
-            return self.adapt(theta, tasks, lambda record: stop.check(update))[0]
+        def test(protocol: str, trim: Callable[[], None]) -> Curves:
+            def on_record(record: int) -> None:
+                stop.check(update)
+                trim()
+
+            return in_chunks(
+                lambda tasks: self.adapt(theta, tasks, protocol, on_record)[0], self.domain.meta_test, count, chunk
+            )
 
         try:
-            curves = in_chunks(adapt, self.domain.meta_test, count, chunk)
+            with steady_memory() as trim:
+                curves, *others = (test(protocol, trim) for protocol in protocols(self.settings.protocol))
         except Diverged as fault:
             raise Diverged(f"meta-test after update {update}: {fault}") from fault
         predictors = getattr(self.domain, "predictors", lambda count: {})(count)
-        entry = report.test_entry(update, curves, predictors, self.domain.objective.metric_name)
-        return entry | {"protocol": self.protocol}
+        metric = self.domain.objective.metric_name
+        entry = report.test_entry(update, curves, predictors, metric) | {"protocol": self.protocol}
+        return entry | {"also": [report.test_entry(update, other, {}, metric) for other in others]}
 
     def picture(self, theta: Tensor) -> bytes | None:
         """The first --draw meta-test tasks before and after adaptation, None for --draw 0 and what cannot be drawn."""
         if not self.settings.draw or not report.can_draw(self.domain.input_shape):
             return None
         tasks = self.domain.meta_test(self.settings.draw)
-        return report.draw_fits(self.apply, theta, self.adapt(theta, tasks)[1], tasks)
+        phi = self.adapt(theta, tasks, protocols(self.settings.protocol)[0])[1]
+        return report.draw_fits(self.apply, theta, phi, tasks)
 
 
 def build(settings: Any, domain: Any) -> Experiment:

@@ -30,7 +30,8 @@ matplotlib.use("Agg")
 
 def in_words(entry: dict[str, Any]) -> str:
     """What came of a meta-test, in a few words."""
-    return f"{entry['metric']} {entry['test']['mean'][-1]:.4f} after {entry['epochs'][-1]} {entry['unit']}s"
+    results = (f"{e['test']['mean'][-1]:.4f} after {e['epochs'][-1]} {e['unit']}s" for e in (entry, *entry["also"]))
+    return f"{entry['metric']} {' and '.join(results)}"
 
 
 def test_entry(update: int, curves: Curves, predictors: dict[str, np.ndarray], metric: str) -> dict[str, Any]:
@@ -74,11 +75,12 @@ def at_epochs(entry: dict[str, Any]) -> list[dict[str, float | None]]:
 
 def table(title: str, entry: dict[str, Any]) -> str:
     """The table a run ends with, of the last meta-test."""
-    metric = entry["metric"]
-    lines = [title, f"{entry['unit']:>10}  {metric + ' on support':>22}  {metric + ' on test points':>24}"]
-    for row in at_epochs(entry):
-        support, test = (_with_interval(row[name], row[f"{name}_ci95"]) for name in ("support", "test"))
-        lines.append(f"{row['epoch']:>10.0f}  {support:>22}  {test:>24}")
+    metric, lines = entry["metric"], [title]
+    for part in (entry, *entry["also"]):
+        lines.append(f"{part['unit']:>10}  {metric + ' on support':>22}  {metric + ' on test points':>24}")
+        for row in at_epochs(part):
+            support, test = (_with_interval(row[name], row[f"{name}_ci95"]) for name in ("support", "test"))
+            lines.append(f"{row['epoch']:>10.0f}  {support:>22}  {test:>24}")
     lines += [f"{name:>34}  {_with_interval(*pair):>24}" for name, pair in entry["predictors"].items()]
     return "\n".join(lines)
 
@@ -102,6 +104,7 @@ def finish(folder: RunFolder, title: str, session: Session) -> str:
         {
             "metric": metric,
             "at_epochs": at_epochs(tests[-1]),
+            "also": [{"unit": also["unit"], "at_epochs": at_epochs(also)} for also in tests[-1]["also"]],
             "predictors": tests[-1]["predictors"],
             "updates": session.update,
             "seconds_per_update": seconds,

@@ -12,7 +12,6 @@ from torch import Tensor
 from amaml.errors import Diverged, InputError
 from amaml.experiment.build import Experiment
 from amaml.experiment.folder import Checkpoint, RunFolder
-from amaml.experiment.machine import give_back_memory
 from amaml.experiment.progress import Progress
 from amaml.experiment.registry import META_OPTIMIZERS
 from amaml.experiment.report import in_words
@@ -242,7 +241,6 @@ class Session:
     def _test(self) -> None:
         self.progress.testing()
         entry = self.experiment.meta_test(self.theta, self.update, self.stop)
-        give_back_memory()
         self.folder.write("test.json", [*self.folder.read("test.json", []), entry])
         self.progress.tested_with(in_words(entry))
 
