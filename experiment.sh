@@ -23,7 +23,7 @@ source configs/environment.sh
 export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-20000}
 
 start() { # in the caller's folder: start ARGUMENTS of Python
-    find_environment "$CORE" requirements.txt
+    find_environment requirements.txt
     case $PYTHON in .venv/*) PYTHON=$root/$PYTHON ;; esac
     cd "$caller"
     exec "$PYTHON" "$@"
@@ -37,8 +37,9 @@ case ${1:-} in
     ;;
 -*) start "$root/run.py" "$@" ;;
 download)
-    export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
-    start -m data.download "${@:2}"
+    find_python # which is all that this needs
+    cd "$caller"
+    PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} exec "$PYTHON" -m data.download "${@:2}"
     ;;
 esac
 if [ $# -lt 5 ] || [[ " ${*:1:5}" = *" -"* ]]; then

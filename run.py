@@ -17,6 +17,7 @@ from amaml.errors import Diverged, InputError
 from amaml.experiment.ending import status_of
 from amaml.experiment.registry import WITH_KINKS, flag_name
 from amaml.experiment.stop import StopRequest
+from amaml.files import cache_folder
 from configs.settings import CONTROL, TEST, Settings, check_together, checked, merged, parse_flags
 
 if TYPE_CHECKING:
@@ -125,6 +126,6 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     warnings.formatwarning = lambda message, *place: f"run.py: warning: {message}\n"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "amaml", "compiled")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))  # what is compiled outlives a reboot
+    if cache := cache_folder():
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))  # what is compiled outlives a reboot
     sys.exit(main(sys.argv[1:]))

@@ -3,6 +3,8 @@
 from baselines.fomaml import FOMAML
 from baselines.imaml import IMAML
 from baselines.maml import MAML
+from baselines.pretrained import Pretrained
 from baselines.reptile import Reptile
+from baselines.scratch import Scratch
 
-__all__ = ["FOMAML", "IMAML", "MAML", "Reptile"]
+__all__ = ["FOMAML", "IMAML", "MAML", "Pretrained", "Reptile", "Scratch"]

@@ -1,38 +1,34 @@
 # Sourced from the repository's root by experiment.sh, reproduce.sh and tests/run.sh.
+#
+# find_environment FILE...: sets PYTHON to an interpreter that has every package of the requirement files, each of
+# which is imported under its own name: that of the active environment if it has them, else that of .venv if it was
+# filled from the files as they are now, else one in PATH, else .venv's, after the set-up. Starts as few as it can.
 
-CORE=$(sed "s/[^a-z].*//" requirements.txt | tr "\n" " ") # the packages are imported by their own names
-
-# find_environment MODULES REQUIREMENTS...: sets PYTHON to an interpreter that can import the modules (separated by
-# blanks): that of .venv where an earlier start has filled it and no other is activated, else the current one if it can,
-# else that of .venv, which is then made and filled from the requirement files.
 find_environment() {
-    local modules=$1 candidate base="" file
-    shift
-    PYTHON=.venv/bin/python
-    if [ -z "${VIRTUAL_ENV:-}" ] && installed "$@" && [ "$(suits "$PYTHON" $modules)" = all ]; then
-        return
-    fi
-    for candidate in "${CANDIDATES[@]}"; do
-        case $(suits "$candidate" $modules) in
-        all)
-            PYTHON=$candidate
-            return
-            ;;
-        version) base=${base:-$candidate} ;;
+    local active=${VIRTUAL_ENV:-${CONDA_PREFIX:-}} modules candidate lacking status base="" hint=""
+    modules=$(sed 's/[^[:alnum:]_-].*//; s/-/_/g' "$@" | tr '\n' ' ')
+    for candidate in ${active:+"$active/bin/python"} .venv/bin/python python3 python python3.13 python3.12 python3.11; do
+        [ "$candidate" != .venv/bin/python ] || installed "$@" || continue
+        status=0
+        lacking=$(lacks "$candidate" "$modules") || status=$?
+        case $status in
+            0) PYTHON=$candidate && return ;;
+            1) [ "$candidate" = .venv/bin/python ] || base=${base:-$candidate} ;;
+            *) continue ;; # not there, or too old
+        esac
+        case " $lacking " in
+            *" torch "*) ;;
+            *) hint=${hint:-"$candidate has torch: $candidate -m pip install $lacking"} ;;
         esac
     done
+    [ -n "$base" ] || no_python
+    announce "${hint:-none here has torch}" "$@"
     PYTHON=.venv/bin/python
-    if [ "$(suits "$PYTHON" $modules)" = all ] && installed "$@"; then
-        return
-    fi
-    if [ -z "$base" ]; then
-        no_python
-    fi
-    announce "$@"
     if ! "$base" -m venv .venv; then
         echo "$0: $base cannot make a virtual environment; install its venv module (Debian: python3-venv)" >&2
         exit 2
     fi
+    local file
     for file in "$@"; do
         if ! "$PYTHON" -m pip install --no-cache-dir -r "$file"; then
             echo "$0: could not install $file into .venv; see above, and start again" >&2
@@ -42,26 +38,13 @@ find_environment() {
     done
 }
 
-# find_python: sets PYTHON to an interpreter that is new enough; what it can import does not matter.
+# Sets PYTHON to an interpreter that is new enough; what it can import does not matter.
 find_python() {
-    for PYTHON in "${CANDIDATES[@]}" .venv/bin/python; do
-        if [ -n "$(suits "$PYTHON")" ]; then
-            return
-        fi
+    local active=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
+    for PYTHON in ${active:+"$active/bin/python"} python3 python python3.13 python3.12 python3.11; do
+        ! lacks "$PYTHON" "" >/dev/null || return 0
     done
     no_python
-}
-
-CANDIDATES=(${VIRTUAL_ENV:+"$VIRTUAL_ENV/bin/python"} python3 python python3.13 python3.12 python3.11)
-
-# suits PYTHON MODULES...: prints "all" where it is new enough and has the modules, "version" where it lacks some.
-suits() {
-    "$1" - "${@:2}" 2>/dev/null <<'PYTHON' || true
-import sys
-if sys.version_info >= (3, 11):
-    from importlib.util import find_spec
-    print("all" if all(find_spec(name) for name in sys.argv[1:]) else "version")
-PYTHON
 }
 
 no_python() {
@@ -69,12 +52,13 @@ no_python() {
     exit 2
 }
 
-# What is about to be installed, and how much disk it takes.
+# What the set-up downloads, what room it takes, and how to do with less: announce HINT FILE...
 announce() {
     cat >&2 <<TEXT
-$0: installing into .venv, once: $(sed '/^#/d' "$@" | tr "\n" " ")
-  This downloads and unpacks 5 GB with torch's CUDA libraries, 1 GB where .venv holds torch's CPU build already.
-  A Python that has these packages is used as it is: activate its environment and start again.
+$0: installing ${*:2} into $PWD/.venv, once
+  With the CUDA build of torch, PyPI's on Linux, this is a download of 3 GB and 5 GB on disk; with a CPU build, 0.3 GB
+  and 1.2 GB: start again with PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu for that.
+  A Python that has all packages is used as it is: activate its environment, or put it first in PATH ($1).
 TEXT
 }
 
@@ -84,4 +68,17 @@ installed() {
     for file in "$@"; do
         cmp -s "$file" ".venv/installed-${file//\//-}" || return 1
     done
+}
+
+# Prints the modules that a Python cannot import. Status 0: none, 1: some, another: it is too old or not there.
+lacks() {
+    "$1" - $2 2>/dev/null <<'PYTHON'
+import sys
+if sys.version_info < (3, 11):
+    sys.exit(3)
+import importlib.util
+missing = [name for name in sys.argv[1:] if importlib.util.find_spec(name) is None]
+print(*missing)
+sys.exit(bool(missing))
+PYTHON
 }

@@ -123,9 +123,6 @@ class Settings:
     trajectory_checkpoints: int | None = _flag(
         _count, "A-MAML: states of a trajectory kept at most, the rest computed again (default: by their size)"
     )
-    check_gradient: int = _flag(
-        _index, "A-MAML: measure the gradient's error at the first and every so many updates; 0 never"
-    )
     task_chunk: int | None = _flag(_count, "tasks that go through the network at once (default: all)")
     compile: str = _flag(_choice(("auto", "on", "off")), "torch.compile: auto (runs of 500 updates or more), on, off")
     dtype: str = _flag(_choice(("float64", "float32")), "precision: float64, float32")

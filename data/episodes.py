@@ -65,17 +65,28 @@ class Domain(Protocol):
         """meta_batch meta-train tasks for one meta-update; the same step always gives the same tasks."""
         ...
 
-    def meta_test(self, stop: int, start: int = 0) -> Tasks:
-        """The meta-test tasks from number start to before stop, with their test points; others cost no memory.
+    def meta_test(self, count: int, first: int = 0) -> Tasks:
+        """Meta-test tasks first to first + count - 1, with their test points; no others are built.
 
-        A task depends on its number alone. Raises InputError where there are fewer than stop.
+        The same number always gives the same task. Raises InputError where there are not so many.
         """
+        ...
+
+    def check_meta_test(self, count: int) -> None:
+        """Raise InputError where there are fewer than count meta-test tasks. Builds none."""
         ...
 
 
 def generator(seed: int, *stream: int) -> np.random.Generator:
-    """An independent generator for every seed, stream and step; nothing global is touched."""
-    return np.random.default_rng([seed, *stream])
+    """An independent generator for every seed, stream and step below 2**64; nothing global is touched.
+
+    NumPy takes a number as one word of 32 bits or as many as it has, so that 2**32 would be the numbers 0 and 1. Here
+    each is one word, and what goes beyond it is a key apart.
+    """
+    numbers = np.array([seed, *stream], np.uint64)
+    words, beyond = numbers & 0xFFFFFFFF, numbers >> 32
+    key = tuple(beyond.tolist()) if beyond.any() else ()
+    return np.random.default_rng(np.random.SeedSequence(words.tolist(), spawn_key=key))
 
 
 def draw_without_replacement(rng: np.random.Generator, rows: int, pool: int, count: int) -> np.ndarray:

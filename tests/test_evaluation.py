@@ -182,9 +182,9 @@ def test_chunks_change_nothing_and_no_more_tasks_are_there_at_once(problem, adap
     model, theta, tasks = problem
     sizes, options = [], {"epochs": 15} if adapt is fine_tune else {"steps": 4}
 
-    def draw(stop, start):
-        sizes.append(stop - start)
-        return tasks[start:stop]
+    def draw(count, first):
+        sizes.append(count)
+        return tasks[first : first + count]
 
     whole, _ = adapt(model, theta, tasks, **options)
     curves = in_chunks(lambda part: adapt(model, theta, part, **options)[0], draw, 3, chunk)

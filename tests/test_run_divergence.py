@@ -17,7 +17,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_update(tmp_path, quick
     assert start(out, "--method", method, "--inner-lr", "1e29", "--dtype", "float32") == 2
     line = error_line(capsys)
     assert "update 1: " in line
-    assert "--inner-lr" in line
+    assert "inner_lr" in line
     assert "no checkpoint yet" in line
     assert not (out / "checkpoint.pt").exists()
     assert metrics(out) == []
@@ -89,14 +89,14 @@ def test_a_meta_test_that_is_not_finite_stops_the_run(tmp_path, quick, capsys):
 
 @dataclass(frozen=True)
 class Wary:
-    """A method that sees for itself that theta is lost, at the update after the faulty one."""
+    """A method that does not check its result, and sees that theta is lost at the update after the faulty one."""
 
     learner: MetaLearner
 
     def meta_gradient(self, theta, tasks):
         if not theta.isfinite().all():
             raise Diverged("theta is lost")
-        return self.learner.meta_gradient(theta, tasks)
+        return type(self.learner).meta_gradient.__wrapped__(self.learner, theta, tasks)
 
 
 @pytest.mark.parametrize(("interval", "kept"), [(2, "update 4 is kept"), (100, "no checkpoint yet")])

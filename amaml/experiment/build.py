@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from amaml.chunked import Chunked
 from amaml.errors import Diverged
 from amaml.experiment import report
 from amaml.experiment.evaluation import Curves, Model, in_chunks
@@ -14,7 +15,7 @@ from amaml.experiment.machine import check_memory, steady_memory
 from amaml.experiment.networks import build_network, initialise
 from amaml.experiment.registry import METHODS, PROTOCOLS, protocols
 from amaml.experiment.stop import StopRequest
-from amaml.learner import Chunked, MetaLearner
+from amaml.learner import MetaLearner
 from amaml.models import Apply
 from amaml.tasks import Tasks
 

@@ -92,8 +92,8 @@ def inner_loop(
 
 
 def in_chunks(adapt: Callable[[Tasks], Curves], draw: Callable[[int, int], Tasks], count: int, chunk: int) -> Curves:
-    """The curves of adapt over count tasks, chunk at a time: draw(stop, start) makes the tasks start to stop."""
-    parts = [adapt(draw(min(i + chunk, count), i)) for i in range(0, count, chunk)]
+    """The curves of adapt over count tasks, chunk at a time: draw(n, first) makes the tasks first to first + n - 1."""
+    parts = [adapt(draw(min(chunk, count - first), first)) for first in range(0, count, chunk)]
     support, test = (np.concatenate([getattr(part, name) for part in parts], axis=1) for name in ("support", "test"))
     return Curves(parts[0].epochs, support, test, parts[0].unit)
 

@@ -21,6 +21,7 @@ from amaml.errors import InputError
 from amaml.experiment.lock import NAME as LOCK
 from amaml.experiment.lock import Lock
 from amaml.experiment.machine import environment
+from amaml.files import temporary_name, write_atomically
 
 FORMAT = 1
 FILES = ("summary.json", "checkpoint.pt", "metrics.jsonl", "test.json", "curves.png", "fits.png", "config.json")
@@ -43,6 +44,7 @@ class Checkpoint:
     timed_updates: int = 0
     timed_seconds: float = 0.0
     compiled: bool | None = None
+    control: dict[str, Any] | None = None  # of A-MAML's error, amaml.flow.control
 
 
 class RunFolder:
@@ -103,7 +105,7 @@ class RunFolder:
         self._only_ours(FILES)
         with _usable(self.path):
             for name in (*filter(EVALUATION.fullmatch, sorted(self._names())), *FILES):
-                _temporary(self.path / name).unlink(missing_ok=True)
+                temporary_name(self.path / name).unlink(missing_ok=True)
                 (self.path / name).unlink(missing_ok=True)
 
     def settings(self) -> dict[str, Any] | None:
@@ -266,21 +268,3 @@ def _of_right_types(checkpoint: Checkpoint) -> Checkpoint:
         if not isinstance(getattr(checkpoint, name), kind):
             raise ValueError(f"its {name} is no {kind.__name__}")
     return checkpoint
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write through a temporary file in the same folder, so that a kill leaves the old file or the new one."""
-    temporary = _temporary(path)
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(path.name + TEMPORARY)

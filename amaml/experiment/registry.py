@@ -50,12 +50,14 @@ _UNROLLED = {
 }
 
 METHODS = {
-    "amaml": Entry("amaml:AMAML", _FLOW, also=("check_gradient",)),
+    "amaml": Entry("amaml:AMAML", _FLOW),
     "maml": Entry("baselines:MAML", _UNROLLED),
     "maml1": Entry("baselines:MAML", _UNROLLED, {"inner_steps": 1}),
     "fomaml": Entry("baselines:FOMAML"),
     "imaml": Entry("baselines:IMAML", {"prox": "prox", "cg_steps": "cg_steps", "cg_damping": "damping"}),
     "reptile": Entry("baselines:Reptile"),
+    "scratch": Entry("baselines:Scratch"),
+    "pretrained": Entry("baselines:Pretrained"),
 }
 
 _NETWORKS = "amaml.experiment.networks"

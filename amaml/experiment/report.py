@@ -138,7 +138,8 @@ def _draw_adaptation(axes: Axes, metric: str, test: dict[str, Any]) -> None:
 
 
 def _draw_training(axes: Axes, metrics: list[dict[str, Any]]) -> None:
-    updates, losses = [m["update"] for m in metrics], np.array([m["query_loss"] for m in metrics])
+    made = [m for m in metrics if "query_loss" in m]  # a batch that was left out has none
+    updates, losses = [m["update"] for m in made], np.array([m["query_loss"] for m in made])
     window = len(losses) // 20
     if window > 1:
         smooth = np.convolve(losses, np.ones(window) / window, mode="valid")

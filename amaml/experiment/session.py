@@ -3,24 +3,24 @@
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from amaml.errors import Diverged, InputError
+from amaml.errors import Diverged, InputError, OverBudget
 from amaml.experiment.build import Experiment
 from amaml.experiment.folder import Checkpoint, RunFolder
 from amaml.experiment.progress import Progress
 from amaml.experiment.registry import META_OPTIMIZERS
 from amaml.experiment.report import in_words
-from amaml.experiment.stop import StopRequest
-from amaml.flow.error import relative_distance
-from amaml.flow.field import Evaluations
+from amaml.experiment.stop import Stopped, StopRequest
 from amaml.learner import MetaGradient, MetaLearner
 from amaml.tasks import Tasks
 
+SKIP_SHARE, SKIP_WINDOW = 0.01, 500  # of the last updates, that may leave their batch out
 READ_EVERY, READ_SECONDS = 20, 1.0  # at most, between two looks at the numbers on the device
 SAVE_SECONDS = 30.0
 
@@ -30,11 +30,9 @@ class Update:
     """What one meta-update leaves behind; the tensors stay on the device until they are read."""
 
     number: int
-    query_loss: Tensor
-    gradient_norm: Tensor
-    evaluations: Evaluations
-    error: float | None  # the learner's own estimate
-    checked_error: float | None  # measured against finer steps
+    gradient: MetaGradient | None  # None: its batch was left out
+    query_loss: Tensor | None = None
+    norm: Tensor | None = None
 
 
 def meta_train(
@@ -45,67 +43,96 @@ def meta_train(
     first: int,
     last: int,
     clip: float | None = None,
-    check_every: int = 0,
+    stop: StopRequest | None = None,
 ) -> Iterator[Update]:
     """Updates first + 1 to last of theta (P,), in place and by the optimiser alone; yields after each.
 
     clip: a meta-gradient of a larger norm is scaled to this one; the norm that is reported is the one it had.
 
-    Update number n uses episode(n - 1), so that a run may stop after any update and go on later. At the first update
-    and every check_every later ones the error of learner's meta-gradient is measured (A-MAML). Raises Diverged with
-    the update's number where the learner does.
+    Update number n uses episode(n - 1), so that a run may stop after any update and go on later. A batch whose
+    gradient cannot be made accurate within its budget (OverBudget) changes neither theta nor the optimiser; the first
+    one of all must succeed. Raises Diverged with the update's number where the learner does, Stopped where a stop is
+    asked for in the middle of a meta-gradient.
     """
     for step in range(first, last):
-        tasks, checked = episode(step), None
+        tasks = episode(step)
         try:
-            gradient = learner.meta_gradient(theta, tasks)
-            if check_every and step % check_every == 0:
-                gradient, checked = _measured(learner, gradient, theta, tasks, step + 1)
-        except Diverged as fault:
-            raise Diverged(f"update {step + 1}: {fault}") from fault
+            gradient = _undisturbed(learner, theta, tasks, stop)
+        except OverBudget as fault:
+            if step == 0:
+                raise Diverged(f"update 1: {fault}") from fault
+            yield Update(step + 1, None)
+            continue
+        except (Diverged, InputError) as fault:
+            raise type(fault)(f"update {step + 1}: {fault}") from fault
         theta.grad, norm = gradient.value, gradient.value.norm()
         if clip is not None:
             torch.nn.utils.clip_grads_with_norm_([theta], clip, norm)
         optimizer.step()
-        yield Update(step + 1, gradient.query_loss.mean(), norm, gradient.evaluations, gradient.error, checked)
+        yield Update(step + 1, gradient, gradient.query_loss.mean(), norm)
 
 
-def _measured(
-    learner: MetaLearner, gradient: MetaGradient, theta: Tensor, tasks: Tasks, number: int
-) -> tuple[MetaGradient, float]:
-    """The meta-gradient with its distance to the one at finer steps; the latter, with a warning, where it is large."""
-    finer = learner.finer().meta_gradient(theta, tasks)
-    error = relative_distance(gradient.value, finer.value)
-    if not error > learner.tolerance:
-        return gradient, error
-    warnings.warn(
-        f"update {number}: the meta-gradient's measured error is {error:.2g}, above {learner.tolerance:g}; this update "
-        "takes finer steps, a smaller --rtol does so for all",
-        RuntimeWarning,
-        stacklevel=2,
-    )
-    return finer, error
+def _undisturbed(learner: MetaLearner, theta: Tensor, tasks: Tasks, stop: StopRequest | None) -> MetaGradient:
+    """The meta-gradient; a stop in the middle of it leaves no trace in the learner's memory."""
+    control = getattr(learner, "control", None)
+    before = dict(vars(control)) if control else {}
+    try:
+        with stop.at_once() if stop else nullcontext():
+            return learner.meta_gradient(theta, tasks)
+    except Stopped:
+        if control:
+            vars(control).update(before)
+        raise
 
 
 def read(updates: list[Update]) -> list[dict[str, Any]]:
     """The updates as plain numbers; waits for the device once. Raises Diverged at the first that is not finite."""
-    if not updates:
-        return []
-    numbers = torch.stack([torch.stack([u.query_loss, u.gradient_norm]) for u in updates]).tolist()
+    made = [u for u in updates if u.gradient is not None]
+    numbers = torch.stack([torch.stack([u.query_loss, u.norm]) for u in made]).tolist() if made else []
+    found = {u.number: pair for u, pair in zip(made, numbers, strict=True)}
     records = []
-    for update, (loss, norm) in zip(updates, numbers, strict=True):
+    for update in updates:
+        if update.gradient is None:
+            records.append({"update": update.number, "skipped": True})
+            continue
+        loss, norm = found[update.number]
         if not abs(loss) + norm < float("inf"):
             raise Diverged(
                 f"update {update.number}: query loss {loss:g}, gradient norm {norm:g}; try a smaller --inner-lr or "
                 "--meta-lr, or more solver steps (a smaller --rtol)"
             )
-        record = {"update": update.number, "query_loss": loss, "gradient_norm": norm, **vars(update.evaluations)}
-        if update.error is not None:
-            record["estimated_error"] = update.error
-        if update.checked_error is not None:
-            record["checked_error"] = update.checked_error
+        record = {"update": update.number, "query_loss": loss, "gradient_norm": norm}
+        record |= vars(update.gradient.evaluations)
+        if update.gradient.error is not None:
+            record |= {"error": update.gradient.error, "measured": update.gradient.measured}
         records.append(record)
     return records
+
+
+@dataclass
+class Skips:
+    """Which of the last updates left their batch out; more than a share of them ends a run."""
+
+    numbers: list[int] = field(default_factory=list)
+    warned: bool = False
+
+    def add(self, number: int) -> None:
+        """One more; raises Diverged where it is one too many."""
+        self.numbers = [n for n in [*self.numbers, number] if n > number - SKIP_WINDOW]
+        if len(self.numbers) > SKIP_SHARE * SKIP_WINDOW:
+            raise Diverged(
+                f"update {number}: {len(self.numbers)} of the last {SKIP_WINDOW} batches were left out, since their "
+                "meta-gradients could not be made accurate within the budget; try a smaller --inner-lr, fewer "
+                "--inner-steps, a larger --rtol or --solver euler"
+            )
+        if not self.warned:
+            self.warned = True
+            warnings.warn(
+                f"update {number}: the meta-gradient of this batch could not be made accurate within its budget; the "
+                'batch was left out, as others will be ("skipped" in metrics.jsonl)',
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
 
 @dataclass
@@ -156,6 +183,7 @@ class Session:
     last_saved: int | None = None  # the update of the checkpoint on disk
     _pending: list[Update] = field(default_factory=list, init=False)  # made, but not looked at yet
     _saved_at: float = field(default=0.0, init=False)
+    _skips: Skips = field(default_factory=Skips, init=False)
 
     def __post_init__(self) -> None:
         self.settings, self.theta = self.experiment.settings, self.experiment.theta
@@ -173,6 +201,10 @@ class Session:
         self.optimizer.load_state_dict(checkpoint.optimizer)
         self.update = self.last_saved = checkpoint.update
         self.clock = Clock(checkpoint.timed_updates, checkpoint.timed_seconds)
+        if checkpoint.control is not None:
+            self.experiment.learner.control.load_state_dict(checkpoint.control)
+        skipped = [m["update"] for m in self.folder.metrics() if m.get("skipped") and m["update"] <= self.update]
+        self._skips = Skips(skipped[-SKIP_WINDOW:], warned=bool(skipped))
 
     def run(self) -> None:
         """Train to the last update and test where due; raises Diverged or Stopped with a good checkpoint on disk."""
@@ -181,29 +213,37 @@ class Session:
                 if self._test_due() and not self._tested():
                     self._test()  # the kill came between the checkpoint and its test, or other tests are asked for
                 self._train()
-        except Diverged as fault:
+        except (Diverged, InputError) as fault:
             there = self.last_saved is not None
             kept = f"the checkpoint of update {self.last_saved} is kept" if there else "there is no checkpoint yet"
-            raise Diverged(f"{self._first_fault(fault)}; {kept}") from fault
+            raise type(fault)(f"{self._first_fault(fault)}; {kept}") from fault
 
     def _train(self) -> None:
         e, s = self.experiment, self.settings
-        measured = s.method == "amaml" and s.solver != "euler"
-        span = self.update, s.meta_updates, s.clip, s.check_gradient if measured else 0
+        span = self.update, s.meta_updates, s.clip, self.stop
         self._saved_at = time.monotonic()
         self.clock.start()
-        for done in meta_train(e.learner, self.theta, self.optimizer, e.domain.episode, *span):
-            self._pending.append(done)
-            self.update = done.number
-            save = self._save_due()
-            if save or self._look_due():
+        try:
+            for done in meta_train(e.learner, self.theta, self.optimizer, e.domain.episode, *span):
+                self._pending.append(done)
+                self.update = done.number
+                if done.gradient is None:
+                    self._skips.add(done.number)
+                save = self._save_due()
+                if save or self._look_due():
+                    self._record()
+                if save:
+                    self._save()
+                    self.stop.check(self.update)
+                    if self._test_due():
+                        self._test()
+                    self.clock.start()
+        except Stopped:  # in the middle of a meta-gradient, or after a save
+            if self._pending:
                 self._record()
-            if save:
+            if self.last_saved != self.update:
                 self._save()
-                self.stop.check(self.update)
-                if self._test_due():
-                    self._test()
-                self.clock.start()
+            self.stop.check(self.update)
 
     def _look_due(self) -> bool:
         """Whether to wait for the device and look at the numbers; the first update has a clock of its own."""
@@ -227,7 +267,8 @@ class Session:
         records = read(self._pending)
         self.clock.book(len(records))
         self.folder.append_metrics(records)
-        self.progress.trained(self.update, records[-1]["query_loss"], self.clock.seconds_per_update())
+        losses = [record["query_loss"] for record in records if "query_loss" in record]
+        self.progress.trained(self.update, losses[-1] if losses else None, self.clock.seconds_per_update())
         self._pending = []
 
     def _first_fault(self, fault: Diverged) -> Diverged:
@@ -254,6 +295,8 @@ class Session:
         if not self.theta.isfinite().all():
             raise Diverged(f"update {self.update}: theta is not finite; try a smaller --meta-lr")
         counters = self.update, self.clock.updates, self.clock.seconds
+        control = getattr(self.experiment.learner, "control", None)
+        memory = None if control is None else control.state_dict()
         state = self.theta.detach(), self.optimizer.state_dict()
-        self.folder.save(Checkpoint(asdict(self.settings), *state, *counters, self.compiled))
+        self.folder.save(Checkpoint(asdict(self.settings), *state, *counters, self.compiled, memory))
         self.last_saved, self._saved_at = self.update, time.monotonic()

@@ -1,0 +1,48 @@
+"""Pretrained: one network for all tasks together, the transfer learning that meta-learning is measured against."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from amaml.checks import validated
+from amaml.flow import derivatives
+from amaml.flow.derivatives import Loss
+from amaml.flow.field import Evaluations, GradientFlow
+from amaml.learner import MetaGradient, check_inner_loop, gradient_descent
+from amaml.models import Apply
+from amaml.tasks import Tasks
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Joint training on all tasks (the "pretrained" baseline of Finn et al. 2017, section 5.1).
+
+    value = mean over tasks of grad L(theta),   L the loss on the support and query points together:
+    no inner loop in training. Adapted at meta-test like the others, by K gradient steps from theta on L_support.
+    query_loss is the one at theta itself. Costs one gradient.
+    """
+
+    apply: Apply
+    loss: Loss
+    inner_lr: float
+    inner_steps: int
+
+    def __post_init__(self) -> None:
+        check_inner_loop(self.inner_lr, self.inner_steps)
+
+    @validated
+    def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
+        """phi for every task, (tasks, P)."""
+        flow = GradientFlow(self.apply, self.loss, tasks, theta.detach())
+        return gradient_descent(flow, self.inner_lr, self.inner_steps)
+
+    @validated
+    def meta_gradient(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
+        """The mean gradient at theta of the loss on all points of a task."""
+        start = theta.detach().expand(len(tasks), -1)  # (tasks, P)
+        x = torch.cat([tasks.support_x, tasks.query_x], 1)  # (tasks, shot + query, *input)
+        y = torch.cat([tasks.support_y, tasks.query_y], 1)
+        gradient = derivatives.gradients(self.apply, self.loss, start, x, y)
+        query_loss = derivatives.losses(self.apply, self.loss, start, tasks.query_x, tasks.query_y)
+        return MetaGradient(gradient.mean(0), query_loss, Evaluations(gradients=1))
