@@ -37,11 +37,9 @@ case ${1:-} in
     ;;
 -*) start "$root/run.py" "$@" ;;
 download)
-    find_python
-    case $PYTHON in .venv/*) PYTHON=$root/$PYTHON ;; esac
+    find_python # which is all that this needs
     cd "$caller"
-    export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
-    exec "$PYTHON" -m data.download "${@:2}"
+    PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} exec "$PYTHON" -m data.download "${@:2}"
     ;;
 esac
 if [ $# -lt 5 ] || [[ " ${*:1:5}" = *" -"* ]]; then

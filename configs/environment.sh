@@ -21,10 +21,7 @@ find_environment() {
             *) hint=${hint:-"$candidate has torch: $candidate -m pip install $lacking"} ;;
         esac
     done
-    if [ -z "$base" ]; then
-        echo "$0: no Python of version 3.11 or newer was found; install one and start again" >&2
-        exit 2
-    fi
+    [ -n "$base" ] || no_python
     announce "${hint:-none here has torch}" "$@"
     PYTHON=.venv/bin/python
     if ! "$base" -m venv .venv; then
@@ -39,6 +36,20 @@ find_environment() {
         fi
         cp "$file" ".venv/installed-${file//\//-}"
     done
+}
+
+# Sets PYTHON to an interpreter that is new enough; what it can import does not matter.
+find_python() {
+    local active=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
+    for PYTHON in ${active:+"$active/bin/python"} python3 python python3.13 python3.12 python3.11; do
+        ! lacks "$PYTHON" "" >/dev/null || return 0
+    done
+    no_python
+}
+
+no_python() {
+    echo "$0: no Python of version 3.11 or newer was found; install one and start again" >&2
+    exit 2
 }
 
 # What the set-up downloads, what room it takes, and how to do with less: announce HINT FILE...
@@ -57,18 +68,6 @@ installed() {
     for file in "$@"; do
         cmp -s "$file" ".venv/installed-${file//\//-}" || return 1
     done
-}
-
-# find_python: sets PYTHON to an interpreter that is new enough, whatever it can import.
-find_python() {
-    local status
-    for PYTHON in python3 python python3.13 python3.12 python3.11 .venv/bin/python; do
-        status=0
-        lacks "$PYTHON" "" >/dev/null || status=$?
-        [ $status != 0 ] || return 0
-    done
-    echo "$0: no Python of version 3.11 or newer was found; install one and start again" >&2
-    exit 2
 }
 
 # Prints the modules that a Python cannot import. Status 0: none, 1: some, another: it is too old or not there.

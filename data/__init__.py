@@ -91,7 +91,7 @@ def of_settings(s: Any) -> Domain:
     if s.inner_batch is not None:
         points = s.shots * (domain.outputs if domain.images else 1)
         check_pool("support points of a task", s.inner_batch, points, "--inner-batch")
-    domain.check_meta_test(s.test_tasks)  # a mistake in the test shows before the training
+    domain.check_meta_test(s.test_tasks)
     return domain
 
 

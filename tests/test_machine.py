@@ -33,8 +33,8 @@ class Domain:
     images = False
     objective = OTHER_UNITS
 
-    def meta_test(self, stop, start=0):
-        return Tasks(*[torch.ones(stop - start, 2, 1)] * 6)
+    def meta_test(self, count, first=0):
+        return Tasks(*[torch.ones(count, 2, 1)] * 6)
 
 
 @pytest.fixture

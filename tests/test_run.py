@@ -247,11 +247,11 @@ def test_draw_shows_data_truth_and_both_fits(tmp_path, monkeypatch, domain, pane
 
 @pytest.mark.parametrize("protocol", ["finetune", "inner"])
 def test_the_chunk_of_tasks_holds_at_meta_test_too(tmp_path, quick, monkeypatch, protocol):
-    """The numbers are the same to rounding; no more tasks are drawn at once."""
+    """The numbers are the same to rounding; no more tasks are drawn at once, and none before the training."""
     drawn, draw = [], Synthetic.meta_test
     monkeypatch.setattr(Synthetic, "meta_test", lambda d, *span: (drawn.append(span), draw(d, *span))[1])
     start(tmp_path / "run", "--protocol", protocol, "--test-tasks", "5", "--task-chunk", "2")
-    assert drawn == [(2, 0), (2, 2), (1, 4)]  # how many, from which
+    assert drawn == [(2, 0), (2, 2), (1, 4)]
     start(tmp_path / "whole", "--protocol", protocol, "--test-tasks", "5")
     assert drawn[3:] == [(5, 0)]
     entries = [content(tmp_path / name, "test.json")[-1] for name in ("run", "whole")]

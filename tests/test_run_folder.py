@@ -5,6 +5,7 @@ import os
 import platform
 import signal
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -236,7 +237,7 @@ def test_whether_a_run_is_compiled_is_decided_once(tmp_path, quick, monkeypatch,
     out, entered = tmp_path / "run", []
     monkeypatch.setattr(opening, "LONG_RUN", 8 if not compiler else 4)
     monkeypatch.setattr(opening, "compiler_found", lambda: True)
-    monkeypatch.setattr("amaml.flow.derivatives._compiling", Recorder(entered))
+    monkeypatch.setattr("amaml.flow.derivatives.compiled", lambda on: nullcontext(entered.append(on)))
     start(out)
     assert checkpoint(out)["compiled"] == compiler
     assert start(out, "--meta-updates", "9", "--resume") == 0
@@ -249,22 +250,6 @@ def test_whether_a_run_is_compiled_is_decided_once(tmp_path, quick, monkeypatch,
     if compiler:
         assert "there is no C++ compiler" in error_line(capsys)
         assert files(out) == before
-
-
-class Recorder:
-    """In place of the variable that says whether graphs are compiled: notes what it is set to; nothing is compiled."""
-
-    def __init__(self, entered):
-        self.entered = entered
-
-    def set(self, on):
-        self.entered.append(on)
-
-    def reset(self, token):
-        pass
-
-    def get(self):
-        return False
 
 
 def test_a_run_of_an_older_version_goes_on(tmp_path, quick):

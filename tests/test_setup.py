@@ -24,7 +24,7 @@ here=$(dirname "$0")
 echo "${0##*/} $*" >> "$LOG"
 case "$0" in .venv/*|*/.venv/*) has=$(cat "$here/packages" 2>/dev/null) ;; *) has=$HAS ;; esac
 case "$1 $2" in
-    "- "*) [ -z "${OLD:-}" ] || exit 3; shift; lacking=""
+    "- "*|"- ") [ -z "${OLD:-}" ] || exit 3; shift; lacking=""
         for module in "$@"; do case " $has " in *" $module "*) ;; *) lacking="$lacking $module" ;; esac; done
         echo $lacking; [ -z "$lacking" ] ;;
     "-m data.download") printf '%s\\n' "in $PWD" "path $PYTHONPATH" "${@:2}" ;;
@@ -108,28 +108,11 @@ def test_flags_alone_are_passed_through(machine):
     assert machine.start("experiment.sh", *flags, STATUS="2").returncode == 2
 
 
-def test_data_are_fetched_through_the_same_door(machine):
+def test_data_are_fetched_through_the_same_door_before_the_set_up_too(machine):
     ended = machine.start("experiment.sh", "download", "Jester", "--data-root", "here")
     expected = [f"in {machine.folder}", f"path {machine.root}", "data.download", "Jester", "--data-root", "here"]
     assert ended.stdout.splitlines() == expected
-
-
-def test_the_set_up_says_what_it_installs_and_how_much_disk_that_takes(machine):
-    shown = machine.start("experiment.sh", *FIVE).stderr
-    assert "installing into .venv, once: torch==2.13.0 torchdiffeq==" in shown
-    assert "5 GB" in shown
-    assert "A Python that has these packages is used as it is" in shown
-    assert machine.start("experiment.sh", *FIVE).stderr == ""
-
-
-def test_an_activated_environment_is_preferred_to_the_one_made_here(machine):
-    machine.start("experiment.sh", *FIVE)
-    own = machine.folder / "own" / "bin"
-    own.mkdir(parents=True)
-    shutil.copy(machine.bin / "python3", own / "python")
-    for has, starts in ((CORE, 2), ("", 1 + len(NAMES) + 2)):  # its own two; all that are there, then .venv's two
-        machine.start("experiment.sh", *FIVE, VIRTUAL_ENV=str(own.parent), HAS=has)
-        assert len(machine.log.read_text().splitlines()) == starts
+    assert machine.installed() == []
 
 
 def test_a_mistake_in_a_flag_is_told_within_a_second(tmp_path):

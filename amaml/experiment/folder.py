@@ -43,8 +43,8 @@ class Checkpoint:
     update: int
     timed_updates: int = 0
     timed_seconds: float = 0.0
-    control: dict[str, Any] | None = None  # of A-MAML's error, amaml.flow.control
     compiled: bool | None = None
+    control: dict[str, Any] | None = None  # of A-MAML's error, amaml.flow.control
 
 
 class RunFolder:

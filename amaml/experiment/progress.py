@@ -38,11 +38,13 @@ class Progress:
         if self._in_lines:
             self._lines.join()
 
-    def trained(self, update: int, loss: float, seconds: float | None) -> None:
-        """The updates up to this one are made; seconds: of one, where that is known yet."""
+    def trained(self, update: int, loss: float | None, seconds: float | None) -> None:
+        """The updates up to this one are made; loss: of the last that was not left out; seconds: of one, if known."""
         self._bar.update(update - self.update)
-        self._bar.set_postfix(query_loss=f"{loss:.4f}")
-        self.update, self.loss, self.seconds, self.doing = update, loss, seconds, ""
+        if loss is not None:
+            self._bar.set_postfix(query_loss=f"{loss:.4f}")
+            self.loss = loss
+        self.update, self.seconds, self.doing = update, seconds, ""
 
     def testing(self) -> None:
         """A meta-test begins."""

@@ -268,8 +268,7 @@ class Session:
         self.clock.book(len(records))
         self.folder.append_metrics(records)
         losses = [record["query_loss"] for record in records if "query_loss" in record]
-        if losses:
-            self.progress.trained(self.update, losses[-1], self.clock.seconds_per_update())
+        self.progress.trained(self.update, losses[-1] if losses else None, self.clock.seconds_per_update())
         self._pending = []
 
     def _first_fault(self, fault: Diverged) -> Diverged:
@@ -299,5 +298,5 @@ class Session:
         control = getattr(self.experiment.learner, "control", None)
         memory = None if control is None else control.state_dict()
         state = self.theta.detach(), self.optimizer.state_dict()
-        self.folder.save(Checkpoint(asdict(self.settings), *state, *counters, memory, self.compiled))
+        self.folder.save(Checkpoint(asdict(self.settings), *state, *counters, self.compiled, memory))
         self.last_saved, self._saved_at = self.update, time.monotonic()
