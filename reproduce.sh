@@ -31,8 +31,8 @@ module() {
 # Sets PYTHON for the cells; Parsl is only needed where some are to run.
 find_engine() {
     case " $* " in
-    *" --dry-run "* | *" --status "* | *" --help "*) find_environment "$CORE" requirements.txt ;;
-    *) find_environment "$CORE parsl" requirements.txt configs/parsl-requirements.txt ;;
+    *" --dry-run "* | *" --status "* | *" --help "*) find_environment requirements.txt ;;
+    *) find_environment requirements.txt configs/parsl-requirements.txt ;;
     esac
 }
 
@@ -57,7 +57,7 @@ place=$root
 case $target in
 "" | -*) usage ;;
 compare)
-    find_environment "$CORE" requirements.txt
+    find_environment requirements.txt
     place=$caller
     module configs.reproduce "$@"
     ;;

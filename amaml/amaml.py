@@ -1,34 +1,40 @@
 """A-MAML: the meta-gradient of a long inner loop from a forward flow and a backward adjoint."""
 
-import warnings
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from amaml.errors import Diverged, InputError, unknown
-from amaml.flow.adjoint import ADJOINTS, Adjoint
+from amaml.checks import validated
+from amaml.errors import InputError, OverBudget, unknown
+from amaml.flow.adjoint import ADJOINTS, Unstable
+from amaml.flow.control import Control, Observation
 from amaml.flow.derivatives import Loss
-from amaml.flow.error import Doubts, doubts_of, error_of_sample, most_suspect, relative_distance
+from amaml.flow.error import error_of_finest, relative_distance, rounding
 from amaml.flow.field import Evaluations, GradientFlow
-from amaml.flow.steps import SOLVERS, solve
+from amaml.flow.schemes import Move
+from amaml.flow.steps import SOLVERS, Plan, bisected
+from amaml.flow.trajectory import Trajectory
 from amaml.learner import MetaGradient, check_inner_loop, query_gradient
 from amaml.models import Apply
 from amaml.tasks import Tasks
 
-TRUST = 10.0  # an estimated error above so many rtol is not returned
-ATTEMPTS = 6  # before that is an error
-FINER = 4.0  # each at an rtol smaller by this: half the step of a scheme of second order
+TOLERATED = 3.0  # measured errors above so many rtol are not returned
+MEASURE = 2.5  # evaluations that a measurement may take over those of what it measures: bisected steps take 1.4 to 2
+REACHED = 1e3  # roundings: no tolerance below this is asked of a dtype
 
 
 class Solution(NamedTuple):
-    """One pass forward and backward: the gradient of every task (tasks, P), its query loss (tasks,) and more."""
+    """One pass forward and backward: the mean gradient (P,), query loss (tasks,), the steps, and more."""
 
-    gradients: Tensor
+    value: Tensor
     query_loss: Tensor
-    adjoint: Adjoint
-    doubts: Doubts | None
+    moves: list[Move]
+    sharpest: float
+    terminal: Tensor
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class AMAML:
     the others (amaml.flow.steps.SOLVERS) follow the flow with steps of their own, for a relative error rtol of value.
     adjoint: "discrete", the exact transpose of the forward scheme, or "continuous", the paper's Heun scheme.
     checkpoints: how many states of a trajectory are kept at most (amaml.flow.trajectory); None decides by their size.
+    control: what the learner remembers of its error from call to call (amaml.flow.control), its own by default.
     Costs one Hessian-vector product a stage (continuous: two a step); keeps states, never graphs.
     """
 
@@ -56,6 +63,7 @@ class AMAML:
     rtol: float = 1e-3
     prox: float = 0.0
     checkpoints: int | None = None
+    control: Control = field(default_factory=Control, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         check_inner_loop(self.inner_lr, self.inner_steps, prox=self.prox)
@@ -68,72 +76,132 @@ class AMAML:
         if self.checkpoints is not None and (not isinstance(self.checkpoints, int) or self.checkpoints < 1):
             raise InputError(f"checkpoints must be a positive integer or None, got {self.checkpoints!r}")
 
+    @validated
     def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
         """u(T) for every task, (tasks, P)."""
-        flow = GradientFlow(self.apply, self.loss, tasks, theta.detach(), self.prox)
-        return solve(flow, self.solver, self.inner_lr, self.inner_steps, self.rtol, checkpoints=1).final
+        self._check_precision(theta)
+        limit = Control().budget(self.inner_steps)
+        flow = GradientFlow(self.apply, self.loss, tasks, theta.detach(), self.prox, limit=self._limit(limit))
+        trajectory = Trajectory(flow, checkpoints=1)
+        self._plan(self.rtol).follow(trajectory)
+        return trajectory.final
 
     def meta_gradient(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
-        """The gradient in theta of the mean query loss of u(T), with an estimate of its relative error.
+        """The gradient in theta of the mean query loss of u(T), with its relative error.
 
-        Where negative curvature may have made errors grow (amaml.flow.error) the estimate is measured: some tasks are
-        solved again by finer steps. A gradient whose estimated error exceeds 10 rtol is computed again with finer
-        steps, with a warning, until two agree; where they do not, and where the flow leaves the finite numbers,
-        Diverged is raised. "euler" has no such error: it is the gradient of the steps it makes.
+        The first call measures the error, by solving again with every step bisected, and later ones do so now and
+        then and where something jumped (amaml.flow.control). A call that measures returns the finest gradient, with
+        its own error; others carry the error that was measured last. "euler" with the discrete adjoint has no such
+        error: it is the gradient of the steps it makes. "euler" with the continuous adjoint is compared with that one.
+
+        Raises OverBudget where rtol is not reached within the budget of evaluations, Diverged where the flow leaves
+        the finite numbers.
         """
-        theta, evaluations, coarser = theta.detach(), Evaluations(), None
-        limit = max(self.tolerance, 1e4 * torch.finfo(theta.dtype).eps)
-        for attempt in range(ATTEMPTS):
-            rtol = self.rtol / FINER**attempt
-            solution = self._solve(theta, tasks, rtol, evaluations)
-            value = solution.gradients.mean(0)
-            if self.solver == "euler":
-                return MetaGradient(value, solution.query_loss, evaluations)
-            error = max(solution.doubts.defect, rtol * solution.doubts.growth)
-            if coarser is not None:
-                error = max(error, relative_distance(coarser, value))
-            elif solution.doubts.suspect and error <= limit:
-                error = max(error, self._sampled_error(theta, tasks, solution, rtol, evaluations))
-            if error <= limit:
-                return MetaGradient(value, solution.query_loss, evaluations, error)
-            warnings.warn(
-                f"meta-gradients with an estimated error above {limit:g} are computed again with finer steps; "
-                "a smaller inner_lr avoids this",
-                RuntimeWarning,
-                stacklevel=2,
+        gradient = self.look(theta, tasks)
+        if gradient.observation is not None:
+            self.control.learn(self.problem(theta), self.rtol, gradient.observation)
+        return gradient
+
+    @validated
+    def look(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
+        """meta_gradient without learning from it: what would be learnt is .observation, None for exact gradients."""
+        self._check_precision(theta)
+        theta, spent = theta.detach(), Evaluations()
+        state = self.control.about(self.problem(theta))
+        budget = self._limit(state.budget(self.inner_steps))
+        first = self._solve(theta, tasks, self._plan(self.rtol * state.gain), spent, budget)
+        cost, norm = spent.total, first.value.norm().item()
+        if self.solver == "euler" and self.adjoint == "discrete":
+            return MetaGradient(first.value, first.query_loss, spent)
+        if not state.due(cost, first.sharpest, norm):
+            seen = Observation(cost, first.sharpest, norm, None, 0)
+            return MetaGradient(first.value, first.query_loss, spent, state.error, False, seen)
+        if self.solver == "euler":
+            exact = self._solve(theta, tasks, self._plan(self.rtol), spent, budget, "discrete")
+            best, error = first, relative_distance(first.value, exact.value)
+            of_first = error
+        else:
+            best, error, of_first = self._refined(theta, tasks, first, spent, budget)
+        spent.measuring = spent.total - cost
+        seen = Observation(cost, first.sharpest, norm, of_first, spent.measuring)
+        return MetaGradient(best.value, best.query_loss, spent, error, True, seen)
+
+    def problem(self, theta: Tensor) -> tuple:
+        """What the control's measurements are about."""
+        settings = self.solver, self.adjoint, self.rtol, self.prox, self.inner_lr, self.inner_steps
+        return (*settings, len(theta), str(theta.dtype))
+
+    def _refined(
+        self, theta: Tensor, tasks: Tasks, first: Solution, spent: Evaluations, budget: float
+    ) -> tuple[Solution, float, float]:
+        """The gradient with every step bisected, once or until its error is below rtol.
+
+        Returns it, its error and the error of the first one.
+        """
+        distances, coarse, error = [], first, math.inf
+        cost = spent.total
+        limit = (1 + MEASURE) * cost
+        while True:
+            try:
+                fine = self._solve(theta, tasks, bisected(coarse.moves), spent, limit)
+            except OverBudget:
+                if error <= TOLERATED * self.rtol:
+                    break
+                raise OverBudget(
+                    f"the meta-gradient's measured relative error is {error:.2g}, above rtol {self.rtol:g}, and its "
+                    f"budget of {limit:.0f} evaluations is spent; try a smaller inner_lr, fewer inner steps, a larger "
+                    "rtol or solver euler"
+                ) from None
+            distances.append(relative_distance(coarse.value, fine.value))
+            error, noise = error_of_finest(distances, first.moves), rounding(fine.value, fine.terminal)
+            coarse = fine
+            if error <= self.rtol or distances[-1] <= noise:
+                break
+            if len(distances) == 1:
+                limit = budget + spent.total - cost
+        return coarse, error, relative_distance(first.value, coarse.value) + error
+
+    def _solve(
+        self,
+        theta: Tensor,
+        tasks: Tasks,
+        steps: Plan | Sequence[Move],
+        spent: Evaluations,
+        limit: float,
+        adjoint: str | None = None,
+    ) -> Solution:
+        """Forward and backward. A step that lambda_max outran is taken again from its start, and all after it."""
+        flow = GradientFlow(self.apply, self.loss, tasks, theta, self.prox, spent, limit)
+        trajectory, plan = Trajectory(flow, self.checkpoints), steps
+        if isinstance(steps, Plan):
+            steps.follow(trajectory)
+        else:
+            trajectory.extend(steps)
+            plan = self._plan(self.rtol / 4)
+        while True:
+            terminal, query_loss = query_gradient(self.apply, self.loss, trajectory.final, tasks)
+            swept = ADJOINTS[adjoint or self.adjoint](flow, trajectory, terminal)
+            if not isinstance(swept, Unstable):
+                break
+            trajectory.rewind(swept.index, swept.state)
+            plan.follow(trajectory, swept.stiff)
+        gradients = swept.lam + self.prox * swept.integral if self.prox else swept.lam
+        return Solution(gradients.mean(0), query_loss, trajectory.moves, trajectory.sharpest, terminal)
+
+    def _plan(self, tolerance: float) -> Plan:
+        return Plan(self.solver, self.inner_lr, self.inner_steps, tolerance, self.adjoint == "continuous")
+
+    def _limit(self, budget: float) -> float:
+        """The budget of evaluations; "euler" makes the steps it is asked for."""
+        return math.inf if self.solver == "euler" else budget
+
+    def _check_precision(self, theta: Tensor) -> None:
+        """Raise InputError for a dtype that cannot hold a meta-gradient of relative error rtol."""
+        if theta.dtype not in (torch.float32, torch.float64):
+            raise InputError(f"theta is {theta.dtype}, whose rounding spoils the adjoint; use float32 or float64")
+        reached = REACHED * torch.finfo(theta.dtype).eps
+        if self.solver != "euler" and self.rtol < reached:
+            raise InputError(
+                f"rtol {self.rtol:g} is more than {theta.dtype} can reach; use {reached:.1g} or more"
+                + (", or float64" if theta.dtype == torch.float32 else "")
             )
-            coarser = value
-        raise Diverged(
-            f"the meta-gradient's estimated relative error is {error:.2g}, above {limit:g}, and finer steps do not "
-            "help; try a smaller inner_lr, fewer inner steps or solver euler"
-        )
-
-    @property
-    def tolerance(self) -> float:
-        """The relative error above which a meta-gradient is not to be used."""
-        return TRUST * self.rtol
-
-    def finer(self) -> "AMAML":
-        """The same method at much finer steps, whose meta-gradient tells the error of this one's."""
-        return replace(self, rtol=self.rtol / 16)
-
-    def _solve(self, theta: Tensor, tasks: Tasks, rtol: float, evaluations: Evaluations) -> Solution:
-        flow = GradientFlow(self.apply, self.loss, tasks, theta, self.prox, evaluations)
-        heun = self.adjoint == "continuous"
-        trajectory = solve(flow, self.solver, self.inner_lr, self.inner_steps, rtol, self.checkpoints, heun)
-        final = trajectory.final
-        terminal, query_loss = query_gradient(self.apply, self.loss, final, tasks)
-        adjoint = ADJOINTS[self.adjoint](flow, trajectory, terminal)
-        gradients = adjoint.lam + self.prox * adjoint.integral if self.prox else adjoint.lam
-        doubts = None if self.solver == "euler" else doubts_of(flow, final, terminal, adjoint)
-        return Solution(gradients, query_loss, adjoint, doubts)
-
-    def _sampled_error(
-        self, theta: Tensor, tasks: Tasks, solution: Solution, rtol: float, evaluations: Evaluations
-    ) -> float:
-        """The relative error of the mean, as the most suspect of the tasks suggest, solved again by finer steps."""
-        which = most_suspect(solution.adjoint)
-        spent = Evaluations()
-        finer = self._solve(theta, tasks[which], rtol / FINER, spent).gradients
-        evaluations.add(spent, len(which) / len(tasks))
-        return error_of_sample(solution.gradients, which, finer)

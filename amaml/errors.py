@@ -1,4 +1,4 @@
-"""The two ways a run ends early that are not faults of the program."""
+"""The ways a run ends early, or a batch is left out, that are not faults of the program."""
 
 import difflib
 from collections.abc import Iterable
@@ -10,6 +10,10 @@ class InputError(ValueError):
 
 class Diverged(RuntimeError):
     """A loss, a state or a gradient stopped being finite or trustworthy; the message says what to try."""
+
+
+class OverBudget(Diverged):
+    """A meta-gradient could not be made accurate within its budget of evaluations; another batch may be."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from amaml.errors import InputError
 from amaml.flow import derivatives
+from amaml.flow.control import Observation
 from amaml.flow.derivatives import Loss
 from amaml.flow.field import Evaluations, GradientFlow
 from amaml.models import Apply
@@ -19,14 +20,17 @@ class MetaGradient:
     """What a learner hands to the optimiser of theta.
 
     value (P,) is the direction to descend, the mean over the tasks; query_loss (tasks,) the loss of each task's
-    adapted parameters on its query set; evaluations what it cost; error an estimate of value's relative error, None
-    where value is exact or is not a gradient at all.
+    adapted parameters on its query set; evaluations what it cost. error is the relative error of value, |value -
+    exact| / |exact|: of this very gradient where measured is true, else as it was measured last on a call like this;
+    None where value is exact or is not a gradient at all. observation: what A-MAML's control learns from the call.
     """
 
     value: Tensor
     query_loss: Tensor
     evaluations: Evaluations
     error: float | None = None
+    measured: bool = False
+    observation: Observation | None = None
 
 
 class MetaLearner(Protocol):
@@ -39,44 +43,6 @@ class MetaLearner(Protocol):
     def meta_gradient(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
         """The direction in which an optimiser descends the mean query loss of the adapted parameters."""
         ...
-
-
-@dataclass(frozen=True)
-class Chunked:
-    """A learner that sees at most size tasks at once, for networks of which a whole batch does not fit.
-
-    The meta-gradient is the same mean over all tasks, to rounding.
-    """
-
-    learner: MetaLearner
-    size: int
-
-    def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
-        """As the learner's, chunk by chunk."""
-        return torch.cat([self.learner.adapt(theta, chunk) for chunk in self._chunks(tasks)])
-
-    def meta_gradient(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
-        """As the learner's; error is the largest of the chunks'."""
-        value, losses, total, errors = torch.zeros_like(theta), [], Evaluations(), []
-        for chunk in self._chunks(tasks):
-            part = self.learner.meta_gradient(theta, chunk)
-            value = value + part.value * (len(chunk) / len(tasks))
-            losses.append(part.query_loss)
-            errors += [] if part.error is None else [part.error]
-            total.add(part.evaluations)
-        return MetaGradient(value, torch.cat(losses), total, max(errors, default=None))
-
-    @property
-    def tolerance(self) -> float:
-        """The learner's, see AMAML.tolerance."""
-        return self.learner.tolerance
-
-    def finer(self) -> "Chunked":
-        """The same with a finer learner, see AMAML.finer."""
-        return Chunked(self.learner.finer(), self.size)
-
-    def _chunks(self, tasks: Tasks) -> list[Tasks]:
-        return [tasks[i : i + self.size] for i in range(0, len(tasks), self.size)]
 
 
 @torch.no_grad()

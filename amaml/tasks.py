@@ -25,6 +25,12 @@ class Tasks:
     test_y: Tensor | None = None
 
     def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if not isinstance(value, Tensor) and not (value is None and f.name.startswith("test")):
+                raise InputError(
+                    f"{f.name} must be a torch.Tensor, got {type(value).__name__}; torch.as_tensor({f.name}) makes one"
+                )
         counts = {f.name: tuple(t.shape[:1]) for f in fields(self) if (t := getattr(self, f.name)) is not None}
         if len(set(counts.values())) != 1 or () in counts.values() or (0,) in counts.values():
             raise InputError(f"every tensor of Tasks needs the same first axis (tasks >= 1), got {counts}")
@@ -47,8 +53,13 @@ class Tasks:
         return self._map(lambda tensor: tensor[which])
 
     def to(self, *args, **kwargs) -> Tasks:
-        """As torch.Tensor.to, for every tensor."""
-        return self._map(lambda tensor: tensor.to(*args, **kwargs))
+        """As torch.nn.Module.to: every tensor moves to the device, and those of floating-point numbers to the dtype."""
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = tensor.to(*args, **kwargs)
+            return moved if tensor.is_floating_point() else tensor.to(moved.device)  # class numbers stay what they are
+
+        return self._map(move)
 
     def _map(self, change) -> Tasks:
         tensors = (getattr(self, f.name) for f in fields(self))

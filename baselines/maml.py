@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from amaml.checks import validated
 from amaml.errors import InputError, unknown
 from amaml.flow import derivatives
 from amaml.flow.derivatives import Loss
@@ -22,15 +23,16 @@ class MAML:
     """Model-Agnostic Meta-Learning (Finn et al. 2017, algorithm 1).
 
     value = d/dtheta mean over tasks of L_query(phi_K),   phi_0 = theta,   phi_(k+1) = phi_k - inner_lr grad L(phi_k).
-    Costs K gradients, K Hessian-vector products and the query gradient; the graph, and with it the memory, grows with
-    K. With inner_steps=1 this is the paper's MAML-1.
+    Costs K gradients, K Hessian-vector products and the query gradient. Backpropagation goes step by step: autograd
+    keeps phi of every step, not the activations, and one Hessian-vector product leads back through a step. The
+    memory grows with K. With inner_steps=1 this is the paper's MAML-1.
 
-    checkpoint_every: C keeps the state of every C-th step alone and builds the graph of C steps at a time, from the
-    last to the first: memory for K / C states and C steps, least at C about sqrt(K), for at most K gradients more
-    (Griewank and Walther 2000; Chen et al. 2016). The value is the same.
+    checkpoint_every: C keeps the state of every C-th step alone and unrolls C steps at a time, from the last to the
+    first: memory for K / C + C states, least at C about sqrt(K), for at most K gradients more (Griewank and Walther
+    2000; Chen et al. 2016). The value is the same.
     inner_optimizer: "momentum", "rmsprop" and "adam" take the place of the plain step; all are differentiated through.
-    inner_batch: so many support points a step, other ones for every step, the same for every call: the support set is
-    gone through in random orders, one after the other. None takes all of them.
+    inner_batch: so many support points a step. The steps go through the support set in a random order, then in another,
+    and so on; the orders are the same for every call. None takes all points at every step.
     """
 
     apply: Apply
@@ -50,10 +52,13 @@ class MAML:
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise InputError(f"{name} must be a positive integer or None, got {value!r}")
 
+    @validated
     def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
         """phi_K for every task, (tasks, P), without a graph."""
         return self._unroll(self._start(theta, tasks), tasks, 0, self.inner_steps, graph=False)[0]
 
+    @validated
+    @torch.enable_grad()
     def meta_gradient(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
         """The gradient in theta of the mean query loss of phi_K."""
         ends = [*range(0, self.inner_steps, self.checkpoint_every or self.inner_steps), self.inner_steps]
@@ -80,7 +85,7 @@ class MAML:
         return phi, *(torch.zeros_like(phi) for _ in range(INNER_OPTIMIZERS[self.inner_optimizer].slots))
 
     def _unroll(self, state: State, tasks: Tasks, first: int, last: int, graph: bool) -> State:
-        """Inner steps number first + 1 to last from a state, on which the result depends by a graph or not at all."""
+        """Inner steps number first + 1 to last from a state; graph: whether autograd can differentiate the result."""
         phi, *slots = state
         step = INNER_OPTIMIZERS[self.inner_optimizer].step
         for k in range(first, last):
@@ -89,10 +94,8 @@ class MAML:
         return phi, *slots
 
     def _gradient(self, phi: Tensor, x: Tensor, y: Tensor, graph: bool) -> Tensor:
-        if not graph:
-            return derivatives.gradients(self.apply, self.loss, phi, x, y)
-        loss = derivatives.batch_losses(self.apply, self.loss)(phi, x, y).sum()
-        return torch.autograd.grad(loss, phi, create_graph=True)[0]
+        gradients = derivatives.differentiable_gradients if graph else derivatives.gradients
+        return gradients(self.apply, self.loss, phi, x, y)
 
     def _batch(self, tasks: Tasks, step: int) -> tuple[Tensor, Tensor]:
         """The support points of an inner step."""

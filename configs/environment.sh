@@ -1,29 +1,29 @@
 # Sourced from the repository's root by experiment.sh, reproduce.sh and tests/run.sh.
 #
-# find_environment MODULES REQUIREMENTS...: sets PYTHON to an interpreter that can import the modules (separated by
-# blanks): the current one if it can, else that of .venv, which is made and filled from the requirement files once.
+# find_environment FILE...: sets PYTHON to an interpreter that has every package of the requirement files, each of
+# which is imported under its own name: that of the active environment if it has them, else that of .venv if it was
+# filled from the files as they are now, else one in PATH, else .venv's, after the set-up. Starts as few as it can.
 
 find_environment() {
-    local modules=$1 candidate base=""
-    shift
-    for candidate in "${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}" python3 python python3.13 python3.12 python3.11; do
-        if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-            base=${base:-$candidate}
-            if imports_all "$candidate" "$modules"; then
-                PYTHON=$candidate
-                return
-            fi
-        fi
+    local active=${VIRTUAL_ENV:-${CONDA_PREFIX:-}} modules candidate lacking status base="" hint=""
+    modules=$(sed 's/[^[:alnum:]_-].*//; s/-/_/g' "$@" | tr '\n' ' ')
+    for candidate in ${active:+"$active/bin/python"} .venv/bin/python python3 python python3.13 python3.12 python3.11; do
+        [ "$candidate" != .venv/bin/python ] || installed "$@" || continue
+        status=0
+        lacking=$(lacks "$candidate" "$modules") || status=$?
+        case $status in
+            0) PYTHON=$candidate && return ;;
+            1) [ "$candidate" = .venv/bin/python ] || base=${base:-$candidate} ;;
+            *) continue ;; # not there, or too old
+        esac
+        case " $lacking " in
+            *" torch "*) ;;
+            *) hint=${hint:-"$candidate has torch: $candidate -m pip install $lacking"} ;;
+        esac
     done
+    [ -n "$base" ] || no_python
+    announce "${hint:-none here has torch}" "$@"
     PYTHON=.venv/bin/python
-    if imports_all "$PYTHON" "$modules" && installed "$@"; then
-        return
-    fi
-    if [ -z "$base" ]; then
-        echo "$0: no Python of version 3.11 or newer was found; install one and start again" >&2
-        exit 2
-    fi
-    echo "$0: installing $* into .venv (once)" >&2
     if ! "$base" -m venv .venv; then
         echo "$0: $base cannot make a virtual environment; install its venv module (Debian: python3-venv)" >&2
         exit 2
@@ -38,6 +38,30 @@ find_environment() {
     done
 }
 
+# Sets PYTHON to an interpreter that is new enough; what it can import does not matter.
+find_python() {
+    local active=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
+    for PYTHON in ${active:+"$active/bin/python"} python3 python python3.13 python3.12 python3.11; do
+        ! lacks "$PYTHON" "" >/dev/null || return 0
+    done
+    no_python
+}
+
+no_python() {
+    echo "$0: no Python of version 3.11 or newer was found; install one and start again" >&2
+    exit 2
+}
+
+# What the set-up downloads, what room it takes, and how to do with less: announce HINT FILE...
+announce() {
+    cat >&2 <<TEXT
+$0: installing ${*:2} into $PWD/.venv, once
+  With the CUDA build of torch, PyPI's on Linux, this is a download of 3 GB and 5 GB on disk; with a CPU build, 0.3 GB
+  and 1.2 GB: start again with PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu for that.
+  A Python that has all packages is used as it is: activate its environment, or put it first in PATH ($1).
+TEXT
+}
+
 # Whether .venv holds what the files ask for, as they are now.
 installed() {
     local file
@@ -46,11 +70,15 @@ installed() {
     done
 }
 
-imports_all() {
-    "$1" - $2 >/dev/null 2>&1 <<'PYTHON'
-import importlib.util, sys
-sys.exit(any(importlib.util.find_spec(name) is None for name in sys.argv[1:]))
+# Prints the modules that a Python cannot import. Status 0: none, 1: some, another: it is too old or not there.
+lacks() {
+    "$1" - $2 2>/dev/null <<'PYTHON'
+import sys
+if sys.version_info < (3, 11):
+    sys.exit(3)
+import importlib.util
+missing = [name for name in sys.argv[1:] if importlib.util.find_spec(name) is None]
+print(*missing)
+sys.exit(bool(missing))
 PYTHON
 }
-
-CORE="torch torchdiffeq numpy scipy matplotlib tqdm"

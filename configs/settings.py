@@ -1,24 +1,33 @@
-"""The settings of an experiment: one table, from which the flags, the checks and the help text are made."""
+"""The settings of an experiment: one table, from which the flags, the checks and the help text are made.
+
+Nothing here loads torch, which takes seconds: a mistake in a flag is told at once.
+"""
 
 import argparse
+import re
 import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
-import torch
-
 from amaml.errors import InputError, unknown
-from amaml.flow.adjoint import ADJOINTS
-from amaml.flow.steps import SOLVERS
-from amaml.models import ACTIVATIONS, NORMS
-from data import DOMAINS
+from amaml.experiment.registry import (
+    ACTIVATIONS,
+    ADJOINTS,
+    BOTH,
+    INNER_OPTIMIZERS,
+    META_OPTIMIZERS,
+    METHODS,
+    NETWORKS,
+    NORMS,
+    PROTOCOLS,
+    SOLVERS,
+    Entry,
+    flag_name,
+)
+from data import DOMAINS, ITEM_FEATURES
 
-NETWORKS = ("mlp", "linear", "conv4", "conv4-strided", "resnet12")
-PROTOCOLS = ("finetune", "inner")
-INNER_OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam")
-METHODS = ("amaml", "maml", "maml1", "fomaml", "imaml", "reptile", "scratch", "pretrained")
 FOLDER = Path(__file__).parent
 Check = Callable[[str, Any], Any]  # (flag, value) -> the value in its type; raises InputError
 
@@ -49,10 +58,8 @@ def _choice(allowed: Iterable[str]) -> Check:
 
 
 def _device(flag: str, value: Any) -> str:
-    count = torch.cuda.device_count()
-    present = ["cpu", *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
-    if value not in present:
-        raise InputError(f"{flag} {value!r} is not there; this machine has: {', '.join(present)}")
+    if not isinstance(value, str) or not re.fullmatch(r"cpu|cuda(:\d+)?", value):
+        raise InputError(f"{flag} must be cpu, cuda or cuda:N, got {value!r}")
     return value
 
 
@@ -78,9 +85,10 @@ def _switch(flag: str, value: Any) -> bool:
     return value
 
 
-def _flag(check: Check, help: str, default: Any = None, control: bool = False) -> Any:
-    """A setting; control marks those that steer the program and leave the numbers of a run alone."""
-    return field(default=default, metadata={"check": check, "help": help, "control": control})
+def _flag(check: Check, help: str, default: Any = None, control: bool = False, test: bool = False) -> Any:
+    """A setting; control marks those that steer the program and leave the numbers of a run alone, test those that
+    leave its theta alone and say how it is tested."""
+    return field(default=default, metadata={"check": check, "help": help, "control": control, "test": test})
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ class Settings:
     meta_updates: int = _flag(_count, "meta-updates, steps of the optimiser of theta")
     meta_batch: int = _flag(_count, "tasks a meta-update")
     meta_lr: float = _flag(_positive, "step size of the optimiser of theta")
-    meta_optimizer: str = _flag(_choice(("sgd", "adam")), "optimiser of theta: sgd, adam")
+    meta_optimizer: str = _flag(_choice(META_OPTIMIZERS), f"optimiser of theta: {', '.join(META_OPTIMIZERS)}")
     clip: float | None = _flag(
         _positive, "largest norm of the meta-gradient, longer ones are shortened (default: none)"
     )
@@ -115,27 +123,29 @@ class Settings:
     trajectory_checkpoints: int | None = _flag(
         _count, "A-MAML: states of a trajectory kept at most, the rest computed again (default: by their size)"
     )
-    check_gradient: int = _flag(
-        _index, "A-MAML: measure the gradient's error at the first and every so many updates; 0 never"
-    )
     task_chunk: int | None = _flag(_count, "tasks that go through the network at once (default: all)")
     compile: str = _flag(_choice(("auto", "on", "off")), "torch.compile: auto (runs of 500 updates or more), on, off")
     dtype: str = _flag(_choice(("float64", "float32")), "precision: float64, float32")
-    seed: int = _flag(_seed, "seed of tasks, episodes and initial weights")
-    test_interval: int = _flag(_index, "meta-updates between meta-tests; 0 tests only at the end")
-    test_tasks: int = _flag(_count, "meta-test tasks")
-    protocol: str = _flag(
-        _choice(PROTOCOLS), "adaptation at meta-test: finetune (Adam epochs), inner (the inner loop of the method)"
+    deterministic: bool = _flag(
+        _switch, "CUDA: only operations that give the same bits every time, slower ones where need be", default=False
     )
-    test_epochs: int = _flag(_index, "finetune: Adam epochs at meta-test")
-    test_steps: int | None = _flag(_count, "inner: inner steps at meta-test (default: --inner-steps)")
+    seed: int = _flag(_seed, "seed of tasks, episodes and initial weights")
+    test_interval: int = _flag(_index, "meta-updates between meta-tests; 0 tests only at the end", test=True)
+    test_tasks: int = _flag(_count, "meta-test tasks", test=True)
+    protocol: str = _flag(
+        _choice((*PROTOCOLS, BOTH)),
+        "adaptation at meta-test: finetune (Adam epochs), inner (the inner loop of the method), both",
+        test=True,
+    )
+    test_epochs: int = _flag(_index, "finetune: Adam epochs at meta-test", test=True)
+    test_steps: int | None = _flag(_count, "inner: inner steps at meta-test (default: --inner-steps)", test=True)
     checkpoint_interval: int = _flag(_count, "meta-updates between checkpoints, at most 30 s apart", control=True)
     network: str = _flag(_choice(NETWORKS), f"network: {', '.join(NETWORKS)}")
     width: int = _flag(_count, "units of each hidden layer, or filters of the first convolution")
     activation: str = _flag(_choice(ACTIVATIONS), f"activation of mlp and conv4: {', '.join(ACTIVATIONS)}")
     norm: str = _flag(_choice(NORMS), "normalisation of the mlp: none, batch (the batch's own statistics)")
     ways: int = _flag(_count, "images: classes of a task")
-    item_features: str = _flag(_choice(("onehot", "svd")), "ratings: an item's 100 inputs: onehot, svd")
+    item_features: str = _flag(_choice(ITEM_FEATURES), f"ratings: an item's 100 inputs: {', '.join(ITEM_FEATURES)}")
     train_tasks: int = _flag(_count, "ratings: meta-train users")
     unseen: int = _flag(_count, "ratings: unseen items that every meta-test user has at least")
     out: str | None = _flag(_path, "folder of the run (default results/DOMAIN/...)", control=True)
@@ -155,6 +165,7 @@ class Settings:
 
 FIELDS = {f.name: f for f in fields(Settings)}
 CONTROL = frozenset(name for name, f in FIELDS.items() if f.metadata["control"])
+TEST = frozenset(name for name, f in FIELDS.items() if f.metadata["test"])
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -163,10 +174,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as fault:
         raise InputError(f"cannot read the configuration {path}: {fault}; it must be a TOML file") from fault
-    return {name: _checked(name, value, f" in {path}") for name, value in values.items()}
+    return {name: _valid(name, value, f" in {path}") for name, value in values.items()}
 
 
-def _checked(name: str, value: Any, source: str) -> Any:
+def _valid(name: str, value: Any, source: str) -> Any:
     if name not in FIELDS:
         raise unknown(f"setting{source}", name, FIELDS)
     if value is None and type(None) in get_args(FIELDS[name].type):
@@ -176,11 +187,39 @@ def _checked(name: str, value: Any, source: str) -> Any:
 
 def checked(values: dict[str, Any], source: str = "") -> Settings:
     """Settings of the right types and ranges; raises InputError for the first that is not, or is missing."""
-    values = {name: _checked(name, value, source) for name, value in values.items()}
+    values = {name: _valid(name, value, source) for name, value in values.items()}
     for name, setting in FIELDS.items():
         if name not in values and setting.default is None and type(None) not in get_args(setting.type):
             raise InputError(f"{flag_name(name)}{source} is missing")
     return Settings(**values)
+
+
+def _used_by(entries: dict[str, Entry]) -> set[str]:
+    return {name for entry in entries.values() for name in entry.uses}
+
+
+def check_together(flags: Iterable[str], s: Settings) -> None:
+    """Raise InputError for settings that do not go together, and for a flag that nothing chosen has a use for."""
+    if s.norm == "batch" and min(s.shots, s.queries) < 2:
+        raise InputError(f"--norm batch needs at least 2 points, got --shots {s.shots} and --queries {s.queries}")
+    if s.draw > s.test_tasks:
+        raise InputError(f"--draw {s.draw} is more than --test-tasks {s.test_tasks}; choose at most {s.test_tasks}")
+    if s.resume and s.overwrite:
+        raise InputError("--resume goes on with a run and --overwrite discards it; choose one of them")
+    groups = {
+        "method": {name: entry.uses for name, entry in METHODS.items()},
+        "network": {name: entry.uses for name, entry in NETWORKS.items()},
+        "protocol": {name: entry.uses for name, entry in PROTOCOLS.items()} | {BOTH: _used_by(PROTOCOLS)},
+        "domain": {name: set(kind.uses) for name, kind in DOMAINS.items()},
+    }
+    for flag in flags:
+        for group, uses in groups.items():
+            users, chosen = [name for name, used in uses.items() if flag in used], getattr(s, group)
+            if users and chosen not in users:
+                raise InputError(
+                    f"{flag_name(flag)} {getattr(s, flag)} is for {flag_name(group)} {' or '.join(users)}, not for "
+                    f"{chosen}; leave it out"
+                )
 
 
 def merged(flags: dict[str, Any]) -> Settings:
@@ -188,11 +227,9 @@ def merged(flags: dict[str, Any]) -> Settings:
     if "domain" not in flags:
         raise InputError(f"--domain is missing; choose one of: {', '.join(DOMAINS)}")
     overrides = FOLDER / f"{flags['domain']}.toml"
-    return checked(read_toml(FOLDER / "defaults.toml") | (read_toml(overrides) if overrides.exists() else {}) | flags)
-
-
-def flag_name(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    s = checked(read_toml(FOLDER / "defaults.toml") | (read_toml(overrides) if overrides.exists() else {}) | flags)
+    check_together(flags, s)
+    return s
 
 
 def parse_flags(arguments: list[str]) -> dict[str, Any]:
@@ -214,7 +251,7 @@ def parse_flags(arguments: list[str]) -> dict[str, Any]:
     namespace, unread = parser.parse_known_args(arguments)
     if unread:
         raise unknown("flag", unread[0].split("=")[0], [flag_name(name) for name in FIELDS])
-    return {name: _checked(name, value, "") for name, value in vars(namespace).items()}
+    return {name: _valid(name, value, "") for name, value in vars(namespace).items()}
 
 
 class _Parser(argparse.ArgumentParser):

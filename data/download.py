@@ -1,7 +1,8 @@
 """python -m data.download NAME [--data-root DIR]: fetch a data set from its publisher into the data root.
 
-A file appears under its own name only when it is whole: an archive is fetched into a temporary folder in the data
-root, its checksum compared, its members unpacked there, and each is then moved to its place.
+Any Python >= 3.11 will do, also before the set-up. A file appears under its own name only when it is whole: an archive
+is fetched into a temporary folder in the data root, its checksum compared, its members unpacked there, and each is then
+moved to its place.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import tempfile
 import urllib.request
 import zipfile
 import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NoReturn
-
-from tqdm import tqdm
 
 from amaml.errors import InputError, unknown
 from data import sources
@@ -81,18 +82,29 @@ def _receive(archive: Archive, file: Path) -> None:
     digest = hashlib.new(algorithm)
     with urllib.request.urlopen(archive.url, timeout=TIMEOUT) as response, open(file, "wb") as out:
         length = response.length  # None where the server does not say
-        name = PurePosixPath(archive.target).parts[0]
         received = 0
-        with tqdm(desc=name, total=length, unit="B", unit_scale=True, disable=None) as bar:
+        with _progress(PurePosixPath(archive.target).parts[0], length) as count:
             while chunk := response.read(CHUNK):
                 out.write(chunk)
                 digest.update(chunk)
                 received += len(chunk)
-                bar.update(len(chunk))
+                count(len(chunk))
     if length is not None and received < length:
         raise DownloadError(f"the connection was cut after {received} of {length} bytes")
     if digest.hexdigest() != expected:
         raise DownloadError(f"the {algorithm} of what came is {digest.hexdigest()}, expected {expected}")
+
+
+@contextmanager
+def _progress(name: str, total: int | None) -> Iterator[Callable[[int], object]]:
+    """A function that counts bytes on a bar, or on none where tqdm is not installed yet."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield lambda count: None
+        return
+    with tqdm(desc=name, total=total, unit="B", unit_scale=True, disable=None) as bar:
+        yield bar.update
 
 
 def _unpack(file: Path, folder: Path) -> dict[str, Path]:

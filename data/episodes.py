@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from amaml.errors import InputError
+from amaml.flow.derivatives import Loss
+from amaml.losses import accuracy, half_mse, mse, rmse
 from amaml.tasks import Tasks
 
 META_TRAIN_TASKS, META_TRAIN_POINTS, META_TEST_TASKS, META_TEST_POINTS, EPISODE = range(5)  # streams of random numbers
@@ -32,31 +35,58 @@ class Sampling:
     unseen: int = 5
 
 
+class Objective(NamedTuple):
+    """The loss that tasks are adapted by, and the metric they are judged by, with its name in the tables."""
+
+    loss: Loss
+    metric_name: str
+    metric: Loss
+
+
+CLASSES = Objective(cross_entropy, "accuracy", accuracy)
+STANDARDISED = Objective(half_mse, "nRMSE", rmse)  # targets have unit variance over the meta-train tasks
+OTHER_UNITS = Objective(half_mse, "MSE", mse)
+
+
 class Domain(Protocol):
     """A family of tasks.
 
     input_shape and outputs are the sizes of one point: (d,) and 1 for regression, (channels, height, width) and the
-    number of classes for classification. standardised says whether regression targets have unit variance over the
-    meta-train tasks, so that a root mean squared error is an nRMSE. A classification target is a class (points,).
+    number of classes for classification, whose targets are classes (points,). images: whether the points are images, of
+    which shots and queries count those of each class.
     """
 
     input_shape: tuple[int, ...]
     outputs: int
-    classification: bool
-    standardised: bool
+    images: bool
+    objective: Objective
 
     def episode(self, step: int) -> Tasks:
         """meta_batch meta-train tasks for one meta-update; the same step always gives the same tasks."""
         ...
 
-    def meta_test(self, count: int) -> Tasks:
-        """The first count meta-test tasks, with their test points."""
+    def meta_test(self, count: int, first: int = 0) -> Tasks:
+        """Meta-test tasks first to first + count - 1, with their test points; no others are built.
+
+        The same number always gives the same task. Raises InputError where there are not so many.
+        """
+        ...
+
+    def check_meta_test(self, count: int) -> None:
+        """Raise InputError where there are fewer than count meta-test tasks. Builds none."""
         ...
 
 
 def generator(seed: int, *stream: int) -> np.random.Generator:
-    """An independent generator for every seed, stream and step; nothing global is touched."""
-    return np.random.default_rng([seed, *stream])
+    """An independent generator for every seed, stream and step below 2**64; nothing global is touched.
+
+    NumPy takes a number as one word of 32 bits or as many as it has, so that 2**32 would be the numbers 0 and 1. Here
+    each is one word, and what goes beyond it is a key apart.
+    """
+    numbers = np.array([seed, *stream], np.uint64)
+    words, beyond = numbers & 0xFFFFFFFF, numbers >> 32
+    key = tuple(beyond.tolist()) if beyond.any() else ()
+    return np.random.default_rng(np.random.SeedSequence(words.tolist(), spawn_key=key))
 
 
 def draw_without_replacement(rng: np.random.Generator, rows: int, pool: int, count: int) -> np.ndarray:

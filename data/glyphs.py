@@ -21,8 +21,9 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import distance_transform_edt
 from torch.nn.functional import affine_grid, grid_sample
 
+from amaml.files import cache_folder
 from data.episodes import generator
-from data.image_cache import ImageSet, cached, user_cache
+from data.image_cache import ImageSet, cached
 
 FACES = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "STIXGeneral")
 Scripts = dict[str, tuple[str, ...]]
@@ -66,7 +67,7 @@ def load() -> ImageSet:
     digest = hashlib.sha256(f"{PIL.__version__} {unicodedata.unidata_version}".encode())
     for part in (Path(__file__), *fonts):  # what is drawn depends on this file too
         digest.update(part.read_bytes())
-    return cached(user_cache(), "Glyphs", digest.hexdigest(), lambda: draw(distinct(letters(fonts, SCRIPTS))))
+    return cached([cache_folder()], "Glyphs", digest.hexdigest(), lambda: draw(distinct(letters(fonts, SCRIPTS))))
 
 
 def font_files() -> list[Path]:

@@ -1,20 +1,17 @@
-"""Image sets in memory, and a cache file that keeps their decoded pixels."""
+"""Image sets in memory, and a cache of their decoded pixels: NAME.npy, beside it NAME.json with what it holds."""
 
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import struct
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.format import open_memmap
 
-MAGIC = b"amaml\x00u8"
-PREFIX = struct.Struct("<8sQI")  # magic, length of the header, checksum of header and pixels
+from amaml.files import replacing
 
 
 @dataclass(frozen=True)
@@ -35,18 +32,12 @@ class ImageSet:
         return self.images[first : first + counts.sum()], counts
 
 
-def user_cache() -> list[Path]:
-    """The user's folder for files that can be made again, if there is one."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return [Path(home, "amaml")] if os.path.isabs(home) else []
-
-
-def cached(folders: Sequence[Path], name: str, fingerprint: str, build: Callable[[], ImageSet]) -> ImageSet:
-    """What build() returns, from NAME.cache in the first folder where it is whole and of this fingerprint.
+def cached(folders: Sequence[Path | None], name: str, fingerprint: str, build: Callable[[], ImageSet]) -> ImageSet:
+    """What build() returns, from NAME.npy in the first folder where it is whole and of this fingerprint.
 
     Otherwise it is built, and written to the first folder that takes it; where none does, it stays in memory alone.
     """
-    paths = [folder / f"{name}.cache" for folder in folders]
+    paths = [folder / f"{name}.npy" for folder in folders if folder is not None]
     for path in paths:
         found = _load(path, fingerprint)
         if found is not None:
@@ -62,37 +53,31 @@ def cached(folders: Sequence[Path], name: str, fingerprint: str, build: Callable
 
 
 def _save(path: Path, fingerprint: str, content: ImageSet) -> None:
-    """Prefix, header (JSON), pixels; under another name until it is whole."""
-    pixels = np.ascontiguousarray(content.images)
-    header = json.dumps({"fingerprint": fingerprint, "shape": pixels.shape, "splits": content.splits}).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.parent.stat().st_mode & 0o222:  # the superuser may write there, and should not either
         raise PermissionError(f"{path.parent} is read-only")
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(PREFIX.pack(MAGIC, len(header), zlib.crc32(pixels, zlib.crc32(header))) + header)
-            file.write(pixels.data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        np.save(file, content.images)
+        file.flush()
+        checksum = _checksum(Path(file.name), fingerprint, content.splits)
+    header = {"fingerprint": fingerprint, "splits": content.splits, "checksum": checksum}
+    with replacing(path.with_suffix(".json")) as file:  # a kill before leaves pixels that the old header rejects
+        file.write(json.dumps(header).encode())
 
 
 def _load(path: Path, fingerprint: str) -> ImageSet | None:
-    """The cache file, its pixels mapped; None where it is missing, damaged or of other sources."""
+    """The cached images, their pixels mapped; None where they are missing, damaged or of other sources."""
     try:
-        with open(path, "rb") as file:
-            magic, length, checksum = PREFIX.unpack(file.read(PREFIX.size))
-            if magic != MAGIC or length > os.fstat(file.fileno()).st_size:
-                return None
-            text = file.read(length)
-        header = json.loads(text)
+        header = json.loads(path.with_suffix(".json").read_bytes())
+        splits, checksum = header["splits"], header["checksum"]
+        if header["fingerprint"] != fingerprint or _checksum(path, fingerprint, splits) != checksum:
+            return None
         # copy on write: torch takes no read-only memory, and nothing here writes
-        pixels = np.memmap(path, np.uint8, "c", PREFIX.size + length, tuple(header["shape"])).view(np.ndarray)
-        whole = path.stat().st_size == PREFIX.size + length + pixels.size
-        sound = whole and zlib.crc32(pixels, zlib.crc32(text)) == checksum
-        return ImageSet(pixels, header["splits"]) if sound and header["fingerprint"] == fingerprint else None
-    except (OSError, ValueError, KeyError, TypeError, struct.error):
+        return ImageSet(open_memmap(path, mode="c").view(np.ndarray), splits)
+    except (OSError, ValueError, TypeError, KeyError):
         return None
+
+
+def _checksum(path: Path, fingerprint: str, splits: dict[str, dict[str, int]]) -> int:
+    """Of the file of pixels and what is said of it."""
+    return zlib.crc32(np.memmap(path, mode="r"), zlib.crc32(json.dumps([fingerprint, splits]).encode()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import os
 import pickle
 import zipfile
 import zlib
@@ -19,9 +18,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from amaml.errors import InputError
+from amaml.files import cache_folder
 from data import sources
 from data.episodes import generator
-from data.image_cache import ImageSet, cached, user_cache
+from data.image_cache import ImageSet, cached
 
 VERSION = 1  # part of every fingerprint; a change in how pixels are made needs another
 PARTS = {"train": "train", "validation": "val", "test": "test"}  # our splits and the publishers' names of them
@@ -44,7 +44,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """A published image set: its name in data.sources, how its files are found and what they should look like.
+    """A published image set: its name in data.sources and how its files are found.
 
     The files lie in the data root itself or in folder under it.
     """
@@ -52,34 +52,23 @@ class ImageFiles:
     name: str
     folder: str
     find: Callable[[Path], Layout | None]
-    expected: str
 
     def load(self, data_root: str | None) -> ImageSet:
         """The images, from the cache where it is sound and up to date, else decoded and cached.
 
         Raises InputError where a file is missing or cannot be read.
         """
-        given = data_root or os.environ.get(sources.VARIABLE)
-        if not given:
-            raise self._missing(f"the data root (--data-root DIR, or {sources.VARIABLE})")
-        root = Path(given).expanduser()
+        root = sources.data_root(self.name, data_root)
         for folder in (root / self.folder, root):
             layout = self.find(folder)
             if layout is not None:
                 try:
                     fingerprint = _fingerprint(folder, layout.files)
                 except OSError as fault:
-                    raise self._missing(fault.filename) from None
+                    raise sources.missing(self.name, root, fault.filename) from None
                 name = f"{self.name}-{_digest(str(folder.resolve()))[:8]}"  # several roots share the user's cache
-                return cached([folder, *user_cache()], name, fingerprint, layout.read)
-        raise self._missing(str(root / self.folder))
-
-    def _missing(self, what: str) -> InputError:
-        return InputError(
-            f"{what} is missing: {self.name} is read from {self.expected}, in the data root or in {self.folder}/ "
-            f"there; nothing was downloaded; see {sources.SOURCES[self.name].page}, or: "
-            f"python -m data.download {self.name}"
-        )
+                return cached([folder, cache_folder()], name, fingerprint, layout.read)
+        raise sources.missing(self.name, root)
 
 
 def _digest(text: str) -> str:
@@ -246,16 +235,6 @@ class _PlainUnpickler(pickle.Unpickler):
         return self.allowed[module, name]
 
 
-OMNIGLOT = ImageFiles(
-    "Omniglot", "omniglot", _omniglot, f"any of {', '.join(f'images_{name}.zip' for name in ZIPS)}, not unpacked"
-)
-MINI_IMAGENET = ImageFiles(
-    "MiniImageNet",
-    "mini-imagenet",
-    _mini_imagenet,
-    "mini-imagenet-cache-{train,val,test}.pkl, or images/ with {train,val,test}.csv (filename,label), or "
-    "{train,val,test}/CLASS/*.jpg",
-)
-CIFAR_FS = ImageFiles(
-    "CIFARFS", "cifar-fs", _cifar_fs, "cifar100/data/CLASS/*.png with cifar100/splits/bertinetto/{train,val,test}.txt"
-)
+OMNIGLOT = ImageFiles("Omniglot", "omniglot", _omniglot)
+MINI_IMAGENET = ImageFiles("MiniImageNet", "mini-imagenet", _mini_imagenet)
+CIFAR_FS = ImageFiles("CIFARFS", "cifar-fs", _cifar_fs)

@@ -12,7 +12,7 @@ from torch import Tensor
 from amaml.errors import InputError
 from amaml.tasks import Tasks
 from data import episodes, glyphs
-from data.episodes import Sampling, check_pool, generator
+from data.episodes import CLASSES, Sampling, check_pool, generator
 from data.image_cache import ImageSet
 from data.image_files import CIFAR_FS, MINI_IMAGENET, OMNIGLOT
 
@@ -49,8 +49,8 @@ class Images:
     order, and their places in it are their labels, 0 to ways - 1.
     """
 
-    classification = True
-    standardised = False
+    images = True
+    objective = CLASSES
 
     def __init__(self, source: ImageSource, sampling: Sampling, ways: int = 5) -> None:
         """Raises InputError where files are missing, or where a split is too small for the ways, shots or queries."""
@@ -69,21 +69,25 @@ class Images:
 
     def episode(self, step: int) -> Tasks:
         """meta_batch tasks of training classes."""
-        return self._tasks("train", self.sampling.meta_batch, episodes.EPISODE, step)
+        return self._tasks("train", generator(self.sampling.seed, episodes.EPISODE, step), self.sampling.meta_batch)
 
-    def meta_test(self, count: int) -> Tasks:
-        """count tasks of test classes; the test points are the query points."""
-        return self._held_out("test", count)
+    def meta_test(self, count: int, first: int = 0) -> Tasks:
+        """Tasks first to first + count - 1 of test classes; the test points are the query points."""
+        return self._held_out("test", count, first)
 
-    def meta_validation(self, count: int) -> Tasks:
+    def check_meta_test(self, count: int) -> None:
+        """There is no end of tasks."""
+
+    def meta_validation(self, count: int, first: int = 0) -> Tasks:
         """As meta_test, of validation classes; raises InputError where the image set sets none aside."""
         if "validation" not in self._pools:
             raise InputError("these images have no validation classes; validate with other seeds or another domain")
         self._check("validation")
-        return self._held_out("validation", count)
+        return self._held_out("validation", count, first)
 
-    def _held_out(self, split: str, count: int) -> Tasks:
-        tasks = self._tasks(split, count, episodes.META_TEST_TASKS)
+    def _held_out(self, split: str, count: int, first: int) -> Tasks:
+        rng = generator(self.sampling.seed, episodes.META_TEST_TASKS)
+        tasks = self._tasks(split, rng, count, first)
         return Tasks(tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y, tasks.query_x, tasks.query_y)
 
     def _check(self, split: str) -> None:
@@ -91,9 +95,9 @@ class Images:
         check_pool(f"{split} classes", self.outputs, len(counts), "--ways")
         check_pool(f"images of a {split} class", s.shots + s.queries, counts.min(), "--shots and --queries: together")
 
-    def _tasks(self, split: str, count: int, *stream: int) -> Tasks:
+    def _tasks(self, split: str, rng: np.random.Generator, count: int, first: int = 0) -> Tasks:
         s, pool = self.sampling, self._pools[split]
-        indices = draw_images(generator(s.seed, *stream), count, self.outputs, s.shots + s.queries, pool)
+        indices = draw_images(rng, count, self.outputs, s.shots + s.queries, pool, first)
         tensors = []
         for part in (indices[..., : s.shots], indices[..., s.shots :]):
             index = torch.from_numpy(part.ravel()).to(pool.images.device, non_blocking=True)
@@ -107,10 +111,13 @@ def _pool(images: np.ndarray, counts: np.ndarray, device: str) -> Pool:
     return Pool(torch.from_numpy(images).to(device), np.cumsum(counts) - counts, counts)
 
 
-def draw_images(rng: np.random.Generator, tasks: int, ways: int, points: int, pool: Pool) -> np.ndarray:
-    """Indices of a pool's images (tasks, ways, points): distinct classes and images of each, in random order."""
+def draw_images(rng: np.random.Generator, tasks: int, ways: int, points: int, pool: Pool, first: int = 0) -> np.ndarray:
+    """Indices of a pool's images (tasks, ways, points): distinct classes and images of each, in random order.
+
+    The first so many tasks that the generator gives are left out.
+    """
     classes, most = len(pool.counts), pool.counts.max()
-    keys = rng.random((tasks, classes + ways * most))  # a row a task: more tasks change none before
+    keys = rng.random((first + tasks, classes + ways * most))[first:]  # a row a task
     chosen = _smallest(keys[:, :classes], ways)
     order = keys[:, classes:].reshape(tasks, ways, most)
     order[np.arange(most) >= pool.counts[chosen][..., None]] = np.inf  # beyond the images of a smaller class

@@ -9,7 +9,7 @@ import torch
 
 from amaml.tasks import Tasks
 from data import episodes
-from data.episodes import Sampling, generator
+from data.episodes import CLASSES, Sampling, generator
 
 INPUTS = 50
 TEST_POINTS = 500
@@ -23,8 +23,8 @@ class Logistic:
 
     input_shape = (INPUTS,)
     outputs = 2
-    classification = True
-    standardised = False
+    images = False
+    objective = CLASSES
 
     def __init__(self, sampling: Sampling) -> None:
         self.sampling = sampling
@@ -33,16 +33,19 @@ class Logistic:
 
     def episode(self, step: int) -> Tasks:
         """meta_batch tasks that no other step sees."""
-        return self._tasks(generator(self.sampling.seed, episodes.EPISODE, step), self.sampling.meta_batch, 0)
+        return self._tasks(generator(self.sampling.seed, episodes.EPISODE, step), self.sampling.meta_batch)
 
-    def meta_test(self, count: int) -> Tasks:
-        """count tasks with test points."""
-        return self._tasks(generator(self.sampling.seed, episodes.META_TEST_TASKS), count, TEST_POINTS)
+    def meta_test(self, count: int, first: int = 0) -> Tasks:
+        """Tasks first to first + count - 1, with test points."""
+        return self._tasks(generator(self.sampling.seed, episodes.META_TEST_TASKS), count, first, TEST_POINTS)
 
-    def _tasks(self, rng: np.random.Generator, count: int, test: int) -> Tasks:
+    def check_meta_test(self, count: int) -> None:
+        """There is no end of tasks."""
+
+    def _tasks(self, rng: np.random.Generator, count: int, first: int = 0, test: int = 0) -> Tasks:
         s = self.sampling
         sizes = [s.shots, s.queries] + [test] * (test > 0)
-        draws = rng.standard_normal((count, 1 + sum(sizes), INPUTS))  # a row a task: more tasks change none before
+        draws = rng.standard_normal((first + count, 1 + sum(sizes), INPUTS))[first:]  # a row a task
         own = draws[:, 0] / np.linalg.norm(draws[:, 0], axis=1, keepdims=True)
         points = draws[:, 1:]
         classes = (points @ (self.direction + own)[..., None] > 0)[..., 0]

@@ -1,7 +1,8 @@
 """Collaborative filtering: every user is a task, an item an input of 100 numbers, the user's rating of it the output.
 
 Three published sets of ratings: Jester, MovieLens100K, MovieLens1M. Nothing is learned from a meta-test user before
-adaptation: the scaler, the item factors and the item means come from the meta-train users alone.
+adaptation: the scaler, the item factors and the item means come from the meta-train users alone, and users outside the
+meta-test say which items are inputs.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from scipy.sparse.linalg import svds
 from amaml.errors import InputError, unknown
 from amaml.tasks import Tasks
 from data import episodes, rating_files
-from data.episodes import Sampling, check_pool, gather, generator
+from data.episodes import STANDARDISED, Sampling, check_pool, gather, generator
 
 INPUTS = 100
 ITEM_FEATURES = ("onehot", "svd")
@@ -23,8 +24,9 @@ SHRINKAGES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 class Ratings:
     """Users of a data set as a domain; ratings are standardised on the meta-train users.
 
-    item_features "onehot": the 100 most rated items, each its own input. "svd": all items, each by 100 factors of the
-    meta-train users' ratings; an item that none of them rated is the zero vector.
+    item_features "onehot": 100 items, each its own input. "svd": all items, each by 100 factors of the ratings of the
+    meta-train users; an item that none of them rated is the zero vector. The 100 items are those that `train_users`
+    users, drawn from all with enough ratings, rated most; none of these users is in the meta-test.
 
     A meta-train user has at least shots + queries ratings of these items, a meta-test user `unseen` more. Tasks are
     rectangular, so the unseen items of a meta-test user are as many as every chosen one can supply (`test_points`, at
@@ -37,8 +39,8 @@ class Ratings:
 
     input_shape = (INPUTS,)
     outputs = 1
-    classification = False
-    standardised = True
+    images = False
+    objective = STANDARDISED
 
     def __init__(
         self,
@@ -54,9 +56,9 @@ class Ratings:
         check_pool("meta-train users", sampling.meta_batch, train_users, "--meta-batch")
         self.name, self.sampling = name, sampling
         ratings = rating_files.read(name, sampling.data_root)
-        if item_features == "onehot":
-            ratings = ratings[:, _most_rated(ratings, INPUTS)]
-        self.train_users, self.test_users = self._split(ratings, train_users, test_users, unseen)
+        everything = item_features == "svd"
+        items, self.train_users, self.test_users = self._split(ratings, everything, train_users, test_users, unseen)
+        ratings = ratings[:, items]
 
         train = ratings[self.train_users]
         self.scale = float(np.nanmean(train)), float(np.nanstd(train))
@@ -78,11 +80,19 @@ class Ratings:
         points = _draw(rng, self._counts[users], self._items.shape[1], s.shots + s.queries)
         return self._tasks(gather(self._items, users, points), gather(self._values, users, points))
 
-    def meta_test(self, count: int) -> Tasks:
-        """The first count meta-test users; the test points are items in neither their support nor their query set."""
+    def meta_test(self, count: int, first: int = 0) -> Tasks:
+        """Meta-test users first to first + count - 1; the test points are in neither their support nor their query set.
+
+        Raises InputError where there are not so many.
+        """
+        self.check_meta_test(first + count)
+        chosen = slice(first, first + count)
+        items = torch.as_tensor(self._test_items[chosen]).to(self.sampling.device)
+        return self._tasks(items, self._tensor(self._test_values[chosen]))
+
+    def check_meta_test(self, count: int) -> None:
+        """Raise InputError where there are fewer meta-test users."""
         check_pool("meta-test users", count, len(self.test_users), "--test-tasks")
-        items = torch.as_tensor(self._test_items[:count]).to(self.sampling.device)
-        return self._tasks(items, self._tensor(self._test_values[:count]))
 
     def predictors(self, count: int) -> dict[str, np.ndarray]:
         """What takes no learning: the nRMSE (count,) of simple predictors on the test points of meta_test(count).
@@ -91,7 +101,7 @@ class Ratings:
         mean plus the user's offset, the sum of the support's residuals / (shots + shrinkage), where the shrinkage is
         the best of a grid on the meta-train users.
         """
-        check_pool("meta-test users", count, len(self.test_users), "--test-tasks")
+        self.check_meta_test(count)
         shots, start = self.sampling.shots, self.sampling.shots + self.sampling.queries
         support, target = self._test_values[:count, :shots], self._test_values[:count, start:]
         means = self.item_means[self._test_items[:count]]
@@ -104,22 +114,30 @@ class Ratings:
         }
         return {name: np.sqrt(((prediction - target) ** 2).mean(1)) for name, prediction in predictions.items()}
 
-    def _split(self, ratings: np.ndarray, train: int, test: int, unseen: int) -> tuple[np.ndarray, np.ndarray]:
-        """Disjoint users by seed, (train,) and (test,). The test users first: fewer have enough ratings for them."""
-        s = self.sampling
-        counts = (~np.isnan(ratings)).sum(1)
-        order = generator(s.seed, episodes.META_TRAIN_TASKS).permutation(len(ratings))
+    def _split(
+        self, ratings: np.ndarray, everything: bool, train: int, test: int, unseen: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The items, and disjoint users by seed, (train,) and (test,). The test users first: fewer have enough ratings.
+
+        The users who choose the items are no test users; one who rated too few of them is replaced for training.
+        """
+        s, counts = self.sampling, _counts(ratings)
         needed = s.shots + s.queries
-        tests = order[counts[order] >= needed + unseen][:test]
+        order = generator(s.seed, episodes.META_TRAIN_TASKS).permutation(len(ratings))
+        choosing = order[counts[order] >= needed][:train]
+        items = np.arange(ratings.shape[1]) if everything else _most_rated(ratings[choosing], INPUTS)
+        counts = _counts(ratings[:, items])
+        others = order[~np.isin(order, choosing)]
+        tests = others[counts[others] >= needed + unseen][:test]
         rest = order[~np.isin(order, tests)]
         trains = rest[counts[rest] >= needed][:train]
         if len(tests) < test or len(trains) < train:
-            enough, most = (int((counts >= n).sum()) for n in (needed, needed + unseen))
             raise InputError(
-                f"{self.name} has {enough} users with {needed} ratings (--shots + --queries) and {most} with {unseen} "
-                f"unseen ones beside them; {test} of these and {train} others are needed: choose fewer shots or queries"
+                f"{self.name} has {len(trains)} users for meta-training, who rated {needed} of the {len(items)} items "
+                f"(--shots + --queries), and {len(tests)} for the meta-test, who rated {unseen} more (--unseen); "
+                f"{train} and {test} are needed: choose fewer shots or queries"
             )
-        return trains, tests
+        return items, trains, tests
 
     def _draw_tests(self, test: np.ndarray) -> None:
         """Fix the support, query and unseen items of every meta-test user, side by side: (users, points)."""
@@ -166,8 +184,13 @@ def item_factors(ratings: np.ndarray, count: int) -> np.ndarray:
     return factors / np.sqrt((factors[rated] ** 2).mean())
 
 
+def _counts(ratings: np.ndarray) -> np.ndarray:
+    """How many items every user rated, (users,)."""
+    return (~np.isnan(ratings)).sum(1)
+
+
 def _most_rated(ratings: np.ndarray, count: int) -> np.ndarray:
-    """The columns with the most ratings, the first of equals; who rated is used, not how."""
+    """The columns with the most ratings, the first of equals."""
     return np.argsort(-(~np.isnan(ratings)).sum(0), kind="stable")[:count]
 
 

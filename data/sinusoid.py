@@ -9,7 +9,7 @@ import torch
 
 from amaml.tasks import Tasks
 from data import episodes
-from data.episodes import Sampling, generator
+from data.episodes import OTHER_UNITS, Sampling, generator
 
 GRID = 1000
 
@@ -19,8 +19,8 @@ class Sinusoid:
 
     input_shape = (1,)
     outputs = 1
-    classification = False
-    standardised = False
+    images = False
+    objective = OTHER_UNITS
 
     def __init__(self, sampling: Sampling) -> None:
         self.sampling = sampling
@@ -30,14 +30,17 @@ class Sinusoid:
         rng = generator(self.sampling.seed, episodes.EPISODE, step)
         return self._tasks(rng, self.sampling.meta_batch)
 
-    def meta_test(self, count: int) -> Tasks:
-        """count tasks; the test points are 1000 on the line."""
+    def meta_test(self, count: int, first: int = 0) -> Tasks:
+        """Tasks first to first + count - 1; the test points are 1000 on the line."""
         rng = generator(self.sampling.seed, episodes.META_TEST_TASKS)
-        return self._tasks(rng, count, np.linspace(-5.0, 5.0, GRID))
+        return self._tasks(rng, count, first, np.linspace(-5.0, 5.0, GRID))
 
-    def _tasks(self, rng: np.random.Generator, count: int, grid: np.ndarray | None = None) -> Tasks:
+    def check_meta_test(self, count: int) -> None:
+        """There is no end of tasks."""
+
+    def _tasks(self, rng: np.random.Generator, count: int, first: int = 0, grid: np.ndarray | None = None) -> Tasks:
         s = self.sampling
-        draws = rng.uniform(size=(count, 2 + s.shots + s.queries, 1))  # a row a task: more tasks change none before
+        draws = rng.uniform(size=(first + count, 2 + s.shots + s.queries, 1))[first:]  # a row a task
         amplitude, phase = 0.1 + 4.9 * draws[:, :1], np.pi * draws[:, 1:2]
         points = -5.0 + 10.0 * draws[:, 2:]
         inputs = [points[:, : s.shots], points[:, s.shots :]]

@@ -27,15 +27,17 @@ class Archive:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: its publisher's page, the files that are read (any one of the places will do), how to fetch it.
+    """A data set: its publisher's page, where its files are looked for under the data root, and how to fetch them.
 
-    why_no_archive is the reason where nothing stable can be fetched, and then archives is empty.
+    Any one of the places will do; expected describes them where their names alone do not. why_no_archive is the reason
+    where nothing stable can be fetched, and then archives is empty.
     """
 
     page: str
     places: tuple[str, ...]
     archives: tuple[Archive, ...] = ()
     why_no_archive: str = ""
+    expected: str = ""
 
 
 _MOVIELENS = "https://files.grouplens.org/datasets/movielens"
@@ -89,11 +91,14 @@ SOURCES = {
         "https://github.com/twitter-research/meta-learning-lstm",
         ("mini-imagenet/",),
         why_no_archive="ImageNet's terms forbid its redistribution, so its images have no public link",
+        expected="mini-imagenet-cache-{train,val,test}.pkl, or images/ with {train,val,test}.csv (filename,label), or "
+        "{train,val,test}/CLASS/*.jpg, or these in mini-imagenet/",
     ),
     "CIFARFS": Source(
         "https://github.com/bertinetto/r2d2",
         ("cifar-fs/",),
         why_no_archive="its authors link to a private file store that serves no stable address",
+        expected="cifar100/data/CLASS/*.png with cifar100/splits/bertinetto/{train,val,test}.txt, or both in cifar-fs/",
     ),
 }
 
@@ -103,7 +108,7 @@ def data_root(name: str, given: str | None) -> Path:
     root = given or os.environ.get(VARIABLE)
     if not root:
         raise InputError(
-            f"{name} is read from files: name their folder with --data-root or {VARIABLE}, {_remedy(name, 'DIR')}"
+            f"{name} is read from files: name their folder with --data-root or {VARIABLE}; {_remedy(name, 'DIR')}"
         )
     return Path(root).expanduser()
 
@@ -116,15 +121,14 @@ def find(name: str, root: Path) -> Path:
     raise missing(name, root)
 
 
-def missing(name: str, root: Path) -> InputError:
-    """The error for a data set whose files are not there."""
-    return InputError(f"{name} is not in {root}, {_remedy(name, str(root))}")
+def missing(name: str, root: Path, file: str | None = None) -> InputError:
+    """The error for a data set that is not in the data root, or lacks a file."""
+    what = f"{name} is not in {root}" if file is None else f"{file} is missing"
+    return InputError(f"{what}; {_remedy(name, str(root))}")
 
 
 def _remedy(name: str, root: str) -> str:
     source = SOURCES[name]
     fetch = f"fetch it with: python -m data.download {name} --data-root {root}" if source.archives else "fetch it there"
-    return (
-        f"where one of {', '.join(source.places)} is expected; nothing was downloaded; its publisher is {source.page}, "
-        f"{fetch}"
-    )
+    expected = source.expected or f"one of {', '.join(source.places)}"
+    return f"expected there is {expected}; nothing was downloaded; its publisher is {source.page}, {fetch}"

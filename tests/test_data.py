@@ -1,6 +1,4 @@
-"""The synthetic and sinusoid domains: formulas, grids, scalers, and episodes drawn from (seed, step) alone."""
-
-import math
+"""The contract of every domain: tasks follow from seed and number alone, and slices of the meta-test are the whole."""
 
 import numpy as np
 import pytest
@@ -8,45 +6,31 @@ import torch
 
 import data
 from amaml import InputError
-from data import synthetic
-from data.episodes import Sampling, draw_without_replacement, gather, generator
+from data.episodes import Sampling
 
-SYNTHETIC = ["Alpine2D", "Alpine2D-released", "CosMixture", "CosMixture-slides", "CosMixture2D", "CosMixture2D-slides"]
 FIELDS = ("support_x", "support_y", "query_x", "query_y", "test_x", "test_y")
+ENDLESS = ("Sinusoid", "Logistic", "Omniglot", "MiniImageNet", "CIFARFS", "Glyphs")  # others: 100 meta-test tasks
 
 
-def make(name, **changes):
-    return data.make(name, Sampling(**{"shots": 7, "queries": 11, "meta_batch": 5, "seed": 0} | changes))
+@pytest.fixture
+def make(data_sets):
+    """make(name, **changes) is a domain of the made-up data sets."""
+
+    def make(name: str, **changes) -> data.Domain:
+        sizes = {"shots": 1, "queries": 2, "meta_batch": 2, "seed": 0, "data_root": data_sets, "ways": 2}
+        return data.make(name, Sampling(**sizes | {"train_tasks": 30} | changes))
+
+    return make
 
 
-def equal(one, two):
-    return all(torch.equal(getattr(one, f), getattr(two, f)) for f in FIELDS if getattr(one, f) is not None)
+def equal(one, two) -> bool:
+    """Whether two batches are the same to the bit."""
+    pairs = [(getattr(one, field), getattr(two, field)) for field in FIELDS]
+    return all((a is None and b is None) or torch.equal(a, b) for a, b in pairs)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("name", [*SYNTHETIC, "Sinusoid"])
-def test_shapes_and_types(name, dtype):
-    domain = make(name, dtype=dtype)
-    d = 2 if "2D" in name else 1
-    points = 31 * 31 if d == 2 else 1000
-    assert (domain.input_shape, domain.outputs, domain.classification) == ((d,), 1, False)
-    assert domain.standardised == (name != "Sinusoid")
-    episode, test = domain.episode(0), domain.meta_test(3)
-    assert episode.test_x is None
-    for tasks, count in ((episode, 5), (test, 3)):
-        assert tasks.support_x.shape == (count, 7, d)
-        assert tasks.query_x.shape == (count, 11, d)
-        assert tasks.support_y.shape == (count, 7, 1)
-        assert tasks.query_y.shape == (count, 11, 1)
-    assert test.test_x.shape == (3, points, d)
-    assert test.test_y.shape == (3, points, 1)
-    for tasks in (episode, test):
-        tensors = [t for f in FIELDS if (t := getattr(tasks, f)) is not None]
-        assert all(t.dtype == dtype and t.isfinite().all() for t in tensors)
-
-
-@pytest.mark.parametrize("name", [*SYNTHETIC, "Sinusoid"])
-def test_an_episode_depends_on_seed_and_step_alone(name):
+@pytest.mark.parametrize("name", data.DOMAINS)
+def test_an_episode_depends_on_seed_and_step_alone(make, name):
     domain, other = make(name), make(name)
     seventh = domain.episode(7)
     np.random.seed(1)  # noqa: NPY002 - the global state that must not matter
@@ -54,14 +38,12 @@ def test_an_episode_depends_on_seed_and_step_alone(name):
     for step in (3, 0, 7, 12):
         other.episode(step)
     assert equal(other.episode(7), seventh)
-    assert equal(make(name).meta_test(4), domain.meta_test(4))
-    assert not equal(domain.episode(8), seventh)
-    assert not equal(make(name, seed=1).episode(7), seventh)
-    assert not equal(make(name, seed=1).meta_test(4), domain.meta_test(4))
+    assert not all(equal(domain.episode(step), seventh) for step in range(8, 12))
+    assert not all(equal(make(name, seed=seed).episode(7), seventh) for seed in range(1, 5))
 
 
-@pytest.mark.parametrize("name", [*SYNTHETIC, "Sinusoid"])
-def test_drawing_leaves_the_global_generators_alone(name):
+@pytest.mark.parametrize("name", data.DOMAINS)
+def test_drawing_leaves_the_global_generators_alone(make, name):
     states = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
     domain = make(name)
     domain.episode(0)
@@ -70,207 +52,61 @@ def test_drawing_leaves_the_global_generators_alone(name):
     assert torch.equal(torch.get_rng_state(), states[1])
 
 
-@pytest.mark.parametrize("name", [*SYNTHETIC, "Sinusoid"])
-def test_fewer_test_tasks_are_the_first_of_more(name):
+@pytest.mark.parametrize("name", data.DOMAINS)
+def test_slices_of_the_meta_test_are_the_whole(make, name):
+    whole = make(name).meta_test(20)
+    domain = make(name)  # another one, asked in another order
+    domain.episode(1)
+    for first, count in ((13, 7), (0, 20), (5, 1), (0, 6)):
+        slice_ = domain.meta_test(count, first)
+        assert len(slice_) == count
+        assert equal(slice_, whole[first : first + count])
+    assert not equal(whole[1:2], whole[:1])
+    assert not equal(make(name, seed=1).meta_test(20), whole)
+
+
+@pytest.mark.parametrize("name", data.DOMAINS)
+def test_how_many_meta_test_tasks_there_are_is_known_without_them(make, name):
     domain = make(name)
-    assert equal(domain.meta_test(20)[:6], domain.meta_test(6))
+    if name in ENDLESS:
+        domain.check_meta_test(10**9)
+        return
+    domain.check_meta_test(100)
+    with pytest.raises(InputError, match="--test-tasks 101 is more than the 100 meta-test"):
+        domain.check_meta_test(101)
+    assert len(domain.meta_test(1, 99)) == 1
+    with pytest.raises(InputError, match="--test-tasks 101 is more than the 100 meta-test"):
+        domain.meta_test(2, 99)
 
 
-@pytest.mark.parametrize("name", SYNTHETIC)
-def test_an_episode_holds_different_tasks_and_points_of_their_pools(name):
-    domain = make(name, shots=200, queries=300, meta_batch=100)
-    tasks = domain.episode(0)
-    pools = [{tuple(point) for point in pool.tolist()} for pool in domain.support_x]
-    owners = []
-    for task in range(100):
-        support = {tuple(point) for point in tasks.support_x[task].tolist()}
-        query = {tuple(point) for point in tasks.query_x[task].tolist()}
-        assert len(support) == 200  # without replacement
-        assert len(query) == 300
-        assert not support & query
-        (owner,) = [i for i, pool in enumerate(pools) if next(iter(support)) in pool]
-        assert support <= pools[owner]
-        owners.append(owner)
-    assert sorted(owners) == list(range(100))
+@pytest.mark.parametrize("name", data.DOMAINS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_shapes_and_types(make, name, dtype):
+    domain = make(name, dtype=dtype)
+    episode, test = domain.episode(0), domain.meta_test(3)
+    classification = domain.objective.metric_name == "accuracy"
+    points = (2, 4) if domain.images else (1, 2)
+    assert episode.test_x is None
+    assert test.test_x is not None
+    for tasks, count in ((episode, 2), (test, 3)):
+        pairs = [(tasks.support_x, tasks.support_y), (tasks.query_x, tasks.query_y), (tasks.test_x, tasks.test_y)]
+        for (x, y), n in zip(pairs, (*points, None), strict=True):
+            if x is None:
+                continue
+            n = n or x.shape[1]
+            assert x.shape == (count, n, *domain.input_shape)
+            assert x.dtype == dtype
+            assert x.isfinite().all()
+            if classification:
+                assert y.shape == (count, n)
+                assert y.dtype == torch.int64
+                assert 0 <= y.min() <= y.max() < domain.outputs
+            else:
+                assert y.shape == (count, n, domain.outputs)
+                assert y.dtype == dtype
+                assert y.isfinite().all()
 
 
-def test_every_task_and_point_of_the_pools_is_drawn():
-    domain = make("CosMixture", shots=100, queries=100, meta_batch=20)
-    seen = torch.cat([domain.episode(step).support_x.flatten(0, 1) for step in range(100)]).unique(dim=0)
-    assert len(seen) > 0.8 * 100_000  # of 100 tasks' 1000 points, after 20 draws of 100 for each task
-
-
-@pytest.mark.parametrize("name", SYNTHETIC)
-def test_scalers_are_fitted_on_the_meta_train_tasks_alone(name, monkeypatch):
-    domain = make(name)
-    for pool in (domain.support_x, domain.support_y):
-        assert pool.mean((0, 1)).abs().max() < 1e-12
-        assert (pool.std((0, 1), correction=0) - 1).abs().max() < 1e-12
-    test = domain.meta_test(100)
-    before = [scale.copy() for scale in (*domain.x_scale, *domain.y_scale)]
-    assert abs(test.test_y.mean()) > 1e-4  # the test tasks have a mean of their own
-    draws = []
-    draw = domain.family.draw
-
-    def shifted(rng, tasks):
-        draws.append(len(draws))
-        return {k: v * 1.5 for k, v in draw(rng, tasks).items()} if len(draws) > 1 else draw(rng, tasks)
-
-    family = synthetic.Family(**vars(domain.family) | {"draw": shifted})
-    changed = synthetic.Synthetic(family, domain.sampling)
-    other = changed.meta_test(100)
-    assert not torch.equal(other.test_y, test.test_y)  # other test tasks
-    for one, two in zip(before, (*changed.x_scale, *changed.y_scale), strict=True):
-        assert np.array_equal(one, two)
-    assert torch.equal(changed.support_y, domain.support_y)
-
-
-@pytest.mark.parametrize("name", [n for n in SYNTHETIC if n != "Alpine2D-released"])  # that one has 11 tasks in all
-def test_meta_test_tasks_are_not_those_of_meta_training(name):
-    domain = make(name)
-    family, seed = domain.family, domain.sampling.seed
-    train = family.draw(generator(seed, data.episodes.META_TRAIN_TASKS), 100)
-    test = family.draw(generator(seed, data.episodes.META_TEST_TASKS), 100)
-    for parameter in train:
-        assert not np.isin(test[parameter], train[parameter]).any()
-    points = {tuple(p) for p in domain.support_x.flatten(0, 1).tolist()}
-    assert not points & {tuple(p) for p in domain.meta_test(100).support_x.flatten(0, 1).tolist()}
-
-
-def raw(domain, x, y):
-    """Inputs and targets in the formula's own units, as lists of Python floats."""
-    x = x.double().numpy() * domain.x_scale[1] + domain.x_scale[0]
-    y = y.double().numpy() * domain.y_scale[1] + domain.y_scale[0]
-    return x.tolist(), y[..., 0].tolist()
-
-
-def by_hand(name, x, own):
-    """The paper's formula at one point x, from one task's parameters."""
-    total = 0.0
-    for i, x_i in enumerate(x):
-        if name.startswith("Alpine2D"):
-            phase = own["phase"][i if name == "Alpine2D" else 0]
-            total += abs(x_i * math.sin(x_i + phase) + 0.1 * x_i)
-        else:
-            wave = math.cos(own["frequency"][0] * x_i + own["phase"][0])
-            total += -own["amplitude"][0] * wave - x_i**2
-    return total
-
-
-@pytest.mark.parametrize("name", SYNTHETIC)
-def test_targets_are_the_formula_of_the_paper(name):
-    domain = make(name)
-    test = domain.meta_test(3)
-    streams = {"train": data.episodes.META_TRAIN_TASKS, "test": data.episodes.META_TEST_TASKS}
-    parameters = {split: domain.family.draw(generator(0, stream), 100) for split, stream in streams.items()}
-    sets = [("test", getattr(test, f"{part}_x"), getattr(test, f"{part}_y")) for part in ("support", "query", "test")]
-    sets += [("train", domain.support_x, domain.support_y), ("train", domain.query_x, domain.query_y)]
-    for split, x, y in sets:
-        inputs, targets = raw(domain, x[:3], y[:3])
-        for task in range(3):
-            own = {k: v[task, 0].tolist() for k, v in parameters[split].items()}
-            for point in range(0, len(inputs[task]), 5):
-                expected = by_hand(name, inputs[task][point], own)
-                assert targets[task][point] == pytest.approx(expected, abs=1e-10)
-
-
-@pytest.mark.parametrize(
-    ("name", "ranges"),
-    [
-        ("Alpine2D", {"phase": (-5 * math.pi / 12, 5 * math.pi / 12)}),
-        ("Alpine2D-released", {"phase": (math.pi - 5 * math.pi / 12, math.pi + 5 * math.pi / 12)}),
-        ("CosMixture", {"amplitude": (0.1, 1), "frequency": (3 * math.pi, 6 * math.pi), "phase": (0.5, 2)}),
-        ("CosMixture-slides", {"amplitude": (0.01, 0.1), "frequency": (0.5 * math.pi, 2 * math.pi), "phase": (3, 6)}),
-    ],
-)
-def test_parameters_fill_their_ranges(name, ranges):
-    parameters = synthetic.FAMILIES[name].draw(generator(0, 0), 2000)
-    assert set(parameters) == set(ranges)
-    for parameter, (low, high) in ranges.items():
-        values, slack = parameters[parameter], 0.01 * (high - low)
-        assert low - 1e-12 <= values.min() < low + slack
-        assert high - slack < values.max() <= high + 1e-12
-        assert abs(values.mean() - (low + high) / 2) < 3 * slack
-
-
-def test_alpine_has_two_independent_phases_and_as_released_one():
-    slides = synthetic.FAMILIES["Alpine2D"].draw(generator(0, 0), 2000)["phase"]
-    assert slides.shape == (2000, 1, 2)
-    assert abs(np.corrcoef(slides[:, 0].T)[0, 1]) < 0.06
-    released = synthetic.FAMILIES["Alpine2D-released"].draw(generator(0, 0), 2000)["phase"]
-    assert released.shape == (2000, 1, 1)
-    assert len(np.unique(released.round(9))) == 11
-
-
-@pytest.mark.parametrize(("name", "end"), [("Alpine2D", 10.0), ("CosMixture2D", 1.0), ("CosMixture", 1.0)])
-def test_inputs_cover_the_domain_and_the_grid_is_even(name, end):
-    domain = make(name)
-    pool = domain.support_x.numpy() * domain.x_scale[1] + domain.x_scale[0]
-    assert -end <= pool.min() < -0.99 * end
-    assert 0.99 * end < pool.max() <= end
-    test = domain.meta_test(1)
-    grid = np.array(raw(domain, test.test_x, test.test_y)[0][0])
-    side = 1000 if grid.shape[1] == 1 else 31
-    line = [-end + 2 * end * i / (side - 1) for i in range(side)]
-    expected = [[a] for a in line] if side == 1000 else [[a, b] for a in line for b in line]
-    assert np.abs(grid - np.array(expected)).max() < 1e-12
-
-
-def test_sinusoids_are_those_of_maml():
-    domain = make("Sinusoid", shots=500, meta_batch=400)
-    tasks = domain.episode(3)
-    x, y = tasks.support_x[..., 0], tasks.support_y[..., 0]
-    basis = torch.stack([x.sin(), x.cos()], -1)  # a sin(x - p) = a cos(p) sin(x) - a sin(p) cos(x)
-    solution = torch.linalg.lstsq(basis, y[..., None]).solution[..., 0]
-    assert (basis @ solution[..., None] - y[..., None]).abs().max() < 1e-9
-    amplitude, phase = solution.norm(dim=-1), torch.atan2(-solution[:, 1], solution[:, 0])
-    for values, low, high in ((amplitude, 0.1, 5.0), (phase, 0.0, math.pi), (x, -5.0, 5.0)):
-        slack = 0.03 * (high - low)
-        assert low - 1e-9 <= values.min() < low + slack
-        assert high - slack < values.max() <= high + 1e-9
-    query = tasks.query_y[..., 0] - amplitude[:, None] * (tasks.query_x[..., 0] - phase[:, None]).sin()
-    assert query.abs().max() < 1e-9  # support and query are of the same task
-    test = domain.meta_test(2)
-    assert torch.allclose(test.test_x[1, :, 0], torch.linspace(-5, 5, 1000, dtype=torch.float64))
-
-
-def test_sinusoid_tasks_never_return():
-    domain = make("Sinusoid", meta_batch=50)
-    batches = [*(domain.episode(step) for step in range(20)), domain.meta_test(50)]
-    firsts = torch.cat([tasks.support_x[:, 0, 0] for tasks in batches])
-    assert len(firsts.unique()) == len(firsts)
-
-
-@pytest.mark.parametrize(
-    ("changes", "flag"),
-    [({"shots": 1001}, "--shots 1001"), ({"queries": 1001}, "--queries 1001"), ({"meta_batch": 101}, "--meta-batch")],
-)
-def test_pools_that_are_too_small_are_named(changes, flag):
-    with pytest.raises(InputError, match=flag):
-        make("Alpine2D", **changes)
-    make("Alpine2D", **{k: v - 1 for k, v in changes.items()}).episode(0)
-
-
-def test_too_many_test_tasks_are_refused():
-    assert len(make("CosMixture").meta_test(100)) == 100
-    with pytest.raises(InputError, match="--test-tasks 101"):
-        make("CosMixture").meta_test(101)
-
-
-def test_an_unknown_domain_is_answered_with_the_nearest():
+def test_an_unknown_domain_is_answered_with_the_nearest(make):
     with pytest.raises(InputError, match="did you mean 'CosMixture2D'"):
         make("cosmixture2")
-
-
-def test_draws_without_replacement_are_uniform():
-    rows = draw_without_replacement(generator(0, 0), 6000, 5, 2)
-    assert (rows[:, 0] != rows[:, 1]).all()
-    pairs = np.bincount(rows[:, 0] * 5 + rows[:, 1], minlength=25).reshape(5, 5)
-    assert np.abs(pairs[~np.eye(5, dtype=bool)] - 300).max() < 5 * math.sqrt(300)
-    assert not np.array_equal(rows[:10], draw_without_replacement(generator(0, 1), 10, 5, 2))
-
-
-def test_gather_takes_each_task_its_own_points():
-    pool = torch.arange(24).reshape(3, 4, 2)
-    drawn = gather(pool, np.array([2, 0]), np.array([[3, 0, 1], [2, 2, 0]]))
-    assert drawn.tolist() == [[[22, 23], [16, 17], [18, 19]], [[4, 5], [4, 5], [0, 1]]]

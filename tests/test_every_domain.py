@@ -1,15 +1,22 @@
-"""Each method on each domain, from the command line to the table; files in the publishers' layouts, made here."""
+"""Each method on each domain, from the command line to the table."""
 
 import json
 
-import numpy as np
 import pytest
-from test_image_files import as_pickles, cifar
-from test_omniglot import omniglot
 
-import data
 import run
-from configs.settings import METHODS
+from amaml.experiment.registry import METHODS, NETWORKS, PROTOCOLS
+from configs.settings import merged
+from data import DOMAINS
+
+
+def sizes(domain: str) -> dict[str, int]:
+    """SIZES without those that the domain, its network or its protocol does not use."""
+    s = merged({"domain": domain})
+    chosen = {*DOMAINS[domain].uses, *NETWORKS[s.network].uses, *PROTOCOLS[s.protocol].uses}
+    special = {"width", "ways", "train-tasks", "test-epochs"}
+    return {name: n for name, n in SIZES.items() if name not in special or name.replace("-", "_") in chosen}
+
 
 SIZES = {
     "shots": 2,
@@ -26,34 +33,13 @@ SIZES = {
 }
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory) -> str:
-    """A folder with every data set: 150 users of 30 items, a few classes of images."""
-    root, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    users, items = (axis.ravel() + 1 for axis in np.indices((150, 30)))
-    stars = rng.integers(1, 6, users.shape)
-    triples = list(zip(users, items, stars, strict=True))
-    (root / "u.data").write_text("".join(f"{u}\t{i}\t{s}\t881250949\n" for u, i, s in triples))
-    (root / "ratings.dat").write_text("".join(f"{u}::{i}::{s}::978300760\n" for u, i, s in triples))
-    jokes = rng.uniform(-10, 10, (150, 100)).round(2)
-    (root / "jester-data-1.csv").write_text("".join(f"100,{','.join(map(str, row))}\n" for row in jokes))
-    omniglot(root / "omniglot", "background", {"Greek": 4, "Latin": 4})
-    pictures = {
-        split: {f"n{split}{i}": rng.integers(0, 256, (4, 84, 84, 3), dtype=np.uint8) for i in range(2)}
-        for split in ("train", "validation", "test")
-    }
-    as_pickles(root, pictures)
-    cifar(root)
-    return str(root)
-
-
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("domain", data.DOMAINS)
-def test_every_method_runs_on_every_domain(tmp_path, root, quick, domain, method):
-    flags = ["--domain", domain, "--method", method, "--data-root", root, "--out", str(tmp_path / "run")]
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_every_method_runs_on_every_domain(tmp_path, data_sets, quick, domain, method):
+    flags = ["--domain", domain, "--method", method, "--data-root", data_sets, "--out", str(tmp_path / "run")]
     flags += ["--shots", "1"] if domain in ("Omniglot", "CIFARFS") else []  # of three images a class
-    sizes = [x for name, value in SIZES.items() for x in (f"--{name}", str(value))]
-    assert run.main([*sizes, *flags]) == 0
+    general = [x for name, value in sizes(domain).items() for x in (f"--{name}", str(value))]
+    assert run.main([*general, *flags]) == 0
     table = json.loads((tmp_path / "run" / "summary.json").read_text())["table"]
     assert table.startswith(f"{domain}, ")
     assert f" {method}, seed 0" in table

@@ -1,14 +1,13 @@
 """Run folders and checkpoints."""
 
 import json
-import os
 
 import pytest
 import torch
 
 from amaml import InputError
 from amaml.experiment import folder as folder_module
-from amaml.experiment.folder import Checkpoint, RunFolder, load_checkpoint, write_atomically
+from amaml.experiment.folder import Checkpoint, RunFolder, load_checkpoint
 
 SETTINGS = {"device": "cpu", "width": 4, "prox": None}
 
@@ -60,21 +59,6 @@ def test_a_missing_checkpoint_is_a_mistake(tmp_path):
     for path in (tmp_path / "none.pt", tmp_path, tmp_path / "file" / "below.pt"):
         with pytest.raises(InputError, match="cannot read the checkpoint"):
             load_checkpoint(path)
-
-
-def test_writing_leaves_the_old_file_or_the_new_one(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    write_atomically(path, b"old")
-    monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        write_atomically(path, b"new, but cut")
-    assert path.read_bytes() == b"old"
-    monkeypatch.undo()
-    with open(path, "rb") as reader:
-        write_atomically(path, b"new")
-        assert reader.read() == b"old"  # the new file took the old one's place in one step
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
-    assert path.read_bytes() == b"new"
 
 
 def test_every_file_of_the_folder_is_written_atomically(folder, monkeypatch):

@@ -133,7 +133,7 @@ def test_the_set_is_the_same_every_time_and_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(glyphs, "draw", lambda chosen: drawn.append(chosen) or draw(chosen))
     kept = glyphs.load()
     assert not drawn
-    (tmp_path / "amaml/Glyphs.cache").unlink()
+    (tmp_path / "amaml/Glyphs.npy").unlink()
     again = glyphs.load()
     assert len(drawn) == 1
     for other in (kept, again):

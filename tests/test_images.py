@@ -76,12 +76,15 @@ def test_a_step_is_drawn_again_and_no_two_are_alike():
     assert not torch.equal(first.query_x, domain(seed=1).episode(5).query_x)
 
 
-def test_more_meta_test_tasks_change_none_before():
-    few, many = domain().meta_test(4), domain().meta_test(9)
-    assert torch.equal(few.support_x, many.support_x[:4])
-    assert torch.equal(few.query_x, many.query_x[:4])
-    assert few.test_x is few.query_x
-    assert few.test_y is few.query_y
+def test_a_slice_of_the_meta_test_reads_no_other_images(monkeypatch):
+    images, read = domain(), []
+    select = torch.Tensor.index_select
+    monkeypatch.setattr(torch.Tensor, "index_select", lambda x, dim, i: read.append(len(i)) or select(x, dim, i))
+    slice_ = images.meta_test(4, first=100)
+    assert read == [4 * 3 * 1, 4 * 3 * 2]
+    assert slice_.test_x is slice_.query_x
+    assert slice_.test_y is slice_.query_y
+    assert torch.equal(images.meta_validation(4, 5).query_x, images.meta_validation(9).query_x[5:])
 
 
 def test_turned_images_are_new_training_classes():
@@ -100,7 +103,7 @@ def test_pixels_are_between_0_and_1_in_the_dtype_asked_for():
     content = ImageSet(np.full((12, 3, 2, 2), 255, np.uint8), {"train": {"a": 3, "b": 3}, "test": {"c": 3, "d": 3}})
     images = domain(content, ways=2, dtype=torch.float32)
     assert images.input_shape == (3, 2, 2)
-    assert (images.outputs, images.classification, images.standardised) == (2, True, False)
+    assert (images.outputs, images.images, images.objective.metric_name) == (2, True, "accuracy")
     assert images.episode(0).support_x.dtype == torch.float32
     assert (images.episode(0).support_x == 1).all()
     with pytest.raises(InputError, match="no validation classes"):

@@ -47,9 +47,3 @@ def test_a_step_is_drawn_again_and_no_two_are_alike():
     assert not torch.equal(domain().episode(2).query_x, again.query_x)
     assert not torch.equal(domain(seed=1).episode(3).query_x, again.query_x)
     assert not np.allclose(domain().direction, domain(seed=1).direction)
-
-
-def test_more_meta_test_tasks_change_none_before():
-    few, many = domain().meta_test(3), domain().meta_test(8)
-    assert torch.equal(few.support_x, many.support_x[:3])
-    assert torch.equal(few.test_y, many.test_y[:3])

@@ -7,11 +7,11 @@ import torch
 from problems import classification, convnet, mlp, most_saved, regression, relative_error, slope_error
 from torch.nn.functional import cross_entropy
 
-from amaml import AMAML, InputError, half_mse
+from amaml import AMAML, InputError, Tasks, half_mse
+from amaml.experiment import registry
 from amaml.flow import derivatives
 from baselines import MAML
 from baselines.inner import INNER_OPTIMIZERS
-from configs import settings
 
 TORCHS = {
     "sgd": lambda p, lr: torch.optim.SGD(p, lr=lr),
@@ -48,6 +48,34 @@ def test_the_gradient_through_every_inner_optimiser_is_that_of_the_adapted_loss(
     torch.testing.assert_close(gradient.query_loss.mean(), mean_query_loss(theta), rtol=1e-12, atol=0)
 
 
+def _backpropagated(learner: MAML, theta: torch.Tensor, tasks: Tasks) -> torch.Tensor:
+    """The meta-gradient by autograd through an untraced inner loop, the graph of every step kept."""
+    step, slots = INNER_OPTIMIZERS[learner.inner_optimizer]
+    losses = torch.vmap(lambda phi, x, y: learner.loss(learner.apply(phi, x), y))
+    start = theta.clone().requires_grad_()
+    phi = start.expand(len(tasks), -1)
+    state = tuple(torch.zeros_like(phi) for _ in range(slots))
+    for k in range(learner.inner_steps):
+        loss = losses(phi, *learner._batch(tasks, k)).sum()
+        (gradient,) = torch.autograd.grad(loss, phi, create_graph=True)
+        phi, state = step(phi, gradient, state, learner.inner_lr, k + 1)
+    (gradient,) = torch.autograd.grad(losses(phi, tasks.query_x, tasks.query_y).mean(), start)
+    return gradient
+
+
+@pytest.mark.parametrize("name", INNER_OPTIMIZERS)
+@pytest.mark.parametrize("batch", [None, 3])
+@pytest.mark.parametrize("network", ["mlp", "conv"])
+def test_the_traced_unroll_is_backpropagation_through_the_steps(name, batch, network):
+    if network == "mlp":
+        (theta, apply), tasks, loss = mlp(), regression(), half_mse
+    else:
+        (theta, apply), tasks, loss = convnet(), classification(), cross_entropy
+    learner = MAML(apply, loss, 0.02, 12, inner_optimizer=name, inner_batch=batch)
+    value = learner.meta_gradient(theta, tasks).value
+    assert relative_error(value, _backpropagated(learner, theta, tasks)) < 1e-12
+
+
 @pytest.mark.parametrize("name", INNER_OPTIMIZERS)
 @pytest.mark.parametrize("every", [1, 3, 4, 10, 50])
 def test_checkpoints_leave_the_gradient_unchanged(name, every):
@@ -61,7 +89,7 @@ def test_checkpoints_leave_the_gradient_unchanged(name, every):
     assert parts.evaluations.recomputations == every * ((10 - 1) // every)
 
 
-def test_the_graph_of_checkpointed_maml_is_as_long_as_the_steps_between_checkpoints():
+def test_checkpointed_maml_keeps_as_much_as_the_steps_between_checkpoints():
     (theta, apply), tasks = mlp(), regression()
     plain = [most_saved(MAML(apply, half_mse, 0.05, steps), theta, tasks) for steps in (8, 64)]
     checkpointed = most_saved(MAML(apply, half_mse, 0.05, 64, checkpoint_every=8), theta, tasks)
@@ -80,9 +108,11 @@ def test_inner_batches_go_through_the_support_set_in_random_orders():
     _, tasks = mlp(), regression(shots=6)
     learner = MAML(None, half_mse, 0.1, 9, inner_batch=2)
     batches = [learner._batch(tasks, k) for k in range(9)]
-    for first in (0, 3, 6):
-        points = torch.cat([x for x, _ in batches[first : first + 3]], dim=1)
+    rounds = [torch.cat([x for x, _ in batches[first : first + 3]], dim=1) for first in (0, 3, 6)]
+    for points in rounds:
         assert torch.equal(points.sort(1).values, tasks.support_x.sort(1).values)
+    for one, other in itertools.combinations(rounds, 2):
+        assert not torch.equal(one, other)
     assert not any(torch.equal(a[0], b[0]) for a, b in itertools.pairwise(batches))
     for x, y in batches:  # inputs and targets stay together
         row = (tasks.support_x[0] == x[0, 0]).all(-1).nonzero()[0, 0]
@@ -98,7 +128,7 @@ def test_a_vanishing_gradient_has_a_finite_derivative():
 
 
 def test_every_inner_optimiser_has_its_flag():
-    assert tuple(INNER_OPTIMIZERS) == settings.INNER_OPTIMIZERS
+    assert tuple(INNER_OPTIMIZERS) == registry.INNER_OPTIMIZERS
 
 
 def test_bad_options_are_refused():

@@ -54,10 +54,12 @@ def items_of(x: torch.Tensor) -> np.ndarray:
     return x.argmax(-1).numpy()
 
 
-def selected() -> np.ndarray:
-    """The made-up ratings of the 100 most rated items, by an own count."""
+def selected(seed: int = 0, users: int = 100) -> np.ndarray:
+    """The made-up ratings of the 100 items that the first users of a random order rated most, by an own count."""
     ratings = made_up_ratings()
-    counts = [int((~np.isnan(column)).sum()) for column in ratings.T]
+    order = np.random.default_rng([seed, 0]).permutation(USERS)
+    choosing = [u for u in order if (~np.isnan(ratings[u])).sum() >= SHOTS + QUERIES][:users]
+    counts = [sum(not np.isnan(ratings[u, i]) for u in choosing) for i in range(ITEMS)]
     return ratings[:, sorted(range(ITEMS), key=lambda i: (-counts[i], i))[:100]]
 
 
@@ -93,17 +95,16 @@ class TestEpisodes:
 
     def test_every_item_of_a_user_is_drawn(self, root):
         domain = Ratings("MovieLens100K", sampling(root, meta_batch=2), train_users=2, test_users=1)
+        ratings = (selected(users=2) - domain.scale[0]) / domain.scale[1]
         drawn = [set(), set()]
         order = {}
         for step in range(300):
             tasks = domain.episode(step)
             for x, y in zip(items_of(tasks.support_x), tasks.support_y, strict=True):
-                user = self.user(
-                    (selected() - domain.scale[0]) / domain.scale[1], x, y[:, 0].numpy(), domain.train_users
-                )
+                user = self.user(ratings, x, y[:, 0].numpy(), domain.train_users)
                 drawn[order.setdefault(user, len(order))] |= set(x)
         for user, place in order.items():
-            assert drawn[place] == set(np.flatnonzero(~np.isnan(selected()[user])))
+            assert drawn[place] == set(np.flatnonzero(~np.isnan(selected(users=2)[user])))
 
     def test_a_step_is_drawn_from_seed_and_number_alone(self, root, domain):
         again = Ratings("MovieLens100K", sampling(root))
@@ -160,6 +161,23 @@ class TestMetaTest:
         assert torch.equal(other.features, domain.features)
         assert torch.equal(other.meta_test(9).test_x, domain.meta_test(9).test_x)
         assert not torch.equal(other.meta_test(9).test_y, domain.meta_test(9).test_y)
+
+    @pytest.mark.parametrize("item_features", ["onehot", "svd"])
+    def test_nothing_is_learned_from_what_test_users_rated(self, tmp_path, root, item_features):
+        """Every test user rates the items that are rated least as well: no item, user or number of training changes."""
+        domain = Ratings("MovieLens100K", sampling(root), item_features)
+        changed = made_up_ratings()
+        rarely = np.argsort((~np.isnan(changed)).sum(0))[:40]
+        changed[np.ix_(domain.test_users, rarely)] = 3
+        other = Ratings("MovieLens100K", sampling(write(tmp_path, changed)), item_features)
+        assert np.array_equal(other.train_users, domain.train_users)
+        assert np.array_equal(other.test_users, domain.test_users)
+        assert torch.equal(other.episode(5).support_x, domain.episode(5).support_x)
+        assert torch.equal(other.episode(5).support_y, domain.episode(5).support_y)
+        assert (other.scale, other.shrinkage) == (domain.scale, domain.shrinkage)
+        assert np.array_equal(other.item_means, domain.item_means)
+        assert torch.equal(other.features, domain.features)
+        assert other.test_points > domain.test_points
 
     def test_scaler(self, domain):
         train = selected()[domain.train_users]

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import re
 import subprocess
 import sys
 
@@ -9,14 +11,17 @@ import pytest
 import torch
 from commands import ROOT, TINY, assert_same_run, checkpoint, content, files, metrics, start
 from PIL import Image
+from tqdm import tqdm
 
 import data
 import run
-from amaml import AMAML, half_mse, mlp
+from amaml import AMAML, InputError, half_mse, mlp
 from amaml.experiment import report
 from amaml.experiment.networks import initialise
+from amaml.experiment.registry import METHODS
 from baselines import FOMAML, IMAML, MAML, Pretrained, Reptile, Scratch
-from configs.settings import FIELDS, METHODS, merged, read_toml
+from configs.settings import FIELDS, merged, parse_flags, read_toml
+from data.synthetic import Synthetic
 
 FOLDER = {"config.json", "metrics.jsonl", "test.json", "checkpoint.pt", "summary.json", "curves.png"}
 
@@ -31,7 +36,10 @@ def test_every_method_runs_from_flags_to_results(tmp_path, capsys, method):
     trained = method != "scratch"
     assert all(m["query_loss"] > 0 for m in metrics(out))
     assert all((m["gradient_norm"] > 0) == (m["gradients"] > 0) == trained for m in metrics(out))
-    assert captured.err == ""  # no bar where the output is no terminal
+    (line,) = captured.err.splitlines()  # no bar where the output is no terminal
+    assert re.fullmatch(
+        r"update 6/6, query loss [\d.]+, .* updates/s, 0:00:00 left, meta-test after update 6: .*", line
+    )
     assert captured.out == content(out, "summary.json")["table"] + f"\n{out}\n"
     saved = checkpoint(out)
     first, _ = initialise(lambda: mlp(1, 1, 4), 0, torch.float64, "cpu")
@@ -43,8 +51,9 @@ def test_every_method_runs_from_flags_to_results(tmp_path, capsys, method):
 
 def test_each_name_stands_for_its_method():
     def learner(*flags):
-        s = merged(run.parse_flags(["--domain", "CosMixture", "--inner-steps", "7", "--inner-lr", "0.5", *flags]))
-        return run.build_learner(s, None, half_mse)
+        s = merged(parse_flags(["--domain", "CosMixture", "--inner-steps", "7", "--inner-lr", "0.5", *flags]))
+        inner_loop = {"inner_lr": s.inner_lr, "inner_steps": s.inner_steps}
+        return METHODS[s.method].call(s, apply=None, loss=half_mse, **inner_loop)
 
     common = {"apply": None, "loss": half_mse, "inner_lr": 0.5, "inner_steps": 7}
     flow = ["--solver", "dopri5", "--adjoint", "continuous", "--rtol", "0.01", "--prox", "0.25"]
@@ -174,13 +183,13 @@ def test_evaluate_takes_a_folder_or_a_checkpoint(tmp_path, quick, capsys):
     for given in (out, copy):
         capsys.readouterr()
         assert run.main(["--evaluate", str(given)]) == 0
-        folder = out if given is out else copy.parent
-        evaluation = content(folder, "evaluation.json")
+        folder, name = (out if given is out else copy.parent), "evaluation-CosMixture-4shot-finetune.json"
+        evaluation = content(folder, name)
         assert {name: evaluation[name] for name in final} == final  # the same theta, tasks and numbers
         shown = capsys.readouterr().out
         assert f"{final['test']['mean'][-1]:.4f}" in shown
-        assert shown.endswith(f"{folder}\n")
-    assert {name: b for name, b in files(out).items() if name != "evaluation.json"} == before
+        assert shown.endswith(f"{folder / name}\n")
+    assert {name: b for name, b in files(out).items() if not name.startswith("evaluation")} == before
 
 
 def test_evaluate_takes_other_tests_than_the_runs_own(tmp_path, quick):
@@ -189,8 +198,9 @@ def test_evaluate_takes_other_tests_than_the_runs_own(tmp_path, quick):
     flags = ["--domain", "Sinusoid", "--shots", "9", "--test-tasks", "3", "--test-epochs", "20"]
     assert run.main(["--evaluate", str(out), "--out", str(other), *flags]) == 0
     assert run.main(["--evaluate", str(out), "--out", str(other), *flags]) == 0  # its own files may be replaced
-    evaluation = content(other, "evaluation.json")
-    assert set(files(other)) == {"evaluation.json"}
+    name = "evaluation-Sinusoid-9shot-finetune.json"
+    evaluation = content(other, name)
+    assert set(files(other)) == {name}
     assert evaluation["settings"]["shots"] == 9
     assert evaluation["settings"]["width"] == 4
     assert evaluation["tasks"] == 3
@@ -235,10 +245,42 @@ def test_draw_shows_data_truth_and_both_fits(tmp_path, monkeypatch, domain, pane
     assert len(curves.axes) == 2
 
 
+@pytest.mark.parametrize("protocol", ["finetune", "inner"])
+def test_the_chunk_of_tasks_holds_at_meta_test_too(tmp_path, quick, monkeypatch, protocol):
+    """The numbers are the same to rounding; no more tasks are drawn at once, and none before the training."""
+    drawn, draw = [], Synthetic.meta_test
+    monkeypatch.setattr(Synthetic, "meta_test", lambda d, *span: (drawn.append(span), draw(d, *span))[1])
+    start(tmp_path / "run", "--protocol", protocol, "--test-tasks", "5", "--task-chunk", "2")
+    assert drawn == [(2, 0), (2, 2), (1, 4)]
+    start(tmp_path / "whole", "--protocol", protocol, "--test-tasks", "5")
+    assert drawn[3:] == [(5, 0)]
+    entries = [content(tmp_path / name, "test.json")[-1] for name in ("run", "whole")]
+    for points in ("support", "test"):
+        for statistic in ("mean", "ci95"):
+            one, two = (entry[points][statistic] for entry in entries)
+            assert one == pytest.approx(two, rel=1e-9)
+
+
+def test_both_protocols_are_reported_in_one_table(tmp_path, quick):
+    for protocol in ("both", "finetune", "inner"):
+        start(tmp_path / protocol, "--protocol", protocol)
+    both, finetune, inner = (content(tmp_path / p, "test.json")[-1] for p in ("both", "finetune", "inner"))
+    (also,) = both["also"]
+    for one, two in ((both, finetune), (also, inner)):
+        assert all(one[name] == two[name] for name in ("unit", "epochs", "support", "test"))
+    rows = {p: content(tmp_path / p, "summary.json")["table"].splitlines()[1:-1] for p in ("both", "finetune", "inner")}
+    assert rows["both"] == rows["finetune"] + rows["inner"]
+    assert content(tmp_path / "both", "summary.json")["also"][0]["unit"] == "inner step"
+    assert run.main(["--evaluate", str(tmp_path / "finetune"), "--protocol", "both", "--test-steps", "3"]) == 0
+    evaluation = content(tmp_path / "finetune", "evaluation-CosMixture-4shot-both.json")
+    assert evaluation["also"][0]["epochs"] == [0, 1, 3]
+
+
 def test_evaluate_draws_without_a_new_run(tmp_path, quick):
     start(tmp_path / "run")
     assert run.main(["--evaluate", str(tmp_path / "run"), "--draw", "1"]) == 0
-    assert (tmp_path / "run" / "fits.png").read_bytes().startswith(b"\x89PNG")
+    picture = tmp_path / "run" / "fits-CosMixture-4shot-finetune.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_terminal_gets_a_bar_with_loss_rate_and_time_left(tmp_path, quick, monkeypatch):
@@ -247,7 +289,7 @@ def test_a_terminal_gets_a_bar_with_loss_rate_and_time_left(tmp_path, quick, mon
             return True
 
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
-    monkeypatch.setattr("tqdm.std.TMonitor", None, raising=False)
+    monkeypatch.setattr(tqdm, "monitor_interval", 0)
     start(tmp_path / "run")
     last = terminal.getvalue().replace("\n", "\r").split("\r")
     assert any("6/6" in shown and "query_loss=" in shown and "update" in shown and "<" in shown for shown in last)
@@ -263,6 +305,38 @@ def test_help_documents_every_flag_with_its_default(capsys):
         assert f"--{name.replace('_', '-')} X {about} (default {value})" in text
     for name in FIELDS:
         assert f"--{name.replace('_', '-')} " in text
+
+
+def test_a_closed_pipe_ends_quietly(tmp_path):
+    """Also that of --help, where argparse looks away."""
+    start(tmp_path / "run")
+    for flags, status in ((["--help"], 0), ([*TINY, "--out", "run"], 141)):
+        reader, writer = os.pipe()
+        os.close(reader)
+        command = [sys.executable, str(ROOT / "run.py"), *flags]
+        ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+        os.close(writer)
+        assert (ended.returncode, ended.stderr) == (status, "")
+
+
+@pytest.mark.parametrize("ends", ["done", "mistake"])
+def test_deterministic_algorithms_are_asked_for_where_the_run_asks(tmp_path, quick, monkeypatch, ends):
+    seen, build = [], run.build
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+
+    def noted(s):
+        seen.append((torch.are_deterministic_algorithms_enabled(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
+        if ends == "mistake":
+            raise InputError("a mistake")
+        return build(s)
+
+    monkeypatch.setattr(run, "build", noted)
+    start(tmp_path / "run")
+    start(tmp_path / "same", "--deterministic")
+    assert seen == [(False, None), (True, ":4096:8")]
+    assert not torch.are_deterministic_algorithms_enabled()
+    if ends == "done":
+        assert_same_run(tmp_path / "run", tmp_path / "same")
 
 
 def test_the_program_starts_and_reports_a_mistake_with_status_2(tmp_path):

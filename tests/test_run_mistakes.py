@@ -5,6 +5,7 @@ from commands import content, error_line, files, start
 
 import data
 import run
+from amaml.experiment import opening
 
 LIMITS = {"shots": 1000, "queries": 1000, "meta-batch": 100, "test-tasks": 100}
 COUNTS = [
@@ -18,6 +19,7 @@ COUNTS = [
     "task-chunk",
     "test-steps",
 ]
+FINETUNE = ["--protocol", "finetune"]  # the sizes of TINY are for it
 MISTAKES = [
     (["--domain", "alpine2d"], ["unknown domain 'alpine2d'", "did you mean 'Alpine2D'?", "CosMixture2D-slides"]),
     (["--domain", "Sinusiod"], ["'Sinusiod'", "did you mean 'Sinusoid'?"]),
@@ -43,7 +45,7 @@ MISTAKES = [
     (["--prox", "-1"], ["--prox must be zero or a positive number", "'-1'"]),
     (["--prox", "0", "--method", "imaml"], ["prox", "positive", "0.0"]),
     (["--device", "cuda:99"], ["--device 'cuda:99' is not there", "this machine has: cpu"]),
-    (["--device", "gpu"], ["--device 'gpu' is not there", "this machine has: cpu"]),
+    (["--device", "gpu"], ["--device must be cpu, cuda or cuda:N, got 'gpu'"]),
     (["--solver", "rk44"], ["unknown solver 'rk44'", "did you mean 'rk4'?"]),
     (["--adjoint", "exact"], ["unknown adjoint 'exact'", "discrete"]),
     (["--dtype", "float16"], ["unknown dtype 'float16'", "float64"]),
@@ -53,17 +55,17 @@ MISTAKES = [
     (["--meta-optimizer", "adamw"], ["unknown meta-optimizer 'adamw'", "did you mean 'adam'?"]),
     (["--network", "conv4"], ["--network conv4", "CosMixture", "choose mlp or linear"]),
     (["--network", "resnet"], ["unknown network 'resnet'", "did you mean 'resnet12'?"]),
-    (["--inner-optimizer", "adam"], ["--inner-optimizer adam is for maml", "plain gradient descent", "--method maml"]),
-    (["--method", "amaml", "--inner-batch", "2"], ["--inner-batch 2 is for maml", "flow of full-batch"]),
-    (["--method", "imaml", "--checkpoint-every", "2"], ["--checkpoint-every 2 is for maml", "leave it out"]),
+    (["--inner-optimizer", "adam"], ["--inner-optimizer adam is for --method maml or maml1", "not for fomaml"]),
+    (["--method", "amaml", "--inner-batch", "2"], ["--inner-batch 2 is for --method maml", "amaml"]),
+    (["--method", "imaml", "--checkpoint-every", "2"], ["--checkpoint-every 2 is for --method maml", "leave it out"]),
     (["--method", "maml", "--inner-batch", "5"], ["--inner-batch 5", "at most 4"]),
     (["--clip", "0"], ["--clip must be a positive number", "'0'"]),
     (["--protocol", "innner"], ["unknown protocol 'innner'", "did you mean 'inner'?"]),
     (["--compile", "yes"], ["unknown compile 'yes'", "auto"]),
-    (["--domain", "Jester"], ["Jester", "--data-root", "AMAML_DATA"]),
-    (["--domain", "Jester", "--data-root", "nowhere"], ["Jester", "nowhere"]),
-    (["--domain", "MiniImageNet", "--network", "conv4"], ["MiniImageNet", "--data-root"]),
-    (["--domain", "Glyphs", "--ways", "10000"], ["--ways 10000", "choose at most"]),
+    (["--domain", "Jester", *FINETUNE], ["Jester", "--data-root", "AMAML_DATA"]),
+    (["--domain", "Jester", "--data-root", "nowhere", *FINETUNE], ["Jester", "nowhere"]),
+    (["--domain", "MiniImageNet", "--network", "conv4", *FINETUNE], ["MiniImageNet", "--data-root"]),
+    (["--domain", "Glyphs", "--ways", "10000", *FINETUNE], ["--ways 10000", "choose at most"]),
     (["--draw", "101"], ["--draw must be an integer from 0 to 100", "'101'"]),
     (["--draw", "3"], ["--draw 3", "at most 2"]),
     (["--out", ""], ["--out must be a path", "''"]),
@@ -84,11 +86,11 @@ def test_a_wrong_flag_gets_one_line_and_leaves_nothing(tmp_path, monkeypatch, ca
 
 
 def test_compiling_needs_a_compiler(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(run, "compiler_found", lambda: False)
+    monkeypatch.setattr(opening, "compiler_found", lambda: False)
     assert start(tmp_path / "run", "--compile", "on") == 2
     assert "--compile on needs a C++ compiler" in error_line(capsys)
     assert list(tmp_path.iterdir()) == []
-    assert not run.compiles(run.merged({"domain": "CosMixture"}))
+    assert not opening.compiles("auto", 5000, None)
 
 
 def test_no_domain_is_a_mistake_that_names_them_all(capsys):
@@ -97,18 +99,12 @@ def test_no_domain_is_a_mistake_that_names_them_all(capsys):
     assert all(name in line for name in data.DOMAINS)
 
 
-def test_tasks_of_many_inputs_cannot_be_drawn_which_shows_before_the_training(tmp_path, monkeypatch, capsys):
-    make = data.make
-
-    def ratings(name, sampling):
-        domain = make(name, sampling)
-        domain.input_shape = (100,)
-        return domain
-
-    monkeypatch.setattr(data, "make", ratings)
-    assert start(tmp_path / "run", "--draw", "1") == 2
-    assert "(100,)" in error_line(capsys)
-    assert list(tmp_path.iterdir()) == []
+def test_tasks_of_many_inputs_are_not_drawn_which_stops_no_run(tmp_path):
+    flags = ["--domain", "Logistic", *FINETUNE, "--network", "mlp", "--draw", "1"]
+    with pytest.warns(RuntimeWarning, match=r"these have \(50,\): there will be no picture"):
+        assert start(tmp_path / "run", *flags) == 0
+    assert "summary.json" in files(tmp_path / "run")
+    assert "fits.png" not in files(tmp_path / "run")
 
 
 @pytest.mark.parametrize("flags", [(), ("--overwrite",), ("--resume",)], ids=str)
@@ -179,7 +175,6 @@ def test_a_mistake_beside_overwrite_loses_no_run(tmp_path, quick, mistake):
         ("--width", "5"),
         ("--seed", "1"),
         ("--meta-optimizer", "sgd"),
-        ("--test-epochs", "20"),
     ],
     ids=" ".join,
 )

@@ -1,13 +1,23 @@
 """Settings: defaults, files and flags, and what each value must be."""
 
+import dataclasses
+import importlib
+import inspect
+import re
+import subprocess
+import sys
 import tomllib
 
 import pytest
 
 import data
-from amaml import InputError
+from amaml import AMAML, InputError, models
+from amaml.experiment import registry
+from amaml.flow import adjoint, steps
+from baselines import IMAML, inner
 from configs import settings
 from configs.settings import CONTROL, FIELDS, FOLDER, Settings, checked, flag_name, merged, parse_flags, read_toml
+from data import images, ratings, synthetic
 
 DEFAULTS = read_toml(FOLDER / "defaults.toml")
 OPTIONAL = {
@@ -34,7 +44,7 @@ def configs(tmp_path, monkeypatch):
 
 def test_every_setting_has_one_default():
     in_code = {name for name, f in FIELDS.items() if f.default is not None}
-    assert in_code == {"resume", "overwrite", "draw"}
+    assert in_code == {"resume", "overwrite", "draw", "deterministic"}
     assert set(DEFAULTS) == set(FIELDS) - in_code - OPTIONAL - {"domain"}
 
 
@@ -158,3 +168,60 @@ def test_the_files_are_toml_that_says_where_it_comes_from():
     for path in FOLDER.glob("*.toml"):
         assert path.read_text().startswith("# ")
         tomllib.loads(path.read_text())
+
+
+def test_the_names_are_those_of_the_tables_where_they_are_used():
+    """The registry and data know them without loading torch."""
+    assert tuple(steps.SOLVERS) == registry.SOLVERS
+    assert tuple(adjoint.ADJOINTS) == registry.ADJOINTS
+    assert tuple(inner.INNER_OPTIMIZERS) == registry.INNER_OPTIMIZERS
+    assert (tuple(models.ACTIVATIONS), models.NORMS) == (registry.ACTIVATIONS, registry.NORMS)
+    assert ratings.ITEM_FEATURES == data.ITEM_FEATURES
+    others = {"Sinusoid", "Logistic", "Jester", "MovieLens100K", "MovieLens1M"}
+    assert set(data.DOMAINS) == {*synthetic.FAMILIES, *images.IMAGES, *others}
+
+
+@pytest.mark.parametrize("table", ["METHODS", "NETWORKS", "META_OPTIMIZERS", "PROTOCOLS"])
+def test_every_entry_of_the_registry_names_a_function_its_keywords_and_settings(table):
+    for entry in getattr(registry, table).values():
+        module, name = entry.function.split(":")
+        parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+        free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        assert free or {*entry.flags.values(), *entry.fixed} <= set(parameters)
+        assert entry.uses <= set(FIELDS)
+
+
+def test_the_help_tells_the_default_prox_of_each_method():
+    default = [f.default for method in (AMAML, IMAML) for f in dataclasses.fields(method) if f.name == "prox"]
+    assert FIELDS["prox"].metadata["help"].endswith("A-MAML (default {:g}) and iMAML (default {:g})".format(*default))
+
+
+def test_settings_are_checked_before_torch_is_loaded():
+    code = (
+        "import sys, run; from configs.settings import merged, parse_flags; merged(parse_flags(['--domain', 'Glyphs']))"
+    )
+    command = [sys.executable, "-c", code + "; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"]
+    assert subprocess.run(command, cwd=FOLDER.parent).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "fragment"),
+    [
+        ({"method": "reptile", "cg_steps": 9}, "--cg-steps 9 is for --method imaml, not for reptile; leave it out"),
+        ({"method": "fomaml", "solver": "rk4"}, "--solver rk4 is for --method amaml"),
+        ({"method": "maml", "prox": 1.0}, "--prox 1.0 is for --method amaml or imaml"),
+        ({"network": "linear", "width": 9}, "--width 9 is for --network mlp or conv4"),
+        ({"network": "conv4", "norm": "batch"}, "--norm batch is for --network mlp"),
+        ({"protocol": "inner", "test_epochs": 9}, "--test-epochs 9 is for --protocol finetune"),
+        ({"test_steps": 9}, "--test-steps 9 is for --protocol inner or both, not for finetune"),
+        ({"ways": 9}, "--ways 9 is for --domain Omniglot or MiniImageNet"),
+    ],
+    ids=str,
+)
+def test_a_flag_that_nothing_chosen_uses_is_refused(flags, fragment):
+    with pytest.raises(InputError, match=re.escape(fragment)):
+        merged({"domain": "Alpine2D"} | flags)
+
+
+def test_a_domains_file_may_hold_settings_that_the_method_does_not_use():
+    assert merged({"domain": "Omniglot", "method": "reptile"}).cg_damping == 1.0

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import scipy.stats
@@ -16,77 +17,98 @@ from amaml.learner import MetaLearner
 from amaml.models import Apply
 from amaml.tasks import Tasks
 
+RECORDED_EPOCHS = 10  # of fine-tuning: every so many, and the last
+RECORDED_STEPS = (0, 1, 5, 10)  # of the inner loop, and the last
+
+
+class Model(NamedTuple):
+    """What is adapted and measured: apply, the loss, the metric, and the learner with a given number of inner steps."""
+
+    apply: Apply
+    loss: Loss
+    metric: Loss
+    at_steps: Callable[[int | None], MetaLearner]  # None: as many as the run has
+
 
 @dataclass(frozen=True)
 class Curves:
-    """A metric of every task on its support set and its test points, (records, tasks), over epochs or inner steps."""
+    """A metric of every task on its support set and its test points, (records, tasks), over epochs or inner steps.
+
+    unit: what epochs counts, "epoch" or "inner step".
+    """
 
     epochs: list[int]
     support: np.ndarray
     test: np.ndarray
+    unit: str = "epoch"
 
 
 def fine_tune(
-    apply: Apply,
-    loss: Loss,
-    metric: Loss,
+    model: Model,
     theta: Tensor,
     tasks: Tasks,
     epochs: int,
-    every: int = 10,
     on_record: Callable[[int], None] = lambda epoch: None,
 ) -> tuple[Curves, Tensor]:
     """Adapt theta (P,) to each task by full-batch Adam (lr 1e-3, weight decay 1e-6) on its support set.
 
     The same for every method, as in the A-MAML experiments. Adam works element by element, so one optimiser over
-    phi (tasks, P) is one optimiser a task. The metric is recorded at epoch 0, every so many epochs and at the end.
+    phi (tasks, P) is one optimiser a task. The metric is recorded at epoch 0, every tenth epoch and at the end.
     Returns the curves and the final phi; raises Diverged where the metric is not finite.
     """
     phi = theta.detach().expand(len(tasks), -1).clone()
     optimizer = torch.optim.Adam([phi], lr=1e-3, weight_decay=1e-6, fused=True)
-    recorded, support, test = [], [], []
+    recorded, records = [], []
     for epoch in range(epochs + 1):
-        if epoch % every == 0 or epoch == epochs:
+        if epoch % RECORDED_EPOCHS == 0 or epoch == epochs:
             recorded.append(epoch)
-            support.append(derivatives.losses(apply, metric, phi, tasks.support_x, tasks.support_y))
-            test.append(derivatives.losses(apply, metric, phi, tasks.test_x, tasks.test_y))
+            records.append(_measure(model, phi, tasks))
             on_record(epoch)
         if epoch < epochs:
-            phi.grad = derivatives.gradients(apply, loss, phi, tasks.support_x, tasks.support_y)
+            phi.grad = derivatives.gradients(model.apply, model.loss, phi, tasks.support_x, tasks.support_y)
             optimizer.step()
-    return _curves(recorded, support, test), phi
+    return _curves(recorded, records, "epoch"), phi
 
 
 def inner_loop(
-    at_steps: Callable[[int], MetaLearner],
-    apply: Apply,
-    metric: Loss,
+    model: Model,
     theta: Tensor,
     tasks: Tasks,
-    steps: list[int],
-    chunk: int,
+    steps: int | None = None,
     on_record: Callable[[int], None] = lambda step: None,
 ) -> tuple[Curves, Tensor]:
-    """Adapt theta (P,) to each task by the method's own inner loop, at_steps(n) being the learner with n inner steps.
+    """Adapt theta (P,) to each task by the method's own inner loop of so many steps (None: as many as the run has).
 
-    The few-shot protocol: the metric after each of the given numbers of steps, 0 among them, chunk tasks at a time.
-    Returns the curves and the final phi; raises Diverged where the metric is not finite.
+    The few-shot protocol: the metric after 0, 1, 5, 10 and all steps. Returns the curves and the final phi; raises
+    Diverged where the metric is not finite.
     """
-    support, test, finals = [], [], []
-    for i in range(0, len(tasks), chunk):
-        part = tasks[i : i + chunk]
-        for n in steps:
-            phi = at_steps(n).adapt(theta, part) if n else theta.detach().expand(len(part), -1)
-            support.append(derivatives.losses(apply, metric, phi, part.support_x, part.support_y))
-            test.append(derivatives.losses(apply, metric, phi, part.test_x, part.test_y))
-            on_record(n)
-        finals.append(phi)
-    by_step = ([torch.cat(rows[j :: len(steps)]) for j in range(len(steps))] for rows in (support, test))
-    return _curves(steps, *by_step), torch.cat(finals)
+    last = model.at_steps(steps).inner_steps
+    recorded, records = sorted({n for n in RECORDED_STEPS if n < last} | {last}), []
+    for n in recorded:
+        phi = model.at_steps(n).adapt(theta, tasks) if n else theta.detach().expand(len(tasks), -1)
+        records.append(_measure(model, phi, tasks))
+        on_record(n)
+    return _curves(recorded, records, "inner step"), phi
 
 
-def _curves(recorded: list[int], support: list[Tensor], test: list[Tensor]) -> Curves:
-    curves = Curves(recorded, *(torch.stack(rows).double().cpu().numpy() for rows in (support, test)))
+def in_chunks(adapt: Callable[[Tasks], Curves], draw: Callable[[int, int], Tasks], count: int, chunk: int) -> Curves:
+    """The curves of adapt over count tasks, chunk at a time: draw(n, first) makes the tasks first to first + n - 1."""
+    parts = [adapt(draw(min(chunk, count - first), first)) for first in range(0, count, chunk)]
+    support, test = (np.concatenate([getattr(part, name) for part in parts], axis=1) for name in ("support", "test"))
+    return Curves(parts[0].epochs, support, test, parts[0].unit)
+
+
+def _measure(model: Model, phi: Tensor, tasks: Tasks) -> tuple[Tensor, Tensor]:
+    """The metric on the support set and on the test points, (tasks,) each."""
+    return (
+        derivatives.losses(model.apply, model.metric, phi, tasks.support_x, tasks.support_y),
+        derivatives.losses(model.apply, model.metric, phi, tasks.test_x, tasks.test_y),
+    )
+
+
+def _curves(recorded: list[int], records: list[tuple[Tensor, Tensor]], unit: str) -> Curves:
+    rows = (torch.stack(part).double().cpu().numpy() for part in zip(*records, strict=True))
+    curves = Curves(recorded, *rows, unit)
     if not (np.isfinite(curves.support).all() and np.isfinite(curves.test).all()):
         raise Diverged("the meta-test error is not finite; theta is unusable, try a smaller --inner-lr or --meta-lr")
     return curves

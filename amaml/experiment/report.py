@@ -1,39 +1,50 @@
 """Tables and pictures of a run."""
 
+from __future__ import annotations
+
 import io
 import math
-import resource
-import sys
-from typing import Any
+import warnings
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor
 
-from amaml.errors import InputError
 from amaml.experiment.evaluation import Curves, mean_and_interval
+from amaml.experiment.folder import RunFolder
+from amaml.experiment.machine import peak_memory_mib
 from amaml.models import Apply
 from amaml.tasks import Tasks
+
+if TYPE_CHECKING:
+    from amaml.experiment.session import Session
 
 SUMMARY_EPOCHS = (0, 10, 100, 500, 1000)
 AXES = {"epoch": "fine-tuning epoch", "inner step": "inner step"}
 matplotlib.use("Agg")
 
 
-def test_entry(update: int, curves: Curves, unit: str, predictors: dict[str, np.ndarray]) -> dict[str, Any]:
+def in_words(entry: dict[str, Any]) -> str:
+    """What came of a meta-test, in a few words."""
+    results = (f"{e['test']['mean'][-1]:.4f} after {e['epochs'][-1]} {e['unit']}s" for e in (entry, *entry["also"]))
+    return f"{entry['metric']} {' and '.join(results)}"
+
+
+def test_entry(update: int, curves: Curves, predictors: dict[str, np.ndarray], metric: str) -> dict[str, Any]:
     """A meta-test as it stands in test.json: mean and 95% half-interval over the tasks at every recorded epoch.
 
-    unit: what epochs counts, "epoch" or "inner step". predictors: the metric of simple predictors on the same test
-    points, a value a task. A single task has no interval: null.
+    predictors: the metric of simple predictors on the same test points, a value a task. A single task has no interval:
+    null.
     """
     entry: dict[str, Any] = {
         "update": update,
         "tasks": int(curves.test.shape[1]),
-        "unit": unit,
+        "metric": metric,
+        "unit": curves.unit,
         "epochs": curves.epochs,
         "predictors": {name: _pair(values) for name, values in predictors.items()},
     }
@@ -62,26 +73,47 @@ def at_epochs(entry: dict[str, Any]) -> list[dict[str, float | None]]:
     return rows
 
 
-def peak_memory_mib(device: str) -> float:
-    """Peak memory so far: of the device's allocator on CUDA, of the process elsewhere."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    unit = 1 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes there, in KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-
-
-def table(title: str, metric: str, entry: dict[str, Any]) -> str:
+def table(title: str, entry: dict[str, Any]) -> str:
     """The table a run ends with, of the last meta-test."""
-    lines = [title, f"{entry['unit']:>10}  {metric + ' on support':>22}  {metric + ' on test points':>24}"]
-    for row in at_epochs(entry):
-        support, test = (_with_interval(row[name], row[f"{name}_ci95"]) for name in ("support", "test"))
-        lines.append(f"{row['epoch']:>10.0f}  {support:>22}  {test:>24}")
+    metric, lines = entry["metric"], [title]
+    for part in (entry, *entry["also"]):
+        lines.append(f"{part['unit']:>10}  {metric + ' on support':>22}  {metric + ' on test points':>24}")
+        for row in at_epochs(part):
+            support, test = (_with_interval(row[name], row[f"{name}_ci95"]) for name in ("support", "test"))
+            lines.append(f"{row['epoch']:>10.0f}  {support:>22}  {test:>24}")
     lines += [f"{name:>34}  {_with_interval(*pair):>24}" for name, pair in entry["predictors"].items()]
     return "\n".join(lines)
 
 
 def _with_interval(mean: float, half: float | None) -> str:
     return f"{mean:.4f}" if half is None else f"{mean:.4f} +- {half:.4f}"
+
+
+def finish(folder: RunFolder, title: str, session: Session) -> str:
+    """Write summary.json and curves.png of a run that has made its updates and tests; returns its table."""
+    tests, clock = folder.read("test.json", []), session.clock
+    metric = session.experiment.domain.objective.metric_name
+    seconds, memory = clock.seconds_per_update(), peak_memory_mib(session.settings.device)
+    speed = f"{seconds:.4f} s per update" if seconds is not None else "too short to time"
+    if clock.warm_up is not None:
+        speed += f" (the first {clock.warm_up:.1f} s, tracing{' and compiling' if session.compiled else ''})"
+    text = table(title, tests[-1]) + f"\n{session.update} updates, {speed}, peak memory {memory:.0f} MiB"
+    folder.write_bytes("curves.png", draw_curves(metric, tests, folder.metrics()))
+    folder.write(
+        "summary.json",
+        {
+            "metric": metric,
+            "at_epochs": at_epochs(tests[-1]),
+            "also": [{"unit": also["unit"], "at_epochs": at_epochs(also)} for also in tests[-1]["also"]],
+            "predictors": tests[-1]["predictors"],
+            "updates": session.update,
+            "seconds_per_update": seconds,
+            "first_update_seconds": clock.warm_up,
+            "peak_memory_mib": memory,
+            "table": text,
+        },
+    )
+    return text
 
 
 def draw_curves(metric: str, tests: list[dict[str, Any]], metrics: list[dict[str, Any]]) -> bytes:
@@ -106,7 +138,8 @@ def _draw_adaptation(axes: Axes, metric: str, test: dict[str, Any]) -> None:
 
 
 def _draw_training(axes: Axes, metrics: list[dict[str, Any]]) -> None:
-    updates, losses = [m["update"] for m in metrics], np.array([m["query_loss"] for m in metrics])
+    made = [m for m in metrics if "query_loss" in m]  # a batch that was left out has none
+    updates, losses = [m["update"] for m in made], np.array([m["query_loss"] for m in made])
     window = len(losses) // 20
     if window > 1:
         smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
@@ -123,19 +156,21 @@ def _draw_training(axes: Axes, metrics: list[dict[str, Any]]) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def check_drawable(input_shape: tuple[int, ...]) -> None:
-    """Raise InputError for tasks that draw_fits cannot show."""
-    if input_shape not in ((1,), (2,)):
-        raise InputError(f"--draw shows tasks of one or two inputs, these have {tuple(input_shape)}; leave it out")
+def can_draw(input_shape: tuple[int, ...]) -> bool:
+    """Whether draw_fits can show such tasks, those of one or two inputs; warns where it cannot."""
+    drawable = tuple(input_shape) in ((1,), (2,))
+    if not drawable:
+        message = f"--draw shows tasks of one or two inputs, these have {tuple(input_shape)}: there will be no picture"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+    return drawable
 
 
-def draw_fits(apply: Apply, theta: Tensor, phi: Tensor, tasks: Tasks, count: int) -> bytes:
-    """fits.png: count meta-test tasks with data, truth, and the network before and after adaptation.
+def draw_fits(apply: Apply, theta: Tensor, phi: Tensor, tasks: Tasks) -> bytes:
+    """fits.png: every task with data, truth, and the network before and after adaptation.
 
-    theta (P,), phi (tasks, P). A curve a task for one input, three surfaces for two; InputError for more.
+    theta (P,), phi (tasks, P). A curve a task for one input, three surfaces for two (see can_draw).
     """
-    inputs = tuple(tasks.support_x.shape[2:])
-    check_drawable(inputs)
+    inputs, count = tuple(tasks.support_x.shape[2:]), len(tasks)
     draw, columns, width = (_draw_curve, 1, 6.5) if inputs == (1,) else (_draw_surfaces, 3, 9.6)
     figure = Figure(figsize=(width, 3.2 * count), layout="constrained")
     axes = figure.subplots(count, columns, squeeze=False, sharex=True)

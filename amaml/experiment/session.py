@@ -1,22 +1,28 @@
 """The meta-training loop: draw an episode, take its meta-gradient, let the optimiser step; and what goes on disk."""
 
-import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from amaml.errors import Diverged, InputError
+from amaml.errors import Diverged, InputError, OverBudget
+from amaml.experiment.build import Experiment
 from amaml.experiment.folder import Checkpoint, RunFolder
-from amaml.flow.error import relative_distance
-from amaml.flow.field import Evaluations
+from amaml.experiment.progress import Progress
+from amaml.experiment.registry import META_OPTIMIZERS
+from amaml.experiment.report import in_words
+from amaml.experiment.stop import Stopped, StopRequest
 from amaml.learner import MetaGradient, MetaLearner
 from amaml.tasks import Tasks
+
+SKIP_SHARE, SKIP_WINDOW = 0.01, 500  # of the last updates, that may leave their batch out
+READ_EVERY, READ_SECONDS = 20, 1.0  # at most, between two looks at the numbers on the device
+SAVE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -24,11 +30,9 @@ class Update:
     """What one meta-update leaves behind; the tensors stay on the device until they are read."""
 
     number: int
-    query_loss: Tensor
-    gradient_norm: Tensor
-    evaluations: Evaluations
-    error: float | None  # the learner's own estimate
-    checked_error: float | None  # measured against finer steps
+    gradient: MetaGradient | None  # None: its batch was left out
+    query_loss: Tensor | None = None
+    norm: Tensor | None = None
 
 
 def meta_train(
@@ -39,133 +43,151 @@ def meta_train(
     first: int,
     last: int,
     clip: float | None = None,
-    check_every: int = 0,
+    stop: StopRequest | None = None,
 ) -> Iterator[Update]:
     """Updates first + 1 to last of theta (P,), in place and by the optimiser alone; yields after each.
 
     clip: a meta-gradient of a larger norm is scaled to this one; the norm that is reported is the one it had.
 
-    Update number n uses episode(n - 1), so that a run may stop after any update and go on later. At the first update
-    and every check_every later ones the error of learner's meta-gradient is measured (A-MAML). Raises Diverged with
-    the update's number where the learner does.
+    Update number n uses episode(n - 1), so that a run may stop after any update and go on later. A batch whose
+    gradient cannot be made accurate within its budget (OverBudget) changes neither theta nor the optimiser; the first
+    one of all must succeed. Raises Diverged with the update's number where the learner does, Stopped where a stop is
+    asked for in the middle of a meta-gradient.
     """
     for step in range(first, last):
-        tasks, checked = episode(step), None
+        tasks = episode(step)
         try:
-            gradient = learner.meta_gradient(theta, tasks)
-            if check_every and step % check_every == 0:
-                gradient, checked = _checked(learner, gradient, theta, tasks, step + 1)
-        except Diverged as fault:
-            raise Diverged(f"update {step + 1}: {fault}") from fault
+            gradient = _undisturbed(learner, theta, tasks, stop)
+        except OverBudget as fault:
+            if step == 0:
+                raise Diverged(f"update 1: {fault}") from fault
+            yield Update(step + 1, None)
+            continue
+        except (Diverged, InputError) as fault:
+            raise type(fault)(f"update {step + 1}: {fault}") from fault
         theta.grad, norm = gradient.value, gradient.value.norm()
         if clip is not None:
             torch.nn.utils.clip_grads_with_norm_([theta], clip, norm)
         optimizer.step()
-        yield Update(step + 1, gradient.query_loss.mean(), norm, gradient.evaluations, gradient.error, checked)
+        yield Update(step + 1, gradient, gradient.query_loss.mean(), norm)
 
 
-def _checked(
-    learner: MetaLearner, gradient: MetaGradient, theta: Tensor, tasks: Tasks, number: int
-) -> tuple[MetaGradient, float]:
-    """The meta-gradient with its distance to the one at finer steps; the latter, with a warning, where it is large."""
-    finer = learner.finer().meta_gradient(theta, tasks)
-    error = relative_distance(gradient.value, finer.value)
-    if not error > learner.tolerance:
-        return gradient, error
-    warnings.warn(
-        f"update {number}: the meta-gradient's measured error is {error:.2g}, above {learner.tolerance:g}; this update "
-        "takes finer steps, a smaller --rtol does so for all",
-        RuntimeWarning,
-        stacklevel=2,
-    )
-    return finer, error
+def _undisturbed(learner: MetaLearner, theta: Tensor, tasks: Tasks, stop: StopRequest | None) -> MetaGradient:
+    """The meta-gradient; a stop in the middle of it leaves no trace in the learner's memory."""
+    control = getattr(learner, "control", None)
+    before = dict(vars(control)) if control else {}
+    try:
+        with stop.at_once() if stop else nullcontext():
+            return learner.meta_gradient(theta, tasks)
+    except Stopped:
+        if control:
+            vars(control).update(before)
+        raise
 
 
 def read(updates: list[Update]) -> list[dict[str, Any]]:
     """The updates as plain numbers; waits for the device once. Raises Diverged at the first that is not finite."""
-    if not updates:
-        return []
-    numbers = torch.stack([torch.stack([u.query_loss, u.gradient_norm]) for u in updates]).tolist()
+    made = [u for u in updates if u.gradient is not None]
+    numbers = torch.stack([torch.stack([u.query_loss, u.norm]) for u in made]).tolist() if made else []
+    found = {u.number: pair for u, pair in zip(made, numbers, strict=True)}
     records = []
-    for update, (loss, norm) in zip(updates, numbers, strict=True):
+    for update in updates:
+        if update.gradient is None:
+            records.append({"update": update.number, "skipped": True})
+            continue
+        loss, norm = found[update.number]
         if not abs(loss) + norm < float("inf"):
             raise Diverged(
                 f"update {update.number}: query loss {loss:g}, gradient norm {norm:g}; try a smaller --inner-lr or "
                 "--meta-lr, or more solver steps (a smaller --rtol)"
             )
-        record = {"update": update.number, "query_loss": loss, "gradient_norm": norm, **vars(update.evaluations)}
-        if update.error is not None:
-            record["estimated_error"] = update.error
-        if update.checked_error is not None:
-            record["checked_error"] = update.checked_error
+        record = {"update": update.number, "query_loss": loss, "gradient_norm": norm}
+        record |= vars(update.gradient.evaluations)
+        if update.gradient.error is not None:
+            record |= {"error": update.gradient.error, "measured": update.gradient.measured}
         records.append(record)
     return records
 
 
-READ_EVERY, READ_SECONDS = 20, 1.0  # at most, between two looks at the numbers on the device
-SAVE_SECONDS = 30.0
+@dataclass
+class Skips:
+    """Which of the last updates left their batch out; more than a share of them ends a run."""
+
+    numbers: list[int] = field(default_factory=list)
+    warned: bool = False
+
+    def add(self, number: int) -> None:
+        """One more; raises Diverged where it is one too many."""
+        self.numbers = [n for n in [*self.numbers, number] if n > number - SKIP_WINDOW]
+        if len(self.numbers) > SKIP_SHARE * SKIP_WINDOW:
+            raise Diverged(
+                f"update {number}: {len(self.numbers)} of the last {SKIP_WINDOW} batches were left out, since their "
+                "meta-gradients could not be made accurate within the budget; try a smaller --inner-lr, fewer "
+                "--inner-steps, a larger --rtol or --solver euler"
+            )
+        if not self.warned:
+            self.warned = True
+            warnings.warn(
+                f"update {number}: the meta-gradient of this batch could not be made accurate within its budget; the "
+                'batch was left out, as others will be ("skipped" in metrics.jsonl)',
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
 
-class Stopped(Exception):
-    """The run was asked to stop and has written its checkpoint; the signal's number is kept."""
+@dataclass
+class Clock:
+    """Wall time of the updates alone: tests and checkpoints left out, and each process's first update, which traces."""
 
-    def __init__(self, number: int, message: str) -> None:
-        super().__init__(message)
-        self.number = number
+    updates: int = 0
+    seconds: float = 0.0
+    warm_up: float | None = None  # seconds of this process's first update
+    _mark: float = 0.0  # when it was read last
 
+    def start(self) -> None:
+        """From here on time counts."""
+        self._mark = time.perf_counter()
 
-class StopRequest:
-    """Turns Ctrl-C and SIGTERM into a request that the loop meets between two updates; a second Ctrl-C is at once."""
+    def since(self) -> float:
+        """Seconds since it was read last."""
+        return time.perf_counter() - self._mark
 
-    number: int | None = None
+    def book(self, updates: int) -> None:
+        """The time since it was read last went into so many updates."""
+        passed = self.since()
+        self.start()
+        if self.warm_up is None:
+            self.warm_up = passed
+        else:
+            self.updates, self.seconds = self.updates + updates, self.seconds + passed
 
-    def __enter__(self) -> "StopRequest":
-        self.previous = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: object) -> None:
-        if self.number is not None:
-            raise KeyboardInterrupt
-        self.number = number
-
-    def check(self, update: int) -> None:
-        """Raise Stopped if a stop was asked for; the checkpoint of this update must be on disk."""
-        if self.number is not None:
-            raise Stopped(self.number, f"stopped after update {update}; go on with --resume")
+    def seconds_per_update(self) -> float | None:
+        """The mean, None where there was no update but first ones."""
+        return self.seconds / self.updates if self.updates else None
 
 
 @dataclass
 class Session:
     """Meta-training with its checkpoints and meta-tests, from wherever the folder's checkpoint stands.
 
-    test(update) makes a meta-test of the current theta. Everything that is recorded depends on the settings alone,
-    so a run that was killed and resumed writes the same lines as one that was not.
+    Everything that is recorded depends on the settings alone, so a run that was killed and resumed writes the same
+    lines as one that was not. compiled: whether the graphs are, to be noted in the checkpoints.
     """
 
     folder: RunFolder
-    settings: dict[str, Any]
-    learner: MetaLearner
-    theta: Tensor
-    optimizer: torch.optim.Optimizer
-    episode: Callable[[int], Tasks]
-    test: Callable[[int], dict[str, Any]]
-    updates: int
-    test_interval: int
-    checkpoint_interval: int
+    experiment: Experiment
     stop: StopRequest
-    clip: float | None = None
-    check_gradient: int = 0
+    compiled: bool = False
     update: int = 0
-    timed_updates: int = 0
-    timed_seconds: float = 0.0
+    clock: Clock = field(default_factory=Clock)
     last_saved: int | None = None  # the update of the checkpoint on disk
-    warm_up_seconds: float | None = None  # of this process's first update, which traces and compiles
     _pending: list[Update] = field(default_factory=list, init=False)  # made, but not looked at yet
-    _mark: float = field(default=0.0, init=False)  # when the clock of the updates was read last
+    _saved_at: float = field(default=0.0, init=False)
+    _skips: Skips = field(default_factory=Skips, init=False)
+
+    def __post_init__(self) -> None:
+        self.settings, self.theta = self.experiment.settings, self.experiment.theta
+        self.optimizer = META_OPTIMIZERS[self.settings.meta_optimizer].call(self.settings, [self.theta])
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take over theta, the optimiser's state and the counters."""
@@ -178,20 +200,76 @@ class Session:
             self.theta.copy_(checkpoint.theta)
         self.optimizer.load_state_dict(checkpoint.optimizer)
         self.update = self.last_saved = checkpoint.update
-        self.timed_updates, self.timed_seconds = checkpoint.timed_updates, checkpoint.timed_seconds
+        self.clock = Clock(checkpoint.timed_updates, checkpoint.timed_seconds)
+        if checkpoint.control is not None:
+            self.experiment.learner.control.load_state_dict(checkpoint.control)
+        skipped = [m["update"] for m in self.folder.metrics() if m.get("skipped") and m["update"] <= self.update]
+        self._skips = Skips(skipped[-SKIP_WINDOW:], warned=bool(skipped))
 
     def run(self) -> None:
         """Train to the last update and test where due; raises Diverged or Stopped with a good checkpoint on disk."""
-        bar = tqdm(total=self.updates, initial=self.update, unit="update", disable=None, dynamic_ncols=True)
         try:
-            with bar:
-                if self._test_due() and not any(t["update"] == self.update for t in self.folder.read("test.json", [])):
-                    self._test()  # the kill came between the checkpoint and its test
-                self._train(bar)
-        except Diverged as fault:
+            with Progress(self.settings.meta_updates, self.update) as self.progress:
+                if self._test_due() and not self._tested():
+                    self._test()  # the kill came between the checkpoint and its test, or other tests are asked for
+                self._train()
+        except (Diverged, InputError) as fault:
             there = self.last_saved is not None
             kept = f"the checkpoint of update {self.last_saved} is kept" if there else "there is no checkpoint yet"
-            raise Diverged(f"{self._first_fault(fault)}; {kept}") from fault
+            raise type(fault)(f"{self._first_fault(fault)}; {kept}") from fault
+
+    def _train(self) -> None:
+        e, s = self.experiment, self.settings
+        span = self.update, s.meta_updates, s.clip, self.stop
+        self._saved_at = time.monotonic()
+        self.clock.start()
+        try:
+            for done in meta_train(e.learner, self.theta, self.optimizer, e.domain.episode, *span):
+                self._pending.append(done)
+                self.update = done.number
+                if done.gradient is None:
+                    self._skips.add(done.number)
+                save = self._save_due()
+                if save or self._look_due():
+                    self._record()
+                if save:
+                    self._save()
+                    self.stop.check(self.update)
+                    if self._test_due():
+                        self._test()
+                    self.clock.start()
+        except Stopped:  # in the middle of a meta-gradient, or after a save
+            if self._pending:
+                self._record()
+            if self.last_saved != self.update:
+                self._save()
+            self.stop.check(self.update)
+
+    def _look_due(self) -> bool:
+        """Whether to wait for the device and look at the numbers; the first update has a clock of its own."""
+        return len(self._pending) >= READ_EVERY or self.clock.since() > READ_SECONDS or self.clock.warm_up is None
+
+    def _save_due(self) -> bool:
+        regular = self.update % self.settings.checkpoint_interval == 0
+        return (
+            regular
+            or self._test_due()
+            or self.stop.number is not None
+            or time.monotonic() - self._saved_at > SAVE_SECONDS
+        )
+
+    def _test_due(self) -> bool:
+        interval, last = self.settings.test_interval, self.settings.meta_updates
+        return self.update == last or (interval > 0 and self.update > 0 and self.update % interval == 0)
+
+    def _record(self) -> None:
+        """Look at the pending updates, and write them down."""
+        records = read(self._pending)
+        self.clock.book(len(records))
+        self.folder.append_metrics(records)
+        losses = [record["query_loss"] for record in records if "query_loss" in record]
+        self.progress.trained(self.update, losses[-1] if losses else None, self.clock.seconds_per_update())
+        self._pending = []
 
     def _first_fault(self, fault: Diverged) -> Diverged:
         """The fault of an update that was not looked at yet, if one came before."""
@@ -201,66 +279,24 @@ class Session:
             return earlier
         return fault
 
-    def _train(self, bar: tqdm) -> None:
-        self._mark, saved_at, warm = time.perf_counter(), time.monotonic(), False
-        span = self.update, self.updates, self.clip, self.check_gradient
-        for done in meta_train(self.learner, self.theta, self.optimizer, self.episode, *span):
-            self._pending.append(done)
-            self.update = done.number
-            save = (
-                self._test_due()
-                or self.stop.number is not None
-                or self.update % self.checkpoint_interval == 0
-                or time.monotonic() - saved_at > SAVE_SECONDS
-            )
-            look = len(self._pending) >= READ_EVERY or time.perf_counter() - self._mark > READ_SECONDS
-            if not (save or look or not warm):
-                continue
-            self._record(bar, warm)
-            warm = True
-            if save:
-                self._save()
-                saved_at = time.monotonic()
-                self.stop.check(self.update)
-                if self._test_due():
-                    self._test()
-                self._mark = time.perf_counter()
-
-    def _record(self, bar: tqdm, timed: bool) -> None:
-        """Look at the pending updates, and write them down."""
-        records = read(self._pending)
-        self._book(len(self._pending) if timed else 0)
-        self.folder.append_metrics(records)
-        bar.update(len(records))
-        bar.set_postfix(query_loss=f"{records[-1]['query_loss']:.4f}")
-        self._pending = []
-
-    def seconds_per_update(self) -> float | None:
-        """Mean wall time of an update, tests, checkpoints and each process's first update left out."""
-        return self.timed_seconds / self.timed_updates if self.timed_updates else None
-
-    def _test_due(self) -> bool:
-        regular = self.test_interval and self.update and self.update % self.test_interval == 0
-        return bool(regular) or self.update == self.updates
-
     def _test(self) -> None:
-        self.folder.write("test.json", [*self.folder.read("test.json", []), self.test(self.update)])
+        self.progress.testing()
+        entry = self.experiment.meta_test(self.theta, self.update, self.stop)
+        self.folder.write("test.json", [*self.folder.read("test.json", []), entry])
+        self.progress.tested_with(in_words(entry))
 
-    def _book(self, updates: int) -> None:
-        now = time.perf_counter()
-        if not updates:
-            self.warm_up_seconds = now - self._mark
-        else:
-            self.timed_updates, self.timed_seconds = (
-                self.timed_updates + updates,
-                self.timed_seconds + now - self._mark,
-            )
-        self._mark = now
+    def _tested(self) -> bool:
+        """Whether test.json holds the test that is due now."""
+        how = self.experiment.protocol
+        tests = self.folder.read("test.json", [])
+        return any(t["update"] == self.update and t.get("protocol") == how for t in tests)
 
     def _save(self) -> None:
         if not self.theta.isfinite().all():
             raise Diverged(f"update {self.update}: theta is not finite; try a smaller --meta-lr")
-        state = self.optimizer.state_dict()
-        counters = self.update, self.timed_updates, self.timed_seconds
-        self.folder.save(Checkpoint(self.settings, self.theta.detach(), state, *counters))
-        self.last_saved = self.update
+        counters = self.update, self.clock.updates, self.clock.seconds
+        control = getattr(self.experiment.learner, "control", None)
+        memory = None if control is None else control.state_dict()
+        state = self.theta.detach(), self.optimizer.state_dict()
+        self.folder.save(Checkpoint(asdict(self.settings), *state, *counters, self.compiled, memory))
+        self.last_saved, self._saved_at = self.update, time.monotonic()

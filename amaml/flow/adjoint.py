@@ -2,8 +2,12 @@
 
 The adjoint state lam (tasks, P) is the sensitivity of a task's query loss to the state u(t). The meta-gradient of every
 task is lam(0) + prox times the integral of lam over [0, T], since theta pulls on u along the whole way.
+
+Stability is watched on the way: |H k| / |k| never exceeds lambda_max, for any vector k. Where a product that is taken
+anyway shows that a step is outside its scheme's stability interval, the sweep ends there.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -11,62 +15,46 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from amaml.flow.field import GradientFlow
-from amaml.flow.schemes import Move
+from amaml.flow.schemes import EULER, MIDPOINT
 from amaml.flow.trajectory import Trajectory
 
 
 class Adjoint(NamedTuple):
-    """lam(0) and the integral of lam, by the scheme's own quadrature, (tasks, P); and two signs of negative curvature,
-    which makes the errors of earlier steps grow, (tasks,): how often |lam| on its way back exceeds what it was before,
-    and how often the speed |du/dt| does so on the way there. Both are 1 where the curvature is positive."""
+    """lam(0) and the integral of lam, by the scheme's own quadrature, (tasks, P)."""
 
     lam: Tensor
     integral: Tensor
-    growth: Tensor
-    acceleration: Tensor
 
 
-class _Norms:
-    """|lam| at the ends of the steps and the speed of every step, from the last to the first."""
+@dataclass(frozen=True)
+class Unstable:
+    """A step that lambda_max outran: its number, the state at its start, and the stiff directions (tasks, P)."""
 
-    def __init__(self, final: Tensor, lam: Tensor) -> None:
-        self.later, self.sizes, self.speeds = final, [vector_norm(lam, dim=-1)], []
-
-    def step(self, move: Move, u: Tensor, lam: Tensor) -> None:
-        """A step that starts at u, where the adjoint state is lam."""
-        self.sizes.append(vector_norm(lam, dim=-1))
-        self.speeds.append(vector_norm(self.later - u, dim=-1) / move.h)
-        self.later = u
-
-    def growths(self) -> tuple[Tensor, Tensor]:
-        """Of lam and of the speed, (tasks,) each."""
-        return _growth(self.sizes), _growth(self.speeds[::-1])
-
-
-def _growth(values: list[Tensor]) -> Tensor:
-    """The largest ratio of a value to an earlier one, at least 1."""
-    series = torch.stack(values)
-    return (series / series.cummin(0).values).nan_to_num(1.0).amax(0)
+    index: int
+    state: Tensor
+    stiff: Tensor
 
 
 @torch.no_grad()
-def discrete(flow: GradientFlow, trajectory: Trajectory, lam: Tensor) -> Adjoint:
+def discrete(flow: GradientFlow, trajectory: Trajectory, lam: Tensor) -> Adjoint | Unstable:
     """The exact transpose of the forward scheme: the derivative of the numbers it computed, to rounding.
 
     Step by step from the last to the first, by the transpose of each step's own scheme; one Hessian-vector product
     a stage. Hager 2000, section 2; equals backpropagation through the steps.
     """
-    pull, norms = torch.zeros_like(lam), _Norms(trajectory.final, lam)
-    for move, stages in trajectory.backwards():
-        lam, pulled = move.scheme.transposed(flow, move.h, stages, lam)
+    pull = torch.zeros_like(lam)
+    for index, (move, stages) in enumerate_backwards(trajectory):
+        back = move.scheme.transposed(flow, move.h, stages, lam)
+        if move.scheme is not EULER and _outran(move.h, back.k, back.product, move.scheme.stability):
+            return Unstable(index, stages[0], back.product)
+        lam = back.lam
         if flow.prox:
-            pull = pull + pulled
-        norms.step(move, stages[0], lam)
-    return Adjoint(lam, pull, *norms.growths())
+            pull = pull + back.pulled
+    return Adjoint(lam, pull)
 
 
 @torch.no_grad()
-def continuous(flow: GradientFlow, trajectory: Trajectory, lam: Tensor) -> Adjoint:
+def continuous(flow: GradientFlow, trajectory: Trajectory, lam: Tensor) -> Adjoint | Unstable:
     """The paper's own backward pass: Heun's method for dlam/dt = H(u) lam on the stored states.
 
         lam~_n = lam_(n+1) - h H(u_(n+1)) lam_(n+1)
@@ -76,13 +64,26 @@ def continuous(flow: GradientFlow, trajectory: Trajectory, lam: Tensor) -> Adjoi
     scheme: it approximates the flow's gradient and is the derivative of no computed loss. The integral
     of lam is taken by the trapezoidal rule. A-MAML, section 3.
     """
-    integral, norms = torch.zeros_like(lam), _Norms(trajectory.final, lam)
-    for move, stages in trajectory.backwards():
-        slope = flow.hvp(norms.later, lam)
-        earlier = lam - move.h / 2 * (slope + flow.hvp(stages[0], lam - move.h * slope))
-        lam, integral = earlier, integral + move.h / 2 * (lam + earlier)
-        norms.step(move, stages[0], lam)
-    return Adjoint(lam, integral, *norms.growths())
+    integral, later = torch.zeros_like(lam), trajectory.final
+    for index, (move, stages) in enumerate_backwards(trajectory):
+        slope = flow.hvp(later, lam)
+        predicted = lam - move.h * slope
+        product = flow.hvp(stages[0], predicted)
+        if move.scheme is not EULER and _outran(move.h, predicted, product, MIDPOINT.stability):
+            return Unstable(index, stages[0], product)
+        earlier = lam - move.h / 2 * (slope + product)
+        lam, integral, later = earlier, integral + move.h / 2 * (lam + earlier), stages[0]
+    return Adjoint(lam, integral)
+
+
+def enumerate_backwards(trajectory: Trajectory):
+    """(index, (move, stages)) from the last step to the first."""
+    return zip(reversed(range(len(trajectory.moves))), trajectory.backwards(), strict=True)
+
+
+def _outran(h: float, k: Tensor, product: Tensor, stability: float) -> bool:
+    """Whether lambda_max is known to exceed stability / h for some task; waits for the device."""
+    return bool((h * vector_norm(product, dim=-1) > stability * vector_norm(k, dim=-1)).any())
 
 
 ADJOINTS = {"discrete": discrete, "continuous": continuous}

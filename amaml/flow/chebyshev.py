@@ -17,7 +17,7 @@ from numpy.polynomial import chebyshev
 from torch import Tensor
 
 from amaml.flow.field import GradientFlow
-from amaml.flow.schemes import Move, Record, Stages
+from amaml.flow.schemes import Move, Record, Stages, Transposed
 
 DAMPING = 2 / 13
 
@@ -62,11 +62,12 @@ class Chebyshev:
             states.append(state.add_(flow(0.0, states[-1]), alpha=h * m).add_(slope, alpha=h * g))
         return tuple(states[:-1]), states[-1]
 
-    def transposed(self, flow: GradientFlow, h: float, stages: Stages, lam: Tensor) -> tuple[Tensor, Tensor]:
-        """The recurrence run backwards: lam at the start of the step, and the sum of the sensitivities to f.
+    def halved(self) -> "Chebyshev":
+        """The cheapest step that is stable at half the size."""
+        return fewest_stages(self.stability / 2)
 
-        The latter is zero without prox.
-        """
+    def transposed(self, flow: GradientFlow, h: float, stages: Stages, lam: Tensor) -> Transposed:
+        """The recurrence run backwards."""
         first, rest = _coefficients(self.stages)
         to_start, to_slope, to_earlier, pulled = (torch.zeros_like(lam) for _ in range(4))
         for j in range(self.stages, 1, -1):  # lam is the sensitivity to Y_j, to_earlier that to Y_(j-1) so far
@@ -80,7 +81,8 @@ class Chebyshev:
         to_slope.add_(lam, alpha=h * first)
         if flow.prox:
             pulled.add_(to_slope)
-        return to_start.add_(to_earlier).add_(lam).sub_(flow.hvp(stages[0], to_slope)), pulled
+        product = flow.hvp(stages[0], to_slope)
+        return Transposed(to_start.add_(to_earlier).add_(lam).sub_(product), pulled, to_slope, product)
 
 
 def fewest_stages(z: float) -> Chebyshev:

@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from amaml.errors import Diverged
 from amaml.flow.field import GradientFlow
@@ -11,22 +12,31 @@ from amaml.flow.linalg import largest_eigenvalue
 
 MOST_PRODUCTS = 10  # of one estimate of lambda_max
 SETTLED = 1.1  # ratio of two successive products, at which one stops
+RANDOM = 0.3  # size of the random part of the first start, over that of the field's direction
 
 
 class Curvature:
-    """lambda_max along a trajectory, by warm-started power iteration; the first start is the field itself."""
+    """lambda_max along a trajectory, by warm-started power iteration.
 
-    def __init__(self, flow: GradientFlow) -> None:
-        self.flow, self.vectors = flow, None
+    The first start is the direction of the field plus a random one, the same for every call: a stiff direction in
+    which theta is already optimal has no part in the field, but the adjoint state may have one. A start that is known
+    to be stiff (tasks, P) may be given instead.
+    """
+
+    def __init__(self, flow: GradientFlow, start: Tensor | None = None) -> None:
+        self.flow, self.vectors = flow, start
 
     def at(self, u: Tensor) -> list[float]:
-        """Of every task. Hessian-vector products until two agree, at least 2, 3 the first time; waits for each."""
+        """Of every task. Hessian-vector products until two agree, at least 2, 3 the first time; waits for each.
+
+        Raises Diverged where the Hessian is not finite.
+        """
 
         def matvec(v: Tensor) -> Tensor:
             return self.flow.hvp(u, v)
 
         if self.vectors is None:
-            _, self.vectors = largest_eigenvalue(matvec, self.flow.initial, 1)
+            _, self.vectors = largest_eigenvalue(matvec, self._first_start(), 1)
         found = [0.0] * len(u)
         for _ in range(MOST_PRODUCTS):
             before = found
@@ -37,3 +47,11 @@ class Curvature:
             if all(new <= SETTLED * old for new, old in zip(found, before, strict=True)):
                 break
         return [max(value, torch.finfo(u.dtype).eps) for value in found]
+
+    def _first_start(self) -> Tensor:
+        field = self.flow.at_start
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(field.shape[-1], generator=generator, dtype=torch.float64).to(field)
+        tiny = torch.finfo(field.dtype).tiny
+        along = field / vector_norm(field, dim=-1, keepdim=True).clamp_min(tiny)
+        return along + RANDOM * noise / vector_norm(noise)

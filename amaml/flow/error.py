@@ -1,74 +1,49 @@
-"""Whether a meta-gradient may be trusted: what its own two sweeps reveal, and what a few tasks solved again tell.
+"""What the error of a meta-gradient is, by measurement: its distance to the gradient at twice as many steps.
 
-The steps are chosen for the errors that positive curvature lets decay (amaml.flow.steps). Negative curvature makes the
-errors of earlier steps grow instead, in directions that need not show in any number at hand. It does betray itself:
-lam grows on the way back, or the speed on the way there. Only then, the tasks where it is worst are solved once more.
+Let g_h be the gradient on a mesh and g_(h/2) the one with every step bisected. For a scheme of order p the error of
+g_(h/2) is |g_h - g_(h/2)| / (2^p - 1) (Richardson; Shampine and Watts 1976 for whole meshes). With three resolutions
+the ratio of the two distances shows the order that is really had, and a lower one is believed.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from amaml.flow.adjoint import Adjoint
-from amaml.flow.field import GradientFlow
+from amaml.flow.schemes import Move
 
-GROWTH, ACCELERATION = 4.0, 1.05  # of lam and of the speed, above which a gradient is suspect
-SAMPLE = 5  # one task in so many is solved again
-CAUTION = 3.0  # a task that was not may be so many times worse
-
-
-class Doubts(NamedTuple):
-    """defect: what a conserved quantity lacks; growth: of errors on both sweeps, of the worst task, so far as it shows;
-    suspect: whether more may not show."""
-
-    defect: float
-    growth: float
-    suspect: bool
-
-
-def doubts_of(flow: GradientFlow, final: Tensor, terminal: Tensor, adjoint: Adjoint) -> Doubts:
-    """What the two sweeps reveal. One gradient; waits for the device.
-
-    Along a gradient flow the field f(u(t)) solves d f/dt = -H f, the equation that small changes of the state obey, and
-    lam solves dlam/dt = H lam; so lam . f is constant in time. The difference between the computed lam(0) . f(u(0)) and
-    lam(T) . f(u(T)) is made by the scheme's errors alone, in the direction f, in which stiff components weigh most;
-    relative to the mean size of the tasks' gradients. It shows an instability, and nothing of errors orthogonal to f.
-    """
-    at_start, at_end, lam = flow.initial, flow(0.0, final), adjoint.lam
-    lacking = ((lam * at_start).sum(-1) - (terminal * at_end).sum(-1)).abs() / at_start.norm(dim=-1)
-    growth, acceleration = adjoint.growth, adjoint.acceleration
-    size = lam.norm(dim=-1).mean().expand_as(lacking)
-    signs = [lacking.nan_to_num(0.0), size, growth, acceleration, growth * acceleration]
-    lacking, size, growth, acceleration, both = torch.stack(signs).amax(-1).tolist()
-    defect = lacking / size if size else 0.0
-    suspect = growth > GROWTH or acceleration > ACCELERATION
-    return Doubts(defect if math.isfinite(defect) else math.inf, both, suspect)
-
-
-def most_suspect(adjoint: Adjoint) -> Tensor:
-    """Indices of the tasks whose errors may weigh most in the mean."""
-    weight = adjoint.lam.norm(dim=-1) * adjoint.growth * adjoint.acceleration
-    return weight.topk(max(1, len(weight) // SAMPLE)).indices
-
-
-def error_of_sample(gradients: Tensor, which: Tensor, finer: Tensor) -> float:
-    """The relative error of the mean of gradients (tasks, P), if the tasks err like those of a sample, independently.
-
-    which: indices of the sample, and finer its gradients by finer steps.
-    """
-    error = (gradients[which] - finer).norm() / math.sqrt(len(which) * len(gradients))
-    return _ratio(CAUTION * error, gradients.mean(0).norm())
+TRUSTED_ORDER = 3  # of meshes of fourth-order steps alone: stiff components lower the order
+SLOWEST = 0.8  # ratio of two distances that still counts as convergence
+NOISE = 100.0  # distances below so many roundings of the largest number at hand are rounding noise
 
 
 def relative_distance(a: Tensor, b: Tensor) -> float:
-    """|a - b| / |b|."""
-    return _ratio((a - b).norm(), b.norm())
+    """|a - b| / |b|; infinite where either is not finite. Waits for the device."""
+    part, whole = torch.stack([(a - b).norm(), b.norm()]).tolist()
+    if not math.isfinite(part + whole):
+        return math.inf
+    return part / whole if whole else (0.0 if part == 0 else math.inf)
 
 
-def _ratio(part: Tensor, whole: Tensor) -> float:
-    part, whole = torch.stack([part, whole]).tolist()
-    if part == 0:
-        return 0.0
-    return part / whole if whole and math.isfinite(part + whole) else math.inf
+def error_of_finest(distances: Sequence[float], moves: Sequence[Move]) -> float:
+    """The relative error of the finest gradient, from the distances between each resolution and the next finer one.
+
+    moves: the coarsest mesh. With one distance the order is taken to be that of the mesh's lowest-order scheme, at most
+    TRUSTED_ORDER; with more, a distance that shrank by less than that order promises is believed instead.
+    """
+    order = min(min(move.scheme.order for move in moves), TRUSTED_ORDER)
+    shrinking = 2.0**-order
+    if not math.isfinite(distances[-1]):
+        return math.inf
+    if len(distances) > 1:
+        *_, before, last = distances
+        seen = last / before if 0 < before < math.inf else 1.0
+        shrinking = min(max(shrinking, seen), SLOWEST)
+    return distances[-1] * shrinking / (1 - shrinking)  # the sum of all the distances to come
+
+
+def rounding(value: Tensor, terminal: Tensor) -> float:
+    """What rounding leaves of value's relative accuracy: NOISE eps |lam(T)| / |value|, at the largest task."""
+    largest, whole = torch.stack([terminal.norm(dim=-1).amax(), value.norm()]).tolist()
+    return NOISE * torch.finfo(value.dtype).eps * largest / whole if whole else math.inf

@@ -2,11 +2,12 @@
 
 import functools
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from amaml.errors import OverBudget
 from amaml.flow import derivatives
 from amaml.flow.derivatives import Loss
 from amaml.models import Apply
@@ -15,16 +16,23 @@ from amaml.tasks import Tasks
 
 @dataclass
 class Evaluations:
-    """What a meta-gradient cost, counted in batched calls: one serves all tasks, one for a fifth of them is a fifth."""
+    """What a meta-gradient cost. One evaluation is one batched call, for all tasks at once."""
 
     gradients: int = 0
     hvps: int = 0
     recomputations: int = 0  # gradients taken again between the states that were kept
+    measuring: int = 0  # of the gradients and products, those of the solves that a first one was compared with
 
-    def add(self, other: "Evaluations", share: float = 1.0) -> None:
-        """Count in what was spent on a share of the tasks, to the next whole call."""
-        for f in fields(self):
-            setattr(self, f.name, getattr(self, f.name) + math.ceil(share * getattr(other, f.name)))
+    @property
+    def total(self) -> int:
+        """Gradients and Hessian-vector products, without the recomputed ones."""
+        return self.gradients + self.hvps
+
+    @staticmethod
+    def of_parts(parts: list["Evaluations"], shares: list[float]) -> "Evaluations":
+        """What parts of a batch cost together; each part counts by its share of the tasks."""
+        pairs = list(zip(parts, shares, strict=True))
+        return Evaluations(*(round(sum(vars(p)[name] * share for p, share in pairs)) for name in vars(Evaluations())))
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,8 @@ class GradientFlow:
     """The vector field of a batch of tasks, as torchdiffeq calls it: flow(t, u) -> du/dt, both (tasks, P).
 
     A-MAML, section 3; with prox > 0 the field pulls towards theta (P,) as well. The field does not depend on t,
-    and its Jacobian, minus the Hessian of the regularised support loss, is symmetric. Counts its evaluations.
+    and its Jacobian, minus the Hessian of the regularised support loss, is symmetric. Counts its evaluations, and
+    raises OverBudget as soon as their total passes the limit.
     """
 
     apply: Apply
@@ -41,6 +50,7 @@ class GradientFlow:
     theta: Tensor
     prox: float = 0.0
     evaluations: Evaluations = field(default_factory=Evaluations)
+    limit: float = math.inf
 
     @functools.cached_property
     def start(self) -> Tensor:
@@ -48,16 +58,17 @@ class GradientFlow:
         return self.theta.expand(len(self.tasks), -1)
 
     @functools.cached_property
-    def initial(self) -> Tensor:
-        """The field at the start, (tasks, P), computed once."""
+    def at_start(self) -> Tensor:
+        """The field at u(0), (tasks, P), computed once."""
         return self._field(self.start)
 
     def __call__(self, t: Tensor | float, u: Tensor) -> Tensor:
-        return self.initial if u is self.start else self._field(u)
+        return self.at_start if u is self.start else self._field(u)
 
     @torch.no_grad()
     def _field(self, u: Tensor) -> Tensor:
         self.evaluations.gradients += 1
+        self.check_budget()
         gradient = derivatives.gradients(self.apply, self.loss, u, self.tasks.support_x, self.tasks.support_y)
         return -gradient - self.prox * (u - self.theta) if self.prox else -gradient
 
@@ -65,5 +76,14 @@ class GradientFlow:
     def hvp(self, u: Tensor, v: Tensor) -> Tensor:
         """(H(u) + prox I) v, minus the field's Jacobian times v, (tasks, P)."""
         self.evaluations.hvps += 1
+        self.check_budget()
         product = derivatives.hvps(self.apply, self.loss, u, v, self.tasks.support_x, self.tasks.support_y)
         return product + self.prox * v if self.prox else product
+
+    def check_budget(self, further: float = 0) -> None:
+        """Raise OverBudget where the evaluations, with so many further ones, are more than the limit."""
+        if self.evaluations.total + further > self.limit:
+            raise OverBudget(
+                f"the meta-gradient takes more than the {self.limit:.0f} evaluations of its budget; try a smaller "
+                "inner_lr, fewer inner steps, a larger rtol or solver euler"
+            )

@@ -15,15 +15,17 @@ def row_dot(a: Tensor, b: Tensor) -> Tensor:
 def conjugate_gradient(matvec: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:
     """Solve A x = b for every row of b (tasks, P), A symmetric positive definite per task, from x = 0.
 
-    Hestenes and Stiefel 1952; one matvec an iteration. A row that has converged, or meets a direction of
-    no positive curvature, keeps its x while the others go on.
+    Hestenes and Stiefel 1952; one matvec an iteration. A row that has converged, or that meets a direction d with
+    d' A d <= 0, keeps the x that it has while the others go on. Where the first direction, b, is such a one, x is 0.
     """
     x, residual, direction = torch.zeros_like(b), b, b
     norm = row_dot(residual, residual)
+    going_on = torch.ones_like(norm, dtype=torch.bool)
     for _ in range(iterations):
         product = matvec(direction)
         curvature = row_dot(direction, product)
-        step = torch.where(curvature > 0, norm / curvature, 0.0)
+        going_on = going_on & (curvature > 0)
+        step = torch.where(going_on, norm / curvature, 0.0)
         x = x + step * direction
         residual = residual - step * product
         new_norm = row_dot(residual, residual)

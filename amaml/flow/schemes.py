@@ -1,4 +1,4 @@
-"""Explicit Runge-Kutta schemes as data, taken step by step through torchdiffeq and transposed exactly.
+"""Explicit Runge-Kutta schemes as data, taken step by step and transposed exactly; the adaptive ones by torchdiffeq.
 
 A scheme is its tableau. What is kept of a step is what its transpose needs: the states at which the field was
 evaluated. No autograd graph exists at any time.
@@ -41,9 +41,23 @@ class Scheme(Protocol):
         """Take consecutive moves from u (tasks, P), recording each; the state at the end."""
         ...
 
-    def transposed(self, flow: GradientFlow, h: float, stages: Stages, lam: Tensor) -> tuple[Tensor, Tensor]:
-        """lam at the start of the step, and the sum of the sensitivities to the field (zero without prox)."""
+    def halved(self) -> "Scheme":
+        """The scheme that is stable for steps of half the size."""
         ...
+
+    def transposed(self, flow: GradientFlow, h: float, stages: Stages, lam: Tensor) -> "Transposed":
+        """The step's transpose, applied to the adjoint state at its end."""
+        ...
+
+
+class Transposed(NamedTuple):
+    """lam (tasks, P) at the start of a step; the sum of the sensitivities to the field, zero without prox; and the last
+    vector k that was multiplied by a Hessian, with the product H k: by their norms a lower bound of lambda_max."""
+
+    lam: Tensor
+    pulled: Tensor
+    k: Tensor
+    product: Tensor
 
 
 @dataclass(frozen=True)
@@ -64,19 +78,24 @@ class RungeKutta:
     def cost(self) -> int:
         return len(self.b)
 
+    def halved(self) -> "RungeKutta":
+        """The scheme for steps of half the size: the same."""
+        return self
+
     @torch.no_grad()
     def march(self, flow: GradientFlow, moves: Sequence[Move], u: Tensor, record: Record) -> Tensor:
-        """Take consecutive moves from u through torchdiffeq."""
-        times = [move.start for move in moves] + [moves[-1].end]
-        grid = torch.tensor(times, dtype=torch.float64, device=u.device)
-        recorder = _GridRecorder(flow, moves, record)
-        options = {"grid_constructor": lambda field, u0, ends: grid}
-        return odeint(recorder, u, grid[[0, -1]], method=self.name, options=options)[-1]
+        """Take consecutive moves from u, recording each; the state at the end."""
+        for move in moves:
+            stages, slopes = [], []
+            for row in self.a:
+                stages.append(_shifted(u, row, slopes, move.h))
+                slopes.append(flow(0.0, stages[-1]))
+            record(move, tuple(stages))
+            u = _shifted(u, self.b, slopes, move.h)
+        return u
 
-    def transposed(self, flow: GradientFlow, h: float, stages: Stages, lam: Tensor) -> tuple[Tensor, Tensor]:
-        """lam at the start of the step, and the sum of the sensitivities k_i to the field (zero without prox).
-
-        From the last stage to the first, with J_i = -H(Y_i) symmetric:
+    def transposed(self, flow: GradientFlow, h: float, stages: Stages, lam: Tensor) -> Transposed:
+        """From the last stage to the first, with J_i = -H(Y_i) symmetric:
             k_i = h (b_i lam + sum_(j>i) a_ji w_j),    w_i = J_i k_i,    lam <- lam + sum_i w_i.
         The products are taken with k_i / scale_i, where scale_i = h b_i (h where b_i is 0).
         """
@@ -93,7 +112,7 @@ class RungeKutta:
             total = torch.sub(total, products[i], alpha=scale[i])
             if flow.prox:
                 pulled = pulled + scale[i] * k
-        return total, pulled
+        return Transposed(total, pulled, k, products[i])
 
 
 @dataclass(frozen=True)
@@ -156,20 +175,12 @@ DOPRI5 = Embedded(  # Dormand and Prince 1980
 )
 
 
-class _GridRecorder:
-    """Passes a fixed-step solver's calls on to the flow and records each step once its stages are known."""
-
-    def __init__(self, flow: GradientFlow, moves: Sequence[Move], record: Record) -> None:
-        self.flow, self.moves, self.record, self.calls = flow, iter(moves), record, []
-
-    def callback_step(self, t: Tensor, u: Tensor, h: Tensor) -> None:
-        self.move, self.calls = next(self.moves), []
-
-    def __call__(self, t: Tensor, u: Tensor) -> Tensor:
-        self.calls.append(u)
-        if len(self.calls) == self.move.scheme.cost:
-            self.record(self.move, tuple(self.calls))
-        return self.flow(t, u)
+def _shifted(u: Tensor, weights: Sequence[float], slopes: Sequence[Tensor], h: float) -> Tensor:
+    """u + h times the weighted sum of the slopes."""
+    for weight, slope in zip(weights, slopes, strict=True):
+        if weight:
+            u = torch.add(u, slope, alpha=h * weight)
+    return u
 
 
 class _ChoiceRecorder:

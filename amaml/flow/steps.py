@@ -7,31 +7,30 @@ path, extrapolated as it grows, and every step keeps a margin; a block of steps 
 Accuracy. A component of the state with curvature mu decays like exp(-mu t) from the start; by symmetry a component of
 the adjoint state decays like exp(-mu (T - t)) away from the end. Errors are made in these two layers. A step at a
 distance d from the nearer end is therefore accurate when it is a fixed part of d, and of 1/lambda_max at the end
-itself: h <= growth * d + z / lambda_max. The constants of this law were measured (benchmarks/README.md); what holds
-for the single gradient is the error estimate that A-MAML computes afterwards.
+itself: h <= growth * d + z / lambda_max. The constants of this law were measured (benchmarks/README.md); what error
+they lead to is measured in use, and the tolerance steered by it (amaml.flow.control).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from amaml.errors import Diverged, unknown
+from torch import Tensor
+
 from amaml.flow.chebyshev import Chebyshev, fewest_stages
 from amaml.flow.curvature import Curvature
-from amaml.flow.field import GradientFlow
 from amaml.flow.schemes import BOSH3, DOPRI5, EULER, MIDPOINT, RK4, Embedded, Move, Scheme
 from amaml.flow.trajectory import Trajectory
 
 MARGIN = 0.9  # of a stability interval, since lambda_max is estimated from below
-SHARPENING = 3.0  # lambda_max is taken to grow like t + SHARPENING / lambda_max(0), or at the rate it had, if faster
-MOST_STEPS = 50_000  # of a flow, at the least
+SHARPENING = 10.0  # lambda_max is taken to grow like t + SHARPENING / lambda_max(0), or at the rate it had, if faster
 LOOKAHEAD = 20  # blocks that are planned ahead
 STRETCH = 1.1  # steps may be so much longer where that saves one; within MARGIN
 PREFERENCE = 1.2  # a scheme of higher order may cost so much more for each order: it errs less than asked for
 RETAKEN = 4.0  # lambda_max is taken to be so many times larger at most, when a block is taken again
 BLOCK = 28  # gradients between two estimates of lambda_max
 LAYER = {2: 6.0, 4: 2.0}  # z = h * lambda_max of the steps at both ends, over rtol^(1/order): long horizons
-SHORT = {2: 0.7, 4: 5.0}  # the same for short ones: the constant of Law._layer
+SHORT = {2: 0.7, 4: 5.0}  # the same for short ones: the constant of StepLaw._layer
 LONG = 8.0  # horizon * lambda_max at which a horizon begins to be long
 GROWTH = {2: 4.0, 4: 1.3}  # of h with the distance from the nearer end, over rtol^(1/order)
 
@@ -44,12 +43,17 @@ class Candidate:
     scheme: Callable[[float], Scheme]
     limit: float
 
+    def limited_by(self, other: Scheme) -> "Candidate":
+        """For steps that another scheme takes as well: of its order, within its stability."""
+        return Candidate(other.order, self.scheme, min(self.limit, MARGIN * other.stability))
+
 
 def _single(scheme: Scheme) -> Candidate:
     return Candidate(scheme.order, lambda z: scheme, MARGIN * scheme.stability)
 
 
 CHEBYSHEV = Candidate(2, lambda z: fewest_stages(z / MARGIN), MARGIN * Chebyshev(64).stability)
+HEUN = MIDPOINT  # of the same order and stability
 SOLVERS: dict[str, tuple[Candidate, ...] | Embedded | None] = {
     "auto": (_single(RK4), CHEBYSHEV),
     "euler": None,
@@ -61,59 +65,95 @@ SOLVERS: dict[str, tuple[Candidate, ...] | Embedded | None] = {
 }
 
 
-def solve(
-    flow: GradientFlow,
-    solver: str,
-    inner_lr: float,
-    inner_steps: int,
-    rtol: float,
-    checkpoints: int | None = None,
-    heun_backward: bool = False,
-) -> Trajectory:
-    """The flow over the horizon T = inner_lr * inner_steps.
+@dataclass(frozen=True)
+class Plan:
+    """How the flow is to be followed over the horizon T = inner_lr * inner_steps.
 
-    "euler" makes exactly inner_steps steps and so is gradient descent. Every other solver follows the flow itself,
-    for a relative error rtol of the meta-gradient: "auto" with whatever is cheapest of rk4 and rkc at each step.
-    heun_backward: the steps will be gone back by Heun's method (the continuous adjoint), not by their own transpose,
-    and must suit it too. Raises Diverged where the state is not finite.
+    "euler" makes exactly inner_steps steps and so is gradient descent. Every other solver follows the flow itself, with
+    steps that aim at the relative error tolerance of the meta-gradient: "auto" with whatever is cheapest of rk4 and rkc
+    at each step. heun_backward: the steps will be gone back by Heun's method (the continuous adjoint), not by their own
+    transpose, and must suit it too.
     """
-    if solver not in SOLVERS:
-        raise unknown("solver", solver, SOLVERS)
-    choice, horizon = SOLVERS[solver], inner_lr * inner_steps
-    trajectory = Trajectory(flow, checkpoints)
-    if choice is None:
-        times = [horizon * i / inner_steps for i in range(inner_steps + 1)]
-        trajectory.extend([Move(EULER, a, b, b - a) for a, b in zip(times[:-1], times[1:], strict=True)])
-    elif isinstance(choice, Embedded):
-        _embedded(trajectory, choice, horizon, rtol)
-    else:
-        if heun_backward:
-            heun = _single(MIDPOINT)  # of the same order and stability
-            choice = tuple(Candidate(heun.order, c.scheme, min(c.limit, heun.limit)) for c in choice)
-        _graded(trajectory, choice, horizon, rtol)
-    return trajectory
 
+    solver: str
+    inner_lr: float
+    inner_steps: int
+    tolerance: float = 1e-3
+    heun_backward: bool = False
 
-def _graded(trajectory: Trajectory, candidates: tuple[Candidate, ...], horizon: float, rtol: float) -> None:
-    """Block by block. One at whose end lambda_max turns out too large for its last step is taken again."""
-    estimate, t, rate = Curvature(trajectory.flow), 0.0, 0.0
-    now = estimate.at(trajectory.final)
-    sharp = max(now)
-    law = Law(candidates, horizon, rtol, start=sharp)
-    while t < horizon:
-        u, count = trajectory.final, len(trajectory.moves)
-        moves = _block(law.plan(t, sharp, rate))
-        trajectory.extend(moves)
-        last = moves[-1]
-        if last.end < horizon:
-            later = estimate.at(trajectory.final)
-            rate = max(abs(math.log(b / a)) for a, b in zip(now, later, strict=True)) / (last.end - t)
-            if last.h * max(later) > last.scheme.stability:
+    @property
+    def horizon(self) -> float:
+        return self.inner_lr * self.inner_steps
+
+    def follow(self, trajectory: Trajectory, stiff: Tensor | None = None) -> None:
+        """Extend a trajectory from wherever it stands to the horizon.
+
+        stiff (tasks, P): directions in which the Hessian is known to be large, to begin the search for lambda_max from.
+        Raises Diverged where the state is not finite, OverBudget where the flow's budget does not suffice.
+        """
+        choice = SOLVERS[self.solver]
+        if choice is None:
+            times = [self.horizon * i / self.inner_steps for i in range(self.inner_steps + 1)]
+            moves = [Move(EULER, a, b, b - a) for a, b in zip(times[:-1], times[1:], strict=True)]
+            trajectory.extend(moves[len(trajectory.moves) :])
+        elif isinstance(choice, Embedded):
+            self._adaptive(trajectory, choice, Curvature(trajectory.flow, stiff))
+        else:
+            self._graded(trajectory, choice, Curvature(trajectory.flow, stiff))
+
+    def _graded(self, trajectory: Trajectory, choice: tuple[Candidate, ...], curvature: Curvature) -> None:
+        """Block by block. One at whose end lambda_max turns out too large for its last step is taken again."""
+        candidates = tuple(c.limited_by(HEUN) for c in choice) if self.heun_backward else choice
+        t, rate, now = trajectory.time, 0.0, curvature.at(trajectory.final)
+        sharp = max(now)
+        law = StepLaw(candidates, self.horizon, self.tolerance, trajectory.sharp_at_start or sharp)
+        while t < self.horizon:
+            trajectory.sharpen(sharp)
+            trajectory.flow.check_budget(law.least_cost(self.horizon - t, sharp))
+            u, count = trajectory.final, len(trajectory.moves)
+            trajectory.extend(_block(law.plan(t, sharp, rate)))
+            last = trajectory.moves[-1]
+            if last.end < self.horizon:
+                later = curvature.at(trajectory.final)
+                rate = max(abs(math.log(b / a)) for a, b in zip(now, later, strict=True)) / (last.end - t)
+                if last.h * max(later) > last.scheme.stability:
+                    trajectory.rewind(count, u)
+                    sharp = min(max(later), RETAKEN * sharp)
+                    continue
+                now, sharp = later, max(later)
+            t = last.end
+
+    def _adaptive(self, trajectory: Trajectory, scheme: Embedded, curvature: Curvature) -> None:
+        """In four parts, since lambda_max, which bounds the step, grows along the path; retaken like the blocks."""
+        limit = min(scheme.stability, HEUN.stability) if self.heun_backward else scheme.stability
+        sharp, t = max(curvature.at(trajectory.final)), trajectory.time
+        while t < self.horizon:
+            trajectory.sharpen(sharp)
+            trajectory.flow.check_budget((self.horizon - t) * sharp / limit * scheme.cost)
+            u, count, end = trajectory.final, len(trajectory.moves), self._next_part(t)
+            longest = MARGIN * limit / sharp
+            tolerance = self.tolerance / 10
+            trajectory.final = scheme.choose(trajectory.flow, t, end, u, tolerance, trajectory.record, max_step=longest)
+            later = max(curvature.at(trajectory.final))
+            if max(move.h for move in trajectory.moves[count:]) * later > limit:
                 trajectory.rewind(count, u)
-                sharp = min(max(later), RETAKEN * sharp)
-                continue
-            now, sharp = later, max(later)
-        t = last.end
+                sharp = min(later, RETAKEN * sharp)
+            else:
+                sharp, t = later, end
+
+    def _next_part(self, t: float) -> float:
+        """The next multiple of a fourth of the horizon."""
+        part = math.floor(4 * t / self.horizon + 1e-9) + 1
+        return self.horizon * min(part, 4) / 4
+
+
+def bisected(moves: Sequence[Move]) -> list[Move]:
+    """Every step as two of half the size, by the cheapest scheme of its family that is stable for them."""
+    halves = []
+    for move in moves:
+        scheme, middle = move.scheme.halved(), move.start + move.h / 2
+        halves += [Move(scheme, move.start, middle, move.h / 2), Move(scheme, middle, move.end, move.h / 2)]
+    return halves
 
 
 def _block(moves: list[Move]) -> list[Move]:
@@ -125,13 +165,17 @@ def _block(moves: list[Move]) -> list[Move]:
 
 
 @dataclass(frozen=True)
-class Law:
+class StepLaw:
     """The sizes of the steps; start is lambda_max at time 0."""
 
     candidates: tuple[Candidate, ...]
     horizon: float
-    rtol: float
+    tolerance: float
     start: float
+
+    def least_cost(self, duration: float, now: float) -> float:
+        """Gradients that stability alone asks for."""
+        return min(c.scheme(c.limit).cost * duration * now / c.limit for c in self.candidates)
 
     def plan(self, t: float, now: float, rate: float = 0.0) -> list[Move]:
         """The moves from t, where lambda_max is now, towards the horizon; far ones will be planned again.
@@ -139,12 +183,6 @@ class Law:
         rate: of change of log lambda_max as seen last, 1 / time. Where it is fast the Hessian is another one after
         1 / rate, which then takes the place of the distance from the start.
         """
-        steps = self.horizon * now / max(c.limit for c in self.candidates)
-        if not steps < MOST_STEPS:
-            raise Diverged(
-                f"the flow over T = {self.horizon:g} with lambda_max {now:g} takes more than {MOST_STEPS} steps; try a "
-                "smaller inner_lr, fewer inner steps or a larger rtol"
-            )
         chosen, reached, cost = [], t, 0
         while reached < self.horizon and cost < LOOKAHEAD * BLOCK:
             options = [self._longest(c, t, reached, now, rate) for c in self.candidates]
@@ -161,7 +199,7 @@ class Law:
 
     def _longest(self, c: Candidate, since: float, t: float, now: float, rate: float) -> tuple[Scheme, float]:
         """The longest accurate and stable step from t, with lambda_max as known since an earlier time."""
-        growth = GROWTH[c.order] * self.rtol ** (1 / c.order)
+        growth = GROWTH[c.order] * self.tolerance ** (1 / c.order)
         left = self.horizon - t
         unchanged = min(t, 1 / rate) if rate else t
         forward = growth * unchanged + self._layer(c.order, self.start) / self.start
@@ -181,7 +219,7 @@ class Law:
         peak = min(x, order + 1)
         worst = peak ** (order + 1) * math.exp(-peak)
         long, short = LAYER[order] * (1 + (LONG / x) ** 2), x * (SHORT[order] / worst) ** (1 / order)
-        return min(long, short) * self.rtol ** (1 / order)
+        return min(long, short) * self.tolerance ** (1 / order)
 
 
 def _moves(chosen: list[tuple[Scheme, float]], t: float, stretch: float, last: float | None) -> list[Move]:
@@ -191,19 +229,3 @@ def _moves(chosen: list[tuple[Scheme, float]], t: float, stretch: float, last: f
         moves.append(Move(scheme, t, end, end - t))
         t = end
     return moves
-
-
-def _embedded(trajectory: Trajectory, scheme: Embedded, horizon: float, rtol: float) -> None:
-    """In four parts, since lambda_max, which bounds the step, grows along the path; retaken like the blocks above."""
-    estimate = Curvature(trajectory.flow)
-    sharp, part = max(estimate.at(trajectory.final)), 0
-    while part < 4:
-        u, count = trajectory.final, len(trajectory.moves)
-        start, end, bound = horizon * part / 4, horizon * (part + 1) / 4, MARGIN * scheme.stability / sharp
-        trajectory.final = scheme.choose(trajectory.flow, start, end, u, rtol / 10, trajectory.record, max_step=bound)
-        later = max(estimate.at(trajectory.final))
-        if max(move.h for move in trajectory.moves[count:]) * later > scheme.stability:
-            trajectory.rewind(count, u)
-            sharp = min(later, RETAKEN * sharp)
-        else:
-            sharp, part = later, part + 1

@@ -26,8 +26,9 @@ class Trajectory:
 
     checkpoints: a number keeps at most so many states, from which the others are computed again, by a binomial
     schedule (Griewank and Walther 2000, "revolve") between states kept at even distances. None keeps the states of
-    every stage while they are small (SMALL), else as many as are, or about twice the square root of the number of
-    steps if that is more. What is read backwards is the same to the bit either way.
+    every stage while they take at most SMALL bytes; otherwise as many whole-step states as fit in SMALL bytes, or about
+    twice the square root of the number of steps if that is more. What is read backwards is the same to the bit either
+    way.
     """
 
     flow: GradientFlow
@@ -37,10 +38,22 @@ class Trajectory:
     _stages: list[Stages] = field(default_factory=list)  # of every step, while the trajectory is whole
     _states: dict[int, Tensor] = field(default_factory=dict)  # at the start of every _stride-th step, otherwise
     _stride: int = 1
+    _bytes: int = 0  # of _stages
 
     def __post_init__(self) -> None:
         self.final = self.flow.start
         self.whole = self.checkpoints is None
+        self.sharp_at_start = self.sharpest = 0.0  # lambda_max as it was estimated first, and at its largest
+
+    @property
+    def time(self) -> float:
+        """Up to where it goes."""
+        return self.moves[-1].end if self.moves else 0.0
+
+    def sharpen(self, sharp: float) -> None:
+        """Note an estimate of lambda_max."""
+        self.sharp_at_start = self.sharp_at_start or sharp
+        self.sharpest = max(self.sharpest, sharp)
 
     def extend(self, moves: Sequence[Move]) -> None:
         """Take and record more moves."""
@@ -53,8 +66,8 @@ class Trajectory:
             self._keep(len(self.moves) - 1, stages[0])
             return
         self._stages.append(stages)
-        size = stages[0].numel() * stages[0].element_size() * sum(map(len, self._stages))
-        if size > SMALL:
+        self._bytes += stages[0].numel() * stages[0].element_size() * len(stages)
+        if self._bytes > SMALL:
             self.whole = False
             for i, kept in enumerate(self._stages):
                 self._keep(i, kept[0])
@@ -74,8 +87,8 @@ class Trajectory:
             return
         end = len(self.moves)
         for start in sorted(self._states, reverse=True):
-            u = self._states.pop(start)
-            yield from self._again(start, end, u, max(self._budget() - len(self._states) - 1, 0))
+            yield from self._again(start, end, self._states[start], max(self._budget() - len(self._states), 0))
+            del self._states[start]
             end = start
 
     def _budget(self) -> int:

@@ -1,0 +1,32 @@
+"""The public names of the library; `import amaml` and `from amaml import ...` give them."""
+
+from amaml.amaml import AMAML
+from amaml.chunked import Chunked
+from amaml.errors import Diverged, InputError, OverBudget
+from amaml.flow.control import Control
+from amaml.flow.derivatives import compiled
+from amaml.learner import MetaGradient, MetaLearner
+from amaml.losses import accuracy, half_mse, mse, rmse
+from amaml.models import flatten, load, mlp, predict
+from amaml.tasks import Tasks
+
+__all__ = [
+    "AMAML",
+    "Chunked",
+    "Control",
+    "Diverged",
+    "InputError",
+    "MetaGradient",
+    "MetaLearner",
+    "OverBudget",
+    "Tasks",
+    "accuracy",
+    "compiled",
+    "flatten",
+    "half_mse",
+    "load",
+    "mlp",
+    "mse",
+    "predict",
+    "rmse",
+]

@@ -1,0 +1,102 @@
+"""What every learner checks before and after it computes, in one decorator for adapt and meta_gradient."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+from torch import Tensor, nn
+
+from amaml.errors import Diverged, InputError
+from amaml.flow import derivatives
+from amaml.learner import MetaGradient
+from amaml.models import Apply
+from amaml.tasks import Tasks
+
+MOST_NAMED = 5  # tasks that an error names
+
+
+def validated(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Check theta and tasks before a learner's adapt or meta_gradient, and that its result is finite.
+
+    Before: types, dtypes and devices, and whether apply and loss still are what was traced. Afterwards: one look at the
+    result, which waits for the device. A result that is not finite raises InputError where theta or the tasks are not
+    finite either, and names the tensor and the tasks; otherwise Diverged.
+    """
+
+    @functools.wraps(method)
+    def call(learner: Any, theta: Tensor, tasks: Tasks) -> Any:
+        check_input(learner.apply, theta, tasks)
+        derivatives.refresh(learner.apply, learner.loss, theta)
+        try:
+            result = method(learner, theta, tasks)
+        except Diverged:
+            check_finite(theta, tasks)
+            raise
+        if not _finite(result):
+            check_finite(theta, tasks)
+            kind = "the meta-gradient or the query loss" if isinstance(result, MetaGradient) else "phi"
+            raise Diverged(f"{kind} is not finite; try a smaller inner_lr or fewer inner steps")
+        return result
+
+    return call
+
+
+def check_input(apply: Apply, theta: Tensor, tasks: Tasks) -> None:
+    """Raise InputError unless a learner can begin: an apply of theta (P,) and tasks of its dtype on its device."""
+    if isinstance(apply, nn.Module) or not callable(apply):
+        raise InputError(
+            f"apply must be a function of theta and x, got {type(apply).__name__}; amaml.flatten(module) makes it: "
+            "theta, apply = amaml.flatten(module)"
+        )
+    if not isinstance(theta, Tensor) or theta.ndim != 1 or not theta.dtype.is_floating_point:
+        raise InputError(
+            f"theta must be one flat tensor (P,) of floating-point numbers, got {_description(theta)}; "
+            "amaml.flatten(module) makes it: theta, apply = amaml.flatten(module)"
+        )
+    if not isinstance(tasks, Tasks):
+        raise InputError(f"tasks must be amaml.Tasks, got {type(tasks).__name__}; see amaml.Tasks(support_x, ...)")
+    for name, tensor in _tensors(tasks):
+        if tensor.dtype.is_floating_point and tensor.dtype != theta.dtype:
+            raise InputError(
+                f"{name} is {tensor.dtype}, theta is {theta.dtype}; make them the same: tasks.to({theta.dtype})"
+            )
+        if tensor.device != theta.device:
+            raise InputError(
+                f"{name} is on {tensor.device}, theta is on {theta.device}; move one of them: "
+                f"tasks.to({str(theta.device)!r})"
+            )
+
+
+def check_finite(theta: Tensor, tasks: Tasks) -> None:
+    """Raise InputError if theta, support or query hold NaN or infinity: which tensor, and which tasks."""
+    if not theta.isfinite().all():
+        raise InputError(f"theta holds {_kinds(theta)}; an earlier update may have been too large")
+    for name, tensor in _tensors(tasks):
+        rows = (~tensor.isfinite()).flatten(1).any(1).nonzero()[:, 0].tolist()
+        if rows:
+            named = ", ".join(map(str, rows[:MOST_NAMED])) + (", ..." if len(rows) > MOST_NAMED else "")
+            raise InputError(
+                f"{name} holds {_kinds(tensor)} in {len(rows)} of {len(tasks)} tasks (number {named}, from 0); "
+                "leave these points out or replace the values"
+            )
+
+
+def _tensors(tasks: Tasks) -> list[tuple[str, Tensor]]:
+    return [(f.name, t) for f in fields(tasks) if (t := getattr(tasks, f.name)) is not None and "test" not in f.name]
+
+
+def _finite(result: MetaGradient | Tensor) -> bool:
+    if isinstance(result, MetaGradient):
+        return bool(result.value.isfinite().all() & result.query_loss.isfinite().all())
+    return bool(result.isfinite().all())
+
+
+def _kinds(tensor: Tensor) -> str:
+    return " and ".join(name for name, there in (("NaN", tensor.isnan()), ("infinity", tensor.isinf())) if there.any())
+
+
+def _description(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"shape {tuple(value.shape)} of {value.dtype}"
+    return f"{type(value).__name__} of {len(value)}" if isinstance(value, list | tuple) else type(value).__name__

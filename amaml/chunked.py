@@ -1,0 +1,76 @@
+"""A learner that sees few tasks at once, for networks of which a whole batch does not fit."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from amaml.amaml import AMAML
+from amaml.flow.control import Control, Observation
+from amaml.flow.field import Evaluations
+from amaml.learner import MetaGradient, MetaLearner
+from amaml.tasks import Tasks
+
+
+@dataclass(frozen=True)
+class Chunked:
+    """A learner that sees at most size tasks at once.
+
+    The meta-gradient is the mean over all tasks: to rounding for methods that make the same steps for every batch, to
+    rtol for A-MAML's flow, whose steps are chosen for the tasks that are solved together. A-MAML learns once, from all
+    chunks: each begins from the same state, so that it does not matter where or in which order they are solved.
+    """
+
+    learner: MetaLearner
+    size: int
+
+    def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
+        """As the learner's, chunk by chunk."""
+        return torch.cat([self.learner.adapt(theta, chunk) for chunk in self.chunks(tasks)])
+
+    def meta_gradient(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
+        """As the learner's; error is the largest that the chunks' errors add up to."""
+        call = self.learner.look if isinstance(self.learner, AMAML) else self.learner.meta_gradient
+        chunks = self.chunks(tasks)
+        folded = fold([call(theta, chunk) for chunk in chunks], [len(chunk) / len(tasks) for chunk in chunks])
+        if folded.observation is not None:
+            self.learner.control.learn(self.learner.problem(theta), self.learner.rtol, folded.observation)
+        return folded
+
+    @property
+    def control(self) -> Control | None:
+        """The learner's, None where it has none."""
+        return getattr(self.learner, "control", None)
+
+    def chunks(self, tasks: Tasks) -> list[Tasks]:
+        """The tasks, at most size at a time."""
+        return [tasks[i : i + self.size] for i in range(0, len(tasks), self.size)]
+
+
+def fold(parts: list[MetaGradient], shares: list[float]) -> MetaGradient:
+    """The meta-gradient of a batch from those of its parts, in their order; shares: of the tasks, that add up to 1."""
+    value = sum(part.value * share for part, share in zip(parts, shares, strict=True))
+    losses = torch.cat([part.query_loss for part in parts])
+    spent = Evaluations.of_parts([part.evaluations for part in parts], shares)
+    seen = [part.observation for part in parts]
+    if any(one is None for one in seen):
+        return MetaGradient(value, losses, spent)
+    norm = value.norm().item()
+    error = _added([part.error for part in parts], seen, shares, norm)
+    measured = all(part.measured for part in parts)
+    return MetaGradient(value, losses, spent, error, measured, _fold_seen(seen, shares, norm))
+
+
+def _fold_seen(seen: list[Observation], shares: list[float], norm: float) -> Observation:
+    def mean(name: str) -> float:
+        return sum(getattr(one, name) * share for one, share in zip(seen, shares, strict=True))
+
+    errors = [one.error for one in seen]
+    error = None if None in errors else _added(errors, seen, shares, norm)
+    return Observation(mean("cost"), max(one.sharpest for one in seen), mean("norm"), error, mean("measuring"))
+
+
+def _added(errors: list[float], seen: list[Observation], shares: list[float], norm: float) -> float:
+    """The relative error of the mean, if those of the parts point the same way."""
+    total = sum(e * one.norm * share for e, one, share in zip(errors, seen, shares, strict=True))
+    return total / norm if norm else (0.0 if total == 0 else float("inf"))

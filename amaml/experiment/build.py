@@ -1,0 +1,118 @@
+"""What the settings of an experiment build, and what is done with it at meta-test."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amaml.chunked import Chunked
+from amaml.errors import Diverged
+from amaml.experiment import report
+from amaml.experiment.evaluation import Curves, Model, in_chunks
+from amaml.experiment.machine import check_memory, steady_memory
+from amaml.experiment.networks import build_network, initialise
+from amaml.experiment.registry import METHODS, PROTOCOLS, protocols
+from amaml.experiment.stop import StopRequest
+from amaml.learner import MetaLearner
+from amaml.models import Apply
+from amaml.tasks import Tasks
+
+IMAGES_AT_ONCE = 50  # meta-test tasks of images that go through a network together, unless --task-chunk says
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The settings, the domain (a data.Domain), the network as a function, its first parameters (P,), the learner."""
+
+    settings: Any
+    domain: Any
+    apply: Apply
+    theta: Tensor
+    learner: MetaLearner
+
+    def at_steps(self, steps: int | None) -> MetaLearner:
+        """The learner with another number of inner steps (and --method maml1 as MAML, which adapts alike)."""
+        whole = getattr(self.learner, "learner", self.learner)  # without its chunks
+        return replace(whole, inner_steps=steps or self.settings.inner_steps)
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """The settings of a meta-test."""
+        used = [name for chosen in protocols(self.settings.protocol) for name in sorted(PROTOCOLS[chosen].uses)]
+        return {name: getattr(self.settings, name) for name in ("protocol", "test_tasks", *used)}
+
+    def adapt(
+        self, theta: Tensor, tasks: Tasks, protocol: str, on_record: Callable[[int], None] = lambda record: None
+    ) -> tuple[Curves, Tensor]:
+        """Adapt theta (P,) to tasks by a protocol: the curves, and phi (tasks, P)."""
+        objective = self.domain.objective
+        model = Model(self.apply, objective.loss, objective.metric, self.at_steps)
+        return PROTOCOLS[protocol].call(self.settings, model, theta, tasks, on_record=on_record)
+
+    def meta_test(self, theta: Tensor, update: int, stop: StopRequest) -> dict[str, Any]:
+        """Adapt theta (P,) to every meta-test task, some at a time; the entry for test.json.
+
+        For --protocol both it is that of fine-tuning, and the inner loop's stands in it under "also".
+        """
+        count, chunk = self.settings.test_tasks, _test_chunk(self.settings, self.domain)
+
+        def test(protocol: str, trim: Callable[[], None]) -> Curves:
+            def on_record(record: int) -> None:
+                stop.check(update)
+                trim()
+
+            return in_chunks(
+                lambda tasks: self.adapt(theta, tasks, protocol, on_record)[0], self.domain.meta_test, count, chunk
+            )
+
+        try:
+            with steady_memory() as trim:
+                curves, *others = (test(protocol, trim) for protocol in protocols(self.settings.protocol))
+        except Diverged as fault:
+            raise Diverged(f"meta-test after update {update}: {fault}") from fault
+        predictors = getattr(self.domain, "predictors", lambda count: {})(count)
+        metric = self.domain.objective.metric_name
+        entry = report.test_entry(update, curves, predictors, metric) | {"protocol": self.protocol}
+        return entry | {"also": [report.test_entry(update, other, {}, metric) for other in others]}
+
+    def picture(self, theta: Tensor) -> bytes | None:
+        """The first --draw meta-test tasks before and after adaptation, None for --draw 0 and what cannot be drawn."""
+        if not self.settings.draw or not report.can_draw(self.domain.input_shape):
+            return None
+        tasks = self.domain.meta_test(self.settings.draw)
+        phi = self.adapt(theta, tasks, protocols(self.settings.protocol)[0])[1]
+        return report.draw_fits(self.apply, theta, phi, tasks)
+
+
+def build(settings: Any, domain: Any) -> Experiment:
+    """The network and the learner of an experiment on a data.Domain.
+
+    Raises InputError where they do not go together, and where the machine cannot hold them.
+    """
+    dtype = getattr(torch, settings.dtype)
+    _check_memory(settings, domain, dtype)
+    theta, apply = initialise(lambda: build_network(settings, domain), settings.seed, dtype, settings.device)
+    inner_loop = {"inner_lr": settings.inner_lr, "inner_steps": settings.inner_steps}
+    learner = METHODS[settings.method].call(settings, apply=apply, loss=domain.objective.loss, **inner_loop)
+    if settings.task_chunk is not None:
+        learner = Chunked(learner, settings.task_chunk)
+    return Experiment(settings, domain, apply, theta, learner)
+
+
+def _test_chunk(settings: Any, domain: Any) -> int:
+    """How many meta-test tasks go through the network together."""
+    return min(settings.test_tasks, settings.task_chunk or (IMAGES_AT_ONCE if domain.images else settings.test_tasks))
+
+
+def _check_memory(settings: Any, domain: Any, dtype: torch.dtype) -> None:
+    """Raise InputError for a network of which the machine cannot hold theta, the tasks' phi and a gradient for each."""
+    with torch.device("meta"):  # where tensors have shapes and no memory
+        parameters = sum(p.numel() for p in build_network(settings, domain).parameters())
+    tasks = max(min(settings.meta_batch, settings.task_chunk or settings.meta_batch), _test_chunk(settings, domain))
+    what = (
+        f"--width {settings.width} makes {parameters:,} parameters, choose a smaller one, or a smaller --task-chunk; "
+        f"{tasks} tasks at once take"
+    )
+    check_memory((2 + 2 * tasks) * parameters * dtype.itemsize, settings.device, what)

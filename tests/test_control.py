@@ -1,0 +1,135 @@
+"""When the error is measured, what it steers, and what the state remembers."""
+
+import json
+import math
+import random
+
+import pytest
+import torch
+from problems import mlp, regression, relative_error
+
+from amaml import AMAML, half_mse
+from amaml.flow import steps
+from amaml.flow.control import BUDGET, FIRST_BUDGET, LONGEST, SHARE, Control, Observation
+
+PROBLEM = ("auto", 200)
+
+
+def calls(control: Control, errors, cost=100.0, measuring=160.0, count=1000) -> list[float]:
+    """A run of calls whose first solves cost the same; errors(gain) is what a measurement finds. The gains."""
+    gains = []
+    for _ in range(count):
+        gains.append(control.gain)
+        due = control.due(cost, 5.0, 1.0)
+        seen = Observation(cost, 5.0, 1.0, errors(control.gain) if due else None, measuring if due else 0.0)
+        control.learn(PROBLEM, 1e-3, seen)
+    return gains
+
+
+def test_the_first_call_is_measured_and_a_long_run_spends_a_tenth_at_most_on_it():
+    control = Control()
+    assert control.due(100, 5.0, 1.0)
+    random.seed(0)
+    calls(control, lambda gain: 4e-4 * gain * math.exp(random.gauss(0, 0.7)), count=3000)
+    assert control.measuring < 0.1 * (control.spent + control.measuring)
+    assert control.since <= LONGEST
+
+
+@pytest.mark.parametrize("factor", [10, 0.1, 100])
+def test_a_law_that_is_off_is_brought_to_rtol_within_five_calls(factor):
+    gains = calls(Control(), lambda gain: 1e-3 * factor * gain, count=6)
+    assert 0.2e-3 < 1e-3 * factor * gains[5] < 1e-3
+
+
+def test_a_law_that_is_off_in_earnest_is_brought_to_rtol_within_five_calls(monkeypatch):
+    """The same on a network: the law's layers are ten times too long."""
+    (theta, apply), tasks = mlp(), regression(shots=20)
+    reference = AMAML(apply, half_mse, 0.01, 2000, solver="rk4", rtol=1e-7).meta_gradient(theta, tasks).value
+    for name in ("LAYER", "SHORT", "GROWTH"):
+        monkeypatch.setattr(steps, name, {order: 10 ** (1 / order) * c for order, c in getattr(steps, name).items()})
+    learner = AMAML(apply, half_mse, 0.01, 2000)
+    first = learner.meta_gradient(theta, tasks).observation.error
+    assert first > 1e-3
+    for _ in range(4):
+        learner.meta_gradient(theta, tasks)
+    monkeypatch.setattr(Control, "due", lambda *arguments: False)
+    sixth = learner.meta_gradient(theta, tasks)
+    assert not sixth.measured
+    assert relative_error(sixth.value, reference) < 1e-3
+
+
+@pytest.mark.parametrize("name", ["cost", "sharpest", "norm"])
+def test_a_jump_is_measured_at_once(name):
+    control = Control()
+    calls(control, lambda gain: 4e-4, count=1000)
+    control.since, usual = 0, {"cost": 100.0, "sharpest": 5.0, "norm": 1.0}
+    assert not control.due(**usual)
+    assert control.due(**usual | {name: 6 * usual[name]})
+    control.measuring = SHARE * control.spent * 1.2  # too much was measured of late
+    assert not control.due(**usual | {name: 6 * usual[name]})
+    assert control.due(100.0, 5.0, math.nan)
+
+
+def test_an_error_above_rtol_is_looked_at_again_soon():
+    control = Control()
+    calls(control, lambda gain: 4e-4, count=200)
+    interval, gain = control.interval, control.gain
+    control.learn(PROBLEM, 1e-3, Observation(100, 5.0, 1.0, 2e-2, 160))
+    assert control.interval == interval / 2
+    assert control.gain == pytest.approx(gain / 10)  # the largest error in memory is 2 rtol at the new gain
+
+
+def test_the_gain_is_as_large_as_the_median_and_the_worst_error_allow():
+    random.seed(1)
+    for spread, typical in ((0.1, 0.7), (1.2, None)):
+        control, found = Control(), []
+
+        def errors(gain, spread=spread, found=found):
+            found.append(1e-3 * gain * math.exp(random.gauss(0, spread)))
+            return found[-1]
+
+        calls(control, errors, count=6000)
+        late = sorted(found[20:])
+        middle, high = late[len(late) // 2], late[int(0.95 * len(late))]
+        assert high < 3e-3
+        assert middle == pytest.approx(0.7e-3, rel=0.15) if typical else 0.1e-3 < middle < 0.6e-3
+
+
+def test_the_error_is_carried_with_the_gain():
+    control = Control()
+    control.learn(PROBLEM, 1e-3, Observation(100, 5.0, 1.0, 1e-2, 160))
+    assert control.error == pytest.approx(1e-2 * control.gain)
+
+
+def test_the_budget_is_four_medians_once_they_mean_something():
+    control = Control()
+    assert control.budget(200) == FIRST_BUDGET[0]
+    assert control.budget(5000) == 5000 * FIRST_BUDGET[1]
+    for cost in (10, 100, 90, 110, 1000):
+        control.learn(PROBLEM, 1e-3, Observation(cost, 5.0, 1.0, None, 0))
+    assert control.budget(200) == BUDGET * 100
+
+
+def test_another_problem_begins_anew():
+    control = Control()
+    calls(control, lambda gain: 1e-2 * gain, count=50)
+    assert control.about(PROBLEM) is control
+    other = control.about(("auto", 1000))
+    assert other.gain == 1
+    assert other.due(100, 5.0, 1.0)
+    control.learn(("auto", 1000), 1e-3, Observation(100, 5.0, 1.0, None, 0))
+    assert control.problem == ("auto", 1000)
+    assert control.history["cost"] == [100]
+    assert control.gain == 1
+
+
+def test_a_restored_state_goes_on_to_the_bit():
+    (theta, apply), tasks = mlp(), [regression(seed=seed) for seed in range(8)]
+    whole, first = (AMAML(apply, half_mse, 0.05, 40) for _ in range(2))
+    values = [whole.meta_gradient(theta, batch).value for batch in tasks]
+    for batch in tasks[:4]:
+        first.meta_gradient(theta, batch)
+    second = AMAML(apply, half_mse, 0.05, 40)
+    second.control.load_state_dict(json.loads(json.dumps(first.control.state_dict())))
+    for batch, value in zip(tasks[4:], values[4:], strict=True):
+        assert torch.equal(second.meta_gradient(theta, batch).value, value)

@@ -1,0 +1,33 @@
+"""lambda_max: from below, settled, and not missed where the field does not show it."""
+
+import torch
+from problems import mlp, regression
+from torch.func import jacrev, vmap
+
+from amaml import Tasks, half_mse
+from amaml.flow.curvature import Curvature
+from amaml.flow.field import GradientFlow
+
+
+def test_lambda_max_is_settled_before_it_is_believed():
+    (theta, apply), tasks = mlp(), regression(shots=20)
+    flow = GradientFlow(apply, half_mse, tasks, theta)
+    exact = vmap(jacrev(jacrev(lambda u, x, y: half_mse(apply(u, x), y))), (None, 0, 0))
+    largest = torch.linalg.eigvalsh(exact(theta, tasks.support_x, tasks.support_y))[:, -1]
+    found = torch.tensor(Curvature(flow).at(flow.start), dtype=torch.float64)
+    assert (found <= largest * (1 + 1e-9)).all()
+    assert (found > 0.9 * largest).all()
+
+
+def test_a_stiff_direction_that_the_field_does_not_hold_is_seen():
+    """H = diag(50, 1, ..., 1) with theta optimal in the first direction."""
+    diagonal = torch.ones(40, dtype=torch.float64)
+    diagonal[0] = 50
+    x = (40 * diagonal).sqrt().diag()[None]
+    target = torch.ones(40, dtype=torch.float64)
+    theta = torch.zeros(40, dtype=torch.float64)
+    theta[0] = 1
+    y = (x @ target)[..., None]
+    flow = GradientFlow(lambda u, x: (x @ u)[:, None], lambda p, t: half_mse(p, t), Tasks(x, y, x, y), theta)
+    assert flow.at_start[0, 0] == 0
+    assert Curvature(flow).at(flow.start)[0] > 40

@@ -1,0 +1,136 @@
+"""Which steps are taken: horizon, stability, blocks taken again, Heun's limit, budget."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from problems import mlp, regression, relative_error
+
+import amaml
+import data
+from amaml import AMAML, Tasks, half_mse
+from amaml.errors import OverBudget
+from amaml.experiment.networks import initialise
+from amaml.flow.curvature import Curvature
+from amaml.flow.field import GradientFlow
+from amaml.flow.schemes import MIDPOINT, RK4
+from amaml.flow.steps import SOLVERS, Plan, StepLaw, bisected
+from amaml.flow.trajectory import Trajectory
+
+GRADED = [name for name, choice in SOLVERS.items() if isinstance(choice, tuple)]
+
+
+@pytest.mark.parametrize("name", GRADED)
+@pytest.mark.parametrize("horizon", [0.03, 1.0, 300.0])
+def test_plans_cover_the_horizon_inside_the_stability_interval(name, horizon):
+    law = StepLaw(SOLVERS[name], horizon, tolerance=1e-3, start=4.0)
+    moves = law.plan(0.0, 4.0)
+    assert moves[0].start == 0.0
+    if sum(move.scheme.cost for move in moves) < 20 * 28:  # longer ones are planned piece by piece
+        assert moves[-1].end == horizon
+    for move, following in zip(moves, [*moves[1:], None], strict=True):
+        assert move.h > 0
+        assert move.h * 4.0 < move.scheme.stability
+        assert following is None or move.end == following.start
+
+
+@pytest.mark.parametrize("name", ["auto", "rk4", "rkc", "dopri5", "bosh3"])
+def test_an_absurd_horizon_is_an_error_at_once(name):
+    (theta, apply), tasks = mlp(), regression()
+    flow = GradientFlow(apply, half_mse, tasks, theta, limit=5000)
+    with pytest.raises(OverBudget, match="more than the 5000 evaluations of its budget; try a smaller inner_lr"):
+        Plan(name, 1e29, 100).follow(Trajectory(flow))
+    assert flow.evaluations.total < 20
+
+
+def clock(monkeypatch, lambda_max) -> Trajectory:
+    """A flow whose state is the time, u(t) = t, where lambda_max is a given function of time."""
+
+    class Scripted:
+        def __init__(self, flow, start=None):
+            pass
+
+        def at(self, u):
+            return [lambda_max(u.item())]
+
+    monkeypatch.setattr("amaml.flow.steps.Curvature", Scripted)
+    x = torch.ones(1, 1, 1, dtype=torch.float64)
+    flow = GradientFlow(
+        lambda theta, x: x * theta,
+        lambda prediction, target: -prediction.mean(),
+        Tasks(x, x, x, x),
+        torch.zeros(1, dtype=torch.float64),
+    )
+    return Trajectory(flow)
+
+
+@pytest.mark.parametrize("solver", ["auto", "rkc", "rk4", "dopri5"])
+def test_a_block_that_lambda_max_outran_is_taken_again(monkeypatch, solver):
+    """lambda_max jumps from 2 to 60 at t = 3: no step from there on may be too long for it."""
+
+    def jumping(t):
+        return 2.0 if t < 3 else 60.0
+
+    trajectory = clock(monkeypatch, jumping)
+    Plan(solver, 0.01, 1000).follow(trajectory)
+    assert trajectory.time == 10
+    inside = [move for move in trajectory.moves if move.start >= 3]
+    assert inside
+    assert all(60 * move.h <= move.scheme.stability for move in inside)
+
+
+def test_the_rate_at_which_lambda_max_grows_is_foreseen(monkeypatch):
+    """Where it grows like exp(3 t), blocks planned without its rate are outrun and taken again."""
+
+    def taken_again() -> int:
+        count = itertools.count()
+        rewind = Trajectory.rewind
+        with monkeypatch.context() as patch:
+            patch.setattr(Trajectory, "rewind", lambda *arguments: (next(count), rewind(*arguments)))
+            Plan("rk4", 0.01, 300).follow(clock(patch, lambda t: 20 * math.exp(3 * t)))
+        return next(count)
+
+    assert taken_again() == 0
+    plan = StepLaw.plan
+    monkeypatch.setattr(StepLaw, "plan", lambda self, t, now, rate=0.0: plan(self, t, now))
+    assert taken_again() > 0
+
+
+@pytest.mark.parametrize("solver", ["auto", "rk4", "rkc", "dopri5", "bosh3"])
+def test_steps_for_the_continuous_adjoint_stay_within_heuns_limit(monkeypatch, solver):
+    for heun, limit in ((True, MIDPOINT.stability), (False, math.inf)):
+        trajectory = clock(monkeypatch, lambda t: 30.0)
+        Plan(solver, 0.01, 1000, 0.1, heun_backward=heun).follow(trajectory)
+        assert max(30 * move.h for move in trajectory.moves) < limit
+    assert max(30 * move.h for move in trajectory.moves) > MIDPOINT.stability  # or the limit would not be tested
+
+
+def test_bisected_steps_cover_the_same_time_and_stay_stable():
+    (theta, apply), tasks = mlp(), regression()
+    trajectory = Trajectory(GradientFlow(apply, half_mse, tasks, theta))
+    Plan("auto", 0.1, 500).follow(trajectory)
+    halves = bisected(trajectory.moves)
+    assert {type(move.scheme) for move in trajectory.moves} == {type(RK4), type(SOLVERS["rkc"][0].scheme(9.0))}
+    assert len(halves) == 2 * len(trajectory.moves)
+    for i, move in enumerate(trajectory.moves):
+        first, second = halves[2 * i : 2 * i + 2]
+        assert (first.start, first.end, second.end) == (move.start, second.start, move.end)
+        assert first.h == second.h == move.h / 2
+        assert first.scheme.stability >= move.scheme.stability / 2
+        assert first.scheme.cost <= move.scheme.cost
+
+
+def test_steps_keep_up_with_a_flow_that_sharpens_suddenly():
+    """lambda_max grows from 5 to 40: an estimate that lagged behind gave a gradient 30 times too large."""
+    tasks = data.make("Sinusoid", data.Sampling(10, 10, 4, seed=1)).episode(1)
+    theta, apply = initialise(lambda: amaml.mlp(1, 1, 40), 1, torch.float64, "cpu")
+    flow = GradientFlow(apply, half_mse, tasks, theta)
+    trajectory = Trajectory(flow)
+    Plan("auto", 0.01, 200).follow(trajectory)
+    curvature = Curvature(flow)
+    for move, stages in trajectory.backwards():
+        assert move.h * max(curvature.at(stages[0])) < move.scheme.stability
+    gradient = AMAML(apply, half_mse, 0.01, 200).meta_gradient(theta, tasks)
+    reference = AMAML(apply, half_mse, 0.01, 200, solver="rk4", rtol=1e-6).meta_gradient(theta, tasks)
+    assert relative_error(gradient.value, reference.value) < 1e-3
