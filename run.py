@@ -108,6 +108,7 @@ def evaluate(flags: dict[str, Any]) -> None:
         picture = e.picture(theta)
     print(report.table(f"{path} on {s.domain}, {s.shots} shots", entry))
     made = {"settings": {name: value for name, value in asdict(s).items() if name not in CONTROL}, **entry}
+    made["evaluated"] = str(given)
     print(folder.write_evaluation(f"{s.domain}-{s.shots}shot-{s.protocol}", made, picture))
 
 
