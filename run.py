@@ -29,7 +29,7 @@ NETWORK = ("method", "network", "width", "activation", "norm")  # what a checkpo
 
 def experiment(s: Settings) -> None:
     """Train, test and report one run in its folder; a finished one is only reported."""
-    from amaml.experiment import machine, opening, report
+    from amaml.experiment import machine, opening, report, threads
     from amaml.experiment.folder import RunFolder
     from amaml.experiment.session import Session
     from amaml.flow.derivatives import compiled
@@ -43,6 +43,7 @@ def experiment(s: Settings) -> None:
             return
         to_compile = opening.compiles(s.compile, s.meta_updates, start)
         e = build(s)
+        threads.choose(e.support_gradients, start and start.threads)
         with compiled(to_compile), StopRequest() as stop:
             session = Session(folder, e, stop, to_compile)
             if start is not None:

@@ -268,5 +268,7 @@ class Session:
         control = getattr(self.experiment.learner, "control", None)
         memory = None if control is None else control.state_dict()
         state = self.theta.detach(), self.optimizer.state_dict()
-        self.folder.save(Checkpoint(asdict(self.settings), *state, *counters, self.compiled, memory))
+        self.folder.save(
+            Checkpoint(asdict(self.settings), *state, *counters, self.compiled, memory, torch.get_num_threads())
+        )
         self.last_saved, self._saved_at = self.update, time.monotonic()
