@@ -20,7 +20,7 @@ from amaml.flow.quadrature import wanted
 from amaml.flow.schemes import Move
 from amaml.flow.steps import SOLVERS, Plan, bisected
 from amaml.flow.trajectory import Trajectory
-from amaml.learner import MetaGradient, check_inner_loop, check_rates, query_gradient_with
+from amaml.learner import MetaGradient, check_inner_loop, check_rates, number, query_gradient_with
 from amaml.models import Apply
 from amaml.tasks import Tasks
 
@@ -201,7 +201,7 @@ class AMAML:
             trajectory.rewind(swept.index, swept.state)
             plan.follow(trajectory, swept.stiff)
         to_theta = swept.lam + flow.prox * swept.sweep.pulled if flow.prox else swept.lam
-        gradients = swept.sweep.gradients(self._rate, direct)
+        gradients = swept.sweep.gradients(direct, self._rate)
         return Solution(to_theta.mean(0), query_loss, trajectory.moves, trajectory.sharpest, terminal, gradients)
 
     def _plan(self, tolerance: float) -> Plan:
@@ -218,11 +218,11 @@ class AMAML:
     @cached_property
     def _rate(self) -> float:
         """The flow's time that an inner step takes."""
-        return float(self.inner_lr) if self._rates is None else 1.0
+        return number(self.inner_lr) if self._rates is None else 1.0
 
     @cached_property
     def _prox(self) -> float:
-        return float(self.prox)
+        return number(self.prox)
 
     def _limit(self, budget: float) -> float:
         """The budget of evaluations; "euler" makes the steps it is asked for."""

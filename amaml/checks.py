@@ -59,7 +59,8 @@ def check_input(apply: Apply, theta: Tensor, tasks: Tasks) -> None:
     if not isinstance(tasks, Tasks):
         raise InputError(f"tasks must be amaml.Tasks, got {type(tasks).__name__}; see amaml.Tasks(support_x, ...)")
     for name, tensor in _tensors(tasks):
-        if tensor.dtype.is_floating_point and tensor.dtype != theta.dtype:
+        own = name.startswith("shared.")  # a module may hold parts of another dtype
+        if tensor.dtype.is_floating_point and tensor.dtype != theta.dtype and not own:
             raise InputError(
                 f"{name} is {tensor.dtype}, theta is {theta.dtype}; make them the same: tasks.to({theta.dtype})"
             )

@@ -44,7 +44,8 @@ class Chunked:
 
     def chunks(self, tasks: Tasks) -> list[Tasks]:
         """The tasks, at most size at a time."""
-        return [tasks[i : i + self.size] for i in range(0, len(tasks), self.size)]
+        with torch.enable_grad():  # a slice of a tensor that requires a gradient requires one
+            return [tasks[i : i + self.size] for i in range(0, len(tasks), self.size)]
 
 
 def fold(parts: list[MetaGradient], shares: list[float]) -> MetaGradient:

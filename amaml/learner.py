@@ -68,8 +68,13 @@ def query_gradient_with(
     """query_gradient, and the gradients of the sum of the query losses in those leaves of tasks.query."""
     if not leaves:
         return *query_gradient(apply, loss, phi, tasks), []
-    gradient, losses, *direct = derivatives.gradients_and_losses_with(apply, loss, phi, *tasks.query, leaves)
+    losses, gradient, *direct = derivatives.losses_and_gradients(apply, loss, phi, *tasks.query, leaves)
     return gradient, losses, direct
+
+
+def number(value: float | Tensor) -> float:
+    """The value of a number or of a tensor of one, for which it waits."""
+    return value.item() if isinstance(value, Tensor) else value
 
 
 def check_rates(inner_lr: float | Tensor, signed: bool) -> None:

@@ -29,7 +29,7 @@ def flatten(module: nn.Module) -> tuple[Tensor, "Flattened"]:
     Raises InputError for a module without trainable parameters, of mixed dtypes or devices, with parameters that have
     no shape yet, or with active dropout, which has no deterministic gradient.
     """
-    _check(module)
+    check_module(module)
     apply = Flattened(module)
     theta = torch.cat([p.detach().reshape(-1) for p in _trainable(module).values()]).clone()
     return theta, apply
@@ -111,7 +111,7 @@ def _wrong_size(theta: Tensor, size: int) -> InputError:
     return InputError(f"theta has {found}, the module has {size} parameters; amaml.flatten(module) makes theta (P,)")
 
 
-def _check(module: nn.Module) -> None:
+def check_module(module: nn.Module) -> None:
     """Raise InputError for what flatten cannot take; warn of what it changes."""
     parameters = _trainable(module)
     lazy = [name for name, p in parameters.items() if nn.parameter.is_lazy(p)]

@@ -28,9 +28,9 @@ __all__ = [
     "differentiable_gradients",
     "gradients",
     "gradients_and_losses",
-    "gradients_and_losses_with",
     "hvps",
     "losses",
+    "losses_and_gradients",
     "pull_backs",
     "refresh",
 ]
@@ -72,11 +72,11 @@ def pull_backs(
     return graphs.replay(_PullBacks(wanted), _task_loss, apply, loss, phi, v, x, y)
 
 
-def gradients_and_losses_with(
+def losses_and_gradients(
     apply: Apply, loss: Loss, phi: Tensor, x: Any, y: Any, wanted: tuple[int, ...]
 ) -> tuple[Tensor, ...]:
-    """gradients_and_losses, and the gradient of the losses' sum in every wanted leaf of the tree (x, y)."""
-    return graphs.replay(_GradientsAndLossesWith(wanted), _task_loss, apply, loss, phi, x, y)
+    """losses (tasks,), gradients (tasks, P), and those of the losses' sum in the wanted leaves, see pull_backs."""
+    return graphs.replay(_LossesAndGradients(wanted), _task_loss, apply, loss, phi, x, y)
 
 
 def differentiable_gradients(apply: Apply, loss: Loss, phi: Tensor, x: Any, y: Any) -> Tensor:
@@ -140,40 +140,49 @@ class _PullBacks:
     wanted: tuple[int, ...]
 
     def __call__(self, apply: Apply, loss: Loss) -> Callable[..., tuple[Tensor, ...]]:
-        gradients = _gradients(apply, loss)
+        gradient = grad(_task_loss(apply, loss))
 
         def pull(phi: Tensor, v: Tensor, x: Any, y: Any) -> tuple[Tensor, ...]:
-            of_leaves, leaves = _function_of_leaves(gradients, x, y, self.wanted)
-            gradient, back = vjp(of_leaves, phi, *leaves)
-            return gradient, *back(v)
+            value, back = vjp(*_of_leaves(gradient, phi, x, y, self.wanted))
+            return value, *back(v)
 
-        return pull
+        return _summing(_batched(pull), self.wanted)
 
 
 @dataclass(frozen=True)
-class _GradientsAndLossesWith:
+class _LossesAndGradients:
     wanted: tuple[int, ...]
 
     def __call__(self, apply: Apply, loss: Loss) -> Callable[..., tuple[Tensor, ...]]:
-        losses = _losses(apply, loss)
+        task_loss = _task_loss(apply, loss)
 
         def pull(phi: Tensor, x: Any, y: Any) -> tuple[Tensor, ...]:
-            of_leaves, leaves = _function_of_leaves(losses, x, y, self.wanted)
-            values, back = vjp(of_leaves, phi, *leaves)
-            gradient, *pulled = back(torch.ones_like(values))
-            return gradient, values, *pulled
+            value, back = vjp(*_of_leaves(task_loss, phi, x, y, self.wanted))
+            return value, *back(torch.ones_like(value))
 
-        return pull
+        return _summing(_batched(pull), self.wanted)
 
 
-def _function_of_leaves(
-    function: Callable[..., Tensor], x: Any, y: Any, wanted: tuple[int, ...]
-) -> tuple[Callable[..., Tensor], list[Tensor]]:
-    """function(phi, x, y) as a function of phi and the wanted leaves of (x, y), and these leaves."""
+def _of_leaves(function: Callable[..., Tensor], phi: Tensor, x: Any, y: Any, wanted: tuple[int, ...]) -> tuple:
+    """function(phi, x, y) as a function of phi and the wanted leaves of (x, y), and what it is to be called with."""
     leaves, structure = tree_flatten((x, y))
 
     def of_leaves(phi: Tensor, *chosen: Tensor) -> Tensor:
         now = dict(enumerate(leaves)) | dict(zip(wanted, chosen, strict=True))
         return function(phi, *tree_unflatten(list(now.values()), structure))
 
-    return of_leaves, [leaves[i] for i in wanted]
+    return of_leaves, phi, *(leaves[i] for i in wanted)
+
+
+def _summing(batched: Callable[..., tuple[Tensor, ...]], wanted: tuple[int, ...]) -> Callable[..., tuple[Tensor, ...]]:
+    """The last results of a batched function, one for each wanted leaf, with the leaf's shape: summed over the tasks
+    where the leaf has no axis of tasks. (The derivative is taken inside of vmap: taken of the batched function, torch
+    2.13 gets that of batch norm wrong.)"""
+
+    def summed(*arguments: Any) -> tuple[Tensor, ...]:
+        leaves = tree_flatten(arguments[-2:])[0]
+        value, to_phi, *pulled = batched(*arguments)
+        pairs = zip(pulled, (leaves[i] for i in wanted), strict=True)
+        return value, to_phi, *(p if p.shape == leaf.shape else p.sum(0) for p, leaf in pairs)
+
+    return summed

@@ -74,7 +74,7 @@ class Quadrature:
         if self.asked.prox:
             self.to_prox = self.to_prox - weight * ((u - self.flow.theta) * scaled).sum()
 
-    def gradients(self, inner_lr: float, direct: list[Tensor]) -> dict[str, Tensor]:
+    def gradients(self, direct: list[Tensor], inner_lr: float = 1.0) -> dict[str, Tensor]:
         """dJ/dpsi by the names of Tasks.leaves(), "inner_lr" and "prox"; J is the mean over the tasks.
 
         direct: dL_query/dpsi of the wanted leaves of the query set. A scalar rate inner_lr is the horizon T = inner_lr
