@@ -83,9 +83,7 @@ class Adaptation(nn.Module):
         self.split = Split(module, adapted_names(module, adapt))
         self.inner_lr = Rates(inner_lr, self.split.shapes) if isinstance(inner_lr, Mapping) else inner_lr
         self.prox, self.task_chunk, self.latest = prox, task_chunk, None
-        options |= {
-            name: value for name, value in {"query_loss": query_loss, "prox": prox}.items() if value is not None
-        }
+        options |= {} if query_loss is None else {"query_loss": query_loss}
         self._learner = _make(method, apply=self.split, loss=loss, inner_lr=1.0, inner_steps=inner_steps, **options)
         self._at(self._theta(), None, None)
 
@@ -151,6 +149,8 @@ class Adaptation(nn.Module):
         if isinstance(rate, Mapping):
             rate = Rates(rate, self.split.shapes)
         prox = self.prox if prox is None else prox
+        if prox is not None and not hasattr(self._learner, "prox"):
+            raise InputError(f"method {self.method} has no prox; amaml, maml and imaml have one")
         learner = replace(
             self._learner,
             inner_lr=rate.flat(theta) if isinstance(rate, Rates) else _like(rate, theta),
@@ -218,7 +218,7 @@ class _Value(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, compute: Any, *tensors: Tensor) -> Tensor:
         value, gradients = compute()
-        ctx.save_for_backward(*gradients)
+        ctx.save_for_backward(*gradients, *tensors)
         return value
 
     @staticmethod
@@ -227,11 +227,12 @@ class _Value(torch.autograd.Function):
 
 
 class _First(torch.autograd.Function):
-    """A first derivative, of which there is no other one."""
+    """scale times the gradients, which depend on as many tensors in a way that is not known any further."""
 
     @staticmethod
-    def forward(ctx: Any, scale: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
-        return tuple(scale * gradient for gradient in gradients)
+    def forward(ctx: Any, scale: Tensor, *gradients_and_tensors: Tensor) -> tuple[Tensor, ...]:
+        count = len(gradients_and_tensors) // 2
+        return tuple(scale * gradient for gradient in gradients_and_tensors[:count])
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map
 
 from amaml.errors import InputError
 from amaml.points import Given, Points, Weighted, first, named
@@ -76,11 +76,23 @@ class Tasks:
             )
 
     @classmethod
-    def ragged(cls, tasks: list[Tasks]) -> Tasks:
-        """Tasks of different numbers of points as one batch, see amaml.ragged.pad."""
-        from amaml.ragged import pad
+    def ragged(cls, tasks: Sequence[tuple[Points, Points, Points, Points]]) -> Tasks:
+        """Tasks of different numbers of points as one batch with weights: one for points, zero for padding.
 
-        return pad(tasks)
+        tasks: of each task support_x (shot, *input), support_y, query_x, query_y, without an axis of tasks. Padding
+        repeats the first point of its set; batch norm sees it, the loss does not. Tensors without axes, as arguments of
+        the loss, are stacked.
+        """
+        if not tasks or any(not isinstance(task, tuple) or len(task) != 4 for task in tasks):
+            raise InputError(
+                "ragged takes tuples (support_x, support_y, query_x, query_y), one for each of 1 or more tasks"
+            )
+        support_x, support_y, query_x, query_y = zip(*tasks, strict=True)
+        support, query = _counts("support", support_x, support_y), _counts("query", query_x, query_y)
+        sets = (support_x, support), (support_y, support), (query_x, query), (query_y, query)
+        padded = [_padded(rows, counts) for rows, counts in sets]
+        weights = (_weights(first(rows[0]), counts) for rows, counts in sets[::2])
+        return cls(*padded, None, None, *weights)
 
     def __len__(self) -> int:
         return len(first(self.support_x))
@@ -146,3 +158,37 @@ class Tasks:
         if of_shared and self.shared is not None:
             changed["shared"] = {name: of_shared(tensor) for name, tensor in self.shared.items()}
         return replace(self, **changed)
+
+
+def _counts(name: str, xs: Sequence[Points], ys: Sequence[Points]) -> list[int]:
+    """The numbers of points of the tasks."""
+    for leaf in tree_flatten((xs, ys))[0]:
+        if not isinstance(leaf, Tensor):
+            raise InputError(f"the {name} sets of ragged tasks must hold torch.Tensors, got {type(leaf).__name__}")
+    found = [{len(t) for t in tree_flatten(task)[0] if t.ndim} for task in zip(xs, ys, strict=True)]
+    wrong = [i for i, counts in enumerate(found) if len(counts) != 1 or 0 in counts]
+    if wrong:
+        raise InputError(
+            f"the {name} set of task {wrong[0]} (from 0) has tensors of {sorted(found[wrong[0]])} points; every one "
+            "begins with the points (1 or more) and has no axis of tasks"
+        )
+    return [counts.pop() for counts in found]
+
+
+def _padded(rows: Sequence[Points], counts: list[int]) -> Points:
+    """The sets of all tasks in one tree of tensors (tasks, most points, ...)."""
+
+    def stack(*leaves: Tensor) -> Tensor:
+        if not leaves[0].ndim:
+            return torch.stack(leaves)
+        most = max(counts)
+        return torch.stack([torch.cat([t, t[:1].expand(most - len(t), *t.shape[1:])]) for t in leaves])
+
+    return tree_map(stack, *rows)
+
+
+def _weights(x: Tensor, counts: list[int]) -> Tensor:
+    """One for every point, zero for padding, (tasks, most points)."""
+    dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
+    number = torch.tensor(counts, device=x.device)[:, None]
+    return (torch.arange(max(counts), device=x.device) < number).to(dtype)
