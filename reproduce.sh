@@ -59,17 +59,17 @@ case $target in
 compare)
     find_environment requirements.txt
     place=$caller
-    module amaml.experiment.compare "${@:2}"
+    module configs.reproduce "$@"
     ;;
 *.toml)
     find_engine "$@"
     place=$caller
-    module amaml.experiment.reproduce "$@"
+    module configs.reproduce "$@"
     ;;
 *)
     [ -f "configs/targets/$target.toml" ] || usage
     find_engine "$@"
-    module amaml.experiment.reproduce "$@"
+    module configs.reproduce "$@"
     case "$target $*" in
     *--dry-run* | *--status* | *--help*) ;;
     efficiency*) benchmarks ;;

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from amaml.checks import checked
+from amaml.checks import validated
 from amaml.errors import InputError, OverBudget, unknown
 from amaml.flow.adjoint import ADJOINTS, Unstable
 from amaml.flow.control import Control, Observation
@@ -89,7 +89,7 @@ class AMAML:
         if self.checkpoints is not None and (not isinstance(self.checkpoints, int) or self.checkpoints < 1):
             raise InputError(f"checkpoints must be a positive integer or None, got {self.checkpoints!r}")
 
-    @checked
+    @validated
     def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
         """u(T) for every task, (tasks, P)."""
         self._check_precision(theta)
@@ -115,7 +115,7 @@ class AMAML:
             self.control.learn(self.problem(theta), self.rtol, gradient.observation)
         return gradient
 
-    @checked
+    @validated
     def look(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
         """meta_gradient without learning from it: what would be learnt is .observation, None for exact gradients."""
         self._check_precision(theta)

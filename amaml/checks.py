@@ -16,7 +16,7 @@ from amaml.tasks import Tasks
 MOST_NAMED = 5  # tasks that an error names
 
 
-def checked(method: Callable[..., Any]) -> Callable[..., Any]:
+def validated(method: Callable[..., Any]) -> Callable[..., Any]:
     """Check theta and tasks before a learner's adapt or meta_gradient, and that its result is finite.
 
     Before: types, dtypes and devices, and whether apply and loss still are what was traced. Afterwards: one look at the

@@ -50,9 +50,11 @@ def evaluate(loss: Callable[[Any, Any], Tensor], prediction: Any, target: Any) -
     if isinstance(target, Weighted):
         return _weighted_mean(_guarded(loss, prediction, target.y), target.weight)
     value = _guarded(loss, prediction, target)
-    if not isinstance(value, Tensor) or value.ndim:
-        found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise InputError(f"the loss of a task must be a tensor of one number, got {found}; take the mean")
+    if not isinstance(value, Tensor) or value.ndim or not value.dtype.is_floating_point:
+        found = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise InputError(
+            f"the loss of a task must be a tensor of one floating-point number, got {found}; take the mean"
+        )
     return value
 
 

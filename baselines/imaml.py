@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from amaml.checks import checked
+from amaml.checks import validated
 from amaml.errors import InputError
 from amaml.flow.derivatives import Loss
 from amaml.flow.field import GradientFlow
@@ -45,12 +45,12 @@ class IMAML:
         if not isinstance(self.cg_steps, int) or self.cg_steps < 1:
             raise InputError(f"cg_steps must be a positive integer, got {self.cg_steps!r}")
 
-    @checked
+    @validated
     def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
         """phi for every task, (tasks, P)."""
         return gradient_descent(self._flow(theta, tasks), self.inner_lr, self.inner_steps)
 
-    @checked
+    @validated
     def meta_gradient(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
         """The mean over the tasks of v."""
         flow = self._flow(theta, tasks)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from amaml.checks import checked
+from amaml.checks import validated
 from amaml.errors import InputError, unknown
 from amaml.flow import derivatives
 from amaml.flow.derivatives import Loss
@@ -25,7 +25,7 @@ class MAML:
 
     value = d/dtheta mean over tasks of L_query(phi_K),   phi_0 = theta,   phi_(k+1) = phi_k - inner_lr grad L(phi_k).
     Costs K gradients, K Hessian-vector products and the query gradient. Backpropagation goes step by step: autograd
-    keeps phi of every step, not the activations, and one Hessian-vector product takes it back through a step. The
+    keeps phi of every step, not the activations, and one Hessian-vector product leads back through a step. The
     memory grows with K. With inner_steps=1 this is the paper's MAML-1.
 
     checkpoint_every: C keeps the state of every C-th step alone and unrolls C steps at a time, from the last to the
@@ -53,12 +53,13 @@ class MAML:
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise InputError(f"{name} must be a positive integer or None, got {value!r}")
 
-    @checked
+    @validated
     def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
         """phi_K for every task, (tasks, P), without a graph."""
         return self._unroll(self._start(theta, tasks), tasks, 0, self.inner_steps, graph=False)[0]
 
-    @checked
+    @validated
+    @torch.enable_grad()
     def meta_gradient(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
         """The gradient in theta of the mean query loss of phi_K."""
         ends = [*range(0, self.inner_steps, self.checkpoint_every or self.inner_steps), self.inner_steps]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from amaml.checks import checked
+from amaml.checks import validated
 from amaml.flow import derivatives
 from amaml.flow.derivatives import Loss
 from amaml.flow.field import GradientFlow
@@ -30,12 +30,12 @@ class Reptile:
     def __post_init__(self) -> None:
         check_inner_loop(self.inner_lr, self.inner_steps)
 
-    @checked
+    @validated
     def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
         """phi for every task, (tasks, P)."""
         return gradient_descent(self._flow(theta, tasks), self.inner_lr, self.inner_steps)
 
-    @checked
+    @validated
     def meta_gradient(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
         """The mean of theta - phi, not the gradient of a loss."""
         flow = self._flow(theta, tasks)

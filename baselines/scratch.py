@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from amaml.checks import validated
 from amaml.flow import derivatives
 from amaml.flow.derivatives import Loss
 from amaml.flow.field import Evaluations, GradientFlow
@@ -29,11 +30,13 @@ class Scratch:
     def __post_init__(self) -> None:
         check_inner_loop(self.inner_lr, self.inner_steps)
 
+    @validated
     def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
         """phi for every task, (tasks, P)."""
         flow = GradientFlow(self.apply, self.loss, tasks, theta.detach())
         return gradient_descent(flow, self.inner_lr, self.inner_steps)
 
+    @validated
     def meta_gradient(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
         """Zero (P,)."""
         start = theta.detach().expand(len(tasks), -1)

@@ -1,93 +1,86 @@
-"""How far A-MAML's default meta-gradient is from the converged flow's, and what its own estimate says of that.
+"""The true and the reported error of A-MAML's meta-gradients on families of tasks that steered nothing.
 
-    python -m benchmarks.accuracy --trained results/.../checkpoint.pt       writes results/efficiency/accuracy.md
+    python -m benchmarks.accuracy                writes results/efficiency/accuracy.md, line by line
 
-Every row is a family of tasks, a scale of its inputs (10 makes it stiff and the landscape rough), a horizon, and
-several seeds of tasks and initial weights; with a checkpoint of Alpine2D, also rows at its theta. The reference is rk4
-(from 5000 steps on: auto) at rtol 1e-5, or finer where its own estimate asks for that.
+Fresh: the first call of a learner, several seeds of tasks and initial weights. Later: calls that do not measure, after
+50 others on other batches at the same theta. The reference is the converged flow (benchmarks.reference).
 """
 
 import argparse
+import math
 import statistics
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-import data
-from amaml import AMAML, Diverged, Tasks, half_mse, mlp
-from amaml.experiment.networks import initialise
+from amaml import AMAML, Diverged
 from amaml.files import write_atomically
-from amaml.flow.error import relative_distance
+from benchmarks.families import Family, families
+from benchmarks.reference import converged
 
 INNER_LR = 0.01
-
-
-class Problem(NamedTuple):
-    """A family, points a task, width of the network, factor of the inputs, inner steps and how many seeds."""
-
-    domain: str
-    points: int
-    width: int
-    scale: float
-    steps: int
-    seeds: int
-    trained: str | None = None  # checkpoint whose theta is taken
-
-
-ALPINE, COSINES, SINUSOID = ("Alpine2D", 100, 32), ("CosMixture2D", 50, 32), ("Sinusoid", 10, 40)
-PROBLEMS = [
-    *(Problem(*family, 1.0, steps, 8) for family in (ALPINE, COSINES, SINUSOID) for steps in (50, 200, 1000)),
-    *(Problem(*family, 1.0, 5000, 4) for family in (ALPINE, COSINES)),
-    *(Problem(*ALPINE, 10.0, steps, 16) for steps in (50, 200, 500, 1000)),
-    Problem(*ALPINE, 10.0, 5000, 4),
-    *(Problem(*COSINES, 10.0, steps, 8) for steps in (50, 200, 1000)),
-]
+STEPS = (50, 200, 1000, 5000)  # horizons 0.5 to 50
+LATER_STEPS = (200, 1000)
+SEEDS = (100, 101)
+BEFORE, LOOKED_AT = 50, 10  # calls
+STANDING = 1e-4  # references that stand still less than this are no references
 
 
 class Found(NamedTuple):
-    """Of one gradient: its relative error, its own estimate, gradients spent, whether it was refined."""
+    """One gradient: true and reported relative error, evaluations over those of FOMAML with as many inner steps."""
 
     error: float
-    estimate: float
-    gradients: int
-    refined: bool
+    reported: float
+    cost: float
 
 
-def look(p: Problem, seed: int) -> Found | str:
-    """At the default's meta-gradient; or which one raised an error, that or the reference."""
-    tasks = data.make(p.domain, data.Sampling(p.points, p.points, 5, seed)).episode(0)
-    tasks = Tasks(p.scale * tasks.support_x, tasks.support_y, p.scale * tasks.query_x, tasks.query_y)
-    inputs = tasks.support_x.shape[-1]
-    theta, apply = initialise(lambda: mlp(inputs, 1, p.width), seed, torch.float64, "cpu")
-    if p.trained:
-        theta = torch.load(p.trained, weights_only=True)["theta"].to(theta)
+def found(learner: AMAML, theta: torch.Tensor, tasks, count: bool = True) -> Found | str | None:
+    """Of one call; "raised" where it raises; None where count is off or the reference is none."""
     try:
-        with warnings.catch_warnings(record=True) as refinements:
-            warnings.simplefilter("always")
-            gradient = AMAML(apply, half_mse, INNER_LR, p.steps).meta_gradient(theta, tasks)
+        gradient = learner.meta_gradient(theta, tasks)
     except Diverged:
         return "raised"
-    solver = "rk4" if p.steps < 5000 else "auto"
-    try:
-        reference = AMAML(apply, half_mse, INNER_LR, p.steps, solver, rtol=1e-5).meta_gradient(theta, tasks)
-    except Diverged:
+    if not count:
+        return None
+    reference = converged(learner, theta, tasks)
+    if reference.distance > STANDING:
         return "no reference"
-    error = relative_distance(gradient.value, reference.value)
-    return Found(error, gradient.error, gradient.evaluations.gradients, bool(refinements))
+    error = ((gradient.value - reference.value).norm() / reference.value.norm()).item()
+    return Found(error, gradient.error, gradient.evaluations.total / learner.inner_steps)
 
 
-def row(p: Problem) -> str:
-    looks = [look(p, seed) for seed in range(p.seeds)]
-    found = [one for one in looks if not isinstance(one, str)]
-    errors = [one.error for one in found]
-    ratios = [one.estimate / one.error for one in found]
-    spent = [one.gradients for one in found]
-    family = p.domain + (", trained theta" if p.trained else "")
-    cells = [family, f"{p.scale:g}", p.steps, p.seeds, f"{statistics.median(errors):.1e}", f"{max(errors):.1e}"]
-    cells += [sum(error > 1e-2 for error in errors), f"{min(ratios):.2g} to {max(ratios):.2g}"]
-    cells += [f"{min(spent)} to {max(spent)}", sum(one.refined for one in found)]
+def fresh(family: Family, steps: int, rtol: float) -> list[Found | str]:
+    """The first call of a learner, for every seed."""
+    looks = []
+    for seed in SEEDS:
+        theta, apply, episode = family.problem(seed)
+        learner = AMAML(apply, family.loss, INNER_LR, steps, rtol=rtol, prox=family.prox)
+        looks.append(found(learner, theta, episode(0)))
+    return looks
+
+
+def later(family: Family, steps: int, rtol: float) -> list[Found | str]:
+    """Calls after others; those that measure return a finer gradient and are left out."""
+    theta, apply, episode = family.problem(SEEDS[0])
+    learner = AMAML(apply, family.loss, INNER_LR, steps, rtol=rtol, prox=family.prox)
+    for number in range(BEFORE):
+        found(learner, theta, episode(number), count=False)
+    learner.control.since, learner.control.interval = 0, math.inf
+    learner.control.measuring = math.inf
+    return [found(learner, theta, episode(BEFORE + number)) for number in range(LOOKED_AT)]
+
+
+def row(name: str, when: str, steps: int, rtol: float, looks: list[Found | str]) -> str:
+    good = [one for one in looks if isinstance(one, Found)]
+    cells = [name, when, f"{steps * INNER_LR:g}", len(looks)]
+    if good:
+        errors = sorted(one.error / rtol for one in good)
+        ratios = [one.reported / one.error for one in good]
+        cells += [f"{statistics.median(errors):.2g}", f"{errors[-1]:.2g}", f"{min(ratios):.2g} to {max(ratios):.2g}"]
+        cells += [f"{statistics.median(one.cost for one in good):.2g}"]
+    else:
+        cells += ["", "", "", ""]
     cells += [looks.count("raised"), looks.count("no reference")]
     return "| " + " | ".join(map(str, cells)) + " |"
 
@@ -95,29 +88,30 @@ def row(p: Problem) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="results/efficiency", help="folder of the table")
-    parser.add_argument("--trained", help="checkpoint.pt of a run on Alpine2D")
+    parser.add_argument("--rtol", type=float, default=1e-3)
     a = parser.parse_args()
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore")  # those of the references
-    lines = [
-        f"`python -m benchmarks.accuracy{f' --trained {a.trained}' if a.trained else ''}`",
-        "",
-        "A-MAML's defaults (auto, rtol 1e-3), 5 tasks, float64, tanh networks, untrained unless it says otherwise, "
-        "inner_lr 0.01: relative error of one meta-gradient against the converged flow's, how many were above 10 rtol, "
-        "its own estimate over that error, gradients spent, and how many were refined, or raised an error instead, or "
-        "had no reference: that one raised it.",
-        "",
-        "| family | inputs times | steps | seeds | median error | worst | above 1e-2 | estimate / error | gradients "
-        "| refined | raised | no reference |",
-        "|" + "---|" * 12,
-    ]
-    trained = [Problem(*ALPINE, 1.0, steps, 8, a.trained) for steps in (50, 200, 1000, 5000)] if a.trained else []
-    for p in [*PROBLEMS, *trained]:
-        lines.append(row(p))
-        print(lines[-1], flush=True)
     out = Path(a.out)
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "accuracy.md", ("\n".join(lines) + "\n").encode())
+    lines = [
+        f"`python -m benchmarks.accuracy --rtol {a.rtol:g}`",
+        "",
+        f"A-MAML auto, rtol {a.rtol:g}, 5 tasks, float64, inner_lr {INNER_LR:g}, untrained networks. Fresh: first "
+        f"calls, which measure; later: calls that do not measure, after {BEFORE} others. Errors in units of rtol, "
+        "against the converged flow; reported over true error; evaluations (gradients and Hessian-vector products, "
+        "measuring included) over FOMAML's gradients; calls that raised an error instead; references that did not "
+        "stand still.",
+        "",
+        "| family | call | T | calls | median error / rtol | worst | reported / true | evaluations / FOMAML | raised "
+        "| no reference |",
+        "|" + "---|" * 10,
+    ]
+    for family in families():
+        for when, look, horizons in (("fresh", fresh, STEPS), ("later", later, LATER_STEPS)):
+            for steps in horizons:
+                lines.append(row(family.name, when, steps, a.rtol, look(family, steps, a.rtol)))
+                print(lines[-1], flush=True)
+                write_atomically(out / f"accuracy-{a.rtol:g}.md", ("\n".join(lines) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python -m benchmarks.fourth_order            writes results/efficiency/fourth-order.md
 
 ROCK4 (Abdulle 2002) has a stability interval of about 0.35 s^2 for s >= 5 stages, RKC one of 0.65 s^2. It is granted
-the accuracy of rk4, whose constants in the step control (amaml.flow.steps.Law) stand for it. lambda_max is constant.
+the accuracy of rk4, whose constants in the step control (amaml.flow.steps.StepLaw) stand for it. lambda_max is
+constant.
 """
 
 import argparse
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from amaml.files import write_atomically
-from amaml.flow.steps import MARGIN, SOLVERS, Candidate, Law, _block
+from amaml.flow.steps import MARGIN, SOLVERS, Candidate, StepLaw, _block
 
 INTERVAL, FEWEST, MOST = 0.35, 5, 152
 RTOLS = (1e-2, 1e-3, 1e-4, 1e-5)
@@ -40,7 +41,7 @@ ROCK4 = Candidate(4, fewest_stages, MARGIN * Rock4(MOST).stability)
 
 def gradients(candidates: tuple[Candidate, ...], product: float, rtol: float) -> int:
     """Of the forward pass over a horizon of 1."""
-    law, t, spent = Law(candidates, 1.0, rtol, start=product), 0.0, 0
+    law, t, spent = StepLaw(candidates, 1.0, rtol, start=product), 0.0, 0
     while t < 1.0:
         moves = _block(law.plan(t, product))  # lambda_max is looked at again after each, as in a run
         spent += sum(move.scheme.cost for move in moves)

@@ -20,45 +20,17 @@ import shlex
 import string
 import sys
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from amaml.errors import InputError, unknown
+from amaml.experiment.cells import Cell, Grid, Step
 from configs.settings import CONTROL, FIELDS, flag_name, merged
 
 ROOT = Path(__file__).parent.parent
 TARGETS = Path(__file__).parent / "targets"
 OTHERS = ("about", "out", "override", "then")  # keys that are no axis
 PLAIN = ("domain", "method")  # their values need no name in a folder
-
-
-@dataclass(frozen=True)
-class Step:
-    """A command, and the file that it leaves when it is done, which may be a pattern."""
-
-    command: list[str]
-    makes: Path
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run: its name, its place on every axis, its flags, its folder, and the commands that make it."""
-
-    name: str
-    labels: dict[str, str]
-    flags: dict[str, Any]
-    folder: Path
-    steps: tuple[Step, ...]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The cells of a file, the first axis (the seed) varying slowest; records holds what is known about each."""
-
-    name: str
-    cells: list[Cell]
-    records: Path
 
 
 def read_grid(path: Path, seeds: list[int] | None = None, device: str | None = None) -> Grid:
@@ -74,11 +46,8 @@ def read_grid(path: Path, seeds: list[int] | None = None, device: str | None = N
     content |= {"device": device} if device else {}
     fixed, axes = _split(content, path)
     out = content.get("out", _default_out(path.stem, axes))
-    places = [_cell(fixed, place, content, out, path) for place in itertools.product(*axes.values())]
     start = Path(os.path.dirname(out.split("{")[0]))
-    cells = [
-        Cell(os.path.relpath(folder, start), labels, flags, folder, steps) for labels, flags, folder, steps in places
-    ]
+    cells = [_cell(fixed, place, content | {"out": out}, start, path) for place in itertools.product(*axes.values())]
     _check_folders(cells, path)
     return Grid(path.stem, cells, start / ".cells" / path.stem)
 
@@ -124,18 +93,16 @@ def _default_out(stem: str, axes: dict[str, Axis]) -> str:
     return "/".join(["results", stem, *(p for p in parts if "{seed}" not in p), *(p for p in parts if "{seed}" in p)])
 
 
-def _cell(
-    fixed: dict[str, Any], place: tuple, content: dict[str, Any], out: str, path: Path
-) -> tuple[dict[str, str], dict[str, Any], Path, tuple[Step, ...]]:
-    labels = {name: label for name, label, _ in place}
-    flags = dict(fixed)
+def _cell(fixed: dict[str, Any], place: tuple, content: dict[str, Any], start: Path, path: Path) -> Cell:
+    """The cell at a place on every axis; start is the folder of all of them."""
+    labels, flags = {name: label for name, label, _ in place}, dict(fixed)
     for _, _, own in place:
         flags |= own
     for rule in content.get("override", []):
-        if _applies(rule.get("when", {}), labels | {k: str(v) for k, v in flags.items() if k not in labels}, path):
+        if _applies(rule.get("when", {}), {name: str(value) for name, value in (flags | labels).items()}, path):
             flags |= {name: value for name, value in rule.items() if name != "when"}
     where = f"{path}, cell {'/'.join(labels.values())}"
-    folder = Path(_filled(out, flags | labels, where))
+    folder = Path(_filled(content["out"], flags | labels, where))
     steps = [Step(_command({**_checked(flags, where), "out": str(folder), "resume": True}), folder / "summary.json")]
     for extra in content.get("then", []):
         other = Path(_filled(extra.get("out", "{out}"), flags | labels | {"out": folder}, where))
@@ -144,7 +111,8 @@ def _cell(
         device = {"device": flags["device"]} if "device" in flags else {}
         command = _command({"evaluate": str(folder), **device, **own, "out": str(other)})
         steps.append(Step(command, other / "evaluation*.json"))
-    return labels, flags, folder, tuple(steps)
+    settings = {name: value for name, value in flags.items() if name not in CONTROL}
+    return Cell(os.path.relpath(folder, start), labels, settings, folder, tuple(steps))
 
 
 def _applies(when: dict[str, Any], values: dict[str, str], path: Path) -> bool:

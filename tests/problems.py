@@ -41,6 +41,12 @@ def mlp(inputs: int = 2, width: int = 5) -> tuple[Tensor, Apply]:
 
 
 @functools.cache
+def linear() -> tuple[Tensor, Apply]:
+    """The smallest network, three parameters: its graphs are traced in no time."""
+    return seeded(lambda: nn.Linear(2, 1))
+
+
+@functools.cache
 def convnet(classes: int = 3) -> tuple[Tensor, Apply]:
     """A small convolutional classifier with batch norm."""
     return seeded(

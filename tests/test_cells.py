@@ -1,6 +1,5 @@
 """What becomes of cells that end well, badly or not at all."""
 
-import contextlib
 import io
 import json
 import os
@@ -11,11 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import ROOT, assert_same_run, content, metrics
 from test_grid import write_grid
 
-import run
-from amaml.experiment import cells, reproduce, supervise
+from amaml.experiment import cells, parallel, supervise
+from configs import reproduce
 from configs.grid import Cell, Grid, read_grid
 
 TINY = """
@@ -30,8 +28,6 @@ test_interval = 0
 width = 4
 compile = "off"
 """
-MODULE = [sys.executable, "-W", "ignore", "-m", "amaml.experiment.reproduce"]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def test_dry_run_prints_the_commands_of_what_is_not_done(tmp_path, capsys, monkeypatch):
@@ -53,7 +49,7 @@ def _finish(cell: Cell, **changes) -> None:
     for step in cell.steps:
         step.makes.parent.mkdir(parents=True, exist_ok=True)
         Path(str(step.makes).replace("*", "")).write_text("{}")
-    (cell.folder / "config.json").write_text(json.dumps({"settings": cell.flags | changes}))
+    (cell.folder / "config.json").write_text(json.dumps({"settings": cell.settings | changes}))
 
 
 def _write_record(grid: Grid, cell: Cell, **record) -> Path:
@@ -119,7 +115,7 @@ def test_a_terminal_gets_a_bar_and_a_batch_log_a_line_a_cell(tmp_path, capsys, m
         _finish(cell)
     fault = RuntimeError("lost")
     fault.exitcode = 2
-    log = cells.Progress(grid, cells.Place(workers=1))
+    log = parallel.Progress(grid, parallel.Place(workers=1))
     log.ended(grid.cells[2], fault)
     assert capsys.readouterr().out.splitlines() == [
         "grid: 2 of 4 cells are done",
@@ -127,7 +123,7 @@ def test_a_terminal_gets_a_bar_and_a_batch_log_a_line_a_cell(tmp_path, capsys, m
     ]
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     monkeypatch.setattr("tqdm.std.TMonitor", None, raising=False)
-    bar = cells.Progress(grid, cells.Place(workers=1))
+    bar = parallel.Progress(grid, parallel.Place(workers=1))
     bar.ended(grid.cells[2], fault)
     bar.refresh()
     bar.close()
@@ -200,96 +196,3 @@ def test_a_cell_is_not_started_while_a_command_of_an_earlier_attempt_lives(tmp_p
     first.wait()
     assert supervised(record, shell("echo again")).wait() == 0
     assert log.read_text() == "begin\nend\nagain\n"
-
-
-STAND_INS = """
-import sys
-from pathlib import Path
-from amaml.experiment import cells
-from configs.grid import Cell, Grid, Step
-
-folder = Path(sys.argv[1])
-scripts = {
-    "good": "echo '{{}}' > {made}",
-    "mistake": "echo a mistake >&2; exit 2",
-    "broken": "echo broken >&2; exit 1",
-    "lost": "if [ -e {made}.tried ]; then echo '{{}}' > {made}; else touch {made}.tried; "
-    "kill -9 $(ps -o ppid= -p $PPID); exec sleep 60; fi",  # the first attempt kills its worker
-}
-grid = Grid("stand-ins", [], folder / ".cells")
-for name, script in scripts.items():
-    made = folder / name
-    grid.cells.append(Cell(name, {"cell": name}, {}, folder, (Step(["bash", "-c", script.format(made=made)], made),)))
-print(cells.run(grid, cells.Place(workers=2)), "failed")
-"""
-
-
-def test_parsl_retries_what_may_pass_and_nothing_else(tmp_path):
-    pytest.importorskip("parsl")
-    command = [sys.executable, "-W", "ignore", "-c", STAND_INS, str(tmp_path)]
-    ended = subprocess.run(command, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 0, ended.stderr
-    attempts = {
-        name: supervise.read_record(tmp_path / ".cells" / name)["attempts"]
-        for name in ("good", "mistake", "broken", "lost")
-    }
-    assert attempts == {"good": 1, "mistake": 1, "broken": 3, "lost": 2}
-    lines = ended.stdout.splitlines()
-    assert lines[0] == "stand-ins: 0 of 4 cells are done"
-    assert lines[-1] == "2 failed"
-    assert any("mistake: failed: exit status 2: a mistake" in line for line in lines)
-    assert any("broken: failed: exit status 1: broken" in line for line in lines)
-    assert any("lost: done in" in line for line in lines)
-
-
-def launch(path: Path, *flags: str) -> subprocess.Popen:
-    command = [*MODULE, str(path), "--workers", "2", *flags]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(command, env=ENVIRONMENT, cwd=path.parent, text=True, **streams)
-
-
-def under_way(cell: Cell, folder: Path, updates: int) -> bool:
-    with contextlib.suppress(OSError, ValueError):
-        return len(metrics(folder / cell.folder)) >= updates
-    return False
-
-
-def worker_of(record: Path) -> int:
-    """The process of Parsl's that a cell's supervisor belongs to."""
-    stat = Path(f"/proc/{supervise.read_record(record)['pid']}/stat").read_text()
-    return int(stat.rpartition(")")[2].split()[1])
-
-
-def kill_twice(path: Path) -> None:
-    """Run a grid to its end, with SIGKILL for the program once, and for a worker once."""
-    folder = path.parent
-    grid = read_grid(path)
-    program = launch(path)
-    wait_for(lambda: any(under_way(c, folder, 20) for c in grid.cells), "a run is under way")
-    program.kill()
-    program.communicate()
-    assert not all((folder / c.folder / "summary.json").exists() for c in grid.cells)
-    program = launch(path)
-
-    def again(cell: Cell) -> bool:
-        attempts = supervise.read_record(folder / cells.record_path(grid, cell)).get("attempts", 0)
-        return attempts == 2 and under_way(cell, folder, 21)
-
-    wait_for(lambda: any(map(again, grid.cells)), "a run goes on")
-    record = next(folder / cells.record_path(grid, c) for c in grid.cells if again(c))
-    os.kill(worker_of(record), signal.SIGKILL)
-    printed, _ = program.communicate(timeout=600)
-    assert program.returncode == 0, printed
-    assert supervise.read_record(record)["attempts"] == 3
-
-
-@pytest.mark.skipif(not Path("/proc").exists(), reason="looks for the worker in /proc")
-def test_a_grid_killed_twice_ends_with_the_files_of_an_undisturbed_one(tmp_path):
-    pytest.importorskip("parsl")
-    text = TINY + 'out = "{method}"\nmethod = ["fomaml", "reptile"]\nmeta_updates = 700'
-    kill_twice(write_grid(tmp_path, text))
-    for cell in read_grid(tmp_path / "grid.toml").cells:
-        other = tmp_path / "whole" / cell.name
-        assert run.main([*cell.steps[0].command[2:], "--out", str(other)]) == 0
-        assert_same_run(tmp_path / cell.folder, other)
-        assert content(tmp_path / cell.folder, "config.json")["settings"]["out"] == str(cell.folder)

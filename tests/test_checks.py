@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from problems import classification, mlp, regression, relative_error
+from problems import classification, linear, regression, relative_error
 from torch import nn
 from torch.nn import functional as F
 
 import amaml
 from amaml import AMAML, Diverged, InputError, Tasks, half_mse
-from baselines import FOMAML, IMAML, MAML, Reptile
+from baselines import FOMAML, IMAML, MAML, Pretrained, Reptile, Scratch
 
 METHODS = {
     "AMAML": lambda apply, loss, lr=0.05, steps=5: AMAML(apply, loss, lr, steps),
@@ -27,7 +27,8 @@ def method(request):
 
 def refused(method, apply, theta, tasks, message, loss=half_mse, error=InputError):
     """Both calls of the method end in the error."""
-    for call in (method(apply, loss).meta_gradient, method(apply, loss).adapt):
+    learner = method(apply, loss, 0.05, 5)
+    for call in (learner.meta_gradient, learner.adapt):
         with pytest.raises(error, match=message):
             call(theta, tasks)
 
@@ -38,29 +39,29 @@ def changed(tasks: Tasks, **tensors) -> Tasks:
 
 
 def test_what_is_no_theta_is_refused(method):
-    (theta, apply), tasks = mlp(), regression()
+    (theta, apply), tasks = linear(), regression()
     refused(
-        method, apply, [theta[:3], theta[3:]], tasks, r"theta must be one flat tensor.*got list of 2; amaml.flatten"
+        method, apply, [theta[:2], theta[2:]], tasks, r"theta must be one flat tensor.*got list of 2; amaml.flatten"
     )
-    refused(method, apply, theta[None], tasks, r"theta must be one flat tensor.*got shape \(1, 51\)")
+    refused(method, apply, theta[None], tasks, r"theta must be one flat tensor.*got shape \(1, 3\)")
     refused(
         method,
         apply,
         theta.long(),
         tasks,
-        r"theta must be one flat tensor \(P,\) of floating-point numbers, got shape \(51,\) of torch.int64",
+        r"theta must be one flat tensor \(P,\) of floating-point numbers, got shape \(3,\) of torch.int64",
     )
-    refused(method, apply, theta[:-1], tasks, r"theta has 50 numbers, the module has 51 parameters")
+    refused(method, apply, theta[:-1], tasks, r"theta has 2 numbers, the module has 3 parameters")
 
 
 def test_a_module_is_no_apply(method):
-    theta, _ = mlp()
+    theta, _ = linear()
     refused(method, nn.Linear(2, 1), theta, regression(), r"apply must be a function.*got Linear; amaml.flatten")
 
 
 @pytest.mark.parametrize("name", ["support_x", "support_y", "query_x", "query_y"])
 def test_another_dtype_than_theta_is_refused(method, name):
-    (theta, apply), tasks = mlp(), regression()
+    (theta, apply), tasks = linear(), regression()
     single = changed(tasks, **{name: getattr(tasks, name).float()})
     refused(
         method, apply, theta, single, rf"{name} is torch.float32, theta is torch.float64.*tasks.to\(torch.float64\)"
@@ -78,7 +79,7 @@ def test_what_is_no_tensor_is_refused():
     with pytest.raises(InputError, match="support_y must be a torch.Tensor, got NoneType"):
         Tasks(t.support_x, None, t.query_x, t.query_y)
     with pytest.raises(InputError, match="tasks must be amaml.Tasks, got tuple"):
-        FOMAML(mlp()[1], half_mse, 0.1, 3).adapt(mlp()[0], (t.support_x, t.support_y))
+        FOMAML(linear()[1], half_mse, 0.1, 3).adapt(linear()[0], (t.support_x, t.support_y))
 
 
 def test_class_numbers_keep_their_type():
@@ -91,7 +92,7 @@ def test_class_numbers_keep_their_type():
 @pytest.mark.parametrize("flat", ["targets", "predictions"])
 @pytest.mark.filterwarnings("ignore:Using a target size")
 def test_targets_that_would_broadcast_are_refused(loss, flat):
-    (theta, network), tasks = mlp(), regression(shots=5)
+    (theta, network), tasks = linear(), regression(shots=5)
     message = r"predictions \(5, 1\) and targets \(5,\)"
     apply = network
     if flat == "targets":
@@ -102,7 +103,7 @@ def test_targets_that_would_broadcast_are_refused(loss, flat):
 
 
 def test_targets_that_would_broadcast_are_refused_by_every_method(method):
-    (theta, apply), tasks = mlp(), regression(shots=5)
+    (theta, apply), tasks = linear(), regression(shots=5)
     refused(method, apply, theta, changed(tasks, support_y=tasks.support_y[..., 0]), r"targets \(5,\)")
 
 
@@ -115,7 +116,7 @@ def test_half_mse_wants_equal_shapes_where_nothing_is_silent_too():
 
 
 def test_losses_that_reshape_are_their_authors_own():
-    (theta, apply), tasks = mlp(), regression(shots=5)
+    (theta, apply), tasks = linear(), regression(shots=5)
     flat = changed(tasks, support_y=tasks.support_y[..., 0], query_y=tasks.query_y[..., 0])
     expected = FOMAML(apply, half_mse, 0.05, 5).meta_gradient(theta, tasks).value
     for loss in (
@@ -134,16 +135,29 @@ def test_losses_that_reshape_are_their_authors_own():
 
 
 def test_a_loss_that_is_not_one_number_is_refused(method):
-    (theta, apply), tasks = mlp(), regression(shots=5)
-    message = r"must be a tensor of one number, got shape \(5, 1\); take the mean"
+    (theta, apply), tasks = linear(), regression(shots=5)
+    message = r"must be a tensor of one floating-point number, got torch.float64 of shape \(5, 1\); take the mean"
     refused(method, apply, theta, tasks, message, lambda p, t: (p - t) ** 2)
+    refused(method, apply, theta, tasks, "one floating-point number, got float", lambda p, t: 0.0)
+    refused(
+        method, apply, theta, tasks, "one floating-point number, got torch.int64", lambda p, t: (p - t).sum().long()
+    )
 
 
-@pytest.mark.filterwarnings("ignore:meta-gradients with an estimated error")
+def test_a_loss_that_branches_on_values_is_refused(method):
+    (theta, apply), tasks = linear(), regression(shots=5)
+
+    def clipped(prediction, target):
+        error = half_mse(prediction, target)
+        return error if error < 1.0 else error.sqrt()
+
+    refused(method, apply, theta, tasks, "branches on the values of a tensor.*torch.where", clipped)
+
+
 @pytest.mark.parametrize("value", [torch.nan, -torch.inf])
 @pytest.mark.parametrize("name", ["support_x", "support_y", "query_x", "query_y"])
 def test_what_is_not_finite_is_named_with_its_task(method, name, value):
-    (theta, apply), tasks = mlp(), regression(tasks=4)
+    (theta, apply), tasks = linear(), regression(tasks=4)
     tensor = getattr(tasks, name).clone()
     tensor[2, 1] = tensor[3, 0] = value
     kind = "NaN" if value != value else "infinity"
@@ -155,14 +169,25 @@ def test_what_is_not_finite_is_named_with_its_task(method, name, value):
 
 
 def test_a_theta_that_is_not_finite_is_named(method):
-    (theta, apply), tasks = mlp(), regression()
+    (theta, apply), tasks = linear(), regression()
     theta = theta.clone()
-    theta[7] = torch.nan
+    theta[1] = torch.nan
     refused(method, apply, theta, tasks, "theta holds NaN")
 
 
+@pytest.mark.parametrize("kind", [Pretrained, Scratch])
+def test_methods_without_an_inner_loop_in_training_check_too(kind):
+    (theta, apply), tasks = linear(), regression(shots=5)
+    refused(kind, apply, theta, tasks.to(torch.float32), "support_x is torch.float32, theta is torch.float64", half_mse)
+    refused(kind, apply, theta * torch.nan, tasks, "theta holds NaN", half_mse)
+    with pytest.raises(InputError, match="query_y holds NaN in 3 of 3 tasks"):
+        kind(apply, half_mse, 0.1, 3).meta_gradient(theta, changed(tasks, query_y=tasks.query_y * torch.nan))
+    with pytest.raises(Diverged, match="phi is not finite"):
+        kind(apply, lambda p, t: (p - t).pow(4).mean(), 1e3, 400).adapt(100 * theta, tasks)
+
+
 def test_an_inner_loop_that_diverges_raises_in_every_method(method):
-    (theta, apply), tasks = mlp(), regression()
+    (theta, apply), tasks = linear(), regression()
 
     def quartic(prediction, target):
         return (prediction - target).pow(4).mean()
@@ -174,7 +199,7 @@ def test_an_inner_loop_that_diverges_raises_in_every_method(method):
 
 
 def test_missing_targets_that_a_loss_leaves_out_are_no_mistake(method):
-    (theta, apply), tasks = mlp(), regression()
+    (theta, apply), tasks = linear(), regression()
     tasks.support_y[1, 2] = torch.nan
 
     def masked(prediction, target):

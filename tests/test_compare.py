@@ -11,9 +11,10 @@ import pytest
 import scipy.stats
 
 from amaml.experiment import compare
-from amaml.experiment.compare import panels, read_runs
-from amaml.experiment.compare_tables import costs, differences, errors
-from configs.settings import merged
+from amaml.experiment.compare import read_runs
+from amaml.experiment.compare_tables import costs, differences, errors, predictors
+from configs import reproduce
+from configs.settings import CONTROL, METHODS, merged
 
 SIZES = {"domain": "CosMixture", "shots": 10, "queries": 10, "inner_steps": 5, "meta_updates": 20, "test_tasks": 4}
 
@@ -26,8 +27,15 @@ def write_run(folder: Path, test, support, updates=(10, 20), tasks_ci95=0.5, uni
     def points(values, more):
         return {"mean": [v + more for v in values], "ci95": [tasks_ci95] * len(values)}
 
+    mean = float(settings["seed"])  # of a predictor
     tests = [
-        {"update": update, "tasks": 4, "unit": unit, "epochs": epochs, "predictors": {}}
+        {
+            "update": update,
+            "tasks": 4,
+            "unit": unit,
+            "epochs": epochs,
+            "predictors": {"mean": [mean, 0.25]},
+        }
         | {"support": points(support, more), "test": points(test, more)}
         for update, more in zip(updates, range(len(updates) - 1, -1, -1), strict=True)
     ]
@@ -55,6 +63,10 @@ def runs(tmp_path):
     for rate in (0.01, 0.02):
         write_run(folder / f"fomaml-{rate}", [1, 1, 1], [1, 1, 1], method="fomaml", inner_lr=rate)
     return folder
+
+
+def panels(runs):
+    return compare.panels(runs, CONTROL, METHODS)
 
 
 def student(values) -> float:
@@ -113,6 +125,23 @@ def test_costs_are_seconds_and_evaluations_of_an_update(runs):
     assert costs(panel)[1] == ["amaml", "20", "0.2500", "4.5", "3.0"]
 
 
+def test_simple_predictors_are_shown_once_for_all_methods(runs):
+    (panel,) = panels(read_runs([runs]))
+    assert predictors(panel)[1:] == [["mean", "4", f"2.500 ± {student([0, 1, 2, 7]):.3f} (± 0.250)"]]
+
+
+def test_a_test_by_both_protocols_is_two(runs):
+    file = runs / "amaml0" / "test.json"
+    entries = json.loads(file.read_text())
+    for entry in entries:
+        entry["also"] = [entry | {"unit": "inner step", "epochs": [0, 1, 5]}]
+    other = entries[0] | {"epochs": [0, 10, 50], "also": []}  # by a protocol that the run was asked for before
+    file.write_text(json.dumps([other, *entries]))
+    epochs, inner = read_runs([runs / "amaml0"])
+    assert [(t["update"], t["epochs"]) for t in epochs.tests] == [(10, [0, 10, 100]), (20, [0, 10, 100])]
+    assert [(t["update"], t["epochs"]) for t in inner.tests] == [(10, [0, 1, 5]), (20, [0, 1, 5])]
+
+
 def test_an_evaluation_is_another_test_of_its_run(runs):
     source = runs / "amaml0"
     entry = json.loads((source / "test.json").read_text())[-1] | {"unit": "inner step", "epochs": [0, 1, 5]}
@@ -138,7 +167,7 @@ def test_variants_with_other_lengths_of_test_keep_their_own_end(runs):
 
 def test_the_files_hold_the_same_numbers(runs, tmp_path, capsys):
     out = tmp_path / "out"
-    assert compare.main([str(runs), "--out", str(out), "--epochs", "0", "100"]) == 0
+    assert reproduce.main(["compare", str(runs), "--out", str(out), "--epochs", "0", "100"]) == 0
     printed = capsys.readouterr().out
     name = "CosMixture-10-10-epochs"
     pictures = {f"{name}-{what}.{kind}" for what in ("adaptation", "training") for kind in ("svg", "pdf", "png")}
@@ -213,7 +242,7 @@ def test_a_grey_print_tells_the_curves_apart(runs, tmp_path):
 )
 def test_a_mistake_gets_one_line(runs, tmp_path, capsys, flags, message):
     arguments = [flag.format(runs=runs) for flag in flags]
-    assert compare.main([*arguments, "--out", str(tmp_path / "out")]) == 2
+    assert reproduce.main(["compare", *arguments, "--out", str(tmp_path / "out")]) == 2
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.err.count("\n") == 1

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from problems import mlp, regression, relative_error
+from problems import linear, regression, relative_error
 from torch import nn
 
 from amaml import AMAML, InputError, compiled, half_mse
@@ -148,7 +148,7 @@ CASES = [("FOMAML", make) for make in CHANGES] + [(m, make) for m in LEARNERS fo
 
 @pytest.mark.parametrize(("method", "make"), CASES)
 def test_a_change_outside_the_graph_reaches_the_next_call(method, make):
-    (theta, network), tasks = mlp(), regression(queries=4)
+    (theta, network), tasks = linear(), regression(queries=4)
     apply, loss, change, _ = make(network)
     learner = LEARNERS[method](apply, loss)
     before = learner.meta_gradient(theta, tasks), learner.adapt(theta, tasks)
@@ -162,7 +162,7 @@ def test_a_change_outside_the_graph_reaches_the_next_call(method, make):
 
 @pytest.mark.parametrize("make", CHANGES)
 def test_tensors_that_are_used_are_inputs_of_the_graph_and_need_no_new_one(make, monkeypatch):
-    (theta, network), tasks = mlp(), regression()
+    (theta, network), tasks = linear(), regression()
     apply, loss, change, tensor = make(network)
     learner, traces = FOMAML(apply, loss, 0.05, 5), []
     learner.meta_gradient(theta, tasks)
@@ -177,7 +177,7 @@ def test_tensors_that_are_used_are_inputs_of_the_graph_and_need_no_new_one(make,
 
 def test_a_change_between_two_shapes_reaches_both():
     """Support sets of two sizes in turn, with one query set: its graph is older than the second size's."""
-    (theta, network), small, large = mlp(), regression(shots=4), regression(shots=8)
+    (theta, network), small, large = linear(), regression(shots=4), regression(shots=8)
     used = {"b": 1.0}
 
     def loss(prediction, target):
@@ -191,10 +191,24 @@ def test_a_change_between_two_shapes_reaches_both():
         assert relative_error(learner.meta_gradient(theta, tasks).value, expected.value) < 1e-12
 
 
+def test_a_change_that_the_points_of_the_first_call_do_not_fit_is_no_error():
+    (theta, network), small, large = linear(), regression(shots=4, queries=4), regression(shots=6, queries=6)
+    used = {"points": 4}
+
+    def loss(prediction, target):
+        return half_mse(prediction.view(used["points"]), target.view(used["points"]))
+
+    learner = FOMAML(network, loss, 0.05, 5)
+    learner.meta_gradient(theta, small)
+    used["points"] = 6
+    expected = FOMAML(network, half_mse, 0.05, 5).meta_gradient(theta, large)
+    assert relative_error(learner.meta_gradient(theta, large).value, expected.value) < 1e-13
+
+
 @pytest.mark.skipif(not derivatives.compiler_found(), reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_a_change_outside_a_compiled_graph_reaches_the_next_call():
-    (theta, network), tasks = mlp(), regression()
+    (theta, network), tasks = linear(), regression()
     apply, loss, change, _ = rebound_tensor(network)
     v = torch.ones(len(tasks), len(theta), dtype=torch.float64)
     phi = theta.expand(len(tasks), -1)
@@ -206,7 +220,7 @@ def test_a_change_outside_a_compiled_graph_reaches_the_next_call():
 
 
 def test_a_loss_that_is_traced_anew_at_every_call_warns():
-    (theta, network), tasks = mlp(), regression()
+    (theta, network), tasks = linear(), regression()
     used = {"b": 1.0}
     learner = FOMAML(network, lambda p, t: used["b"] * half_mse(p, t), 0.05, 2)
     learner.meta_gradient(theta, tasks)
@@ -224,7 +238,7 @@ def test_a_loss_that_is_traced_anew_at_every_call_warns():
 
 @pytest.mark.parametrize("method", LEARNERS)
 def test_autocast_is_refused_before_and_after_the_first_call(method):
-    (theta, network), tasks = mlp(), regression()
+    (theta, network), tasks = linear(), regression()
     theta, tasks = theta.float(), tasks.to(torch.float32)
     learner = LEARNERS[method](lambda theta, x: network(theta, x), half_mse)
     for _ in range(2):
@@ -236,7 +250,7 @@ def test_autocast_is_refused_before_and_after_the_first_call(method):
 
 
 def test_a_loss_that_counts_its_calls_is_refused():
-    (theta, network), tasks = mlp(), regression()
+    (theta, network), tasks = linear(), regression()
     calls = []
 
     def loss(prediction, target):
@@ -249,7 +263,7 @@ def test_a_loss_that_counts_its_calls_is_refused():
 
 @pytest.mark.parametrize("method", LEARNERS)
 def test_what_a_learner_traced_goes_with_it(method):
-    (theta, network), tasks = mlp(), regression()
+    (theta, network), tasks = linear(), regression()
 
     def loss(prediction, target):
         return half_mse(prediction, target)
@@ -270,7 +284,7 @@ def test_what_a_learner_traced_goes_with_it(method):
 
 
 def test_the_graphs_of_one_apply_and_loss_are_shared_by_learners(monkeypatch):
-    (theta, network), tasks = mlp(), regression()
+    (theta, network), tasks = linear(), regression()
     FOMAML(network, half_mse, 0.05, 5).meta_gradient(theta, tasks)
     monkeypatch.setattr(graphs, "make_fx", None)
     FOMAML(network, half_mse, 0.1, 3).meta_gradient(theta, tasks)

@@ -8,7 +8,8 @@ from commands import ROOT
 
 import run
 from amaml import InputError
-from amaml.experiment import cells, reproduce
+from amaml.experiment import parallel
+from configs import reproduce
 from configs.grid import TARGETS, read_grid
 
 
@@ -52,8 +53,8 @@ def test_a_grid_is_the_product_of_its_axes_with_the_seed_slowest(tmp_path):
         for method in ("fomaml", "imaml")
         for panel in ("cos", "Alpine2D-9")
     ]
-    assert [cell.flags.get("prox") for cell in grid.cells[:4]] == [None, None, 0.5, None]
-    assert [cell.flags.get("inner_steps") for cell in grid.cells[:2]] == [None, 6]
+    assert [cell.settings.get("prox") for cell in grid.cells[:4]] == [None, None, 0.5, None]
+    assert [cell.settings.get("inner_steps") for cell in grid.cells[:2]] == [None, 6]
     cell = grid.cells[2]
     assert cell.name == "cos/imaml-8/seed3"
     assert grid.records == Path("results/mine/.cells/grid")
@@ -139,7 +140,7 @@ def test_a_mistake_in_a_grid_gets_one_line_before_anything_runs(tmp_path, capsys
     ],
 )
 def test_a_mistake_on_the_command_line_gets_one_line(capsys, monkeypatch, flags, message):
-    monkeypatch.setattr(cells, "run", None)
-    monkeypatch.setattr(cells, "check_parsl", lambda: None)
+    monkeypatch.setattr(parallel, "run", None)
+    monkeypatch.setattr(parallel, "check_parsl", lambda: None)
     assert reproduce.main(flags) == 2
     assert message in capsys.readouterr().err

@@ -86,6 +86,22 @@ def test_in_eval_mode_nothing_is_drawn(kind):
     assert FOMAML(apply, half_mse, 0.1, 3).meta_gradient(theta, regression()).value.isfinite().all()
 
 
+def test_random_slopes_are_refused():
+    theta, apply = amaml.flatten(nn.Sequential(nn.Linear(2, 1), nn.RReLU()).double())
+    with pytest.raises(InputError, match="RReLU draws random slopes.*use nn.LeakyReLU"):
+        FOMAML(apply, half_mse, 0.1, 3).meta_gradient(theta, regression())
+
+
+def test_running_statistics_that_are_updated_are_refused():
+    layers = nn.Unflatten(1, (1, 2)), nn.InstanceNorm1d(1, track_running_stats=True), nn.Flatten(), nn.Linear(2, 1)
+    module = nn.Sequential(*layers).double()
+    theta, apply = amaml.flatten(module)
+    with pytest.raises(InputError, match=r"updates running statistics.*call module.eval\(\)"):
+        FOMAML(apply, half_mse, 0.1, 3).meta_gradient(theta, regression())
+    theta, apply = amaml.flatten(module.eval())
+    assert FOMAML(apply, half_mse, 0.1, 3).meta_gradient(theta, regression()).value.isfinite().all()
+
+
 def test_layers_with_active_dropout_are_refused_by_name():
     for module, name in (
         (Attending(), "attention"),

@@ -13,7 +13,6 @@ from configs.grid import TARGETS
 def machine(tmp_path):
     machine = Machine(tmp_path)
     shutil.copy(ROOT / "reproduce.sh", machine.root)
-    shutil.copy(ROOT / "configs" / "parsl-requirements.txt", machine.root / "configs")
     shutil.copytree(TARGETS, machine.root / "configs" / "targets")
     return machine
 
@@ -21,7 +20,7 @@ def machine(tmp_path):
 def modules(machine) -> list[str]:
     """The modules of the project that Python was told to run, with their arguments."""
     lines = machine.log.read_text().splitlines()
-    return [line.partition(" -m ")[2] for line in lines if " -m amaml" in line or " -m benchmarks" in line]
+    return [line.partition(" -m ")[2] for line in lines if " -m configs" in line or " -m benchmarks" in line]
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["methodz"], ["-n", "methods"]], ids=str)
@@ -39,35 +38,35 @@ def test_parsl_is_set_up_only_where_cells_are_to_run(machine):
     for flag in ("--dry-run", "--status"):
         assert machine.start("reproduce.sh", "methods", flag, HAS=CORE).returncode == 0
         assert machine.installed() == []
-        assert modules(machine) == [f"amaml.experiment.reproduce methods {flag}"]
+        assert modules(machine) == [f"configs.reproduce methods {flag}"]
     ended = machine.start("reproduce.sh", "methods", "--seeds", "0", "1", HAS=CORE)
     assert ended.returncode == 0, ended.stderr
     assert machine.installed() == ["requirements.txt", "configs/parsl-requirements.txt"]
-    assert modules(machine) == ["amaml.experiment.reproduce methods --seeds 0 1"]
+    assert modules(machine) == ["configs.reproduce methods --seeds 0 1"]
     assert machine.start("reproduce.sh", "methods", HAS=CORE).returncode == 0
     assert machine.installed() == []
     assert machine.start("reproduce.sh", "methods", HAS=f"{CORE} parsl").returncode == 0
-    assert modules(machine) == ["amaml.experiment.reproduce methods"]
+    assert modules(machine) == ["configs.reproduce methods"]
 
 
 def test_a_grid_and_a_comparison_are_looked_for_where_the_user_is(machine):
     script = machine.bin / "python3"
-    script.write_text(script.read_text().replace('"-m pytest")', '"-m amaml.experiment."*)'))  # says where it is
+    script.write_text(script.read_text().replace('"-m pytest")', '"-m configs."*)'))  # says where it is
     for arguments in (["my grid.toml", "--dry-run"], ["compare", "a b", "--out", "c"]):
         ended = machine.start("reproduce.sh", *arguments, HAS=CORE)
         assert ended.stdout == f"in {machine.folder}\n"
     assert machine.start("reproduce.sh", "methods", "--dry-run", HAS=CORE).stdout == f"in {machine.root}\n"
-    assert modules(machine) == ["amaml.experiment.reproduce methods --dry-run"]
+    assert modules(machine) == ["configs.reproduce methods --dry-run"]
 
 
 def test_the_efficiency_target_measures_after_its_cells(machine):
     machine.start("reproduce.sh", "efficiency", HAS=f"{CORE} parsl")
     first, *rest = modules(machine)
-    assert first == "amaml.experiment.reproduce efficiency"
+    assert first == "configs.reproduce efficiency"
     assert [line.split()[0] for line in rest] == [
         *["benchmarks.meta_update"] * 4,
         "benchmarks.accuracy",
         "benchmarks.fourth_order",
     ]
     machine.start("reproduce.sh", "efficiency", "--status", HAS=CORE)
-    assert modules(machine) == ["amaml.experiment.reproduce efficiency --status"]
+    assert modules(machine) == ["configs.reproduce efficiency --status"]

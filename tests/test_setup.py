@@ -48,6 +48,7 @@ class Machine:
             "requirements.txt",
             "tests/run.sh",
             "tests/requirements.txt",
+            "configs/parsl-requirements.txt",
             "configs/environment.sh",
         ):
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +131,7 @@ def test_the_active_environment_comes_first(machine, variable):
 def test_the_experiment_and_the_tests_share_an_environment_in_peace(machine):
     machine.start("experiment.sh", *FIVE)
     assert machine.start("tests/run.sh").returncode == 0
-    assert machine.installed() == ["requirements.txt", "tests/requirements.txt"]
+    assert machine.installed() == ["requirements.txt", "tests/requirements.txt", "configs/parsl-requirements.txt"]
     for script in ("experiment.sh", "tests/run.sh", "experiment.sh"):
         assert machine.start(script, *FIVE).returncode == 0
         assert machine.installed() == []
@@ -174,7 +175,7 @@ def test_the_experiments_exit_status_is_passed_on(machine):
 
 
 def test_the_checks_are_ruff_and_pytest_and_stop_at_the_first_fault(machine):
-    tools = CORE + " pytest hypothesis ruff"
+    tools = CORE + " pytest hypothesis ruff parsl"
     ended = machine.start("tests/run.sh", "-k", "a b", HAS=tools)
     assert ended.returncode == 0
     assert ended.stdout == f"in {machine.root}\n"

@@ -1,20 +1,17 @@
-"""bash reproduce.sh compare RUN_OR_FOLDER...: what many runs say together, as tables and pictures.
+"""What many runs say together: they are read, and sorted into panels and variants.
 
 Runs of the same test (domain, shots, queries, protocol) make a panel. Within it, runs that differ in their seed alone
 are one variant, named after its method and, where a method has several, after the settings in which they differ.
 """
 
-import argparse
 import shlex
-import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from amaml.errors import InputError
 from amaml.experiment.folder import RunFolder
-from configs.settings import CONTROL, METHODS
 
 TEST = ("domain", "shots", "queries", "ways", "test_tasks", "train_tasks", "unseen", "item_features")
 EPOCHS = (0, 10, 100, 500, 1000)  # that the tables show, besides the last
@@ -94,13 +91,13 @@ def read_runs(paths: list[Path]) -> list[Run]:
             )
         for file in found:
             runs += _read_run(file) if file.name == "summary.json" else _read_evaluation(file)
-    return list({(run.folder.resolve(), run.unit, run.settings.get("evaluate")): run for run in runs}.values())
+    return list({(run.folder.resolve(), run.unit, str(run.settings)): run for run in runs}.values())
 
 
 def _read_run(file: Path) -> list[Run]:
     folder = RunFolder(file.parent)
-    summary, tests, settings = folder.read("summary.json", {}), folder.read("test.json", []), folder.settings()
-    if settings is None or not tests:
+    summary, entries, settings = folder.read("summary.json", {}), folder.read("test.json", []), folder.settings()
+    if settings is None or not entries:
         raise InputError(f"{file.parent} has lost its config.json or test.json, which hold its settings and tests")
     metrics = folder.metrics()
     given = folder.read("config.json", {}).get("command", [])
@@ -112,27 +109,31 @@ def _read_run(file: Path) -> list[Run]:
         "gradients": _mean(metrics, "gradients"),
         "hvps": _mean(metrics, "hvps"),
     }
-    units = dict.fromkeys(test["unit"] for test in tests)
-    return [Run(file.parent, settings, [t for t in tests if t["unit"] == unit], **common) for unit in units]
+    return [Run(file.parent, settings, tests, **common) for tests in _by_unit(entries)]
+
+
+def _by_unit(entries: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The meta-tests of a run, those of one protocol together; left out are those that the last one did not repeat."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for entry in entries:
+        for part in (entry, *entry.get("also", [])):
+            found.setdefault(part["unit"], []).append(part)
+    return [
+        [t for t in tests if (t["epochs"], t["tasks"]) == (tests[-1]["epochs"], tests[-1]["tasks"])]
+        for tests in found.values()
+    ]
 
 
 def _read_evaluation(file: Path) -> list[Run]:
     entry = RunFolder(file.parent).read(file.name, {})
     settings = entry["settings"]
-    source = Path(settings["evaluate"])
-    source = next((p for p in (source, source.parent) if (p / "summary.json").exists()), None)
+    sources = [file.parent, *map(Path, filter(None, [settings.get("evaluate")]))]
+    source = next((p for p in sources if (p / "summary.json").exists()), None)
     trained = _read_run(source / "summary.json")[0] if source else None
-    return [
-        Run(
-            file.parent,
-            settings,
-            [entry],
-            trained.metric if trained else "metric",
-            entry["update"],
-            shlex.join(["python", "run.py", "--evaluate", settings["evaluate"]]),
-            *((trained.seconds, trained.gradients, trained.hvps) if trained else ()),
-        )
-    ]
+    costs = (trained.seconds, trained.gradients, trained.hvps) if trained else ()
+    metric = entry.get("metric") or (trained.metric if trained else "metric")
+    command = shlex.join(["python", "run.py", "--evaluate", str(source or file.parent)])
+    return [Run(file.parent, settings, tests, metric, entry["update"], command, *costs) for tests in _by_unit([entry])]
 
 
 def _mean(metrics: list[dict[str, Any]], name: str) -> float | None:
@@ -140,8 +141,11 @@ def _mean(metrics: list[dict[str, Any]], name: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def panels(runs: list[Run]) -> list[Panel]:
-    """The runs, sorted by what is tested and by what differs."""
+def panels(runs: list[Run], control: Set[str], methods: Sequence[str]) -> list[Panel]:
+    """The runs, sorted by what is tested and by what differs.
+
+    control: settings that leave the numbers of a run alone. methods: names in the order of the rows.
+    """
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
         key = (*(str(run.settings.get(name)) for name in TEST), run.unit, run.metric)
@@ -149,7 +153,7 @@ def panels(runs: list[Run]) -> list[Panel]:
     names = [_panel_name(group[0]) for group in groups.values()]
     count = {name: names.count(name) for name in names}
     return [
-        _panel(group, name if count[name] == 1 else f"{name}-{i}")
+        _panel(group, name if count[name] == 1 else f"{name}-{i}", control, methods)
         for i, (name, group) in enumerate(zip(names, groups.values(), strict=True), 1)
     ]
 
@@ -158,15 +162,15 @@ def _panel_name(run: Run) -> str:
     return f"{run.settings['domain']}-{run.settings['shots']}-{run.settings['queries']}-{run.unit.replace(' ', '-')}s"
 
 
-def _panel(runs: list[Run], name: str) -> Panel:
-    apart = CONTROL | set(TEST) | {"seed", "method", "protocol"}
+def _panel(runs: list[Run], name: str, control: Set[str], methods: Sequence[str]) -> Panel:
+    apart = {*control, *TEST, "seed", "method", "protocol"}
     ours = sorted({n for run in runs for n in run.settings} - apart)
     differing = [n for n in ours if len({str(run.settings.get(n)) for run in runs}) > 1]
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
         groups.setdefault((run.settings["method"], *(run.settings.get(n) for n in differing)), []).append(run)
-    methods = [*METHODS]
-    keys = sorted(groups, key=lambda key: (methods.index(key[0]) if key[0] in methods else 99, str(key)))
+    order = {method: i for i, method in enumerate(methods)}
+    keys = sorted(groups, key=lambda key: (order.get(key[0], len(order)), str(key)))
     variants = [_variant(groups[key], key, keys, differing) for key in keys]
     first = runs[0].settings
     steps = {run.settings["inner_steps"] for run in runs}
@@ -196,35 +200,3 @@ def _variant(runs: list[Run], key: tuple, keys: list[tuple], differing: list[str
 def _seeds(variants: list[Variant]) -> str:
     seeds = sorted({seed for variant in variants for seed in variant.runs})
     return f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds"
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see --help")
-
-
-def main(arguments: list[str]) -> int:
-    """Exit status: 0 done, 2 a mistake in the input."""
-    from amaml.experiment import compare_pictures, compare_tables
-
-    parser = _Parser(prog="reproduce.sh compare", description=__doc__, allow_abbrev=False)
-    parser.add_argument("paths", nargs="+", type=Path, metavar="RUN_OR_FOLDER")
-    parser.add_argument("--out", type=Path, default=Path("results/comparison"), help="default: results/comparison")
-    parser.add_argument("--epochs", type=int, nargs="+", metavar="N", help="epochs, or inner steps, of the tables")
-    parser.add_argument("--reference", default="amaml", help="the variant of the paired differences (default amaml)")
-    try:
-        given = parser.parse_args(arguments)
-        found = panels(read_runs(given.paths))
-        given.out.mkdir(parents=True, exist_ok=True)
-        pictures = {panel.name: compare_pictures.draw(panel, given.out) for panel in found}
-        text = compare_tables.write(found, pictures, given.out, given.epochs, given.reference)
-    except InputError as fault:
-        print(f"reproduce.sh compare: {' '.join(str(fault).split())}", file=sys.stderr)
-        return 2
-    print(text)
-    print(given.out)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -30,6 +30,8 @@ def write(
             tables[f"{panel.metric} on test points, difference to {base.label} on the same seeds"] = differences(
                 panel, base, columns
             )
+        if len(simple := predictors(panel)) > 1:
+            tables[f"{panel.metric} of simple predictors on the same test points"] = simple
         tables["Cost of an update"] = costs(panel)
         markdown += [f"## {panel.title}", *(f"![{path.stem}]({path.name})" for path in pictures[panel.name])]
         markdown += [INTERVALS if any(len(v.runs) > 1 for v in panel.variants) else "In brackets: 95% over test tasks."]
@@ -89,6 +91,18 @@ def differences(panel: Panel, base: Variant, columns: Sequence[Column]) -> Table
             whole = all(None not in pair for pair in pairs)
             row.append(_shown(*mean_and_interval(np.array([a - b for a, b in pairs])), sign=True) if whole else "")
         rows.append(row)
+    return rows
+
+
+def predictors(panel: Panel) -> Table:
+    """Predictors that need no network, over the seeds of the panel."""
+    by_seed = {seed: run for variant in panel.variants for seed, run in variant.runs.items()}
+    found = [run.tests[-1].get("predictors", {}) for run in by_seed.values()]
+    rows = [["predictor", "seeds", panel.metric]]
+    for name in found[0]:
+        pairs = [each[name] for each in found if name in each]
+        within = float(np.mean([np.nan if pair[1] is None else pair[1] for pair in pairs]))
+        rows.append([name, str(len(pairs)), _shown(*mean_and_interval(np.array([p[0] for p in pairs])), within)])
     return rows
 
 

@@ -10,11 +10,11 @@ import statistics
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-AIM = 0.4  # the error that the typical call is to have, over rtol: batches differ by a factor of 2 to 8
+AIM = 0.5  # the error that the typical call is to have, over rtol: batches differ by a factor of 2 to 8
 RATE = 0.7  # share of a miss, in logarithms, that one measurement corrects
 LARGEST_CORRECTION = (1 / 20, 4.0)  # of the gain, by one measurement
 GAINS = (1e-3, 8.0)  # bounds of the gain
-STRETCH = 1.5  # of the number of calls from one measurement to the next
+STRETCH = 2.0  # of the number of calls from one measurement to the next
 LONGEST = 30  # such number
 SHARE = 0.08  # of all evaluations that measurements may take, before a jump asks for another one
 JUMP = {"cost": 2.0, "sharpest": 2.0, "norm": 5.0}  # over the median of the last calls

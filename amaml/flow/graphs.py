@@ -10,7 +10,7 @@ Python values (a number, a flag, a branch taken) are constants of the graph. ref
 computes the loss of one task both with the graph and without. The task is the first one that these graphs met, at the
 theta of the call. What such a comparison cannot see: a change that leaves this one loss as it was, to 100 roundings.
 
-Graphs live as long as their apply and loss.
+Graphs live as long as their apply and loss. Of a compiled graph torch itself keeps the loaded code, a few MiB.
 """
 
 import shutil
@@ -42,12 +42,16 @@ RENEWALS = 3  # after so many times that graphs were out of date a warning says 
 
 _compiling: ContextVar[bool] = ContextVar("compiling", default=False)
 
-EXPLANATIONS = {
+EXPLANATIONS = {  # by what torch's error contains
     "randomness error mode": "the network or the loss draws random numbers (active dropout?), and a random loss has no "
     "deterministic gradient; call module.eval() or take the random layer out",
+    "rrelu_with_noise": "RReLU draws random slopes, and a random loss has no deterministic gradient; use nn.LeakyReLU",
     "Expected more than 1 value per channel": "batch norm needs more than one value a channel, and a task here has one "
     "point; take more support and query points, or another normalisation such as nn.LayerNorm or nn.GroupNorm",
-    "torch.func.grad(f) must return only floating": "the loss must be a floating-point number",
+    "running_mean or running_var, which will be updated": "a normalisation layer updates running statistics, and they "
+    "would leak between tasks; call module.eval() or build it with track_running_stats=False",
+    "data-dependent control flow": "the network or the loss branches on the values of a tensor, or makes a number of "
+    "one by .item() or float(); a batch of tasks needs one way for all, such as torch.where",
 }
 
 
@@ -141,8 +145,11 @@ class Probe(NamedTuple):
         used = self.graph.used(root)
         if used is None:
             return False
-        with differentiable_twice():
-            now = one(*root)(theta, self.x, self.y)
+        try:
+            with differentiable_twice():
+                now = one(*root)(theta, self.x, self.y)
+        except Exception:  # apply and loss do not take the old points any more
+            return False
         then = self.graph.call(*_flat((theta, self.x, self.y))[0], *used)
         tolerance = ROUNDINGS * torch.finfo(now.dtype).eps if now.dtype.is_floating_point else 0.0
         return torch.allclose(now, then, rtol=tolerance, atol=0.0, equal_nan=True)

@@ -1,15 +1,17 @@
-"""bash reproduce.sh TARGET|GRID.toml: run the cells of a grid, print their commands, or say how far they are."""
+"""The program behind reproduce.sh: run the cells of a grid, say how far they are, or compare finished runs."""
 
 import argparse
 import signal
 import sys
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NoReturn
 
 from amaml.errors import InputError, unknown
-from amaml.experiment import cells
+from amaml.experiment import cells, parallel
 from configs.grid import Grid, read_grid, shown, target_path
+from configs.settings import CONTROL, METHODS
 
 
 class _Parser(argparse.ArgumentParser):
@@ -42,6 +44,41 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+def comparison_parser() -> argparse.ArgumentParser:
+    """The flags of reproduce.sh compare."""
+    parser = _Parser(prog="reproduce.sh compare", description="Tables and pictures of many runs.", allow_abbrev=False)
+    parser.add_argument("paths", nargs="+", type=Path, metavar="RUN_OR_FOLDER", help="runs, or folders of runs")
+    parser.add_argument("--out", type=Path, default=Path("results/comparison"), help="default: results/comparison")
+    parser.add_argument("--epochs", type=int, nargs="+", metavar="N", help="epochs, or inner steps, of the tables")
+    parser.add_argument("--reference", default="amaml", help="the variant of the paired differences (default amaml)")
+    return parser
+
+
+def compare(given: argparse.Namespace) -> int:
+    """Write the tables and pictures of what is given, and print the tables."""
+    from amaml.experiment import compare, compare_pictures, compare_tables
+
+    panels = compare.panels(compare.read_runs(given.paths), CONTROL, METHODS)
+    given.out.mkdir(parents=True, exist_ok=True)
+    pictures = {panel.name: compare_pictures.draw(panel, given.out) for panel in panels}
+    print(compare_tables.write(panels, pictures, given.out, given.epochs, given.reference))
+    print(given.out)
+    return 0
+
+
+def reproduce(given: argparse.Namespace) -> int:
+    """Run, print or describe the cells that are asked for."""
+    grid = grid_of(given)
+    if given.status:
+        print(cells.describe(cells.states(grid), given.workers or parallel.free_cores()))
+        return 0
+    if given.dry_run:
+        commands = [shown(step.command) for cell in grid.cells if not cells.done(cell) for step in cell.steps]
+        print("\n".join(commands) or "every cell is done")
+        return 0
+    return start(grid, place_of(given))
+
+
 def grid_of(given: argparse.Namespace) -> Grid:
     """The cells that were asked for."""
     grid = read_grid(target_path(given.target), given.seeds, "cuda" if given.gpus else None)
@@ -57,7 +94,7 @@ def grid_of(given: argparse.Namespace) -> Grid:
     return grid
 
 
-def place_of(given: argparse.Namespace) -> cells.Place:
+def place_of(given: argparse.Namespace) -> parallel.Place:
     """Where to run them."""
     gpus = given.gpus
     if gpus < 0:
@@ -66,19 +103,19 @@ def place_of(given: argparse.Namespace) -> cells.Place:
         gpus = torch.cuda.device_count()
         if not gpus:
             raise InputError("--gpus: this machine has none; leave it out, or with --slurm say how many a node has")
-    workers = given.workers if given.workers is not None else gpus or (1 if given.slurm else cells.free_cores())
+    workers = given.workers if given.workers is not None else gpus or (1 if given.slurm else parallel.free_cores())
     for name, value in (("--workers", workers), ("--jobs", given.jobs)):
         if value < 1:
             raise InputError(f"{name} must be a positive integer, got {value}")
     if gpus and workers > gpus:
         raise InputError(f"--workers {workers} is more than the {gpus} GPUs of --gpus; every worker has one for itself")
-    return cells.Place(workers, gpus, given.slurm, given.walltime, given.account, given.jobs if given.slurm else 1)
+    return parallel.Place(workers, gpus, given.slurm, given.walltime, given.account, given.jobs if given.slurm else 1)
 
 
-def start(grid: Grid, place: cells.Place) -> int:
+def start(grid: Grid, place: parallel.Place) -> int:
     """Run the cells; 0 where all are done, 1 where some failed."""
-    cells.check_parsl()
-    failed = cells.run(grid, place)
+    parallel.check_parsl()
+    failed = parallel.run(grid, place)
     if failed:
         print(f"{failed} of {len(grid.cells)} cells failed; what they printed is below {grid.records}", file=sys.stderr)
     return 1 if failed else 0
@@ -90,16 +127,9 @@ def main(arguments: list[str]) -> int:
         if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
             signal.signal(number, _interrupt)
     try:
-        given = parser().parse_args(arguments)
-        grid = grid_of(given)
-        if given.status:
-            print(cells.describe(cells.states(grid), given.workers or cells.free_cores()))
-            return 0
-        if given.dry_run:
-            commands = [shown(step.command) for cell in grid.cells if not cells.done(cell) for step in cell.steps]
-            print("\n".join(commands) or "every cell is done")
-            return 0
-        return start(grid, place_of(given))
+        if arguments[:1] == ["compare"]:
+            return compare(comparison_parser().parse_args(arguments[1:]))
+        return reproduce(parser().parse_args(arguments))
     except InputError as fault:
         print(f"reproduce.sh: {' '.join(str(fault).split())}", file=sys.stderr)
         return 2

@@ -1,0 +1,34 @@
+"""The gradient of the converged flow, that errors are measured against."""
+
+import math
+from typing import NamedTuple
+
+from torch import Tensor
+
+from amaml import AMAML, Tasks
+from amaml.flow.error import relative_distance
+from amaml.flow.field import Evaluations
+from amaml.flow.steps import Plan, bisected
+
+STANDS_STILL = 1e-5  # relative distance of the last two resolutions
+MOST = 8  # bisections
+
+
+class Reference(NamedTuple):
+    """The mean gradient (P,), and the distance to the one before the last bisection of all steps."""
+
+    value: Tensor
+    distance: float
+
+
+def converged(learner: AMAML, theta: Tensor, tasks: Tasks) -> Reference:
+    """A-MAML's gradient with the steps planned at 1e-4 and bisected, all of them, until it stands still."""
+    steps = Plan("auto", learner.inner_lr, learner.inner_steps, 1e-4)
+    solution = learner._solve(theta, tasks, steps, Evaluations(), math.inf, "discrete")
+    distance = math.inf
+    for _ in range(MOST):
+        finer = learner._solve(theta, tasks, bisected(solution.moves), Evaluations(), math.inf, "discrete")
+        distance, solution = relative_distance(solution.value, finer.value), finer
+        if distance < STANDS_STILL:
+            break
+    return Reference(solution.value, distance)
