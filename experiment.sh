@@ -1,30 +1,49 @@
 #!/usr/bin/env bash
-# One experiment, on a machine that has only Python >= 3.11: sets up what is missing, then runs run.py.
+# The door to every command, on a machine that has only Python >= 3.11: sets up what is missing, then starts Python.
 set -euo pipefail
 
 usage() {
-    cat >&2 <<'TEXT'
-usage: bash experiment.sh DOMAIN SHOT QUERY INNER_STEPS DEVICE [any run.py flag ...]
+    cat <<'TEXT'
+usage: bash experiment.sh DOMAIN SHOT QUERY INNER_STEPS DEVICE [flag ...]   meta-train, meta-test and report
+       bash experiment.sh --evaluate RUN [flag ...]                         meta-test a run's folder or a checkpoint
+       bash experiment.sh download NAME [--data-root DIR]                   fetch a data set from its publisher
+       bash experiment.sh --help                                            every flag
   DOMAIN       a task family: Alpine2D, CosMixture, CosMixture2D, Sinusoid, ... (README, Domains)
   SHOT         support points a task          QUERY   query points a task
   INNER_STEPS  inner steps of adaptation      DEVICE  cpu, cuda, cuda:0, ...
 example: bash experiment.sh Alpine2D 100 100 200 cpu --method maml --meta-updates 200
 TEXT
-    exit 2
 }
-
-[ $# -ge 5 ] || usage
-for argument in "${@:1:5}"; do
-    case $argument in -*) usage ;; esac
-done
 
 caller=$PWD
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$root"
 source configs/environment.sh
-find_environment requirements.txt
-case $PYTHON in .venv/*) PYTHON=$root/$PYTHON ;; esac
-cd "$caller"
 # threads that wait for one another do so actively; for less long, they stand in their own way less on a busy machine
 export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-20000}
-exec "$PYTHON" "$root/run.py" --domain "$1" --shots "$2" --queries "$3" --inner-steps "$4" --device "$5" "${@:6}"
+
+start() { # in the caller's folder: start ARGUMENTS of Python
+    find_environment requirements.txt
+    case $PYTHON in .venv/*) PYTHON=$root/$PYTHON ;; esac
+    cd "$caller"
+    exec "$PYTHON" "$@"
+}
+
+case ${1:-} in
+-h | --help)
+    usage
+    find_python
+    exec "$PYTHON" run.py --help
+    ;;
+-*) start "$root/run.py" "$@" ;;
+download)
+    find_python # which is all that this needs
+    cd "$caller"
+    PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} exec "$PYTHON" -m data.download "${@:2}"
+    ;;
+esac
+if [ $# -lt 5 ] || [[ " ${*:1:5}" = *" -"* ]]; then
+    usage >&2
+    exit 2
+fi
+start "$root/run.py" --domain "$1" --shots "$2" --queries "$3" --inner-steps "$4" --device "$5" "${@:6}"

@@ -14,89 +14,73 @@ from typing import TYPE_CHECKING, Any
 
 import data
 from amaml.errors import Diverged, InputError
-from amaml.experiment.registry import META_OPTIMIZERS, flag_name
-from amaml.experiment.stop import Stopped, StopRequest
+from amaml.experiment.ending import status_of
+from amaml.experiment.registry import WITH_KINKS, flag_name
+from amaml.experiment.stop import StopRequest
 from amaml.files import cache_folder
-from configs.settings import CONTROL, Settings, check_together, checked, merged, parse_flags
+from configs.settings import CONTROL, TEST, Settings, check_together, checked, merged, parse_flags
 
 if TYPE_CHECKING:
     from amaml.experiment.build import Experiment
+    from amaml.experiment.session import Session
 
 NETWORK = ("method", "network", "width", "activation", "norm")  # what a checkpoint's theta is tied to
 
 
 def experiment(s: Settings) -> None:
     """Train, test and report one run in its folder; a finished one is only reported."""
-    from amaml.experiment import opening, report
+    from amaml.experiment import machine, opening, report, threads
     from amaml.experiment.folder import RunFolder
     from amaml.experiment.session import Session
     from amaml.flow.derivatives import compiled
 
     folder = RunFolder(s.folder())
-    finished, start = opening.open_run(folder, asdict(s), CONTROL)
-    to_compile = opening.compiles(s.compile, s.meta_updates)
-    if finished:
-        print(folder.read("summary.json", {})["table"])
-        print(f"{folder.path} is finished; --evaluate {folder.path} tests or draws it again, --overwrite runs it again")
-        return
-    with compiled(to_compile), StopRequest() as stop:
+    with folder.alone(), machine.deterministic(s.deterministic):
+        finished, start = opening.Asked(asdict(s), CONTROL, TEST).open(folder)
+        if finished:
+            print(folder.read("summary.json", {})["table"])
+            print(f"{folder.path} is finished; --evaluate {folder.path} tests or draws it, --overwrite runs it again")
+            return
+        to_compile = opening.compiles(s.compile, s.meta_updates, start)
         e = build(s)
-        training = Session(
-            folder=folder,
-            settings=asdict(s),
-            learner=e.learner,
-            theta=e.theta,
-            optimizer=META_OPTIMIZERS[s.meta_optimizer].call(s, [e.theta]),
-            episode=e.domain.episode,
-            test=lambda update: e.meta_test(e.theta, update, stop),
-            updates=s.meta_updates,
-            test_interval=s.test_interval,
-            checkpoint_interval=s.checkpoint_interval,
-            stop=stop,
-            clip=s.clip,
-        )
-        if start is not None:
-            training.restore(start)
-        if s.overwrite:
-            folder.clear()
-        folder.create(asdict(s))
-        folder.rewind(training.update)
-        training.run()
-        sizes = f"{s.shots} shots, {s.queries} queries, {s.inner_steps} inner steps"
-        title = f"{s.domain}, {sizes}: {s.method}, seed {s.seed}"
-        metric = e.domain.objective.metric_name
-        print(report.finish(folder, title, metric, training, s.device, to_compile))
-        print(folder.path)
-        if s.draw:
-            folder.write_bytes("fits.png", e.picture(e.theta))
+        threads.choose(e.support_gradients, start and start.threads)
+        with compiled(to_compile), StopRequest() as stop:
+            session = Session(folder, e, stop, to_compile)
+            if start is not None:
+                session.restore(start)
+            if s.overwrite:
+                folder.clear()
+            folder.create(asdict(s))
+            folder.rewind(session.update)
+            train(session, s)
+            sizes = f"{s.shots} shots, {s.queries} queries, {s.inner_steps} inner steps"
+            print(report.finish(folder, f"{s.domain}, {sizes}: {s.method}, seed {s.seed}", session))
+            if (picture := e.picture(e.theta)) is not None:
+                folder.write_bytes("fits.png", picture)
+            print(folder.path)
 
 
 def build(s: Settings) -> Experiment:
-    """Data, network and learner of an experiment; raises InputError where the data do not suffice for the settings."""
-    import torch
-
-    from amaml.experiment import build as networks_and_learners
-    from amaml.experiment import machine, report
-    from data.episodes import Sampling, check_pool
+    """Data, network and learner."""
+    from amaml.experiment import build, machine
 
     machine.check_device(s.device)
-    special = {"ways": s.ways, "item_features": s.item_features, "train_tasks": s.train_tasks, "unseen": s.unseen}
-    dtype = getattr(torch, s.dtype)
-    sampling = Sampling(s.shots, s.queries, s.meta_batch, s.seed, dtype, s.device, s.data_root, **special)
-    domain = data.make(s.domain, sampling)
-    if s.inner_batch is not None:
-        points = s.shots * (domain.outputs if domain.images else 1)
-        check_pool("support points of a task", s.inner_batch, points, "--inner-batch")
-    if s.draw:
-        report.check_drawable(domain.input_shape)
-        check_pool("meta-test tasks (--test-tasks)", s.draw, s.test_tasks, "--draw")
-    domain.check_meta_test(s.test_tasks)  # a mistake in the test's settings shows before the training
-    return networks_and_learners.build(s, domain)
+    return build.build(s, data.of_settings(s))
+
+
+def train(session: Session, s: Settings) -> None:
+    """All updates and meta-tests that are left to do; names the remedy first where the network has no smooth flow."""
+    try:
+        session.run()
+    except Diverged as fault:
+        if s.method == "amaml" and s.solver != "euler" and s.activation in WITH_KINKS:
+            raise Diverged(f"{s.activation} has no smooth flow, choose --solver euler; {fault}") from fault
+        raise
 
 
 def evaluate(flags: dict[str, Any]) -> None:
     """Meta-test a run folder or a checkpoint under its own settings and the flags given beside it."""
-    from amaml.experiment import report
+    from amaml.experiment import machine, report
     from amaml.experiment.folder import RunFolder, load_checkpoint
 
     given = Path(flags["evaluate"])
@@ -110,52 +94,36 @@ def evaluate(flags: dict[str, Any]) -> None:
             raise InputError(
                 f"{path} was made with {flag_name(name)} {own[name]}, not {getattr(s, name)}; leave it out"
             )
-    e = build(s)
-    if e.theta.shape != checkpoint.theta.shape:
-        raise InputError(
-            f"{path} holds {len(checkpoint.theta)} parameters, the network for {s.domain} has {len(e.theta)}; "
-            "evaluate it on a domain with as many inputs and outputs"
-        )
-    folder = RunFolder(Path(s.out) if s.out else path.parent)
-    if s.out and folder.path.resolve() != path.parent.resolve():
-        folder.prepare_evaluation()
-    theta = checkpoint.theta.to(e.theta)
-    entry = e.meta_test(theta, checkpoint.update, StopRequest())
-    print(report.table(f"{path} on {s.domain}, {s.shots} shots", e.domain.objective.metric_name, entry))
-    folder.write("evaluation.json", {"settings": asdict(s), **entry})
-    if s.draw:
-        folder.write_bytes("fits.png", e.picture(theta))
-    print(folder.path)
+    with machine.deterministic(s.deterministic):
+        e = build(s)
+        if e.theta.shape != checkpoint.theta.shape:
+            raise InputError(
+                f"{path} holds {len(checkpoint.theta)} parameters, the network for {s.domain} has {len(e.theta)}; "
+                "evaluate it on a domain with as many inputs and outputs"
+            )
+        folder = RunFolder(Path(s.out) if s.out else path.parent)
+        if s.out and folder.path.resolve() != path.parent.resolve():
+            folder.prepare_evaluation()
+        theta = checkpoint.theta.to(e.theta)
+        entry = e.meta_test(theta, checkpoint.update, StopRequest())
+        picture = e.picture(theta)
+    print(report.table(f"{path} on {s.domain}, {s.shots} shots", entry))
+    made = {"settings": {name: value for name, value in asdict(s).items() if name not in CONTROL}, **entry}
+    made["evaluated"] = str(given)
+    print(folder.write_evaluation(f"{s.domain}-{s.shots}shot-{s.protocol}", made, picture))
 
 
 def main(arguments: list[str]) -> int:
     """Exit status: 0 done, 2 a mistake in the input or a diverged run, 128 + signal after a stop."""
-    try:
+
+    def program() -> None:
         flags = parse_flags(arguments)
         if "evaluate" in flags:
             evaluate(flags)
         else:
             experiment(merged(flags))
-    except (InputError, Diverged) as error:
-        return failed(error, 2)
-    except Stopped as stopped:
-        return failed(stopped, 128 + stopped.number)
-    except KeyboardInterrupt:
-        return failed("interrupted", 130)
-    except (MemoryError, RuntimeError) as error:
-        # torch.OutOfMemoryError, by its name: torch need not be loaded yet
-        if not (
-            isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "CPUAllocator" in str(error)
-        ):
-            raise
-        return failed("out of memory; try a smaller --meta-batch, --width or --test-tasks, or another --method", 2)
-    return 0
 
-
-def failed(reason: object, status: int) -> int:
-    """Say why the program ends, in one line."""
-    print(f"run.py: {' '.join(str(reason).split())}", file=sys.stderr)
-    return status
+    return status_of(program)
 
 
 if __name__ == "__main__":

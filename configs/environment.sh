@@ -21,10 +21,7 @@ find_environment() {
             *) hint=${hint:-"$candidate has torch: $candidate -m pip install $lacking"} ;;
         esac
     done
-    if [ -z "$base" ]; then
-        echo "$0: no Python of version 3.11 or newer was found; install one and start again" >&2
-        exit 2
-    fi
+    [ -n "$base" ] || no_python
     announce "${hint:-none here has torch}" "$@"
     PYTHON=.venv/bin/python
     if ! "$base" -m venv .venv; then
@@ -39,6 +36,20 @@ find_environment() {
         fi
         cp "$file" ".venv/installed-${file//\//-}"
     done
+}
+
+# Sets PYTHON to an interpreter that is new enough; what it can import does not matter.
+find_python() {
+    local active=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
+    for PYTHON in ${active:+"$active/bin/python"} python3 python python3.13 python3.12 python3.11; do
+        ! lacks "$PYTHON" "" >/dev/null || return 0
+    done
+    no_python
+}
+
+no_python() {
+    echo "$0: no Python of version 3.11 or newer was found; install one and start again" >&2
+    exit 2
 }
 
 # What the set-up downloads, what room it takes, and how to do with less: announce HINT FILE...

@@ -15,6 +15,7 @@ from amaml.errors import InputError, unknown
 from amaml.experiment.registry import (
     ACTIVATIONS,
     ADJOINTS,
+    BOTH,
     INNER_OPTIMIZERS,
     META_OPTIMIZERS,
     METHODS,
@@ -22,6 +23,7 @@ from amaml.experiment.registry import (
     NORMS,
     PROTOCOLS,
     SOLVERS,
+    Entry,
     flag_name,
 )
 from data import DOMAINS, ITEM_FEATURES
@@ -83,9 +85,10 @@ def _switch(flag: str, value: Any) -> bool:
     return value
 
 
-def _flag(check: Check, help: str, default: Any = None, control: bool = False) -> Any:
-    """A setting; control marks those that steer the program and leave the numbers of a run alone."""
-    return field(default=default, metadata={"check": check, "help": help, "control": control})
+def _flag(check: Check, help: str, default: Any = None, control: bool = False, test: bool = False) -> Any:
+    """A setting; control marks those that steer the program and leave the numbers of a run alone, test those that
+    leave its theta alone and say how it is tested."""
+    return field(default=default, metadata={"check": check, "help": help, "control": control, "test": test})
 
 
 @dataclass(frozen=True)
@@ -123,14 +126,19 @@ class Settings:
     task_chunk: int | None = _flag(_count, "tasks that go through the network at once (default: all)")
     compile: str = _flag(_choice(("auto", "on", "off")), "torch.compile: auto (runs of 500 updates or more), on, off")
     dtype: str = _flag(_choice(("float64", "float32")), "precision: float64, float32")
-    seed: int = _flag(_seed, "seed of tasks, episodes and initial weights")
-    test_interval: int = _flag(_index, "meta-updates between meta-tests; 0 tests only at the end")
-    test_tasks: int = _flag(_count, "meta-test tasks")
-    protocol: str = _flag(
-        _choice(PROTOCOLS), "adaptation at meta-test: finetune (Adam epochs), inner (the inner loop of the method)"
+    deterministic: bool = _flag(
+        _switch, "CUDA: only operations that give the same bits every time, slower ones where need be", default=False
     )
-    test_epochs: int = _flag(_index, "finetune: Adam epochs at meta-test")
-    test_steps: int | None = _flag(_count, "inner: inner steps at meta-test (default: --inner-steps)")
+    seed: int = _flag(_seed, "seed of tasks, episodes and initial weights")
+    test_interval: int = _flag(_index, "meta-updates between meta-tests; 0 tests only at the end", test=True)
+    test_tasks: int = _flag(_count, "meta-test tasks", test=True)
+    protocol: str = _flag(
+        _choice((*PROTOCOLS, BOTH)),
+        "adaptation at meta-test: finetune (Adam epochs), inner (the inner loop of the method), both",
+        test=True,
+    )
+    test_epochs: int = _flag(_index, "finetune: Adam epochs at meta-test", test=True)
+    test_steps: int | None = _flag(_count, "inner: inner steps at meta-test (default: --inner-steps)", test=True)
     checkpoint_interval: int = _flag(_count, "meta-updates between checkpoints, at most 30 s apart", control=True)
     network: str = _flag(_choice(NETWORKS), f"network: {', '.join(NETWORKS)}")
     width: int = _flag(_count, "units of each hidden layer, or filters of the first convolution")
@@ -157,6 +165,7 @@ class Settings:
 
 FIELDS = {f.name: f for f in fields(Settings)}
 CONTROL = frozenset(name for name, f in FIELDS.items() if f.metadata["control"])
+TEST = frozenset(name for name, f in FIELDS.items() if f.metadata["test"])
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -185,14 +194,22 @@ def checked(values: dict[str, Any], source: str = "") -> Settings:
     return Settings(**values)
 
 
+def _used_by(entries: dict[str, Entry]) -> set[str]:
+    return {name for entry in entries.values() for name in entry.uses}
+
+
 def check_together(flags: Iterable[str], s: Settings) -> None:
     """Raise InputError for settings that do not go together, and for a flag that nothing chosen has a use for."""
     if s.norm == "batch" and min(s.shots, s.queries) < 2:
         raise InputError(f"--norm batch needs at least 2 points, got --shots {s.shots} and --queries {s.queries}")
+    if s.draw > s.test_tasks:
+        raise InputError(f"--draw {s.draw} is more than --test-tasks {s.test_tasks}; choose at most {s.test_tasks}")
+    if s.resume and s.overwrite:
+        raise InputError("--resume goes on with a run and --overwrite discards it; choose one of them")
     groups = {
         "method": {name: entry.uses for name, entry in METHODS.items()},
         "network": {name: entry.uses for name, entry in NETWORKS.items()},
-        "protocol": {name: entry.uses for name, entry in PROTOCOLS.items()},
+        "protocol": {name: entry.uses for name, entry in PROTOCOLS.items()} | {BOTH: _used_by(PROTOCOLS)},
         "domain": {name: set(kind.uses) for name, kind in DOMAINS.items()},
     }
     for flag in flags:

@@ -78,6 +78,23 @@ def make(name: str, sampling: Sampling) -> Domain:
     return DOMAINS[name].build(name, sampling)
 
 
+def of_settings(s: Any) -> Domain:
+    """The domain of an experiment; raises InputError where its data do not suffice for the settings."""
+    import torch
+
+    from data.episodes import Sampling, check_pool
+
+    special = {"ways": s.ways, "item_features": s.item_features, "train_tasks": s.train_tasks, "unseen": s.unseen}
+    dtype = getattr(torch, s.dtype)
+    sampling = Sampling(s.shots, s.queries, s.meta_batch, s.seed, dtype, s.device, s.data_root, **special)
+    domain = make(s.domain, sampling)
+    if s.inner_batch is not None:
+        points = s.shots * (domain.outputs if domain.images else 1)
+        check_pool("support points of a task", s.inner_batch, points, "--inner-batch")
+    domain.check_meta_test(s.test_tasks)
+    return domain
+
+
 def __getattr__(name: str) -> Any:
     if name in ("Domain", "Sampling"):
         from data import episodes
@@ -86,4 +103,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'data' has no attribute {name!r}")
 
 
-__all__ = ["DOMAINS", "Domain", "Sampling", "make"]
+__all__ = ["DOMAINS", "Domain", "Sampling", "make", "of_settings"]

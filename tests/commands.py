@@ -73,10 +73,11 @@ def assert_same_run(out: Path, other: Path) -> None:
 
 
 def error_line(capsys) -> str:
-    """The one line on stderr that a mistake gets, and nothing on stdout."""
+    """The one line on stderr that a mistake gets, after those of the meta-tests, and nothing on stdout."""
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("run.py: ")
-    assert captured.err.count("\n") == 1, captured.err
-    assert captured.err.endswith("\n")
-    return captured.err
+    *log, line = captured.err.splitlines(keepends=True)
+    assert all(shown.startswith("update ") for shown in log), captured.err
+    assert line.startswith("run.py: ")
+    assert line.endswith("\n")
+    return line

@@ -173,7 +173,7 @@ def test_a_folder_in_use_is_waited_for(tmp_path, monkeypatch):
 @pytest.mark.parametrize("end", ["signal", "owner"])
 def test_a_command_is_told_to_stop_with_its_supervisor_or_its_owner(tmp_path, end):
     record, owner = tmp_path / "cell", subprocess.Popen(["sleep", "60"])
-    waits = shell("trap 'echo checkpoint; exit 143' TERM; echo ready; while true; do sleep 0.02; done")
+    waits = shell("trap 'echo checkpoint; exit 143' TERM; echo ready; for i in $(seq 1000); do sleep 0.02; done")
     process = supervised(record, waits, owner=owner.pid)
     log = record.with_name("cell.log")
     wait_for(lambda: log.exists() and log.read_text(), "the command starts")

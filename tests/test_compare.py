@@ -77,7 +77,7 @@ def student(values) -> float:
 
 def test_runs_are_gathered_by_what_differs_between_them(runs):
     (panel,) = panels(read_runs([runs]))
-    assert panel.title == "CosMixture, 10 shots, 10 queries, 5 inner steps, 4 seeds"
+    assert panel.title == "CosMixture, 10 shots, 10 queries, 5 inner steps, fine-tuned, 4 seeds"
     assert [(v.label, sorted(v.runs)) for v in panel.variants] == [
         ("amaml", [0, 1, 2]),
         ("maml", [0, 1, 7]),
@@ -209,7 +209,7 @@ def test_the_pictures_show_every_curve_under_its_name(runs, tmp_path, monkeypatc
     compare_pictures.draw(panel, tmp_path)
     adaptation, training = figures
     for figure in figures:
-        assert "CosMixture, 10 shots, 10 queries, 5 inner steps, 4 seeds" in figure.get_suptitle()
+        assert "CosMixture, 10 shots, 10 queries, 5 inner steps, fine-tuned, 4 seeds" in figure.get_suptitle()
         for axis in figure.axes:
             assert sorted(text.get_text() for text in axis.texts) == sorted(v.label for v in panel.variants)
     test, support = adaptation.axes

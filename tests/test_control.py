@@ -73,10 +73,26 @@ def test_a_jump_is_measured_at_once(name):
 def test_an_error_above_rtol_is_looked_at_again_soon():
     control = Control()
     calls(control, lambda gain: 4e-4, count=200)
-    interval = control.interval
-    control.learn(PROBLEM, 1e-3, Observation(100, 5.0, 1.0, 2e-3, 160))
+    interval, gain = control.interval, control.gain
+    control.learn(PROBLEM, 1e-3, Observation(100, 5.0, 1.0, 2e-2, 160))
     assert control.interval == interval / 2
-    assert control.gain < 1
+    assert control.gain == pytest.approx(gain / 10)  # the largest error in memory is 2 rtol at the new gain
+
+
+def test_the_gain_is_as_large_as_the_median_and_the_worst_error_allow():
+    random.seed(1)
+    for spread, typical in ((0.1, 0.7), (1.2, None)):
+        control, found = Control(), []
+
+        def errors(gain, spread=spread, found=found):
+            found.append(1e-3 * gain * math.exp(random.gauss(0, spread)))
+            return found[-1]
+
+        calls(control, errors, count=6000)
+        late = sorted(found[20:])
+        middle, high = late[len(late) // 2], late[int(0.95 * len(late))]
+        assert high < 3e-3
+        assert middle == pytest.approx(0.7e-3, rel=0.15) if typical else 0.1e-3 < middle < 0.6e-3
 
 
 def test_the_error_is_carried_with_the_gain():

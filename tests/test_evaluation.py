@@ -1,7 +1,6 @@
 """Meta-test: fine-tuning, what is recorded of it, and how it is summed up."""
 
 import math
-from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ import torch
 
 from amaml import Diverged, Tasks, flatten, half_mse, mlp, rmse
 from amaml.experiment import report
-from amaml.experiment.evaluation import Curves, Model, fine_tune, mean_and_interval
+from amaml.experiment.evaluation import Curves, Model, fine_tune, in_chunks, inner_loop, mean_and_interval
 from baselines import FOMAML
 
 
@@ -26,7 +25,7 @@ def problem():
         return x, scale * x.sin().sum(-1, keepdim=True)
 
     return (
-        Model(apply, half_mse, rmse, partial(FOMAML, apply, half_mse, 0.1)),
+        Model(apply, half_mse, rmse, lambda steps: FOMAML(apply, half_mse, 0.1, steps or 3)),
         theta,
         Tasks(*points(6), *points(4), *points(9)),
     )
@@ -112,13 +111,13 @@ def test_one_value_has_no_interval():
 
 def test_an_entry_averages_over_tasks_and_not_over_epochs():
     curves = Curves([0, 10], np.array([[1.0, 3.0], [0.5, 0.5]]), np.array([[2.0, 4.0], [1.0, 2.0]]))
-    entry = report.test_entry(7, curves, {"zero": np.array([1.0, 2.0])})
+    entry = report.test_entry(7, curves, {"zero": np.array([1.0, 2.0])}, "nRMSE")
     assert (entry["update"], entry["tasks"], entry["epochs"]) == (7, 2, [0, 10])
     assert entry["support"]["mean"] == [2.0, 0.5]
     assert entry["predictors"]["zero"] == pytest.approx((1.5, 6.353102368))
     assert entry["test"]["mean"] == [3.0, 1.5]
     assert entry["test"]["ci95"] == pytest.approx([12.706204736, 6.353102368])  # t(0.975, 1) = 12.706
-    single = report.test_entry(7, Curves([0], np.array([[1.0]]), np.array([[2.0]])), {})
+    single = report.test_entry(7, Curves([0], np.array([[1.0]]), np.array([[2.0]])), {}, "nRMSE")
     assert single["test"]["ci95"] == [None]
 
 
@@ -136,16 +135,60 @@ def test_the_summary_shows_the_papers_epochs_and_the_last(last, expected):
 
 def test_the_table_lists_every_row_in_columns():
     entry = {
+        "metric": "nRMSE",
         "unit": "inner step",
         "epochs": [0, 3],
         "support": {"mean": [0.5, 0.5], "ci95": [0.1, 0.1]},
         "test": {"mean": [1.25, 1.25], "ci95": [0.2, None]},
         "predictors": {"user mean": (0.9, 0.1)},
+        "also": [],
     }
-    title, header, first, second, predictor = report.table("what ran", "nRMSE", entry).splitlines()
+    title, header, first, second, predictor = report.table("what ran", entry).splitlines()
     assert title == "what ran"
     assert header.split() == ["inner", "step", "nRMSE", "on", "support", "nRMSE", "on", "test", "points"]
     assert first.split() == ["0", "0.5000", "+-", "0.1000", "1.2500", "+-", "0.2000"]
     assert second.split() == ["3", "0.5000", "+-", "0.1000", "1.2500"]
     assert len({len(line) for line in (header, first, second)}) == 1
     assert predictor.split() == ["user", "mean", "0.9000", "+-", "0.1000"]
+
+
+def steps_by_hand(theta, apply, tasks, task, steps):
+    """Parameters of one task after so many steps of gradient descent of size 0.1, with plain autograd."""
+    phi = theta.clone().requires_grad_()
+    for _ in range(steps):
+        loss = 0.5 * (apply(phi, tasks.support_x[task]) - tasks.support_y[task]).square().mean()
+        phi = (phi - 0.1 * torch.autograd.grad(loss, phi)[0]).detach().requires_grad_()
+    return phi.detach()
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(7, [0, 1, 5, 7]), (None, [0, 1, 3]), (1, [0, 1])])
+def test_the_inner_loop_is_measured_on_the_test_points_after_each_number_of_steps(problem, steps, expected):
+    model, theta, tasks = problem
+    curves, phi = inner_loop(model, theta, tasks, steps)
+    assert (curves.epochs, curves.unit) == (expected, "inner step")
+    for task in range(3):
+        for record, n in enumerate(expected):
+            by_hand = steps_by_hand(theta, model.apply, tasks, task, n)
+            for name in ("support", "test"):
+                x, y = getattr(tasks, f"{name}_x")[task], getattr(tasks, f"{name}_y")[task]
+                error = rmse(model.apply(by_hand, x), y).item()
+                assert getattr(curves, name)[record, task] == pytest.approx(error, rel=1e-12)
+        torch.testing.assert_close(phi[task], by_hand, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("adapt", [fine_tune, inner_loop])
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_chunks_change_nothing_and_no_more_tasks_are_there_at_once(problem, adapt, chunk):
+    model, theta, tasks = problem
+    sizes, options = [], {"epochs": 15} if adapt is fine_tune else {"steps": 4}
+
+    def draw(count, first):
+        sizes.append(count)
+        return tasks[first : first + count]
+
+    whole, _ = adapt(model, theta, tasks, **options)
+    curves = in_chunks(lambda part: adapt(model, theta, part, **options)[0], draw, 3, chunk)
+    assert sizes == {1: [1, 1, 1], 2: [2, 1], 3: [3]}[chunk]
+    assert (curves.epochs, curves.unit) == (whole.epochs, whole.unit)
+    np.testing.assert_allclose(curves.support, whole.support, rtol=1e-12)
+    np.testing.assert_allclose(curves.test, whole.test, rtol=1e-12)

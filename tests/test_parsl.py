@@ -106,6 +106,21 @@ def under_way(cell: Cell, folder: Path, updates: int) -> bool:
     return False
 
 
+def test_ctrl_c_ends_the_workers_and_leaves_their_cells_resumable(tmp_path):
+    path = write_grid(tmp_path, TINY + 'out = "run"\nmethod = "fomaml"\nmeta_updates = 1000000')
+    (cell,) = read_grid(path).cells
+    program = launch(path)
+    wait_for(lambda: under_way(cell, tmp_path, 20), "the run is under way")
+    program.send_signal(signal.SIGINT)
+    printed, _ = program.communicate(timeout=60)
+    assert program.returncode == 130
+    assert printed.splitlines()[-1] == "reproduce.sh: stopped; the same command goes on"
+    record = tmp_path / cells.record_path(read_grid(path), cell)
+    assert supervise.read_record(record)["state"] == "stopped"
+    assert "go on with --resume" in supervise.last_line(record)
+    assert (tmp_path / cell.folder / "checkpoint.pt").exists()
+
+
 def worker_of(record: Path) -> int:
     """The process of Parsl's that a cell's supervisor belongs to."""
     stat = Path(f"/proc/{supervise.read_record(record)['pid']}/stat").read_text()
@@ -137,7 +152,7 @@ def kill_twice(path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for the worker in /proc")
 def test_a_grid_killed_twice_ends_with_the_files_of_an_undisturbed_one(tmp_path):
-    text = TINY + 'out = "{method}"\nmethod = ["fomaml", "reptile"]\nmeta_updates = 700'
+    text = TINY + 'out = "{method}"\nmethod = ["fomaml", "reptile"]\nmeta_updates = 400'
     kill_twice(write_grid(tmp_path, text))
     for cell in read_grid(tmp_path / "grid.toml").cells:
         other = tmp_path / "whole" / cell.name

@@ -2,18 +2,18 @@
 
 import io
 import json
+import os
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
 from commands import ROOT, TINY, assert_same_run, checkpoint, content, files, metrics, start
-from PIL import Image
+from tqdm import tqdm
 
-import data
 import run
-from amaml import AMAML, half_mse, mlp
-from amaml.experiment import report
+from amaml import AMAML, InputError, half_mse, mlp
 from amaml.experiment.networks import initialise
 from amaml.experiment.registry import METHODS
 from baselines import FOMAML, IMAML, MAML, Pretrained, Reptile, Scratch
@@ -32,7 +32,10 @@ def test_every_method_runs_from_flags_to_results(tmp_path, capsys, method):
     trained = method != "scratch"
     assert all(m["query_loss"] > 0 for m in metrics(out))
     assert all((m["gradient_norm"] > 0) == (m["gradients"] > 0) == trained for m in metrics(out))
-    assert captured.err == ""  # no bar where the output is no terminal
+    (line,) = captured.err.splitlines()  # no bar where the output is no terminal
+    assert re.fullmatch(
+        r"update 6/6, query loss [\d.]+, .* updates/s, 0:00:00 left, meta-test after update 6: .*", line
+    )
     assert captured.out == content(out, "summary.json")["table"] + f"\n{out}\n"
     saved = checkpoint(out)
     first, _ = initialise(lambda: mlp(1, 1, 4), 0, torch.float64, "cpu")
@@ -166,90 +169,13 @@ def test_overwrite_runs_again_and_leaves_nothing_of_the_old_run(tmp_path, quick)
     assert_same_run(out, tmp_path / "fresh")
 
 
-def test_evaluate_takes_a_folder_or_a_checkpoint(tmp_path, quick, capsys):
-    out = tmp_path / "run"
-    start(out)
-    before, final = files(out), content(out, "test.json")[-1]
-    copy = tmp_path / "elsewhere" / "theta.pt"
-    copy.parent.mkdir()
-    copy.write_bytes((out / "checkpoint.pt").read_bytes())
-    for given in (out, copy):
-        capsys.readouterr()
-        assert run.main(["--evaluate", str(given)]) == 0
-        folder = out if given is out else copy.parent
-        evaluation = content(folder, "evaluation.json")
-        assert {name: evaluation[name] for name in final} == final  # the same theta, tasks and numbers
-        shown = capsys.readouterr().out
-        assert f"{final['test']['mean'][-1]:.4f}" in shown
-        assert shown.endswith(f"{folder}\n")
-    assert {name: b for name, b in files(out).items() if name != "evaluation.json"} == before
-
-
-def test_evaluate_takes_other_tests_than_the_runs_own(tmp_path, quick):
-    out, other = tmp_path / "run", tmp_path / "other"
-    start(out)
-    flags = ["--domain", "Sinusoid", "--shots", "9", "--test-tasks", "3", "--test-epochs", "20"]
-    assert run.main(["--evaluate", str(out), "--out", str(other), *flags]) == 0
-    assert run.main(["--evaluate", str(out), "--out", str(other), *flags]) == 0  # its own files may be replaced
-    evaluation = content(other, "evaluation.json")
-    assert set(files(other)) == {"evaluation.json"}
-    assert evaluation["settings"]["shots"] == 9
-    assert evaluation["settings"]["width"] == 4
-    assert evaluation["tasks"] == 3
-    assert evaluation["epochs"] == [0, 10, 20]
-
-
-def test_evaluate_on_another_device_than_the_runs_own(tmp_path, quick, monkeypatch):
-    out = tmp_path / "run"
-    start(out)
-    saved = checkpoint(out)
-    saved["settings"]["device"] = "cuda:99"
-    torch.save(saved, out / "checkpoint.pt")
-    assert run.main(["--evaluate", str(out)]) == 2
-    assert run.main(["--evaluate", str(out), "--device", "cpu"]) == 0
-
-
-@pytest.mark.parametrize(("domain", "panels"), [("CosMixture", 1), ("CosMixture2D", 3)])
-def test_draw_shows_data_truth_and_both_fits(tmp_path, monkeypatch, domain, panels):
-    figures = []
-    png = report._png
-    monkeypatch.setattr(report, "_png", lambda figure: figures.append(figure) or png(figure))
-    assert start(tmp_path / "run", "--domain", domain, "--draw", "2") == 0
-    with Image.open(tmp_path / "run" / "fits.png") as picture:
-        assert picture.format == "PNG"
-        assert min(picture.size) > 400
-    curves, fits = figures
-    axes = [a for a in fits.axes if a.get_label() != "<colorbar>"]
-    assert len(axes) == 2 * panels
-    tasks = data.make(domain, data.Sampling(4, 4, 2, 0)).meta_test(2)
-    for task, first in enumerate(axes[::panels]):
-        support, truth = tasks.support_x[task], tasks.test_y[task, :, 0]
-        if panels == 1:
-            lines = {line.get_label(): line.get_ydata() for line in first.lines}
-            assert torch.equal(torch.as_tensor(lines["truth"]), truth)
-            assert torch.equal(torch.as_tensor(lines["support"]), tasks.support_y[task, :, 0])
-            assert abs(lines["before adaptation"] - lines["after adaptation"]).max() > 1e-4
-        else:
-            surfaces = [torch.as_tensor(a.collections[0].get_array()).flatten() for a in axes[3 * task : 3 * task + 3]]
-            assert torch.equal(surfaces[0], truth)
-            assert (surfaces[1] - surfaces[2]).abs().max() > 1e-4
-            assert torch.equal(torch.as_tensor(first.collections[1].get_offsets().data), support)
-    assert len(curves.axes) == 2
-
-
-def test_evaluate_draws_without_a_new_run(tmp_path, quick):
-    start(tmp_path / "run")
-    assert run.main(["--evaluate", str(tmp_path / "run"), "--draw", "1"]) == 0
-    assert (tmp_path / "run" / "fits.png").read_bytes().startswith(b"\x89PNG")
-
-
 def test_a_terminal_gets_a_bar_with_loss_rate_and_time_left(tmp_path, quick, monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):
             return True
 
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
-    monkeypatch.setattr("tqdm.std.TMonitor", None, raising=False)
+    monkeypatch.setattr(tqdm, "monitor_interval", 0)
     start(tmp_path / "run")
     last = terminal.getvalue().replace("\n", "\r").split("\r")
     assert any("6/6" in shown and "query_loss=" in shown and "update" in shown and "<" in shown for shown in last)
@@ -265,6 +191,38 @@ def test_help_documents_every_flag_with_its_default(capsys):
         assert f"--{name.replace('_', '-')} X {about} (default {value})" in text
     for name in FIELDS:
         assert f"--{name.replace('_', '-')} " in text
+
+
+def test_a_closed_pipe_ends_quietly(tmp_path):
+    """Also that of --help, where argparse looks away."""
+    start(tmp_path / "run")
+    for flags, status in ((["--help"], 0), ([*TINY, "--out", "run"], 141)):
+        reader, writer = os.pipe()
+        os.close(reader)
+        command = [sys.executable, str(ROOT / "run.py"), *flags]
+        ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+        os.close(writer)
+        assert (ended.returncode, ended.stderr) == (status, "")
+
+
+@pytest.mark.parametrize("ends", ["done", "mistake"])
+def test_deterministic_algorithms_are_asked_for_where_the_run_asks(tmp_path, quick, monkeypatch, ends):
+    seen, build = [], run.build
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+
+    def noted(s):
+        seen.append((torch.are_deterministic_algorithms_enabled(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
+        if ends == "mistake":
+            raise InputError("a mistake")
+        return build(s)
+
+    monkeypatch.setattr(run, "build", noted)
+    start(tmp_path / "run")
+    start(tmp_path / "same", "--deterministic")
+    assert seen == [(False, None), (True, ":4096:8")]
+    assert not torch.are_deterministic_algorithms_enabled()
+    if ends == "done":
+        assert_same_run(tmp_path / "run", tmp_path / "same")
 
 
 def test_the_program_starts_and_reports_a_mistake_with_status_2(tmp_path):

@@ -1,5 +1,6 @@
 """Checkpoints, configurations and disks that let a run down: one line, status 2, and what was there stays."""
 
+import os
 import pickle
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from commands import checkpoint, error_line, files, start
 
 import run
+from amaml.experiment import build
 from amaml.experiment.folder import RunFolder
 from configs.settings import FIELDS
 
@@ -169,6 +171,37 @@ def test_memory_that_runs_out_gets_one_line(tmp_path, monkeypatch, capsys, fault
     monkeypatch.setattr(run, "build", build)
     assert start(tmp_path / "run") == 2
     assert "out of memory" in error_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("flags", "tasks"),
+    [
+        (["--width", "60000"], 2),
+        (["--width", "60000", "--meta-batch", "50"], 50),
+        (["--width", "60000", "--task-chunk", "1"], 1),
+    ],
+    ids=str,
+)
+def test_a_network_that_no_memory_holds_is_refused_before_it_is_made(tmp_path, monkeypatch, capsys, flags, tasks):
+    monkeypatch.setattr(build, "initialise", None)
+    monkeypatch.setattr(os, "sysconf", lambda name: 2**18)  # pages of 256 KiB: 64 GiB
+    assert start(tmp_path / "run", *flags) == 2
+    line = error_line(capsys)
+    assert "parameters, choose a smaller one, or a smaller --task-chunk" in line
+    assert f"{tasks} tasks at once take at least" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_operation_without_a_deterministic_form_gets_one_line(tmp_path, monkeypatch, capsys):
+    fault = RuntimeError(
+        "scatter_add_cuda_kernel does not have a deterministic implementation, but you set "
+        "'torch.use_deterministic_algorithms(True)'. You can turn off determinism just for this operation, or ..."
+    )
+    monkeypatch.setattr(run, "build", lambda settings: (_ for _ in ()).throw(fault))
+    assert start(tmp_path / "run", "--deterministic") == 2
+    line = error_line(capsys)
+    assert line.startswith("run.py: scatter_add_cuda_kernel does not have a deterministic implementation")
+    assert line.endswith("; leave out --deterministic, or compute on the cpu\n")
 
 
 def test_a_fault_of_the_program_is_not_hidden(tmp_path, monkeypatch):

@@ -58,6 +58,15 @@ def test_amaml_stops_with_its_update_where_theta_explodes(tmp_path, capsys, solv
     assert checkpoint(out)["theta"].isfinite().all()
 
 
+def test_where_the_network_has_kinks_the_first_remedy_is_euler(tmp_path, quick, monkeypatch, capsys):
+    flags = ["--method", "amaml", "--inner-lr", "1e29", "--dtype", "float32"]
+    assert start(tmp_path / "run", *flags, "--activation", "relu") == 2
+    assert error_line(capsys).startswith("run.py: relu has no smooth flow, choose --solver euler; update 1: ")
+    for other in (["--solver", "euler", "--activation", "relu"], []):
+        start(tmp_path / "run", *flags, *other)
+        assert "smooth flow" not in error_line(capsys)
+
+
 def test_a_theta_that_is_not_finite_is_never_saved(tmp_path, quick, monkeypatch, capsys):
     class Overflow(torch.optim.SGD):
         def step(self):

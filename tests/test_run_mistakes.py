@@ -90,7 +90,7 @@ def test_compiling_needs_a_compiler(tmp_path, monkeypatch, capsys):
     assert start(tmp_path / "run", "--compile", "on") == 2
     assert "--compile on needs a C++ compiler" in error_line(capsys)
     assert list(tmp_path.iterdir()) == []
-    assert not opening.compiles("auto", 5000)
+    assert not opening.compiles("auto", 5000, None)
 
 
 def test_no_domain_is_a_mistake_that_names_them_all(capsys):
@@ -99,18 +99,12 @@ def test_no_domain_is_a_mistake_that_names_them_all(capsys):
     assert all(name in line for name in data.DOMAINS)
 
 
-def test_tasks_of_many_inputs_cannot_be_drawn_which_shows_before_the_training(tmp_path, monkeypatch, capsys):
-    make = data.make
-
-    def ratings(name, sampling):
-        domain = make(name, sampling)
-        domain.input_shape = (100,)
-        return domain
-
-    monkeypatch.setattr(data, "make", ratings)
-    assert start(tmp_path / "run", "--draw", "1") == 2
-    assert "(100,)" in error_line(capsys)
-    assert list(tmp_path.iterdir()) == []
+def test_tasks_of_many_inputs_are_not_drawn_which_stops_no_run(tmp_path):
+    flags = ["--domain", "Logistic", *FINETUNE, "--network", "mlp", "--draw", "1"]
+    with pytest.warns(RuntimeWarning, match=r"these have \(50,\): there will be no picture"):
+        assert start(tmp_path / "run", *flags) == 0
+    assert "summary.json" in files(tmp_path / "run")
+    assert "fits.png" not in files(tmp_path / "run")
 
 
 @pytest.mark.parametrize("flags", [(), ("--overwrite",), ("--resume",)], ids=str)
@@ -181,7 +175,6 @@ def test_a_mistake_beside_overwrite_loses_no_run(tmp_path, quick, mistake):
         ("--width", "5"),
         ("--seed", "1"),
         ("--meta-optimizer", "sgd"),
-        ("--test-epochs", "20"),
     ],
     ids=" ".join,
 )

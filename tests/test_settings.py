@@ -44,7 +44,7 @@ def configs(tmp_path, monkeypatch):
 
 def test_every_setting_has_one_default():
     in_code = {name for name, f in FIELDS.items() if f.default is not None}
-    assert in_code == {"resume", "overwrite", "draw"}
+    assert in_code == {"resume", "overwrite", "draw", "deterministic"}
     assert set(DEFAULTS) == set(FIELDS) - in_code - OPTIONAL - {"domain"}
 
 
@@ -213,7 +213,7 @@ def test_settings_are_checked_before_torch_is_loaded():
         ({"network": "linear", "width": 9}, "--width 9 is for --network mlp or conv4"),
         ({"network": "conv4", "norm": "batch"}, "--norm batch is for --network mlp"),
         ({"protocol": "inner", "test_epochs": 9}, "--test-epochs 9 is for --protocol finetune"),
-        ({"test_steps": 9}, "--test-steps 9 is for --protocol inner, not for finetune"),
+        ({"test_steps": 9}, "--test-steps 9 is for --protocol inner or both, not for finetune"),
         ({"ways": 9}, "--ways 9 is for --domain Omniglot or MiniImageNet"),
     ],
     ids=str,

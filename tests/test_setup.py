@@ -5,6 +5,7 @@ The shell scripts run with a stand-in for Python that records how it is called, 
 
 import os
 import re
+import resource
 import shutil
 import subprocess
 import tomllib
@@ -23,9 +24,10 @@ here=$(dirname "$0")
 echo "${0##*/} $*" >> "$LOG"
 case "$0" in .venv/*|*/.venv/*) has=$(cat "$here/packages" 2>/dev/null) ;; *) has=$HAS ;; esac
 case "$1 $2" in
-    "- "*) [ -z "${OLD:-}" ] || exit 3; shift; lacking=""
+    "- "*|"- ") [ -z "${OLD:-}" ] || exit 3; shift; lacking=""
         for module in "$@"; do case " $has " in *" $module "*) ;; *) lacking="$lacking $module" ;; esac; done
         echo $lacking; [ -z "$lacking" ] ;;
+    "-m data.download") printf '%s\\n' "in $PWD" "path $PYTHONPATH" "${@:2}" ;;
     "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
     "-m pip") [ -z "${OFFLINE:-}" ] && sed 's/==.*//' "${@: -1}" | tr '\\n' ' ' >> "$here/packages" ;;
     "-m ruff") exit "${RUFF:-0}" ;;
@@ -80,13 +82,51 @@ def machine(tmp_path):
     return Machine(tmp_path)
 
 
-@pytest.mark.parametrize("arguments", [[], FIVE[:4], ["--help"], [*FIVE[:4], "--seed"], ["-h", *FIVE]], ids=str)
+@pytest.mark.parametrize("arguments", [[], FIVE[:4], [*FIVE[:4], "--seed"], ["Alpine2D", "--shots", *FIVE]], ids=str)
 def test_too_few_arguments_get_the_usage(machine, arguments):
     ended = machine.start("experiment.sh", *arguments, HAS=CORE)
     assert ended.returncode == 2
     assert ended.stdout == ""
     assert "usage: bash experiment.sh DOMAIN SHOT QUERY INNER_STEPS DEVICE" in ended.stderr
     assert machine.log.read_text() == ""
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_needs_a_python_and_no_packages(machine, flag):
+    ended = machine.start("experiment.sh", flag)
+    assert ended.returncode == 0
+    assert ended.stderr == ""
+    usage, _, flags = ended.stdout.partition(f"in {machine.root}\n")
+    assert usage.startswith("usage: bash experiment.sh DOMAIN SHOT QUERY INNER_STEPS DEVICE")
+    assert flags == "--help\n"
+    assert machine.installed() == []
+
+
+def test_flags_alone_are_passed_through(machine):
+    flags = ["--evaluate", "a run", "--shots", "5"]
+    assert machine.start("experiment.sh", *flags).stdout.splitlines() == [f"in {machine.folder}", *flags]
+    assert machine.start("experiment.sh", *flags, STATUS="2").returncode == 2
+
+
+def test_data_are_fetched_through_the_same_door_before_the_set_up_too(machine):
+    ended = machine.start("experiment.sh", "download", "Jester", "--data-root", "here")
+    expected = [f"in {machine.folder}", f"path {machine.root}", "data.download", "Jester", "--data-root", "here"]
+    assert ended.stdout.splitlines() == expected
+    assert machine.installed() == []
+
+
+def test_a_mistake_in_a_flag_is_told_within_a_second(tmp_path):
+    """In the processor time that the whole command takes, since other programs may be busy."""
+    if not (ROOT / ".venv" / "installed-requirements.txt").exists():
+        pytest.skip("needs a first start of experiment.sh")
+    environment = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+    command = ["bash", str(ROOT / "experiment.sh"), *FIVE, "--metod", "maml"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("run.py: unknown flag '--metod'; did you mean '--method'?")
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
 
 
 def test_a_python_that_has_everything_is_used_as_it_is(machine):

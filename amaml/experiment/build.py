@@ -11,9 +11,11 @@ from amaml.chunked import Chunked
 from amaml.errors import Diverged
 from amaml.experiment import report
 from amaml.experiment.evaluation import Curves, Model, in_chunks
+from amaml.experiment.machine import check_memory, steady_memory
 from amaml.experiment.networks import build_network, initialise
-from amaml.experiment.registry import METHODS, PROTOCOLS
+from amaml.experiment.registry import METHODS, PROTOCOLS, protocols
 from amaml.experiment.stop import StopRequest
+from amaml.flow import derivatives
 from amaml.learner import MetaLearner
 from amaml.models import Apply
 from amaml.tasks import Tasks
@@ -36,41 +38,88 @@ class Experiment:
         whole = getattr(self.learner, "learner", self.learner)  # without its chunks
         return replace(whole, inner_steps=steps or self.settings.inner_steps)
 
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """The settings of a meta-test."""
+        used = [name for chosen in protocols(self.settings.protocol) for name in sorted(PROTOCOLS[chosen].uses)]
+        return {name: getattr(self.settings, name) for name in ("protocol", "test_tasks", *used)}
+
     def adapt(
-        self, theta: Tensor, tasks: Tasks, on_record: Callable[[int], None] = lambda record: None
+        self, theta: Tensor, tasks: Tasks, protocol: str, on_record: Callable[[int], None] = lambda record: None
     ) -> tuple[Curves, Tensor]:
-        """Adapt theta (P,) to tasks by the protocol of the settings: the curves, and phi (tasks, P)."""
+        """Adapt theta (P,) to tasks by a protocol: the curves, and phi (tasks, P)."""
         objective = self.domain.objective
         model = Model(self.apply, objective.loss, objective.metric, self.at_steps)
-        return PROTOCOLS[self.settings.protocol].call(self.settings, model, theta, tasks, on_record=on_record)
+        return PROTOCOLS[protocol].call(self.settings, model, theta, tasks, on_record=on_record)
+
+    def support_gradients(self) -> Tensor:
+        """Of the tasks of the first update at theta, (tasks, P): the work that training repeats."""
+        tasks, objective = self.domain.episode(0), self.domain.objective
+        phi = self.theta.detach().expand(len(tasks), -1)
+        return derivatives.gradients(self.apply, objective.loss, phi, tasks.support_x, tasks.support_y)
 
     def meta_test(self, theta: Tensor, update: int, stop: StopRequest) -> dict[str, Any]:
-        """Adapt theta (P,) to every meta-test task, some at a time; the entry for test.json."""
-        count, images = self.settings.test_tasks, self.domain.images
-        chunk = self.settings.task_chunk or (IMAGES_AT_ONCE if images else count)
+        """Adapt theta (P,) to every meta-test task, some at a time; the entry for test.json.
 
-        def adapt(tasks: Tasks) -> Curves:
-            return self.adapt(theta, tasks, lambda record: stop.check(update))[0]
+        For --protocol both it is that of fine-tuning, and the inner loop's stands in it under "also".
+        """
+        count, chunk = self.settings.test_tasks, _test_chunk(self.settings, self.domain)
+
+        def test(protocol: str, trim: Callable[[], None]) -> Curves:
+            def on_record(record: int) -> None:
+                stop.check(update)
+                trim()
+
+            return in_chunks(
+                lambda tasks: self.adapt(theta, tasks, protocol, on_record)[0], self.domain.meta_test, count, chunk
+            )
 
         try:
-            curves = in_chunks(adapt, self.domain.meta_test, count, chunk)
+            with steady_memory() as trim:
+                curves, *others = (test(protocol, trim) for protocol in protocols(self.settings.protocol))
         except Diverged as fault:
             raise Diverged(f"meta-test after update {update}: {fault}") from fault
         predictors = getattr(self.domain, "predictors", lambda count: {})(count)
-        return report.test_entry(update, curves, predictors)
+        metric = self.domain.objective.metric_name
+        entry = report.test_entry(update, curves, predictors, metric) | {"protocol": self.protocol}
+        return entry | {"also": [report.test_entry(update, other, {}, metric) for other in others]}
 
-    def picture(self, theta: Tensor) -> bytes:
-        """fits.png, the first --draw meta-test tasks before and after adaptation."""
+    def picture(self, theta: Tensor) -> bytes | None:
+        """The first --draw meta-test tasks before and after adaptation, None for --draw 0 and what cannot be drawn."""
+        if not self.settings.draw or not report.can_draw(self.domain.input_shape):
+            return None
         tasks = self.domain.meta_test(self.settings.draw)
-        return report.draw_fits(self.apply, theta, self.adapt(theta, tasks)[1], tasks)
+        phi = self.adapt(theta, tasks, protocols(self.settings.protocol)[0])[1]
+        return report.draw_fits(self.apply, theta, phi, tasks)
 
 
 def build(settings: Any, domain: Any) -> Experiment:
-    """The network and the learner of an experiment on a data.Domain."""
+    """The network and the learner of an experiment on a data.Domain.
+
+    Raises InputError where they do not go together, and where the machine cannot hold them.
+    """
     dtype = getattr(torch, settings.dtype)
+    _check_memory(settings, domain, dtype)
     theta, apply = initialise(lambda: build_network(settings, domain), settings.seed, dtype, settings.device)
     inner_loop = {"inner_lr": settings.inner_lr, "inner_steps": settings.inner_steps}
     learner = METHODS[settings.method].call(settings, apply=apply, loss=domain.objective.loss, **inner_loop)
     if settings.task_chunk is not None:
         learner = Chunked(learner, settings.task_chunk)
     return Experiment(settings, domain, apply, theta, learner)
+
+
+def _test_chunk(settings: Any, domain: Any) -> int:
+    """How many meta-test tasks go through the network together."""
+    return min(settings.test_tasks, settings.task_chunk or (IMAGES_AT_ONCE if domain.images else settings.test_tasks))
+
+
+def _check_memory(settings: Any, domain: Any, dtype: torch.dtype) -> None:
+    """Raise InputError for a network of which the machine cannot hold theta, the tasks' phi and a gradient for each."""
+    with torch.device("meta"):  # where tensors have shapes and no memory
+        parameters = sum(p.numel() for p in build_network(settings, domain).parameters())
+    tasks = max(min(settings.meta_batch, settings.task_chunk or settings.meta_batch), _test_chunk(settings, domain))
+    what = (
+        f"--width {settings.width} makes {parameters:,} parameters, choose a smaller one, or a smaller --task-chunk; "
+        f"{tasks} tasks at once take"
+    )
+    check_memory((2 + 2 * tasks) * parameters * dtype.itemsize, settings.device, what)

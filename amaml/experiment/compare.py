@@ -127,7 +127,7 @@ def _by_unit(entries: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 def _read_evaluation(file: Path) -> list[Run]:
     entry = RunFolder(file.parent).read(file.name, {})
     settings = entry["settings"]
-    sources = [file.parent, *map(Path, filter(None, [settings.get("evaluate")]))]
+    sources = [file.parent, *map(Path, filter(None, [entry.get("evaluated"), settings.get("evaluate")]))]
     source = next((p for p in sources if (p / "summary.json").exists()), None)
     trained = _read_run(source / "summary.json")[0] if source else None
     costs = (trained.seconds, trained.gradients, trained.hvps) if trained else ()
@@ -176,12 +176,13 @@ def _panel(runs: list[Run], name: str, control: Set[str], methods: Sequence[str]
     steps = {run.settings["inner_steps"] for run in runs}
     parts = [first["domain"], f"{first['shots']} shots", f"{first['queries']} queries"]
     parts += [f"{steps.pop()} inner steps"] if len(steps) == 1 else []
+    parts += ["fine-tuned" if runs[0].unit == "epoch" else "own inner loop", _seeds(variants)]
     lines = []
     for n in differing:
         values = {str(run.settings.get(n)): None for run in runs}
         who = (", ".join(v.label for v in variants if str(v.any.settings.get(n)) == value) for value in values)
         lines.append(f"{n}: " + "; ".join(f"{value} ({names})" for value, names in zip(values, who, strict=True)))
-    return Panel(name, ", ".join(parts) + f", {_seeds(variants)}", runs[0].metric, runs[0].unit, variants, lines)
+    return Panel(name, ", ".join(parts), runs[0].metric, runs[0].unit, variants, lines)
 
 
 def _variant(runs: list[Run], key: tuple, keys: list[tuple], differing: list[str]) -> Variant:

@@ -1,9 +1,13 @@
 """The folder of a run: configuration, metrics, checkpoints, results. Every file appears whole or not at all."""
 
 import contextlib
+import errno
 import io
+import itertools
 import json
+import os
 import pickle
+import re
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,17 +18,24 @@ import torch
 from torch import Tensor
 
 from amaml.errors import InputError
+from amaml.experiment.lock import NAME as LOCK
+from amaml.experiment.lock import Lock
 from amaml.experiment.machine import environment
 from amaml.files import temporary_name, write_atomically
 
 FORMAT = 1
-EVALUATION = ("evaluation.json", "fits.png")
-FILES = ("summary.json", "checkpoint.pt", "metrics.jsonl", "test.json", "curves.png", *EVALUATION, "config.json")
+FILES = ("summary.json", "checkpoint.pt", "metrics.jsonl", "test.json", "curves.png", "fits.png", "config.json")
+EVALUATION = re.compile(r"evaluation(-.*)?\.json|fits(-.*)?\.png")
+TEMPORARY = ".tmp"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass
 class Checkpoint:
-    """All that a run needs to go on: settings, theta (P,), the optimiser's state, updates made and their seconds."""
+    """All that a run needs to go on: settings, theta (P,), the optimiser's state, updates made and their seconds.
+
+    compiled: whether its graphs are compiled, None in a checkpoint of an older version.
+    """
 
     settings: dict[str, Any]
     theta: Tensor
@@ -32,7 +43,9 @@ class Checkpoint:
     update: int
     timed_updates: int = 0
     timed_seconds: float = 0.0
+    compiled: bool | None = None
     control: dict[str, Any] | None = None  # of A-MAML's error, amaml.flow.control
+    threads: int | None = None
 
 
 class RunFolder:
@@ -43,23 +56,46 @@ class RunFolder:
     checkpoint.pt     the last Checkpoint
     test.json         one entry a meta-test: the curves over epochs
     summary.json      the end result; a run that has it is finished
-    curves.png, fits.png, evaluation.json
+    curves.png, fits.png
+    evaluation-*.json, fits-*.png   what --evaluate found
+    lock              while a process works here: which one
 
     Every method raises InputError where the system refuses to read or write.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock, self._is_new = Lock(path), False
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within this context no other process can work in the folder; raises InputError where one does already."""
+        try:
+            with _usable(self.path):
+                self._is_new = not self.path.exists()
+                self._lock.take()
+            yield
+        finally:
+            self._lock.release()
 
     @property
     def finished(self) -> bool:
         with _usable(self.path):
             return (self.path / "summary.json").exists()
 
+    @property
+    def has_checkpoint(self) -> bool:
+        with _usable(self.path):
+            return (self.path / "checkpoint.pt").exists()
+
     def create(self, settings: dict[str, Any]) -> None:
         """Make the folder and its config.json; from here on the run counts as unfinished."""
         with _usable(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
+            if self._is_new:
+                self._lock.take()
+                if self._names():
+                    raise InputError(f"another run has begun in {self.path} meanwhile; choose another --out")
             (self.path / "summary.json").unlink(missing_ok=True)
         self.write("config.json", {"settings": settings, **environment(settings["device"])})
 
@@ -67,11 +103,11 @@ class RunFolder:
         """Remove a run's files, config.json last; raises InputError for a folder that holds anything else."""
         with contextlib.suppress(_Corrupt):
             self.settings()
-        self._only(FILES)
+        self._only_ours(FILES)
         with _usable(self.path):
-            for path in (self.path / name for name in FILES):
-                temporary_name(path).unlink(missing_ok=True)
-                path.unlink(missing_ok=True)
+            for name in (*filter(EVALUATION.fullmatch, sorted(self._names())), *FILES):
+                temporary_name(self.path / name).unlink(missing_ok=True)
+                (self.path / name).unlink(missing_ok=True)
 
     def settings(self) -> dict[str, Any] | None:
         """The settings of the run that lives here, None in an empty or missing folder."""
@@ -88,12 +124,30 @@ class RunFolder:
 
     def prepare_evaluation(self) -> None:
         """Make a folder for the files of an evaluation alone."""
-        self._only(EVALUATION)
+        self._only_ours(())
         with _usable(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
 
-    def _only(self, allowed: tuple[str, ...]) -> None:
-        strangers = sorted(self._names() - set(allowed))
+    def write_evaluation(self, what: str, content: dict[str, Any], picture: bytes | None) -> Path:
+        """Write evaluation-WHAT.json and its picture, numbered where that holds one of other settings; its path."""
+        names = (what if n == 1 else f"{what}-{n}" for n in itertools.count(1))
+        name = next(name for name in names if self._may_hold(f"evaluation-{name}.json", content))
+        self.write(f"evaluation-{name}.json", content)
+        if picture is not None:
+            self.write_bytes(f"fits-{name}.png", picture)
+        return self.path / f"evaluation-{name}.json"
+
+    def _may_hold(self, name: str, content: dict[str, Any]) -> bool:
+        """Whether an evaluation's file is not there yet, or holds the same evaluation."""
+        try:
+            there = self.read(name, content)
+        except _Corrupt:
+            return False
+        return isinstance(there, dict) and all(there.get(key) == content[key] for key in ("settings", "update"))
+
+    def _only_ours(self, allowed: tuple[str, ...]) -> None:
+        """Raise InputError for a file that is neither allowed nor an evaluation's."""
+        strangers = sorted(name for name in self._names() - set(allowed) if not EVALUATION.fullmatch(name))
         if strangers:
             raise InputError(f"{self.path} also holds {strangers[0]}; move that away or choose another --out")
 
@@ -103,7 +157,7 @@ class RunFolder:
             if self.path.exists() and not self.path.is_dir():
                 raise InputError(f"{self.path} is a file; choose a folder as --out")
             names = {path.name for path in self.path.iterdir()} if self.path.exists() else set()
-        return names - {temporary_name(self.path / name).name for name in FILES}
+        return {name for name in names - {LOCK} if not name.endswith(TEMPORARY)}
 
     def write(self, name: str, content: Any) -> None:
         """Write a JSON file atomically."""
@@ -134,30 +188,39 @@ class RunFolder:
             return []
         except (OSError, ValueError) as fault:
             raise _Corrupt(f"cannot read {path}: {fault}; start anew with --overwrite") from fault
+        for number, record in enumerate(records, 1):
+            if record["update"] != number:
+                raise _Corrupt(f"{path} holds update {record['update']} in line {number}; {_MEND}")
         return records
 
     def rewind(self, update: int) -> None:
         """Drop what was recorded after an update, so that a resumed run repeats it."""
-        kept = [json.dumps(m) + "\n" for m in self.metrics() if m["update"] <= update]
+        kept = [json.dumps(m) + "\n" for m in self.metrics()[:update]]
+        if len(kept) < update:
+            raise _Corrupt(f"{self.path / 'metrics.jsonl'} ends with update {len(kept)} of {update}; {_MEND}")
         self.write_bytes("metrics.jsonl", "".join(kept).encode())
         self.write("test.json", [test for test in self.read("test.json", []) if test["update"] <= update])
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write checkpoint.pt atomically."""
+        """Write checkpoint.pt atomically, after the metrics of its updates have reached the disk."""
+        with _usable(self.path), open(self.path / "metrics.jsonl", "a") as file:
+            os.fsync(file.fileno())
         buffer = io.BytesIO()
         torch.save({"format": FORMAT, **vars(checkpoint)}, buffer)
         self.write_bytes("checkpoint.pt", buffer.getvalue())
 
     def load(self) -> Checkpoint | None:
         """The last checkpoint, None where there is none yet."""
-        path = self.path / "checkpoint.pt"
-        return load_checkpoint(path) if path.exists() else None
+        return load_checkpoint(self.path / "checkpoint.pt") if self.has_checkpoint else None
 
     def _load(self, name: str) -> Any:
         try:
             return json.loads((self.path / name).read_text())
         except (OSError, ValueError) as fault:
             raise _Corrupt(f"cannot read {self.path / name}: {fault}; start anew with --overwrite") from fault
+
+
+_MEND = "put the missing lines back, or start anew with --overwrite (--evaluate tests its theta as it is)"
 
 
 class _Corrupt(InputError):
@@ -171,6 +234,10 @@ def _usable(folder: Path) -> Iterator[None]:
         yield
     except OSError as fault:
         reason = fault.strerror or str(fault)
+        if fault.errno in FULL:
+            raise InputError(
+                f"cannot write to {folder}: {reason}; free some space, then go on with --resume"
+            ) from fault
         raise InputError(f"cannot use the folder {folder}: {reason}; choose another --out") from fault
 
 

@@ -1,6 +1,6 @@
 """What a run finds in its folder: nothing, a run to go on with, a finished one, or one that must not be harmed."""
 
-from collections.abc import Set
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +9,6 @@ from amaml.experiment.folder import Checkpoint, RunFolder
 from amaml.experiment.registry import flag_name
 from amaml.flow.derivatives import compiler_found
 
-MAY_GROW = {"meta_updates"}  # a resumed run may be asked for more of these
 LONG_RUN = 500  # updates from which --compile auto compiles
 
 
@@ -20,45 +19,69 @@ class Opening(NamedTuple):
     start: Checkpoint | None
 
 
-def open_run(folder: RunFolder, settings: dict[str, Any], steering: Set[str]) -> Opening:
-    """Look into the folder of a run; raises InputError where another run, or more than is asked for, would be harmed.
+@dataclass(frozen=True)
+class Asked:
+    """The settings of the run that is asked for, and which of them may differ from those of the run in the folder.
 
-    settings: of the run that is asked for, "resume" and "overwrite" among them; steering: those that make no number.
+    steering: they make no number; testing: they say how theta is tested. meta_updates may grow.
     """
-    if settings["overwrite"] and settings["resume"]:
-        raise InputError("--resume goes on with a run and --overwrite discards it; choose one of them")
-    there = None if settings["overwrite"] else folder.settings()
-    if there is None:
-        return Opening(False, None)
-    _check_same(settings, there, steering, folder.path)
-    updates, path = there.get("meta_updates"), folder.path
-    if folder.finished and updates == settings["meta_updates"]:
-        return Opening(True, None)
-    if not settings["resume"]:
-        state = f"a finished run of {updates} updates" if folder.finished else "an unfinished run"
-        raise InputError(f"{path} holds {state}; go on with --resume or discard it with --overwrite")
-    start = folder.load()
-    if start is None and folder.finished:
-        raise InputError(f"{path} has lost its checkpoint.pt; start anew with --overwrite")
-    if start is not None:
-        _check_same(settings, start.settings, steering, path / "checkpoint.pt")
-        if start.update > settings["meta_updates"]:
-            raise InputError(f"--meta-updates {settings['meta_updates']} is less than the {start.update} already made")
-    return Opening(False, start)
+
+    settings: dict[str, Any]
+    steering: frozenset[str]
+    testing: frozenset[str]
+
+    def open(self, folder: RunFolder) -> Opening:
+        """Look into the folder; raises InputError where another run, or more of this one, would be harmed.
+
+        A run without a checkpoint has nothing to lose and is started anew. A finished run whose tests alone are to be
+        others goes on from its last checkpoint, where nothing but the tests is left to do.
+        """
+        there = None if self.settings["overwrite"] else folder.settings()
+        if there is None or not (folder.finished or folder.has_checkpoint):
+            return Opening(False, None)
+        self._check_same(there, folder.path)
+        complete = folder.finished and there.get("meta_updates") == self.settings["meta_updates"]
+        if complete and self._tests_as(there):
+            return Opening(True, None)
+        if not self.settings["resume"] and not complete:
+            state = f"a finished run of {there.get('meta_updates')} updates" if folder.finished else "an unfinished run"
+            raise InputError(f"{folder.path} holds {state}; go on with --resume or discard it with --overwrite")
+        start = folder.load()
+        if start is None:
+            raise InputError(f"{folder.path} has lost its checkpoint.pt; start anew with --overwrite")
+        self._check_same(start.settings, folder.path / "checkpoint.pt")
+        if start.update > self.settings["meta_updates"]:
+            updates = self.settings["meta_updates"]
+            raise InputError(f"--meta-updates {updates} is less than the {start.update} already made")
+        return Opening(False, start)
+
+    def _check_same(self, there: dict[str, Any], place: Path) -> None:
+        """Raise InputError where settings on disk make another run than these."""
+        for name, value in self.settings.items():
+            other = there.get(name, False if isinstance(value, bool) else None)  # of a switch newer than the run
+            if name not in {*self.steering, *self.testing, "meta_updates"} and other != value:
+                raise InputError(
+                    f"{place} holds a run with {flag_name(name)} {other}, not {value}; choose another --out "
+                    "or discard it with --overwrite"
+                )
+
+    def _tests_as(self, there: dict[str, Any]) -> bool:
+        """Whether the last meta-test of settings on disk is that of these."""
+        return all(there.get(name) == self.settings[name] for name in self.testing - {"test_interval"})
 
 
-def _check_same(settings: dict[str, Any], there: dict[str, Any], steering: Set[str], place: Path) -> None:
-    """Raise InputError where settings on disk make another run than these."""
-    for name, value in settings.items():
-        if name not in steering | MAY_GROW and there.get(name) != value:
+def compiles(compile: str, updates: int, start: Checkpoint | None) -> bool:
+    """Whether the graphs of a run are compiled: as they were before its checkpoint, since that makes other bits.
+
+    At its beginning --compile decides; auto compiles a long run where there is a C++ compiler.
+    """
+    if start is not None and start.compiled is not None:
+        if start.compiled and not compiler_found():
             raise InputError(
-                f"{place} holds a run with {flag_name(name)} {there.get(name)}, not {value}; choose another --out "
-                "or discard it with --overwrite"
+                "the run was compiled so far and there is no C++ compiler (g++ or clang++) now, without which its bits "
+                "would be others; install one, or start anew with --overwrite"
             )
-
-
-def compiles(compile: str, updates: int) -> bool:
-    """Whether the graphs of a run are compiled: by --compile on, or auto, a long run and a C++ compiler."""
+        return start.compiled
     if compile == "on" and not compiler_found():
         raise InputError("--compile on needs a C++ compiler (g++ or clang++), none was found; install one or use off")
     return compile == "on" or (compile == "auto" and updates >= LONG_RUN and compiler_found())

@@ -8,11 +8,12 @@ final; everything else, a lost machine included, is tried twice more.
 import json
 import os
 import shlex
+import shutil
 import socket
 import sys
 import time
 from collections.abc import Iterable
-from concurrent.futures import FIRST_COMPLETED, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,27 +61,36 @@ def run(grid: Grid, place: Place) -> int:
     for cell in todo:
         record_path(grid, cell).parent.mkdir(parents=True, exist_ok=True)
     import parsl  # optional: only what runs cells needs it
-    from parsl.executors.errors import BadStateException
-    from parsl.jobs.errors import TooManyJobFailuresError
 
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where Parsl's own programs are
     owner = f"{socket.gethostname()}:{os.getpid()}"
     kernel = parsl.load(_config(grid, place, owner))
     try:
         start = parsl.bash_app(shlex.join)
-        futures = {start(_supervised(grid, cell, owner)): cell for cell in todo}
-        while futures:
-            for future in wait(futures, REFRESH_SECONDS, FIRST_COMPLETED).done:
-                if isinstance(future.exception(), (BadStateException, TooManyJobFailuresError)):
-                    raise InputError(f"no worker could be started: {_first_line(future.exception())}")
-                progress.ended(futures.pop(future), future.exception())
-            progress.refresh()
+        _follow({start(_supervised(grid, cell, owner)): cell for cell in todo}, progress)
     finally:
         progress.close()
         kernel.cleanup()
         parsl.clear()
         _wait_for_end(grid, todo)
+    if not progress.failed:
+        shutil.rmtree(kernel.run_dir, ignore_errors=True)  # Parsl's own logs and scripts
     return progress.failed
+
+
+def _follow(futures: dict[Future, Cell], progress: "Progress") -> None:
+    """Show every cell that ends, until all have; raises InputError where there is nobody to run them."""
+    from parsl.executors.errors import BadStateException
+    from parsl.jobs.errors import TooManyJobFailuresError
+
+    while futures:
+        for future in wait(futures, REFRESH_SECONDS, FIRST_COMPLETED).done:
+            fault = future.exception()
+            if isinstance(fault, (BadStateException, TooManyJobFailuresError)):
+                first = " ".join(str(fault).split()).partition(" Error 2: ")[0]  # of the jobs that could not start
+                raise InputError(f"no worker could be started: {first}")
+            progress.ended(futures.pop(future), fault)
+        progress.refresh()
 
 
 def _supervised(grid: Grid, cell: Cell, owner: str) -> list[str]:
@@ -128,6 +138,7 @@ def _config(grid: Grid, place: Place, owner: str) -> Any:
         retry_handler=_retry_cost,
         run_dir=str(grid.records / ".parsl"),
         strategy="simple",
+        strategy_period=0.5 if place.partition is None else 5,  # seconds; the first pilot job starts after one
         initialize_logging=False,
     )
 
@@ -190,11 +201,6 @@ def _reason(fault: BaseException, now: State) -> str:
     if code is None:
         return " ".join(str(fault).split()) or type(fault).__name__
     return f"exit status {code}: {now.line}"
-
-
-def _first_line(fault: BaseException) -> str:
-    """What a job that could not be submitted died of, without those that followed it."""
-    return " ".join(str(fault).split()).partition(" Error 2: ")[0]
 
 
 def check_parsl() -> None:

@@ -80,12 +80,20 @@ PROTOCOLS = {  # how theta is adapted at meta-test
     "inner": Entry("amaml.experiment.evaluation:inner_loop", {"test_steps": "steps"}),
 }
 
+BOTH = "both"  # of these protocols, one after the other from the same theta
+
 # the names of tables that live where they are used, in modules that load torch; the tests compare
 SOLVERS = ("auto", "euler", "midpoint", "rk4", "rkc", "bosh3", "dopri5")
 ADJOINTS = ("discrete", "continuous")
 INNER_OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam")
 ACTIVATIONS = ("tanh", "relu", "softplus", "gelu")
 NORMS = ("none", "batch")
+WITH_KINKS = ("relu",)  # activations without a second derivative: their gradient flow is not smooth
+
+
+def protocols(name: str) -> tuple[str, ...]:
+    """The protocols that a meta-test goes through for --protocol NAME."""
+    return tuple(PROTOCOLS) if name == BOTH else (name,)
 
 
 def flag_name(setting: str) -> str:

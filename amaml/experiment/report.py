@@ -1,8 +1,11 @@
 """Tables and pictures of a run."""
 
+from __future__ import annotations
+
 import io
 import math
-from typing import Any
+import warnings
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -11,20 +14,27 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor
 
-from amaml.errors import InputError
 from amaml.experiment.evaluation import Curves, mean_and_interval
 from amaml.experiment.folder import RunFolder
 from amaml.experiment.machine import peak_memory_mib
-from amaml.experiment.session import Session
 from amaml.models import Apply
 from amaml.tasks import Tasks
+
+if TYPE_CHECKING:
+    from amaml.experiment.session import Session
 
 SUMMARY_EPOCHS = (0, 10, 100, 500, 1000)
 AXES = {"epoch": "fine-tuning epoch", "inner step": "inner step"}
 matplotlib.use("Agg")
 
 
-def test_entry(update: int, curves: Curves, predictors: dict[str, np.ndarray]) -> dict[str, Any]:
+def in_words(entry: dict[str, Any]) -> str:
+    """What came of a meta-test, in a few words."""
+    results = (f"{e['test']['mean'][-1]:.4f} after {e['epochs'][-1]} {e['unit']}s" for e in (entry, *entry["also"]))
+    return f"{entry['metric']} {' and '.join(results)}"
+
+
+def test_entry(update: int, curves: Curves, predictors: dict[str, np.ndarray], metric: str) -> dict[str, Any]:
     """A meta-test as it stands in test.json: mean and 95% half-interval over the tasks at every recorded epoch.
 
     predictors: the metric of simple predictors on the same test points, a value a task. A single task has no interval:
@@ -33,6 +43,7 @@ def test_entry(update: int, curves: Curves, predictors: dict[str, np.ndarray]) -
     entry: dict[str, Any] = {
         "update": update,
         "tasks": int(curves.test.shape[1]),
+        "metric": metric,
         "unit": curves.unit,
         "epochs": curves.epochs,
         "predictors": {name: _pair(values) for name, values in predictors.items()},
@@ -62,12 +73,14 @@ def at_epochs(entry: dict[str, Any]) -> list[dict[str, float | None]]:
     return rows
 
 
-def table(title: str, metric: str, entry: dict[str, Any]) -> str:
+def table(title: str, entry: dict[str, Any]) -> str:
     """The table a run ends with, of the last meta-test."""
-    lines = [title, f"{entry['unit']:>10}  {metric + ' on support':>22}  {metric + ' on test points':>24}"]
-    for row in at_epochs(entry):
-        support, test = (_with_interval(row[name], row[f"{name}_ci95"]) for name in ("support", "test"))
-        lines.append(f"{row['epoch']:>10.0f}  {support:>22}  {test:>24}")
+    metric, lines = entry["metric"], [title]
+    for part in (entry, *entry["also"]):
+        lines.append(f"{part['unit']:>10}  {metric + ' on support':>22}  {metric + ' on test points':>24}")
+        for row in at_epochs(part):
+            support, test = (_with_interval(row[name], row[f"{name}_ci95"]) for name in ("support", "test"))
+            lines.append(f"{row['epoch']:>10.0f}  {support:>22}  {test:>24}")
     lines += [f"{name:>34}  {_with_interval(*pair):>24}" for name, pair in entry["predictors"].items()]
     return "\n".join(lines)
 
@@ -76,20 +89,22 @@ def _with_interval(mean: float, half: float | None) -> str:
     return f"{mean:.4f}" if half is None else f"{mean:.4f} +- {half:.4f}"
 
 
-def finish(folder: RunFolder, title: str, metric: str, session: Session, device: str, compiled: bool) -> str:
+def finish(folder: RunFolder, title: str, session: Session) -> str:
     """Write summary.json and curves.png of a run that has made its updates and tests; returns its table."""
     tests, clock = folder.read("test.json", []), session.clock
-    seconds, memory = clock.seconds_per_update(), peak_memory_mib(device)
+    metric = session.experiment.domain.objective.metric_name
+    seconds, memory = clock.seconds_per_update(), peak_memory_mib(session.settings.device)
     speed = f"{seconds:.4f} s per update" if seconds is not None else "too short to time"
     if clock.warm_up is not None:
-        speed += f" (the first {clock.warm_up:.1f} s, tracing{' and compiling' if compiled else ''})"
-    text = table(title, metric, tests[-1]) + f"\n{session.update} updates, {speed}, peak memory {memory:.0f} MiB"
+        speed += f" (the first {clock.warm_up:.1f} s, tracing{' and compiling' if session.compiled else ''})"
+    text = table(title, tests[-1]) + f"\n{session.update} updates, {speed}, peak memory {memory:.0f} MiB"
     folder.write_bytes("curves.png", draw_curves(metric, tests, folder.metrics()))
     folder.write(
         "summary.json",
         {
             "metric": metric,
             "at_epochs": at_epochs(tests[-1]),
+            "also": [{"unit": also["unit"], "at_epochs": at_epochs(also)} for also in tests[-1]["also"]],
             "predictors": tests[-1]["predictors"],
             "updates": session.update,
             "seconds_per_update": seconds,
@@ -141,19 +156,21 @@ def _draw_training(axes: Axes, metrics: list[dict[str, Any]]) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def check_drawable(input_shape: tuple[int, ...]) -> None:
-    """Raise InputError for tasks that draw_fits cannot show."""
-    if input_shape not in ((1,), (2,)):
-        raise InputError(f"--draw shows tasks of one or two inputs, these have {tuple(input_shape)}; leave it out")
+def can_draw(input_shape: tuple[int, ...]) -> bool:
+    """Whether draw_fits can show such tasks, those of one or two inputs; warns where it cannot."""
+    drawable = tuple(input_shape) in ((1,), (2,))
+    if not drawable:
+        message = f"--draw shows tasks of one or two inputs, these have {tuple(input_shape)}: there will be no picture"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+    return drawable
 
 
 def draw_fits(apply: Apply, theta: Tensor, phi: Tensor, tasks: Tasks) -> bytes:
     """fits.png: every task with data, truth, and the network before and after adaptation.
 
-    theta (P,), phi (tasks, P). A curve a task for one input, three surfaces for two; InputError for more.
+    theta (P,), phi (tasks, P). A curve a task for one input, three surfaces for two (see can_draw).
     """
     inputs, count = tuple(tasks.support_x.shape[2:]), len(tasks)
-    check_drawable(inputs)
     draw, columns, width = (_draw_curve, 1, 6.5) if inputs == (1,) else (_draw_surfaces, 3, 9.6)
     figure = Figure(figsize=(width, 3.2 * count), layout="constrained")
     axes = figure.subplots(count, columns, squeeze=False, sharex=True)

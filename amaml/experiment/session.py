@@ -4,15 +4,19 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from amaml.errors import Diverged, InputError, OverBudget
+from amaml.experiment.build import Experiment
+from amaml.experiment.clock import Clock
 from amaml.experiment.folder import Checkpoint, RunFolder
+from amaml.experiment.progress import Progress
+from amaml.experiment.registry import META_OPTIMIZERS
+from amaml.experiment.report import in_words
 from amaml.experiment.stop import Stopped, StopRequest
 from amaml.learner import MetaGradient, MetaLearner
 from amaml.tasks import Tasks
@@ -133,62 +137,27 @@ class Skips:
 
 
 @dataclass
-class Clock:
-    """Wall time of the updates alone: tests and checkpoints left out, and each process's first update, which traces."""
-
-    updates: int = 0
-    seconds: float = 0.0
-    warm_up: float | None = None  # seconds of this process's first update
-    _mark: float = 0.0  # when it was read last
-
-    def start(self) -> None:
-        """From here on time counts."""
-        self._mark = time.perf_counter()
-
-    def since(self) -> float:
-        """Seconds since it was read last."""
-        return time.perf_counter() - self._mark
-
-    def book(self, updates: int) -> None:
-        """The time since it was read last went into so many updates."""
-        passed = self.since()
-        self.start()
-        if self.warm_up is None:
-            self.warm_up = passed
-        else:
-            self.updates, self.seconds = self.updates + updates, self.seconds + passed
-
-    def seconds_per_update(self) -> float | None:
-        """The mean, None where there was no update but first ones."""
-        return self.seconds / self.updates if self.updates else None
-
-
-@dataclass
 class Session:
     """Meta-training with its checkpoints and meta-tests, from wherever the folder's checkpoint stands.
 
-    test(update) makes a meta-test of the current theta. Everything that is recorded depends on the settings alone,
-    so a run that was killed and resumed writes the same lines as one that was not.
+    Everything that is recorded depends on the settings alone, so a run that was killed and resumed writes the same
+    lines as one that was not. compiled: whether the graphs are, to be noted in the checkpoints.
     """
 
     folder: RunFolder
-    settings: dict[str, Any]
-    learner: MetaLearner
-    theta: Tensor
-    optimizer: torch.optim.Optimizer
-    episode: Callable[[int], Tasks]
-    test: Callable[[int], dict[str, Any]]
-    updates: int
-    test_interval: int
-    checkpoint_interval: int
+    experiment: Experiment
     stop: StopRequest
-    clip: float | None = None
+    compiled: bool = False
     update: int = 0
     clock: Clock = field(default_factory=Clock)
     last_saved: int | None = None  # the update of the checkpoint on disk
     _pending: list[Update] = field(default_factory=list, init=False)  # made, but not looked at yet
     _saved_at: float = field(default=0.0, init=False)
     _skips: Skips = field(default_factory=Skips, init=False)
+
+    def __post_init__(self) -> None:
+        self.settings, self.theta = self.experiment.settings, self.experiment.theta
+        self.optimizer = META_OPTIMIZERS[self.settings.meta_optimizer].call(self.settings, [self.theta])
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take over theta, the optimiser's state and the counters."""
@@ -203,36 +172,36 @@ class Session:
         self.update = self.last_saved = checkpoint.update
         self.clock = Clock(checkpoint.timed_updates, checkpoint.timed_seconds)
         if checkpoint.control is not None:
-            self.learner.control.load_state_dict(checkpoint.control)
+            self.experiment.learner.control.load_state_dict(checkpoint.control)
         skipped = [m["update"] for m in self.folder.metrics() if m.get("skipped") and m["update"] <= self.update]
         self._skips = Skips(skipped[-SKIP_WINDOW:], warned=bool(skipped))
 
     def run(self) -> None:
         """Train to the last update and test where due; raises Diverged or Stopped with a good checkpoint on disk."""
-        bar = tqdm(total=self.updates, initial=self.update, unit="update", disable=None, dynamic_ncols=True)
         try:
-            with bar:
-                if self._test_due() and not any(t["update"] == self.update for t in self.folder.read("test.json", [])):
-                    self._test()  # the kill came between the checkpoint and its test
-                self._train(bar)
+            with Progress(self.settings.meta_updates, self.update) as self.progress:
+                if self._test_due() and not self._tested():
+                    self._test()  # the kill came between the checkpoint and its test, or other tests are asked for
+                self._train()
         except (Diverged, InputError) as fault:
             there = self.last_saved is not None
             kept = f"the checkpoint of update {self.last_saved} is kept" if there else "there is no checkpoint yet"
             raise type(fault)(f"{self._first_fault(fault)}; {kept}") from fault
 
-    def _train(self, bar: tqdm) -> None:
-        span = self.update, self.updates, self.clip, self.stop
+    def _train(self) -> None:
+        e, s = self.experiment, self.settings
+        span = self.update, s.meta_updates, s.clip, self.stop
         self._saved_at = time.monotonic()
         self.clock.start()
         try:
-            for done in meta_train(self.learner, self.theta, self.optimizer, self.episode, *span):
+            for done in meta_train(e.learner, self.theta, self.optimizer, e.domain.episode, *span):
                 self._pending.append(done)
                 self.update = done.number
                 if done.gradient is None:
                     self._skips.add(done.number)
                 save = self._save_due()
                 if save or self._look_due():
-                    self._record(bar)
+                    self._record()
                 if save:
                     self._save()
                     self.stop.check(self.update)
@@ -241,7 +210,7 @@ class Session:
                     self.clock.start()
         except Stopped:  # in the middle of a meta-gradient, or after a save
             if self._pending:
-                self._record(bar)
+                self._record()
             if self.last_saved != self.update:
                 self._save()
             self.stop.check(self.update)
@@ -251,7 +220,7 @@ class Session:
         return len(self._pending) >= READ_EVERY or self.clock.since() > READ_SECONDS or self.clock.warm_up is None
 
     def _save_due(self) -> bool:
-        regular = self.update % self.checkpoint_interval == 0
+        regular = self.update % self.settings.checkpoint_interval == 0
         return (
             regular
             or self._test_due()
@@ -260,18 +229,16 @@ class Session:
         )
 
     def _test_due(self) -> bool:
-        regular = self.test_interval and self.update and self.update % self.test_interval == 0
-        return bool(regular) or self.update == self.updates
+        interval, last = self.settings.test_interval, self.settings.meta_updates
+        return self.update == last or (interval > 0 and self.update > 0 and self.update % interval == 0)
 
-    def _record(self, bar: tqdm) -> None:
+    def _record(self) -> None:
         """Look at the pending updates, and write them down."""
         records = read(self._pending)
         self.clock.book(len(records))
         self.folder.append_metrics(records)
-        bar.update(len(records))
         losses = [record["query_loss"] for record in records if "query_loss" in record]
-        if losses:
-            bar.set_postfix(query_loss=f"{losses[-1]:.4f}")
+        self.progress.trained(self.update, losses[-1] if losses else None, self.clock.seconds_per_update())
         self._pending = []
 
     def _first_fault(self, fault: Diverged) -> Diverged:
@@ -283,14 +250,25 @@ class Session:
         return fault
 
     def _test(self) -> None:
-        self.folder.write("test.json", [*self.folder.read("test.json", []), self.test(self.update)])
+        self.progress.testing()
+        entry = self.experiment.meta_test(self.theta, self.update, self.stop)
+        self.folder.write("test.json", [*self.folder.read("test.json", []), entry])
+        self.progress.tested_with(in_words(entry))
+
+    def _tested(self) -> bool:
+        """Whether test.json holds the test that is due now."""
+        how = self.experiment.protocol
+        tests = self.folder.read("test.json", [])
+        return any(t["update"] == self.update and t.get("protocol") == how for t in tests)
 
     def _save(self) -> None:
         if not self.theta.isfinite().all():
             raise Diverged(f"update {self.update}: theta is not finite; try a smaller --meta-lr")
         counters = self.update, self.clock.updates, self.clock.seconds
-        control = getattr(self.learner, "control", None)
+        control = getattr(self.experiment.learner, "control", None)
         memory = None if control is None else control.state_dict()
-        state = self.optimizer.state_dict()
-        self.folder.save(Checkpoint(self.settings, self.theta.detach(), state, *counters, memory))
+        state = self.theta.detach(), self.optimizer.state_dict()
+        self.folder.save(
+            Checkpoint(asdict(self.settings), *state, *counters, self.compiled, memory, torch.get_num_threads())
+        )
         self.last_saved, self._saved_at = self.update, time.monotonic()

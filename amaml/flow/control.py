@@ -1,8 +1,9 @@
 """Accuracy under feedback: when a learner measures its error, and how the measurement steers its steps.
 
 Training makes thousands of similar calls, so a measurement now and then tells the error of all. The steps are chosen
-for a tolerance of gain * rtol; every measurement moves the gain towards the one whose typical error is AIM * rtol. The
-state is plain numbers: with it a run that was interrupted goes on as if it had not been.
+for a tolerance of gain * rtol, to which errors are proportional. The gain is as large as the last measurements allow:
+scaled to it, their median stays below TYPICAL * rtol and the largest of them below WORST * rtol. The state is plain
+numbers: with it a run that was interrupted goes on as if it had not been.
 """
 
 import math
@@ -10,10 +11,11 @@ import statistics
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-AIM = 0.5  # the error that the typical call is to have, over rtol: batches differ by a factor of 2 to 8
-RATE = 0.7  # share of a miss, in logarithms, that one measurement corrects
+TYPICAL, WORST = 0.7, 2.0  # of the errors of the last measured calls, over rtol
+REMEMBERED = 8  # measurements
 LARGEST_CORRECTION = (1 / 20, 4.0)  # of the gain, by one measurement
 GAINS = (1e-3, 8.0)  # bounds of the gain
+TINY = 1e-9  # an error over rtol that is as good as none
 STRETCH = 2.0  # of the number of calls from one measurement to the next
 LONGEST = 30  # such number
 SHARE = 0.08  # of all evaluations that measurements may take, before a jump asks for another one
@@ -41,12 +43,14 @@ class Control:
     """What a learner of the flow remembers from call to call.
 
     problem: what the measurements are about; gain: tolerance of the steps over rtol; error: of a call at this gain, as
-    measured last, relative; interval: calls from the last measurement to the next, since: those already made.
+    measured last, relative; errors: the last measured ones, over rtol and the gain of their call; interval: calls from
+    the last measurement to the next, since: those already made.
     """
 
     problem: tuple = ()
     gain: float = 1.0
     error: float | None = None
+    errors: list[float] = field(default_factory=list)
     interval: float = 1.0
     since: int = 0
     spent: float = 0.0
@@ -85,10 +89,10 @@ class Control:
             return
         self.since = 0
         self.interval = min(STRETCH * self.interval + 0.5, LONGEST) if seen.error <= rtol else max(self.interval / 2, 1)
-        before = self.gain
-        wanted = (AIM * rtol / seen.error) ** RATE if seen.error > 0 else math.inf
-        low, high = LARGEST_CORRECTION
-        self.gain = min(max(self.gain * min(max(wanted, low), high), GAINS[0]), GAINS[1])
+        self.errors = [*self.errors, max(seen.error / (rtol * self.gain), TINY)][-REMEMBERED:]
+        wanted = min(TYPICAL / statistics.median(self.errors), WORST / max(self.errors))
+        low, high = (factor * self.gain for factor in LARGEST_CORRECTION)
+        before, self.gain = self.gain, min(max(wanted, low, GAINS[0]), high, GAINS[1])
         self.error = seen.error * self.gain / before
 
     def state_dict(self) -> dict[str, Any]:
