@@ -23,6 +23,7 @@ DEFAULTS = read_toml(FOLDER / "defaults.toml")
 OPTIONAL = {
     "clip",
     "checkpoint_every",
+    "learn_rates",
     "inner_batch",
     "prox",
     "out",
