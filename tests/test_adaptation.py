@@ -11,9 +11,11 @@ from torch.func import functional_call
 
 import amaml
 from amaml import Adaptation, Control, InputError, Tasks
-from amaml.adaptation import METHODS, adapted_names
+from amaml.adaptation import METHODS
 from amaml.flow import derivatives
 from amaml.points import first
+from amaml.split import adapted_names
+from baselines import FOMAML, IMAML, MAML, Pretrained, Reptile, Scratch
 
 STEPS = 7
 
@@ -398,6 +400,18 @@ def test_the_outer_loss_may_be_another_one():
         )
 
 
+def test_every_baseline_takes_weights_and_dicts():
+    problem = Problem("transformer head")
+    theta, apply = amaml.flatten(problem.module)
+    for method in (MAML, FOMAML, IMAML, Reptile, Pretrained, Scratch):
+        g = method(apply, problem.loss, 0.1, 3).meta_gradient(theta, problem.tasks.detach())
+        assert g.value.isfinite().all()
+        assert not g.gradients
+    whole = amaml.AMAML(apply, problem.loss, 0.1, 3, solver="euler").meta_gradient(theta, problem.tasks.detach())
+    unrolled = MAML(apply, problem.loss, 0.1, 3).meta_gradient(theta, problem.tasks.detach())
+    assert relative_error(unrolled.value, whole.value) < 1e-12
+
+
 def test_ragged_tasks_are_those_by_themselves():
     meta, whole = small(loss=half_squares)
     sizes = [(4, 5), (6, 2), (1, 3)]
@@ -450,6 +464,9 @@ def test_mistakes_are_told():
         small()[0](weighted)
     with pytest.raises(InputError, match=r"support_weight must hold .* for each point, \(3, 6\), got \(3, 5\)"):
         Tasks(t.support_x, t.support_y, t.query_x, t.query_y, support_weight=torch.ones(3, 5))
+    nothing = Tasks(t.support_x, t.support_y, t.query_x, t.query_y, support_weight=torch.zeros(3, 6).double())
+    with pytest.raises(InputError, match="support_weight adds up to zero for some task"):
+        small(loss=half_squares)[0](nothing)
     with pytest.raises(InputError, match="tasks must be amaml.Tasks, got tuple"):
         small()[0]((1, 2))
     with pytest.raises(InputError, match=r"query set of task 1 \(from 0\) has tensors of \[2, 3\] points"):
