@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from amaml.experiment.build import Experiment
     from amaml.experiment.session import Session
 
-NETWORK = ("method", "network", "width", "activation", "norm")  # what a checkpoint's theta is tied to
+NETWORK = ("method", "learn_rates", "network", "width", "activation", "norm")  # what a checkpoint's theta is tied to
 
 
 def experiment(s: Settings) -> None:
@@ -90,10 +90,9 @@ def evaluate(flags: dict[str, Any]) -> None:
     s = checked(own | {"out": None, "resume": False, "overwrite": False, "draw": 0} | flags, source=f" in {path}")
     check_together(flags, s)
     for name in NETWORK:
-        if getattr(s, name) != own[name]:
-            raise InputError(
-                f"{path} was made with {flag_name(name)} {own[name]}, not {getattr(s, name)}; leave it out"
-            )
+        made = own.get(name)  # an older run knows fewer settings
+        if getattr(s, name) != made:
+            raise InputError(f"{path} was made with {flag_name(name)} {made}, not {getattr(s, name)}; leave it out")
     with machine.deterministic(s.deterministic):
         e = build(s)
         if e.theta.shape != checkpoint.theta.shape:
