@@ -165,8 +165,6 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     warnings.formatwarning = lambda message, *place: f"run.py: warning: {message}\n"
-    if os.environ.get("RANK", "0") != "0":
-        warnings.simplefilter("ignore")  # the first process warns of the same
     if cache := cache_folder():
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))  # what is compiled outlives a reboot
     sys.exit(main(sys.argv[1:]))

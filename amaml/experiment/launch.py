@@ -1,9 +1,8 @@
 """Several processes of the program on this machine, by torchrun: one line and one exit status for all of them."""
 
-import os
+import logging
 import signal
 import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,19 +16,20 @@ def launch(processes: int, program: Path, arguments: list[str]) -> int:
     A process has one thread, unless OMP_NUM_THREADS says otherwise, as always under torchrun. What torchrun itself
     has to say is left out: the first process says why a run ends, or this one where the first was killed.
     """
-    os.environ.setdefault("LOGLEVEL", "CRITICAL")
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     command = ["--standalone", "--nproc-per-node", str(processes), str(program), *arguments]
+    logging.disable()
     try:
-        with warnings.catch_warnings(action="ignore"):
-            torchrun.run(torchrun.parse_args(command))
+        torchrun.run(torchrun.parse_args(command))
     except ChildFailedError as ended:
         return _status(ended)
     except SignalException as stop:
         return 128 + stop.sigval
+    finally:
+        logging.disable(logging.NOTSET)
     return 0
 
 

@@ -12,6 +12,7 @@ import contextlib
 import os
 import pickle
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -200,6 +201,8 @@ def joined() -> Iterator[Group]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, timeout=SILENCE)
     group = Group(distributed.get_rank(), world)
+    if not group.first:
+        warnings.simplefilter("ignore")  # the first process warns of the same
     try:
         yield group
     finally:
