@@ -33,7 +33,7 @@ NETWORK = ("method", "network", "width", "activation", "norm")  # what a checkpo
 
 def experiment(s: Settings, group: Group) -> None:
     """Train, test and report one run in its folder; a finished one is only reported. The first process alone writes."""
-    from amaml.experiment import machine, opening, report
+    from amaml.experiment import machine, opening, report, threads
     from amaml.experiment.folder import RunFolder
     from amaml.experiment.session import Session
     from amaml.flow.derivatives import compiled
@@ -50,6 +50,8 @@ def experiment(s: Settings, group: Group) -> None:
             return
         to_compile = group.of_first(lambda: opening.compiles(s.compile, s.meta_updates, start))
         e = group.together(lambda: build(s, group))
+        count = group.of_first(lambda: threads.choose(e.support_gradients, start and start.threads))
+        threads.choose(e.support_gradients, count)  # as many in every process
         with compiled(to_compile), group.stop as stop:
             session = Session(folder, e, stop, to_compile, shown=group.first)
             begin(session, start, s, group)
@@ -138,6 +140,7 @@ def evaluate(flags: dict[str, Any], group: Group) -> None:
         picture = e.picture(theta)
     print(report.table(f"{path} on {s.domain}, {s.shots} shots", entry))
     made = {"settings": {name: value for name, value in asdict(s).items() if name not in CONTROL}, **entry}
+    made["evaluated"] = str(given)
     print(folder.write_evaluation(f"{s.domain}-{s.shots}shot-{s.protocol}", made, picture))
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -15,10 +16,11 @@ from amaml.flow.control import Control, Observation
 from amaml.flow.derivatives import Loss
 from amaml.flow.error import error_of_finest, relative_distance, rounding
 from amaml.flow.field import Evaluations, GradientFlow
+from amaml.flow.quadrature import wanted
 from amaml.flow.schemes import Move
 from amaml.flow.steps import SOLVERS, Plan, bisected
 from amaml.flow.trajectory import Trajectory
-from amaml.learner import MetaGradient, check_inner_loop, query_gradient
+from amaml.learner import MetaGradient, check_inner_loop, check_rates, number, query_gradient_with
 from amaml.models import Apply
 from amaml.tasks import Tasks
 
@@ -28,13 +30,17 @@ REACHED = 1e3  # roundings: no tolerance below this is asked of a dtype
 
 
 class Solution(NamedTuple):
-    """One pass forward and backward: the mean gradient (P,), query loss (tasks,), the steps, and more."""
+    """One pass forward and backward: the mean gradient (P,), query loss (tasks,), the steps, and more.
+
+    gradients: what was asked for beside theta, as in MetaGradient.
+    """
 
     value: Tensor
     query_loss: Tensor
     moves: list[Move]
     sharpest: float
     terminal: Tensor
+    gradients: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,11 @@ class AMAML:
 
     With prox > 0 the support loss gains prox/2 |u - theta|^2, and value the pull of that term on theta.
 
+    inner_lr: a number, or a tensor of one; or a tensor (P,), a rate for every parameter: du/dt = -inner_lr grad L over
+    0 <= t <= inner_steps. query_loss: the outer loss where it is another than that of the inner loop.
+    Of inner_lr, prox and the tensors of tasks, those that require a gradient get it: MetaGradient.gradients. One
+    scalar inner_lr is the horizon: the steps of the solver change with it in proportion.
+
     solver: "euler" is gradient descent, inner_steps steps of inner_lr, and the meta-gradient that of unrolled MAML;
     the others (amaml.flow.steps.SOLVERS) follow the flow with steps of their own, for a relative error rtol of value.
     adjoint: "discrete", the exact transpose of the forward scheme, or "continuous", the paper's Heun scheme.
@@ -56,17 +67,19 @@ class AMAML:
 
     apply: Apply
     loss: Loss
-    inner_lr: float
+    inner_lr: float | Tensor
     inner_steps: int
     solver: str = "auto"
     adjoint: str = "discrete"
     rtol: float = 1e-3
-    prox: float = 0.0
+    prox: float | Tensor = 0.0
     checkpoints: int | None = None
+    query_loss: Loss | None = None
     control: Control = field(default_factory=Control, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_inner_loop(self.inner_lr, self.inner_steps, prox=self.prox)
+        check_rates(self.inner_lr, signed=self.solver == "euler")
+        check_inner_loop(self._rate, self.inner_steps, prox=self._prox)
         if self.solver not in SOLVERS:
             raise unknown("solver", self.solver, SOLVERS)
         if self.adjoint not in ADJOINTS:
@@ -81,7 +94,7 @@ class AMAML:
         """u(T) for every task, (tasks, P)."""
         self._check_precision(theta)
         limit = Control().budget(self.inner_steps)
-        flow = GradientFlow(self.apply, self.loss, tasks, theta.detach(), self.prox, limit=self._limit(limit))
+        flow = self._flow(theta.detach(), tasks, Evaluations(), self._limit(limit))
         trajectory = Trajectory(flow, checkpoints=1)
         self._plan(self.rtol).follow(trajectory)
         return trajectory.final
@@ -112,10 +125,10 @@ class AMAML:
         first = self._solve(theta, tasks, self._plan(self.rtol * state.gain), spent, budget)
         cost, norm = spent.total, first.value.norm().item()
         if self.solver == "euler" and self.adjoint == "discrete":
-            return MetaGradient(first.value, first.query_loss, spent)
+            return MetaGradient(first.value, first.query_loss, spent, gradients=first.gradients)
         if not state.due(cost, first.sharpest, norm):
             seen = Observation(cost, first.sharpest, norm, None, 0)
-            return MetaGradient(first.value, first.query_loss, spent, state.error, False, seen)
+            return MetaGradient(first.value, first.query_loss, spent, state.error, False, seen, first.gradients)
         if self.solver == "euler":
             exact = self._solve(theta, tasks, self._plan(self.rtol), spent, budget, "discrete")
             best, error = first, relative_distance(first.value, exact.value)
@@ -124,11 +137,12 @@ class AMAML:
             best, error, of_first = self._refined(theta, tasks, first, spent, budget)
         spent.measuring = spent.total - cost
         seen = Observation(cost, first.sharpest, norm, of_first, spent.measuring)
-        return MetaGradient(best.value, best.query_loss, spent, error, True, seen)
+        return MetaGradient(best.value, best.query_loss, spent, error, True, seen, best.gradients)
 
     def problem(self, theta: Tensor) -> tuple:
         """What the control's measurements are about."""
-        settings = self.solver, self.adjoint, self.rtol, self.prox, self.inner_lr, self.inner_steps
+        learned = ("learned" if isinstance(value, Tensor) else value for value in (self.prox, self.inner_lr))
+        settings = self.solver, self.adjoint, self.rtol, *learned, self.inner_steps
         return (*settings, len(theta), str(theta.dtype))
 
     def _refined(
@@ -171,7 +185,7 @@ class AMAML:
         adjoint: str | None = None,
     ) -> Solution:
         """Forward and backward. A step that lambda_max outran is taken again from its start, and all after it."""
-        flow = GradientFlow(self.apply, self.loss, tasks, theta, self.prox, spent, limit)
+        asked, flow = wanted(tasks, self.inner_lr, self.prox), self._flow(theta, tasks, spent, limit)
         trajectory, plan = Trajectory(flow, self.checkpoints), steps
         if isinstance(steps, Plan):
             steps.follow(trajectory)
@@ -179,17 +193,36 @@ class AMAML:
             trajectory.extend(steps)
             plan = self._plan(self.rtol / 4)
         while True:
-            terminal, query_loss = query_gradient(self.apply, self.loss, trajectory.final, tasks)
-            swept = ADJOINTS[adjoint or self.adjoint](flow, trajectory, terminal)
+            outer, phi = self.query_loss or self.loss, trajectory.final
+            terminal, query_loss, direct = query_gradient_with(self.apply, outer, phi, flow.tasks, asked.query)
+            swept = ADJOINTS[adjoint or self.adjoint](flow, trajectory, terminal, asked)
             if not isinstance(swept, Unstable):
                 break
             trajectory.rewind(swept.index, swept.state)
             plan.follow(trajectory, swept.stiff)
-        gradients = swept.lam + self.prox * swept.integral if self.prox else swept.lam
-        return Solution(gradients.mean(0), query_loss, trajectory.moves, trajectory.sharpest, terminal)
+        to_theta = swept.lam + flow.prox * swept.sweep.pulled if flow.prox else swept.lam
+        gradients = swept.sweep.gradients(direct, self._rate)
+        return Solution(to_theta.mean(0), query_loss, trajectory.moves, trajectory.sharpest, terminal, gradients)
 
     def _plan(self, tolerance: float) -> Plan:
-        return Plan(self.solver, self.inner_lr, self.inner_steps, tolerance, self.adjoint == "continuous")
+        return Plan(self.solver, self._rate, self.inner_steps, tolerance, self.adjoint == "continuous")
+
+    def _flow(self, theta: Tensor, tasks: Tasks, spent: Evaluations, limit: float) -> GradientFlow:
+        return GradientFlow(self.apply, self.loss, tasks.detach(), theta, self._prox, spent, limit, self._rates)
+
+    @cached_property
+    def _rates(self) -> Tensor | None:
+        """inner_lr where it is a tensor (P,)."""
+        return self.inner_lr.detach() if isinstance(self.inner_lr, Tensor) and self.inner_lr.ndim else None
+
+    @cached_property
+    def _rate(self) -> float:
+        """The flow's time that an inner step takes."""
+        return number(self.inner_lr) if self._rates is None else 1.0
+
+    @cached_property
+    def _prox(self) -> float:
+        return number(self.prox)
 
     def _limit(self, budget: float) -> float:
         """The budget of evaluations; "euler" makes the steps it is asked for."""
@@ -199,6 +232,10 @@ class AMAML:
         """Raise InputError for a dtype that cannot hold a meta-gradient of relative error rtol."""
         if theta.dtype not in (torch.float32, torch.float64):
             raise InputError(f"theta is {theta.dtype}, whose rounding spoils the adjoint; use float32 or float64")
+        if self._rates is not None and self._rates.shape != theta.shape:
+            raise InputError(
+                f"inner_lr has shape {tuple(self._rates.shape)}; one rate, or one for each of {len(theta)}"
+            )
         reached = REACHED * torch.finfo(theta.dtype).eps
         if self.solver != "euler" and self.rtol < reached:
             raise InputError(

@@ -1,5 +1,6 @@
 """The public names of the library; `import amaml` and `from amaml import ...` give them."""
 
+from amaml.adaptation import Adaptation
 from amaml.amaml import AMAML
 from amaml.chunked import Chunked
 from amaml.errors import Diverged, InputError, OverBudget
@@ -12,6 +13,7 @@ from amaml.tasks import Tasks
 
 __all__ = [
     "AMAML",
+    "Adaptation",
     "Chunked",
     "Control",
     "Diverged",

@@ -2,9 +2,9 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from amaml.errors import Diverged, InputError
@@ -28,6 +28,8 @@ def validated(method: Callable[..., Any]) -> Callable[..., Any]:
     def call(learner: Any, theta: Tensor, tasks: Tasks) -> Any:
         check_input(learner.apply, theta, tasks)
         derivatives.refresh(learner.apply, learner.loss, theta)
+        if getattr(learner, "query_loss", None) is not None:
+            derivatives.refresh(learner.apply, learner.query_loss, theta)
         try:
             result = method(learner, theta, tasks)
         except Diverged:
@@ -57,7 +59,8 @@ def check_input(apply: Apply, theta: Tensor, tasks: Tasks) -> None:
     if not isinstance(tasks, Tasks):
         raise InputError(f"tasks must be amaml.Tasks, got {type(tasks).__name__}; see amaml.Tasks(support_x, ...)")
     for name, tensor in _tensors(tasks):
-        if tensor.dtype.is_floating_point and tensor.dtype != theta.dtype:
+        own = name.startswith("shared.")  # a module may hold parts of another dtype
+        if tensor.dtype.is_floating_point and tensor.dtype != theta.dtype and not own:
             raise InputError(
                 f"{name} is {tensor.dtype}, theta is {theta.dtype}; make them the same: tasks.to({theta.dtype})"
             )
@@ -73,7 +76,11 @@ def check_finite(theta: Tensor, tasks: Tasks) -> None:
     if not theta.isfinite().all():
         raise InputError(f"theta holds {_kinds(theta)}; an earlier update may have been too large")
     for name, tensor in _tensors(tasks):
-        rows = (~tensor.isfinite()).flatten(1).any(1).nonzero()[:, 0].tolist()
+        if name.startswith("shared."):
+            if not tensor.isfinite().all():
+                raise InputError(f"{name} holds {_kinds(tensor)}; an earlier update may have been too large")
+            continue
+        rows = (~tensor.isfinite()).reshape(len(tensor), -1).any(1).nonzero()[:, 0].tolist()
         if rows:
             named = ", ".join(map(str, rows[:MOST_NAMED])) + (", ..." if len(rows) > MOST_NAMED else "")
             raise InputError(
@@ -83,12 +90,13 @@ def check_finite(theta: Tensor, tasks: Tasks) -> None:
 
 
 def _tensors(tasks: Tasks) -> list[tuple[str, Tensor]]:
-    return [(f.name, t) for f in fields(tasks) if (t := getattr(tasks, f.name)) is not None and "test" not in f.name]
+    return list(tasks.leaves().items())
 
 
 def _finite(result: MetaGradient | Tensor) -> bool:
     if isinstance(result, MetaGradient):
-        return bool(result.value.isfinite().all() & result.query_loss.isfinite().all())
+        parts = result.value, result.query_loss, *result.gradients.values()
+        return bool(torch.stack([part.isfinite().all() for part in parts]).all())
     return bool(result.isfinite().all())
 
 

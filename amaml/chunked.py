@@ -59,21 +59,29 @@ class Chunked:
 
     def chunks(self, tasks: Tasks) -> list[Tasks]:
         """The tasks, at most size at a time."""
-        return [tasks[i : i + self.size] for i in range(0, len(tasks), self.size)]
+        with torch.enable_grad():  # a slice of a tensor that requires a gradient requires one
+            return [tasks[i : i + self.size] for i in range(0, len(tasks), self.size)]
 
 
 def fold(parts: list[MetaGradient], shares: list[float]) -> MetaGradient:
     """The meta-gradient of a batch from those of its parts, in their order; shares: of the tasks, that add up to 1."""
     value = sum(part.value * share for part, share in zip(parts, shares, strict=True))
     losses = torch.cat([part.query_loss for part in parts])
+    gradients = {name: _of_whole(name, parts, shares) for name in parts[0].gradients}
     spent = Evaluations.of_parts([part.evaluations for part in parts], shares)
     seen = [part.observation for part in parts]
     if any(one is None for one in seen):
-        return MetaGradient(value, losses, spent)
+        return MetaGradient(value, losses, spent, gradients=gradients)
     norm = value.norm().item()
     error = _added([part.error for part in parts], seen, shares, norm)
     measured = all(part.measured for part in parts)
-    return MetaGradient(value, losses, spent, error, measured, _fold_seen(seen, shares, norm))
+    return MetaGradient(value, losses, spent, error, measured, _fold_seen(seen, shares, norm), gradients)
+
+
+def _of_whole(name: str, parts: list[MetaGradient], shares: list[float]) -> torch.Tensor:
+    """The gradient of the whole batch's loss in one tensor; those of support and query have rows of each part."""
+    of_parts = [part.gradients[name] * share for part, share in zip(parts, shares, strict=True)]
+    return torch.cat(of_parts) if name.startswith(("support_", "query_")) else sum(of_parts)
 
 
 def _fold_seen(seen: list[Observation], shares: list[float], norm: float) -> Observation:

@@ -1,6 +1,6 @@
 """What a meta-learning method is, and the pieces that several of them share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -23,6 +23,8 @@ class MetaGradient:
     adapted parameters on its query set; evaluations what it cost. error is the relative error of value, |value -
     exact| / |exact|: of this very gradient where measured is true, else as it was measured last on a call like this;
     None where value is exact or is not a gradient at all. observation: what A-MAML's control learns from the call.
+    gradients: of the mean query loss in everything else that was asked for, by name: "inner_lr", "prox", and the names
+    of Tasks.leaves(); each has the shape of its tensor.
     """
 
     value: Tensor
@@ -31,6 +33,7 @@ class MetaGradient:
     error: float | None = None
     measured: bool = False
     observation: Observation | None = None
+    gradients: dict[str, Tensor] = field(default_factory=dict)
 
 
 class MetaLearner(Protocol):
@@ -56,7 +59,37 @@ def gradient_descent(flow: GradientFlow, inner_lr: float, inner_steps: int) -> T
 
 def query_gradient(apply: Apply, loss: Loss, phi: Tensor, tasks: Tasks) -> tuple[Tensor, Tensor]:
     """The gradient of the query loss at phi (tasks, P), and that loss (tasks,)."""
-    return derivatives.gradients_and_losses(apply, loss, phi, tasks.query_x, tasks.query_y)
+    return derivatives.gradients_and_losses(apply, loss, phi, *tasks.query)
+
+
+def query_gradient_with(
+    apply: Apply, loss: Loss, phi: Tensor, tasks: Tasks, leaves: tuple[int, ...]
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """query_gradient, and the gradients of the sum of the query losses in those leaves of tasks.query."""
+    if not leaves:
+        return *query_gradient(apply, loss, phi, tasks), []
+    losses, gradient, *direct = derivatives.losses_and_gradients(apply, loss, phi, *tasks.query, leaves)
+    return gradient, losses, direct
+
+
+def number(value: float | Tensor) -> float:
+    """The value of a number or of a tensor of one, for which it waits."""
+    return value.item() if isinstance(value, Tensor) else value
+
+
+def check_rates(inner_lr: float | Tensor, signed: bool) -> None:
+    """Raise InputError unless a tensor of rates can be used: signed tells whether they may be negative."""
+    if not isinstance(inner_lr, Tensor) or inner_lr.ndim == 0:
+        return
+    if inner_lr.ndim != 1 or not inner_lr.is_floating_point():
+        raise InputError(
+            f"inner_lr must be a number or a tensor (P,), got shape {tuple(inner_lr.shape)} of {inner_lr.dtype}"
+        )
+    if not signed and bool((inner_lr < 0).any()):
+        raise InputError(
+            f"inner_lr has a negative rate, {inner_lr.min().item():g}, which no flow can follow; learn the logarithm "
+            "of the rates and give its exp(), or use solver euler"
+        )
 
 
 def check_inner_loop(inner_lr: float, inner_steps: int, **nonnegative: float) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from amaml.errors import InputError
+from amaml.points import Weighted
 
 
 def half_mse(prediction: Tensor, target: Tensor) -> Tensor:
@@ -38,25 +39,42 @@ def _errors(prediction: Tensor, target: Tensor) -> Tensor:
     return prediction - target
 
 
-def evaluate(loss: Callable[[Any, Tensor], Tensor], prediction: Any, target: Tensor) -> Tensor:
-    """loss(prediction, target), refusing what would be a wrong number.
+def evaluate(loss: Callable[[Any, Any], Tensor], prediction: Any, target: Any) -> Tensor:
+    """loss(prediction, target), refusing what would be a wrong number; of Weighted targets the weighted mean.
 
     Raises InputError where a prediction (n, 1) and a target (n,), or the reverse, meet in one operation and every
     prediction would be compared with every target. A loss that reshapes one of them first, such as
     half_mse(prediction.squeeze(-1), target), is as its author wants it. Raises InputError, too, for a loss that is not
     one number.
     """
-    if isinstance(prediction, Tensor) and _outer(prediction.shape, target.shape):
-        with _RefuseOuter(prediction.shape, target.shape):
-            value = loss(prediction, target)
-    else:
-        value = loss(prediction, target)
+    if isinstance(target, Weighted):
+        return _weighted_mean(_guarded(loss, prediction, target.y), target.weight)
+    value = _guarded(loss, prediction, target)
     if not isinstance(value, Tensor) or value.ndim or not value.dtype.is_floating_point:
         found = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise InputError(
             f"the loss of a task must be a tensor of one floating-point number, got {found}; take the mean"
         )
     return value
+
+
+def _weighted_mean(values: Any, weight: Tensor) -> Tensor:
+    """sum w_i v_i / sum w_i over the points of one task, v_i the mean of values[i]."""
+    if not isinstance(values, Tensor) or values.shape[:1] != weight.shape:
+        found = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        raise InputError(
+            f"tasks with weights need a loss for each of their {len(weight)} points, got {found}; keep the points "
+            'apart in the loss, as torch\'s losses do with reduction="none"'
+        )
+    return (weight * values.flatten(1).mean(1) if values.ndim > 1 else weight * values).sum() / weight.sum()
+
+
+def _guarded(loss: Callable[[Any, Any], Tensor], prediction: Any, target: Any) -> Tensor:
+    tensors = isinstance(prediction, Tensor) and isinstance(target, Tensor)
+    if tensors and _outer(prediction.shape, target.shape):
+        with _RefuseOuter(prediction.shape, target.shape):
+            return loss(prediction, target)
+    return loss(prediction, target)
 
 
 def _outer(a: torch.Size, b: torch.Size) -> bool:

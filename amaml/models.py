@@ -10,6 +10,7 @@ from torch.func import vmap
 
 from amaml.errors import InputError, unknown
 from amaml.flow.graphs import differentiable_twice
+from amaml.points import Points, first
 
 Apply = Callable[[Tensor, Tensor], Tensor]  # (theta (P,), x (points, *input)) -> prediction (points, *output)
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "softplus": nn.Softplus, "gelu": nn.GELU}
@@ -28,7 +29,7 @@ def flatten(module: nn.Module) -> tuple[Tensor, "Flattened"]:
     Raises InputError for a module without trainable parameters, of mixed dtypes or devices, with parameters that have
     no shape yet, or with active dropout, which has no deterministic gradient.
     """
-    _check(module)
+    check_module(module)
     apply = Flattened(module)
     theta = torch.cat([p.detach().reshape(-1) for p in _trainable(module).values()]).clone()
     return theta, apply
@@ -45,7 +46,7 @@ class Flattened:
         self.unused = {name: value.clone() for name, value in module.state_dict().items() if name not in kept}
 
     def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
-        return torch.func.functional_call(self.module, self._pieces(theta), (x,))
+        return torch.func.functional_call(self.module, self._pieces(theta), *arguments_of(x))
 
     def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
         """The state_dict of the module with theta (P,) as its parameters, for module.load_state_dict.
@@ -64,6 +65,13 @@ class Flattened:
             raise _wrong_size(theta, sum(self.sizes))
         pieces = zip(self.shapes.items(), theta.split(self.sizes), strict=True)
         return {name: piece.view(shape) for (name, shape), piece in pieces}
+
+
+def arguments_of(x: Points) -> tuple[tuple, dict]:
+    """How a module is called with x: a tuple gives its positional arguments, a dict its keywords."""
+    if isinstance(x, dict):
+        return (), x
+    return (x if isinstance(x, tuple) else (x,)), {}
 
 
 @torch.no_grad()
@@ -85,10 +93,10 @@ def predict(apply: Apply, phi: Tensor, x: Tensor) -> Tensor:
 
     Raises InputError where phi and x are not of equally many tasks.
     """
-    if phi.ndim != 2 or len(phi) != len(x):
+    if phi.ndim != 2 or len(phi) != len(first(x)):
         raise InputError(
-            f"phi must be (tasks, P) and x (tasks, points, *input), got {tuple(phi.shape)} and {tuple(x.shape)}; "
-            "of one task: predict(apply, phi[None], x[None])[0]"
+            f"phi must be (tasks, P) and x (tasks, points, *input), got {tuple(phi.shape)} and "
+            f"{tuple(first(x).shape)}; of one task: predict(apply, phi[None], x[None])[0]"
         )
     with differentiable_twice():
         return vmap(apply)(phi, x)
@@ -103,7 +111,7 @@ def _wrong_size(theta: Tensor, size: int) -> InputError:
     return InputError(f"theta has {found}, the module has {size} parameters; amaml.flatten(module) makes theta (P,)")
 
 
-def _check(module: nn.Module) -> None:
+def check_module(module: nn.Module) -> None:
     """Raise InputError for what flatten cannot take; warn of what it changes."""
     parameters = _trainable(module)
     lazy = [name for name, p in parameters.items() if nn.parameter.is_lazy(p)]

@@ -2,36 +2,55 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map
 
 from amaml.errors import InputError
+from amaml.points import Given, Points, Weighted, first, named
+
+SETS = ("support_x", "support_y", "query_x", "query_y", "test_x", "test_y", "support_weight", "query_weight")
 
 
 @dataclass(frozen=True)
 class Tasks:
     """Support and query sets of a batch of tasks; the first axis of every tensor counts the tasks.
 
-    support_x (tasks, shot, *input), query_x (tasks, query, *input), the targets likewise. A meta-test batch
-    also carries test_x, test_y: the points on which the adapted parameters are judged.
+    support_x (tasks, shot, *input), query_x (tasks, query, *input), the targets likewise; each may be a dict or tuple
+    of tensors, where the network (x) or the loss (y) takes one. A meta-test batch also carries test_x, test_y: the
+    points on which the adapted parameters are judged.
+
+    support_weight, query_weight (tasks, points): the loss of a task is then sum w_i loss_i / sum w_i over its points,
+    and the loss must keep them apart: loss(prediction, target) -> (points, ...), as with reduction="none". Where only
+    one of the two is given, the other is one for all points. A point of weight zero is padding.
+    shared: tensors that are the same for all tasks, by name; apply(theta, x) then is apply(theta, x, shared).
+
+    Tensors that require a gradient get their meta-gradient, see amaml.AMAML.meta_gradient.
+    Raises InputError where the tensors do not fit together.
     """
 
-    support_x: Tensor
-    support_y: Tensor
-    query_x: Tensor
-    query_y: Tensor
-    test_x: Tensor | None = None
-    test_y: Tensor | None = None
+    support_x: Points
+    support_y: Points
+    query_x: Points
+    query_y: Points
+    test_x: Points | None = None
+    test_y: Points | None = None
+    support_weight: Tensor | None = None
+    query_weight: Tensor | None = None
+    shared: Mapping[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if not isinstance(value, Tensor) and not (value is None and f.name.startswith("test")):
+        leaves = [leaf for name in SETS for leaf in named(name, getattr(self, name))]
+        for name, value in leaves:
+            if not isinstance(value, Tensor) and not (value is None and name in SETS[4:]):
                 raise InputError(
-                    f"{f.name} must be a torch.Tensor, got {type(value).__name__}; torch.as_tensor({f.name}) makes one"
+                    f"{name} must be a torch.Tensor, got {type(value).__name__}; torch.as_tensor({name}) makes one"
                 )
-        counts = {f.name: tuple(t.shape[:1]) for f in fields(self) if (t := getattr(self, f.name)) is not None}
+        counts = {name: tuple(t.shape[:1]) for name, t in leaves if t is not None}
         if len(set(counts.values())) != 1 or () in counts.values() or (0,) in counts.values():
             raise InputError(f"every tensor of Tasks needs the same first axis (tasks >= 1), got {counts}")
         for x, y in (
@@ -39,14 +58,83 @@ class Tasks:
             (self.query_x, self.query_y),
             (self.test_x, self.test_y),
         ):
-            if x is not None and (y is None or x.shape[:2] != y.shape[:2]):
+            tensors = isinstance(x, Tensor) and isinstance(y, Tensor)
+            if x is not None and (y is None or (tensors and x.shape[:2] != y.shape[:2])):
+                shapes = [tuple(part.shape) if isinstance(part, Tensor) else part for part in (x, y)]
                 raise InputError(
-                    f"inputs and targets disagree: {tuple(x.shape)} and {None if y is None else tuple(y.shape)}; "
-                    "both begin with (tasks, points)"
+                    f"inputs and targets disagree: {shapes[0]} and {shapes[1]}; both begin with (tasks, points)"
                 )
+        self._check_weight("support_weight", self.support_weight, self.support_x)
+        self._check_weight("query_weight", self.query_weight, self.query_x)
+
+    @staticmethod
+    def _check_weight(name: str, weight: Tensor | None, x: Points) -> None:
+        if weight is not None and (not weight.is_floating_point() or weight.shape != first(x).shape[:2]):
+            raise InputError(
+                f"{name} must hold a floating-point number for each point, {tuple(first(x).shape[:2])}, got "
+                f"{tuple(weight.shape)} of {weight.dtype}"
+            )
+
+    @classmethod
+    def ragged(cls, tasks: Sequence[tuple[Points, Points, Points, Points]]) -> Tasks:
+        """Tasks of different numbers of points as one batch with weights: one for points, zero for padding.
+
+        tasks: of each task support_x (shot, *input), support_y, query_x, query_y, without an axis of tasks. Padding
+        repeats the first point of its set; batch norm sees it, the loss does not. Tensors without axes, as arguments of
+        the loss, are stacked.
+        """
+        if not tasks or any(not isinstance(task, tuple) or len(task) != 4 for task in tasks):
+            raise InputError(
+                "ragged takes tuples (support_x, support_y, query_x, query_y), one for each of 1 or more tasks"
+            )
+        support_x, support_y, query_x, query_y = zip(*tasks, strict=True)
+        support, query = _counts("support", support_x, support_y), _counts("query", query_x, query_y)
+        sets = (support_x, support), (support_y, support), (query_x, query), (query_y, query)
+        padded = [_padded(rows, counts) for rows, counts in sets]
+        weights = (_weights(first(rows[0]), counts) for rows, counts in sets[::2])
+        return cls(*padded, None, None, *weights)
 
     def __len__(self) -> int:
-        return len(self.support_x)
+        return len(first(self.support_x))
+
+    @property
+    def shot(self) -> int:
+        """The number of support points of a task."""
+        return first(self.support_x).shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return first(self.support_x).device
+
+    @property
+    def support(self) -> tuple[Any, Any]:
+        """x and y of the support sets as amaml.flow.derivatives takes them, with what is shared and the weights."""
+        return self._set(self.support_x, self.support_y, self.support_weight)
+
+    @property
+    def query(self) -> tuple[Any, Any]:
+        """x and y of the query sets likewise."""
+        return self._set(self.query_x, self.query_y, self.query_weight)
+
+    def _set(self, x: Points, y: Points, weight: Tensor | None) -> tuple[Any, Any]:
+        other = self.query_weight if self.support_weight is None else self.support_weight
+        if weight is None and other is not None:
+            weight = torch.ones(first(x).shape[:2], dtype=other.dtype, device=other.device)
+        given = x if self.shared is None else Given(x, dict(self.shared))
+        return given, y if weight is None else Weighted(y, weight)
+
+    def names(self, part: str) -> list[str]:
+        """The names of the tensors in .support or .query (part), in the order of tree_flatten."""
+        x, y, weight = f"{part}_x", f"{part}_y", f"{part}_weight"
+        found = [name for name, _ in named(x, getattr(self, x))] + [f"shared.{name}" for name in self.shared or ()]
+        return [*found, *(name for name, _ in named(y, getattr(self, y))), weight]
+
+    def leaves(self) -> dict[str, Tensor]:
+        """Every tensor of support and query, and the shared ones, by name: "support_x", "query_x.mask", "shared.w"."""
+        sets = [name for name in SETS if "test" not in name]
+        found = {leaf: t for name in sets for leaf, t in named(name, getattr(self, name)) if t is not None}
+        return found | {f"shared.{name}": tensor for name, tensor in (self.shared or {}).items()}
 
     def __getitem__(self, which: slice | Tensor) -> Tasks:
         """The tasks of a slice, as views, or those of a tensor of indices, copied."""
@@ -59,8 +147,48 @@ class Tasks:
             moved = tensor.to(*args, **kwargs)
             return moved if tensor.is_floating_point() else tensor.to(moved.device)  # class numbers stay what they are
 
-        return self._map(move)
+        return self._map(move, move)
 
-    def _map(self, change) -> Tasks:
-        tensors = (getattr(self, f.name) for f in fields(self))
-        return Tasks(*(None if tensor is None else change(tensor) for tensor in tensors))
+    def detach(self) -> Tasks:
+        """The same numbers without their graphs."""
+        return self._map(Tensor.detach, Tensor.detach)
+
+    def _map(self, change: Callable[[Tensor], Tensor], of_shared: Callable[[Tensor], Tensor] | None = None) -> Tasks:
+        changed = {name: tree_map(change, value) for name in SETS if (value := getattr(self, name)) is not None}
+        if of_shared and self.shared is not None:
+            changed["shared"] = {name: of_shared(tensor) for name, tensor in self.shared.items()}
+        return replace(self, **changed)
+
+
+def _counts(name: str, xs: Sequence[Points], ys: Sequence[Points]) -> list[int]:
+    """The numbers of points of the tasks."""
+    for leaf in tree_flatten((xs, ys))[0]:
+        if not isinstance(leaf, Tensor):
+            raise InputError(f"the {name} sets of ragged tasks must hold torch.Tensors, got {type(leaf).__name__}")
+    found = [{len(t) for t in tree_flatten(task)[0] if t.ndim} for task in zip(xs, ys, strict=True)]
+    wrong = [i for i, counts in enumerate(found) if len(counts) != 1 or 0 in counts]
+    if wrong:
+        raise InputError(
+            f"the {name} set of task {wrong[0]} (from 0) has tensors of {sorted(found[wrong[0]])} points; every one "
+            "begins with the points (1 or more) and has no axis of tasks"
+        )
+    return [counts.pop() for counts in found]
+
+
+def _padded(rows: Sequence[Points], counts: list[int]) -> Points:
+    """The sets of all tasks in one tree of tensors (tasks, most points, ...)."""
+
+    def stack(*leaves: Tensor) -> Tensor:
+        if not leaves[0].ndim:
+            return torch.stack(leaves)
+        most = max(counts)
+        return torch.stack([torch.cat([t, t[:1].expand(most - len(t), *t.shape[1:])]) for t in leaves])
+
+    return tree_map(stack, *rows)
+
+
+def _weights(x: Tensor, counts: list[int]) -> Tensor:
+    """One for every point, zero for padding, (tasks, most points)."""
+    dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
+    number = torch.tensor(counts, device=x.device)[:, None]
+    return (torch.arange(max(counts), device=x.device) < number).to(dtype)

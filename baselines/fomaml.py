@@ -7,7 +7,8 @@ from torch import Tensor
 from amaml.checks import validated
 from amaml.flow.derivatives import Loss
 from amaml.flow.field import GradientFlow
-from amaml.learner import MetaGradient, check_inner_loop, gradient_descent, query_gradient
+from amaml.flow.quadrature import Quadrature, Wanted, wanted
+from amaml.learner import MetaGradient, check_inner_loop, gradient_descent, query_gradient_with
 from amaml.models import Apply
 from amaml.tasks import Tasks
 
@@ -17,13 +18,15 @@ class FOMAML:
     """First-order MAML: the query gradient at the adapted parameters (Finn et al. 2017, section 5.2).
 
     value = mean over tasks of grad L_query(phi),   phi = K gradient steps from theta on L_support.
-    Costs K + 1 gradients; exact only where the support Hessian vanishes.
+    query_loss: the outer loss where it is another one. MetaGradient.gradients holds the query loss's own gradients in
+    the tensors of the tasks that require one. Costs K + 1 gradients; exact only where the support Hessian vanishes.
     """
 
     apply: Apply
     loss: Loss
     inner_lr: float
     inner_steps: int
+    query_loss: Loss | None = None
 
     def __post_init__(self) -> None:
         check_inner_loop(self.inner_lr, self.inner_steps)
@@ -38,8 +41,10 @@ class FOMAML:
         """The mean query gradient at phi."""
         flow = self._flow(theta, tasks)
         phi = gradient_descent(flow, self.inner_lr, self.inner_steps)
-        gradient, query_loss = query_gradient(self.apply, self.loss, phi, tasks)
-        return MetaGradient(gradient.mean(0), query_loss, flow.evaluations)
+        asked, loss = Wanted(query=wanted(tasks).query), self.query_loss or self.loss
+        gradient, query_loss, direct = query_gradient_with(self.apply, loss, phi, flow.tasks, asked.query)
+        gradients = Quadrature(flow, asked).gradients(direct)
+        return MetaGradient(gradient.mean(0), query_loss, flow.evaluations, gradients=gradients)
 
     def _flow(self, theta: Tensor, tasks: Tasks) -> GradientFlow:
-        return GradientFlow(self.apply, self.loss, tasks, theta.detach())
+        return GradientFlow(self.apply, self.loss, tasks.detach(), theta.detach())

@@ -9,7 +9,8 @@ from amaml.errors import InputError
 from amaml.flow.derivatives import Loss
 from amaml.flow.field import GradientFlow
 from amaml.flow.linalg import conjugate_gradient
-from amaml.learner import MetaGradient, check_inner_loop, gradient_descent, query_gradient
+from amaml.flow.quadrature import Quadrature, wanted
+from amaml.learner import MetaGradient, check_inner_loop, gradient_descent, number, query_gradient_with
 from amaml.models import Apply
 from amaml.tasks import Tasks
 
@@ -22,6 +23,8 @@ class IMAML:
     v    = (I + H/prox)^-1 grad L_query(phi),   H the Hessian of L_support at phi,   value = mean over tasks of v
     solved by cg_steps conjugate-gradient iterations. damping > 0 solves (1 + damping) v + H v / (prox + damping)
     instead, as the authors' released code does (with 1.0); it biases the gradient, so the default is 0.
+    query_loss: the outer loss where it is another one. prox and the tensors of the tasks get their gradient by the same
+    theorem where they require one: MetaGradient.gradients.
     Costs K + 1 gradients and cg_steps Hessian-vector products. The gradient is exact only where the inner loop has
     converged, that is for inner_lr * inner_steps * prox well above 1.
     """
@@ -30,9 +33,10 @@ class IMAML:
     loss: Loss
     inner_lr: float
     inner_steps: int
-    prox: float = 2.0
+    prox: float | Tensor = 2.0
     cg_steps: int = 5
     damping: float = 0.0
+    query_loss: Loss | None = None
 
     def __post_init__(self) -> None:
         check_inner_loop(self.inner_lr, self.inner_steps, damping=self.damping)
@@ -51,14 +55,17 @@ class IMAML:
         """The mean over the tasks of v."""
         flow = self._flow(theta, tasks)
         phi = gradient_descent(flow, self.inner_lr, self.inner_steps)
-        gradient, query_loss = query_gradient(self.apply, self.loss, phi, tasks)
+        asked, loss = wanted(tasks, prox=self.prox), self.query_loss or self.loss
+        gradient, query_loss, direct = query_gradient_with(self.apply, loss, phi, flow.tasks, asked.query)
 
         def matvec(v: Tensor) -> Tensor:
-            hessian_v = flow.hvp(phi, v) - self.prox * v  # the flow's product holds the regulariser too
-            return (1 + self.damping) * v + hessian_v / (self.prox + self.damping)
+            hessian_v = flow.hvp(phi, v) - flow.prox * v  # the flow's product holds the regulariser too
+            return (1 + self.damping) * v + hessian_v / (flow.prox + self.damping)
 
         v = conjugate_gradient(matvec, gradient, self.cg_steps)
-        return MetaGradient(v.mean(0), query_loss, flow.evaluations)
+        implicit = Quadrature(flow, asked)
+        implicit.add(phi, v / flow.prox, 1.0)  # d phi/d psi = (H + prox)^-1 d(field)/d psi
+        return MetaGradient(v.mean(0), query_loss, flow.evaluations, gradients=implicit.gradients(direct))
 
     def _flow(self, theta: Tensor, tasks: Tasks) -> GradientFlow:
-        return GradientFlow(self.apply, self.loss, tasks, theta.detach(), self.prox)
+        return GradientFlow(self.apply, self.loss, tasks.detach(), theta.detach(), number(self.prox))

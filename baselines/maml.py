@@ -12,6 +12,7 @@ from amaml.flow.derivatives import Loss
 from amaml.flow.field import Evaluations
 from amaml.learner import MetaGradient, check_inner_loop, query_gradient
 from amaml.models import Apply
+from amaml.points import Points, map_points
 from amaml.tasks import Tasks
 from baselines.inner import INNER_OPTIMIZERS
 
@@ -93,19 +94,19 @@ class MAML:
             phi, slots = step(phi, gradient, tuple(slots), self.inner_lr, k + 1)
         return phi, *slots
 
-    def _gradient(self, phi: Tensor, x: Tensor, y: Tensor, graph: bool) -> Tensor:
+    def _gradient(self, phi: Tensor, x: Points, y: Points, graph: bool) -> Tensor:
         gradients = derivatives.differentiable_gradients if graph else derivatives.gradients
         return gradients(self.apply, self.loss, phi, x, y)
 
-    def _batch(self, tasks: Tasks, step: int) -> tuple[Tensor, Tensor]:
+    def _batch(self, tasks: Tasks, step: int) -> tuple[Points, Points]:
         """The support points of an inner step."""
-        x, y = tasks.support_x, tasks.support_y
         if self.inner_batch is None:
-            return x, y
-        points = x.shape[1]
+            return tasks.support
+        points = tasks.shot
         if self.inner_batch > points:
             raise InputError(f"inner_batch {self.inner_batch} is more than the {points} support points of a task")
         rounds, place = divmod(step, points // self.inner_batch)
         order = torch.randperm(points, generator=torch.Generator().manual_seed(rounds))
-        chosen = order[place * self.inner_batch :][: self.inner_batch].to(x.device, non_blocking=True)
-        return x[:, chosen], y[:, chosen]
+        chosen = order[place * self.inner_batch :][: self.inner_batch].to(tasks.device, non_blocking=True)
+        x, y = (map_points(lambda tensor: tensor[:, chosen], part) for part in tasks.support)
+        return x, y

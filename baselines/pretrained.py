@@ -44,5 +44,5 @@ class Pretrained:
         x = torch.cat([tasks.support_x, tasks.query_x], 1)  # (tasks, shot + query, *input)
         y = torch.cat([tasks.support_y, tasks.query_y], 1)
         gradient = derivatives.gradients(self.apply, self.loss, start, x, y)
-        query_loss = derivatives.losses(self.apply, self.loss, start, tasks.query_x, tasks.query_y)
+        query_loss = derivatives.losses(self.apply, self.loss, start, *tasks.query)
         return MetaGradient(gradient.mean(0), query_loss, Evaluations(gradients=1))

@@ -40,7 +40,7 @@ class Reptile:
         """The mean of theta - phi, not the gradient of a loss."""
         flow = self._flow(theta, tasks)
         phi = gradient_descent(flow, self.inner_lr, self.inner_steps)
-        query_loss = derivatives.losses(self.apply, self.loss, phi, tasks.query_x, tasks.query_y)
+        query_loss = derivatives.losses(self.apply, self.loss, phi, *tasks.query)
         return MetaGradient(theta.detach() - phi.mean(0), query_loss, flow.evaluations)
 
     def _flow(self, theta: Tensor, tasks: Tasks) -> GradientFlow:

@@ -40,5 +40,5 @@ class Scratch:
     def meta_gradient(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
         """Zero (P,)."""
         start = theta.detach().expand(len(tasks), -1)
-        query_loss = derivatives.losses(self.apply, self.loss, start, tasks.query_x, tasks.query_y)
+        query_loss = derivatives.losses(self.apply, self.loss, start, *tasks.query)
         return MetaGradient(torch.zeros_like(theta), query_loss, Evaluations())

@@ -30,8 +30,9 @@ def table(result: dict[str, Any]) -> str:
         "",
         f"{a['network']}, {'meta-trained' if a['trained'] else 'untrained'} theta, {a['dtype']}, {a['device']} "
         f"({e['device']}), {a['threads']} thread(s), torch {e['versions']['torch']}, compile {a['compile']}; "
-        f"medians of {a['rounds']} rounds. Ratio: seconds over those of FOMAML. Memory: peak over a process that holds "
-        "network and tasks, compile off; about 70 MiB of it is the tracer, where a method traces. "
+        f"medians of {a['rounds']} rounds, seconds of "
+        "computing where it is one CPU thread. Ratio: seconds over those of FOMAML. Memory: peak over a process that "
+        "holds network and tasks, compile off; about 70 MiB of it is the tracer, where a method traces. "
         "Gradients and HVPs: calls for all tasks. Reported: the error that A-MAML carries from its last measurement. "
         "Measuring: what that adds to the evaluations, on 40 other batches; counted in the seconds. "
         "Floor: matrix products at the measured rate over the time taken.",

@@ -1,5 +1,7 @@
 """What every test shares: one thread, so that seconds and bits do not depend on the machine's load."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from test_omniglot import omniglot
 from amaml.experiment import build, report
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for run.py, which otherwise measures how many are fastest
 
 
 @pytest.fixture(scope="session")

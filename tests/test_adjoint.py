@@ -26,8 +26,8 @@ CASES = {
 
 def total(adjoint, flow, trajectory, lam):
     """The meta-gradient: lam(0) and the pull of the proximal term, averaged over the tasks."""
-    lam, integral = adjoint(flow, trajectory, lam)[:2]
-    return (lam + flow.prox * integral).mean(0)
+    swept = adjoint(flow, trajectory, lam)
+    return (swept.lam + flow.prox * swept.sweep.pulled).mean(0)
 
 
 def fixed_steps(flow, scheme, horizon, count):

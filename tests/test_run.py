@@ -10,18 +10,14 @@ import sys
 import pytest
 import torch
 from commands import ROOT, TINY, assert_same_run, checkpoint, content, files, metrics, start
-from PIL import Image
 from tqdm import tqdm
 
-import data
 import run
 from amaml import AMAML, InputError, half_mse, mlp
-from amaml.experiment import report
 from amaml.experiment.networks import initialise
 from amaml.experiment.registry import METHODS
 from baselines import FOMAML, IMAML, MAML, Pretrained, Reptile, Scratch
 from configs.settings import FIELDS, merged, parse_flags, read_toml
-from data.synthetic import Synthetic
 
 FOLDER = {"config.json", "metrics.jsonl", "test.json", "checkpoint.pt", "summary.json", "curves.png"}
 
@@ -173,116 +169,6 @@ def test_overwrite_runs_again_and_leaves_nothing_of_the_old_run(tmp_path, quick)
     assert_same_run(out, tmp_path / "fresh")
 
 
-def test_evaluate_takes_a_folder_or_a_checkpoint(tmp_path, quick, capsys):
-    out = tmp_path / "run"
-    start(out)
-    before, final = files(out), content(out, "test.json")[-1]
-    copy = tmp_path / "elsewhere" / "theta.pt"
-    copy.parent.mkdir()
-    copy.write_bytes((out / "checkpoint.pt").read_bytes())
-    for given in (out, copy):
-        capsys.readouterr()
-        assert run.main(["--evaluate", str(given)]) == 0
-        folder, name = (out if given is out else copy.parent), "evaluation-CosMixture-4shot-finetune.json"
-        evaluation = content(folder, name)
-        assert {name: evaluation[name] for name in final} == final  # the same theta, tasks and numbers
-        shown = capsys.readouterr().out
-        assert f"{final['test']['mean'][-1]:.4f}" in shown
-        assert shown.endswith(f"{folder / name}\n")
-    assert {name: b for name, b in files(out).items() if not name.startswith("evaluation")} == before
-
-
-def test_evaluate_takes_other_tests_than_the_runs_own(tmp_path, quick):
-    out, other = tmp_path / "run", tmp_path / "other"
-    start(out)
-    flags = ["--domain", "Sinusoid", "--shots", "9", "--test-tasks", "3", "--test-epochs", "20"]
-    assert run.main(["--evaluate", str(out), "--out", str(other), *flags]) == 0
-    assert run.main(["--evaluate", str(out), "--out", str(other), *flags]) == 0  # its own files may be replaced
-    name = "evaluation-Sinusoid-9shot-finetune.json"
-    evaluation = content(other, name)
-    assert set(files(other)) == {name}
-    assert evaluation["settings"]["shots"] == 9
-    assert evaluation["settings"]["width"] == 4
-    assert evaluation["tasks"] == 3
-    assert evaluation["epochs"] == [0, 10, 20]
-
-
-def test_evaluate_on_another_device_than_the_runs_own(tmp_path, quick, monkeypatch):
-    out = tmp_path / "run"
-    start(out)
-    saved = checkpoint(out)
-    saved["settings"]["device"] = "cuda:99"
-    torch.save(saved, out / "checkpoint.pt")
-    assert run.main(["--evaluate", str(out)]) == 2
-    assert run.main(["--evaluate", str(out), "--device", "cpu"]) == 0
-
-
-@pytest.mark.parametrize(("domain", "panels"), [("CosMixture", 1), ("CosMixture2D", 3)])
-def test_draw_shows_data_truth_and_both_fits(tmp_path, monkeypatch, domain, panels):
-    figures = []
-    png = report._png
-    monkeypatch.setattr(report, "_png", lambda figure: figures.append(figure) or png(figure))
-    assert start(tmp_path / "run", "--domain", domain, "--draw", "2") == 0
-    with Image.open(tmp_path / "run" / "fits.png") as picture:
-        assert picture.format == "PNG"
-        assert min(picture.size) > 400
-    curves, fits = figures
-    axes = [a for a in fits.axes if a.get_label() != "<colorbar>"]
-    assert len(axes) == 2 * panels
-    tasks = data.make(domain, data.Sampling(4, 4, 2, 0)).meta_test(2)
-    for task, first in enumerate(axes[::panels]):
-        support, truth = tasks.support_x[task], tasks.test_y[task, :, 0]
-        if panels == 1:
-            lines = {line.get_label(): line.get_ydata() for line in first.lines}
-            assert torch.equal(torch.as_tensor(lines["truth"]), truth)
-            assert torch.equal(torch.as_tensor(lines["support"]), tasks.support_y[task, :, 0])
-            assert abs(lines["before adaptation"] - lines["after adaptation"]).max() > 1e-4
-        else:
-            surfaces = [torch.as_tensor(a.collections[0].get_array()).flatten() for a in axes[3 * task : 3 * task + 3]]
-            assert torch.equal(surfaces[0], truth)
-            assert (surfaces[1] - surfaces[2]).abs().max() > 1e-4
-            assert torch.equal(torch.as_tensor(first.collections[1].get_offsets().data), support)
-    assert len(curves.axes) == 2
-
-
-@pytest.mark.parametrize("protocol", ["finetune", "inner"])
-def test_the_chunk_of_tasks_holds_at_meta_test_too(tmp_path, quick, monkeypatch, protocol):
-    """The numbers are the same to rounding; no more tasks are drawn at once, and none before the training."""
-    drawn, draw = [], Synthetic.meta_test
-    monkeypatch.setattr(Synthetic, "meta_test", lambda d, *span: (drawn.append(span), draw(d, *span))[1])
-    start(tmp_path / "run", "--protocol", protocol, "--test-tasks", "5", "--task-chunk", "2")
-    assert drawn == [(2, 0), (2, 2), (1, 4)]
-    start(tmp_path / "whole", "--protocol", protocol, "--test-tasks", "5")
-    assert drawn[3:] == [(5, 0)]
-    entries = [content(tmp_path / name, "test.json")[-1] for name in ("run", "whole")]
-    for points in ("support", "test"):
-        for statistic in ("mean", "ci95"):
-            one, two = (entry[points][statistic] for entry in entries)
-            assert one == pytest.approx(two, rel=1e-9)
-
-
-def test_both_protocols_are_reported_in_one_table(tmp_path, quick):
-    for protocol in ("both", "finetune", "inner"):
-        start(tmp_path / protocol, "--protocol", protocol)
-    both, finetune, inner = (content(tmp_path / p, "test.json")[-1] for p in ("both", "finetune", "inner"))
-    (also,) = both["also"]
-    for one, two in ((both, finetune), (also, inner)):
-        assert all(one[name] == two[name] for name in ("unit", "epochs", "support", "test"))
-    rows = {p: content(tmp_path / p, "summary.json")["table"].splitlines()[1:-1] for p in ("both", "finetune", "inner")}
-    assert rows["both"] == rows["finetune"] + rows["inner"]
-    assert content(tmp_path / "both", "summary.json")["also"][0]["unit"] == "inner step"
-    assert run.main(["--evaluate", str(tmp_path / "finetune"), "--protocol", "both", "--test-steps", "3"]) == 0
-    evaluation = content(tmp_path / "finetune", "evaluation-CosMixture-4shot-both.json")
-    assert evaluation["also"][0]["epochs"] == [0, 1, 3]
-
-
-def test_evaluate_draws_without_a_new_run(tmp_path, quick):
-    start(tmp_path / "run")
-    assert run.main(["--evaluate", str(tmp_path / "run"), "--draw", "1"]) == 0
-    picture = tmp_path / "run" / "fits-CosMixture-4shot-finetune.png"
-    assert picture.read_bytes().startswith(b"\x89PNG")
-
-
 def test_a_terminal_gets_a_bar_with_loss_rate_and_time_left(tmp_path, quick, monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):
@@ -324,11 +210,11 @@ def test_deterministic_algorithms_are_asked_for_where_the_run_asks(tmp_path, qui
     seen, build = [], run.build
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
 
-    def noted(s):
+    def noted(s, group):
         seen.append((torch.are_deterministic_algorithms_enabled(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
         if ends == "mistake":
             raise InputError("a mistake")
-        return build(s)
+        return build(s, group)
 
     monkeypatch.setattr(run, "build", noted)
     start(tmp_path / "run")

@@ -15,6 +15,7 @@ from amaml.experiment.machine import check_memory, steady_memory
 from amaml.experiment.networks import build_network, initialise
 from amaml.experiment.registry import METHODS, PROTOCOLS, protocols
 from amaml.experiment.stop import Stopped, StopRequest
+from amaml.flow import derivatives
 from amaml.learner import MetaLearner
 from amaml.models import Apply
 from amaml.tasks import Tasks
@@ -54,6 +55,12 @@ class Experiment:
         objective = self.domain.objective
         model = Model(self.apply, objective.loss, objective.metric, self.at_steps)
         return PROTOCOLS[protocol].call(self.settings, model, theta, tasks, on_record=on_record)
+
+    def support_gradients(self) -> Tensor:
+        """Of the tasks of the first update at theta, (tasks, P): the work that training repeats."""
+        tasks, objective = self.domain.episode(0), self.domain.objective
+        phi = self.theta.detach().expand(len(tasks), -1)
+        return derivatives.gradients(self.apply, objective.loss, phi, tasks.support_x, tasks.support_y)
 
     def meta_test(self, theta: Tensor, update: int, stop: StopRequest) -> dict[str, Any]:
         """Adapt theta (P,) to every meta-test task, some at a time; the entry for test.json.

@@ -127,7 +127,7 @@ def _by_unit(entries: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 def _read_evaluation(file: Path) -> list[Run]:
     entry = RunFolder(file.parent).read(file.name, {})
     settings = entry["settings"]
-    sources = [file.parent, *map(Path, filter(None, [settings.get("evaluate")]))]
+    sources = [file.parent, *map(Path, filter(None, [entry.get("evaluated"), settings.get("evaluate")]))]
     source = next((p for p in sources if (p / "summary.json").exists()), None)
     trained = _read_run(source / "summary.json")[0] if source else None
     costs = (trained.seconds, trained.gradients, trained.hvps) if trained else ()

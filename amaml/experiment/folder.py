@@ -45,6 +45,7 @@ class Checkpoint:
     timed_seconds: float = 0.0
     compiled: bool | None = None
     control: dict[str, Any] | None = None  # of A-MAML's error, amaml.flow.control
+    threads: int | None = None
 
 
 class RunFolder:

@@ -79,7 +79,7 @@ class Group:
     def __init__(self, rank: int = 0, world: int = 1) -> None:
         self.rank, self.world, self.first = rank, world, rank == 0
         self.stop = AgreedStop() if world > 1 else StopRequest()
-        self._known: Exception | None = None  # the last fault that all processes know of
+        self._known: BaseException | None = None  # the last fault that all processes know of
         self._wait = False  # for the others at the end
 
     def each(self, solve: Callable[[Part], T], parts: list[Part]) -> list[T]:

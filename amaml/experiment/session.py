@@ -12,6 +12,7 @@ from torch import Tensor
 
 from amaml.errors import Diverged, InputError, OverBudget
 from amaml.experiment.build import Experiment
+from amaml.experiment.clock import Clock
 from amaml.experiment.folder import Checkpoint, Mirror, RunFolder
 from amaml.experiment.progress import Progress
 from amaml.experiment.registry import META_OPTIMIZERS
@@ -133,37 +134,6 @@ class Skips:
                 RuntimeWarning,
                 stacklevel=2,
             )
-
-
-@dataclass
-class Clock:
-    """Wall time of the updates alone: tests and checkpoints left out, and each process's first update, which traces."""
-
-    updates: int = 0
-    seconds: float = 0.0
-    warm_up: float | None = None  # seconds of this process's first update
-    _mark: float = 0.0  # when it was read last
-
-    def start(self) -> None:
-        """From here on time counts."""
-        self._mark = time.perf_counter()
-
-    def since(self) -> float:
-        """Seconds since it was read last."""
-        return time.perf_counter() - self._mark
-
-    def book(self, updates: int) -> None:
-        """The time since it was read last went into so many updates."""
-        passed = self.since()
-        self.start()
-        if self.warm_up is None:
-            self.warm_up = passed
-        else:
-            self.updates, self.seconds = self.updates + updates, self.seconds + passed
-
-    def seconds_per_update(self) -> float | None:
-        """The mean, None where there was no update but first ones."""
-        return self.seconds / self.updates if self.updates else None
 
 
 @dataclass
@@ -300,5 +270,7 @@ class Session:
         control = getattr(self.experiment.learner, "control", None)
         memory = None if control is None else control.state_dict()
         state = self.theta.detach(), self.optimizer.state_dict()
-        self.folder.save(Checkpoint(asdict(self.settings), *state, *counters, self.compiled, memory))
+        self.folder.save(
+            Checkpoint(asdict(self.settings), *state, *counters, self.compiled, memory, torch.get_num_threads())
+        )
         self.last_saved, self._saved_at = self.update, time.monotonic()

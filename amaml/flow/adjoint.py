@@ -1,7 +1,8 @@
 """From a trajectory and lam(T) to the meta-gradient, by Hessian-vector products on the stored states.
 
 The adjoint state lam (tasks, P) is the sensitivity of a task's query loss to the state u(t). The meta-gradient of every
-task is lam(0) + prox times the integral of lam over [0, T], since theta pulls on u along the whole way.
+task is lam(0) + prox times the integral of D lam over [0, T], since theta pulls on u along the whole way. A Quadrature
+takes the products of the sweep and sums this integral, and those of whatever else enters the field.
 
 Stability is watched on the way: |H k| / |k| never exceeds lambda_max, for any vector k. Where a product that is taken
 anyway shows that a step is outside its scheme's stability interval, the sweep ends there.
@@ -15,15 +16,16 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from amaml.flow.field import GradientFlow
+from amaml.flow.quadrature import NOTHING, Quadrature, Wanted
 from amaml.flow.schemes import EULER, MIDPOINT
 from amaml.flow.trajectory import Trajectory
 
 
 class Adjoint(NamedTuple):
-    """lam(0) and the integral of lam, by the scheme's own quadrature, (tasks, P)."""
+    """lam(0) (tasks, P), and the integrals of the sweep by the scheme's own quadrature."""
 
     lam: Tensor
-    integral: Tensor
+    sweep: Quadrature
 
 
 @dataclass(frozen=True)
@@ -36,44 +38,42 @@ class Unstable:
 
 
 @torch.no_grad()
-def discrete(flow: GradientFlow, trajectory: Trajectory, lam: Tensor) -> Adjoint | Unstable:
+def discrete(flow: GradientFlow, trajectory: Trajectory, lam: Tensor, asked: Wanted = NOTHING) -> Adjoint | Unstable:
     """The exact transpose of the forward scheme: the derivative of the numbers it computed, to rounding.
 
     Step by step from the last to the first, by the transpose of each step's own scheme; one Hessian-vector product
     a stage. Hager 2000, section 2; equals backpropagation through the steps.
     """
-    pull = torch.zeros_like(lam)
+    sweep = Quadrature(flow, asked)
     for index, (move, stages) in enumerate_backwards(trajectory):
-        back = move.scheme.transposed(flow, move.h, stages, lam)
-        if move.scheme is not EULER and _outran(move.h, back.k, back.product, move.scheme.stability):
-            return Unstable(index, stages[0], back.product)
+        back = move.scheme.transposed(sweep, move.h, stages, lam)
+        if move.scheme is not EULER and _outran(flow, move.h, back.k, back.product, move.scheme.stability):
+            return Unstable(index, stages[0], flow.symmetric(back.product))
         lam = back.lam
-        if flow.prox:
-            pull = pull + back.pulled
-    return Adjoint(lam, pull)
+    return Adjoint(lam, sweep)
 
 
 @torch.no_grad()
-def continuous(flow: GradientFlow, trajectory: Trajectory, lam: Tensor) -> Adjoint | Unstable:
+def continuous(flow: GradientFlow, trajectory: Trajectory, lam: Tensor, asked: Wanted = NOTHING) -> Adjoint | Unstable:
     """The paper's own backward pass: Heun's method for dlam/dt = H(u) lam on the stored states.
 
         lam~_n = lam_(n+1) - h H(u_(n+1)) lam_(n+1)
         lam_n  = lam_(n+1) - h/2 (H(u_(n+1)) lam_(n+1) + H(u_n) lam~_n)
 
     N steps for N intervals, two Hessian-vector products each. Second order in the step size whatever the forward
-    scheme: it approximates the flow's gradient and is the derivative of no computed loss. The integral
-    of lam is taken by the trapezoidal rule. A-MAML, section 3.
+    scheme: it approximates the flow's gradient and is the derivative of no computed loss. The integrals
+    are taken by the trapezoidal rule on (u_n, lam_n). A-MAML, section 3.
     """
-    integral, later = torch.zeros_like(lam), trajectory.final
+    sweep, later, before = Quadrature(flow, asked), trajectory.final, 0.0
     for index, (move, stages) in enumerate_backwards(trajectory):
-        slope = flow.hvp(later, lam)
+        slope = sweep.product(later, lam, (before + move.h) / 2)
         predicted = lam - move.h * slope
-        product = flow.hvp(stages[0], predicted)
-        if move.scheme is not EULER and _outran(move.h, predicted, product, MIDPOINT.stability):
-            return Unstable(index, stages[0], product)
-        earlier = lam - move.h / 2 * (slope + product)
-        lam, integral, later = earlier, integral + move.h / 2 * (lam + earlier), stages[0]
-    return Adjoint(lam, integral)
+        product = flow.hvp(stages[0], flow.scaled(predicted))
+        if move.scheme is not EULER and _outran(flow, move.h, predicted, product, MIDPOINT.stability):
+            return Unstable(index, stages[0], flow.symmetric(product))
+        lam, later, before = lam - move.h / 2 * (slope + product), stages[0], move.h
+    sweep.add(later, lam, before / 2)
+    return Adjoint(lam, sweep)
 
 
 def enumerate_backwards(trajectory: Trajectory):
@@ -81,8 +81,9 @@ def enumerate_backwards(trajectory: Trajectory):
     return zip(reversed(range(len(trajectory.moves))), trajectory.backwards(), strict=True)
 
 
-def _outran(h: float, k: Tensor, product: Tensor, stability: float) -> bool:
+def _outran(flow: GradientFlow, h: float, k: Tensor, product: Tensor, stability: float) -> bool:
     """Whether lambda_max is known to exceed stability / h for some task; waits for the device."""
+    k, product = flow.symmetric(k), flow.symmetric(product)
     return bool((h * vector_norm(product, dim=-1) > stability * vector_norm(k, dim=-1)).any())
 
 

@@ -17,6 +17,7 @@ from numpy.polynomial import chebyshev
 from torch import Tensor
 
 from amaml.flow.field import GradientFlow
+from amaml.flow.quadrature import Quadrature
 from amaml.flow.schemes import Move, Record, Stages, Transposed
 
 DAMPING = 2 / 13
@@ -66,23 +67,19 @@ class Chebyshev:
         """The cheapest step that is stable at half the size."""
         return fewest_stages(self.stability / 2)
 
-    def transposed(self, flow: GradientFlow, h: float, stages: Stages, lam: Tensor) -> Transposed:
+    def transposed(self, sweep: Quadrature, h: float, stages: Stages, lam: Tensor) -> Transposed:
         """The recurrence run backwards."""
         first, rest = _coefficients(self.stages)
-        to_start, to_slope, to_earlier, pulled = (torch.zeros_like(lam) for _ in range(4))
+        to_start, to_slope, to_earlier = (torch.zeros_like(lam) for _ in range(3))
         for j in range(self.stages, 1, -1):  # lam is the sensitivity to Y_j, to_earlier that to Y_(j-1) so far
             mu, nu, m, g = rest[j - 2]
             to_start.add_(lam, alpha=1 - mu - nu)
             to_slope.add_(lam, alpha=h * g)
-            if flow.prox:
-                pulled.add_(lam, alpha=h * m)
-            product = flow.hvp(stages[j - 1], lam)
+            product = sweep.product(stages[j - 1], lam, h * m)
             lam, to_earlier = to_earlier.add_(lam, alpha=mu).sub_(product, alpha=h * m), nu * lam
         to_slope.add_(lam, alpha=h * first)
-        if flow.prox:
-            pulled.add_(to_slope)
-        product = flow.hvp(stages[0], to_slope)
-        return Transposed(to_start.add_(to_earlier).add_(lam).sub_(product), pulled, to_slope, product)
+        product = sweep.product(stages[0], to_slope, 1.0)
+        return Transposed(to_start.add_(to_earlier).add_(lam).sub_(product), to_slope, product)
 
 
 def fewest_stages(z: float) -> Chebyshev:

@@ -1,4 +1,4 @@
-"""lambda_max, the largest eigenvalue of the support Hessian, along a trajectory."""
+"""lambda_max, the largest eigenvalue of the support Hessian (with rates D of D^(1/2) H D^(1/2)), along a trajectory."""
 
 import math
 
@@ -33,7 +33,7 @@ class Curvature:
         """
 
         def matvec(v: Tensor) -> Tensor:
-            return self.flow.hvp(u, v)
+            return self.flow.symmetric_hvp(u, v)
 
         if self.vectors is None:
             _, self.vectors = largest_eigenvalue(matvec, self._first_start(), 1)

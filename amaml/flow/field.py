@@ -1,4 +1,4 @@
-"""The inner loop as a differential equation: du/dt = -grad L_support(u) - prox (u - theta)."""
+"""The inner loop as a differential equation: du/dt = -D (grad L_support(u) + prox (u - theta))."""
 
 import functools
 import math
@@ -42,6 +42,10 @@ class GradientFlow:
     A-MAML, section 3; with prox > 0 the field pulls towards theta (P,) as well. The field does not depend on t,
     and its Jacobian, minus the Hessian of the regularised support loss, is symmetric. Counts its evaluations, and
     raises OverBudget as soon as their total passes the limit.
+
+    rates: the diagonal of D (P,), None for the identity: a rate of its own for every parameter (Meta-SGD, Li et al.
+    2017). The field is a gradient flow in D^(-1/2) u, so that its Jacobian -D H has the real eigenvalues of the
+    symmetric -D^(1/2) H D^(1/2).
     """
 
     apply: Apply
@@ -51,6 +55,7 @@ class GradientFlow:
     prox: float = 0.0
     evaluations: Evaluations = field(default_factory=Evaluations)
     limit: float = math.inf
+    rates: Tensor | None = None
 
     @functools.cached_property
     def start(self) -> Tensor:
@@ -69,16 +74,43 @@ class GradientFlow:
     def _field(self, u: Tensor) -> Tensor:
         self.evaluations.gradients += 1
         self.check_budget()
-        gradient = derivatives.gradients(self.apply, self.loss, u, self.tasks.support_x, self.tasks.support_y)
-        return -gradient - self.prox * (u - self.theta) if self.prox else -gradient
+        return self.scaled(self._unscaled(u, derivatives.gradients(self.apply, self.loss, u, *self._support)))
 
     @torch.no_grad()
     def hvp(self, u: Tensor, v: Tensor) -> Tensor:
         """(H(u) + prox I) v, minus the field's Jacobian times v, (tasks, P)."""
         self.evaluations.hvps += 1
         self.check_budget()
-        product = derivatives.hvps(self.apply, self.loss, u, v, self.tasks.support_x, self.tasks.support_y)
+        product = derivatives.hvps(self.apply, self.loss, u, v, *self._support)
         return product + self.prox * v if self.prox else product
+
+    @torch.no_grad()
+    def symmetric_hvp(self, u: Tensor, v: Tensor) -> Tensor:
+        """D^(1/2) (H(u) + prox I) D^(1/2) v, whose eigenvalues decide on stability, (tasks, P)."""
+        return self.symmetric(self.hvp(u, self.symmetric(v)))
+
+    @torch.no_grad()
+    def pull_back(self, u: Tensor, v: Tensor, leaves: tuple[int, ...]) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """The field without its D, hvp(u, v), and v' d(grad L_support)/d(leaf) for those leaves of tasks.support."""
+        self.evaluations.hvps += 1
+        self.check_budget()
+        gradient, product, *pulled = derivatives.pull_backs(self.apply, self.loss, u, v, *self._support, leaves)
+        return self._unscaled(u, gradient), product + self.prox * v if self.prox else product, tuple(pulled)
+
+    def scaled(self, v: Tensor) -> Tensor:
+        """D v."""
+        return v if self.rates is None else self.rates * v
+
+    def symmetric(self, v: Tensor) -> Tensor:
+        """D^(1/2) v: of an adjoint state, the one in the coordinates in which the Jacobian is symmetric."""
+        return v if self.rates is None else self.rates.sqrt() * v
+
+    def _unscaled(self, u: Tensor, gradient: Tensor) -> Tensor:
+        return -gradient - self.prox * (u - self.theta) if self.prox else -gradient
+
+    @functools.cached_property
+    def _support(self) -> tuple:
+        return self.tasks.support
 
     def check_budget(self, further: float = 0) -> None:
         """Raise OverBudget where the evaluations, with so many further ones, are more than the limit."""

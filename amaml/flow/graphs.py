@@ -17,7 +17,7 @@ import shutil
 import warnings
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -27,9 +27,11 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from amaml.errors import InputError
 from amaml.flow.closures import Path, find_paths, follow
+from amaml.points import map_points
 
 Result = Tensor | tuple[Tensor, ...]
 Function = Callable[..., Result]
@@ -84,8 +86,9 @@ def differentiable_twice() -> Iterator[None]:
 
 
 @torch.no_grad()
-def replay(define: Definition, one: Definition, apply: Any, loss: Any, *arguments: Tensor) -> Result:
-    """define(apply, loss) at the arguments: phi (tasks, P) first, the points x and y of the tasks last.
+def replay(define: Definition, one: Definition, apply: Any, loss: Any, *arguments: Any) -> Result:
+    """define(apply, loss) at the arguments: phi (tasks, P) first, the points x and y of the tasks last, which may be
+    dicts and tuples of tensors.
 
     one(apply, loss) is the loss of one task as a function of theta (P,), x and y. Raises InputError under
     torch.autocast, for a network that draws random numbers, and for a loss that differs from call to call.
@@ -93,14 +96,15 @@ def replay(define: Definition, one: Definition, apply: Any, loss: Any, *argument
     phi, root = arguments[0], (apply, loss)
     _refuse_autocast(phi.device.type)
     family = _family(root, phi)
-    key = define, _compiling.get(), _signature(arguments)
-    arguments = [a.contiguous() for a in arguments]  # what is compiled holds for the layout of its examples
+    tensors, structure = _flat(arguments)
+    key = define, _compiling.get(), structure, _signature(tensors)
+    tensors = [a.contiguous() for a in tensors]  # what is compiled holds for the layout of its examples
     graph = family.graphs.get(key)
     used = None if graph is None else graph.used(root)
     if used is None:
         graph = family.graphs[key] = family.trace(define, one, root, arguments)
         used = graph.used(root)
-    return graph.call(*arguments, *used)
+    return graph.call(*tensors, *used)
 
 
 @torch.no_grad()
@@ -133,8 +137,8 @@ class Probe(NamedTuple):
     """The points of one task, and the graph of its loss."""
 
     graph: Graph
-    x: Tensor
-    y: Tensor
+    x: Any
+    y: Any
 
     def agrees(self, one: Definition, root: tuple, theta: Tensor) -> bool:
         """Whether the graph still computes the loss; waits for the device."""
@@ -146,7 +150,7 @@ class Probe(NamedTuple):
                 now = one(*root)(theta, self.x, self.y)
         except Exception:  # apply and loss do not take the old points any more
             return False
-        then = self.graph.call(theta, self.x, self.y, *used)
+        then = self.graph.call(*_flat((theta, self.x, self.y))[0], *used)
         tolerance = ROUNDINGS * torch.finfo(now.dtype).eps if now.dtype.is_floating_point else 0.0
         return torch.allclose(now, then, rtol=tolerance, atol=0.0, equal_nan=True)
 
@@ -172,14 +176,13 @@ class Family:
                 stacklevel=2,
             )
 
-    def trace(self, define: Definition, one: Definition, root: tuple, arguments: list[Tensor]) -> Graph:
+    def trace(self, define: Definition, one: Definition, root: tuple, arguments: tuple) -> Graph:
         """A new graph, from the same state of apply and loss as the others."""
-        theta, x, y = (arguments[i][0] for i in (0, -2, -1))
+        theta, x, y = (map_points(lambda tensor: tensor[0].clone(), arguments[i]) for i in (0, -2, -1))
         self.refresh(one, root, theta)
         graph = _trace(define(*root), root, arguments, _compiling.get())
         if self.probe is None:
-            points = theta, x.clone(), y.clone()
-            probe = Probe(_trace(one(*root), root, points, False), *points[1:])
+            probe = Probe(_trace(one(*root), root, (theta, x, y), False), x, y)
             if not probe.agrees(one, root, theta):
                 raise InputError(
                     "apply or loss give another value every time they are called with the same tensors; such a loss "
@@ -207,7 +210,14 @@ def _weak(part: object, when_gone: Callable[[Any], Any]) -> Callable[[], object]
         return lambda: part
 
 
-def _signature(tensors: list[Tensor] | tuple[Tensor, ...]) -> tuple:
+def _flat(arguments: tuple) -> tuple[Sequence[Tensor], Any]:
+    """The tensors of the arguments, and what tree_unflatten needs; None where each argument is a tensor."""
+    if all(isinstance(a, Tensor) for a in arguments):
+        return arguments, None
+    return tree_flatten(arguments)
+
+
+def _signature(tensors: Sequence[Tensor]) -> tuple:
     return tuple((t.shape, t.dtype, t.device) for t in tensors)
 
 
@@ -216,18 +226,23 @@ def _layout(tensor: Tensor) -> tuple:
 
 
 def _refuse_autocast(device_type: str) -> None:
-    if torch.is_autocast_enabled(device_type):
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         raise InputError(
             "torch.autocast is on, which rounds inside the derivatives; call outside of it, or within "
             f"torch.autocast({device_type!r}, enabled=False)"
         )
 
 
-def _trace(function: Function, root: tuple, arguments: list[Tensor] | tuple[Tensor, ...], compiling: bool) -> Graph:
-    examples = [torch.zeros_like(a) for a in arguments]  # one tensor in two places would tie these for good
+def _trace(function: Function, root: tuple, arguments: tuple, compiling: bool) -> Graph:
+    tensors, structure = _flat(arguments)
+    examples = [
+        torch.zeros_like(a, memory_format=torch.contiguous_format) for a in tensors
+    ]  # one tensor in two places would tie these for good
     try:
         with differentiable_twice():
-            traced = make_fx(function)(*examples)
+            traced = make_fx(lambda *flat: function(*(tree_unflatten(flat, structure) if structure else flat)))(
+                *examples
+            )
     except (RuntimeError, ValueError) as fault:
         for sign, explanation in EXPLANATIONS.items():
             if sign in str(fault):
@@ -258,12 +273,33 @@ def _lift(traced: GraphModule, root: tuple) -> list[Path]:
 
 
 def _compile(traced: GraphModule, examples: list[Tensor]) -> Function:
+    """The graph compiled for arguments like these; as it was traced, with one warning, where the device's compiler or
+    its CUDA graphs fail."""
+    device = examples[0].device.type
+    if device in _without_compiler:
+        return traced
+    replayed = _compiled_for(device, traced)
+    try:
+        for _ in range(3 if device == "cuda" else 1):  # a CUDA graph is warmed up, recorded, replayed
+            replayed(*examples)  # compiled for these: a call with one tensor in two places would tie them for good
+    except Exception as fault:  # compilers fail in many ways
+        _without_compiler.add(device)
+        reason = next((line for line in str(fault).splitlines() if line.strip()), type(fault).__name__)
+        warnings.warn(
+            f"torch.compile fails on this {device} device ({reason.strip()}); going on with the traced graphs, which "
+            "take two to three times as long for small networks. --compile off avoids the attempt",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return traced
+    return replayed
+
+
+def _compiled_for(device: str, traced: GraphModule) -> Function:
     # the key of a graph already guards shapes, dtypes and devices
     options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-    if examples[0].device.type != "cuda":
-        compiled_graph = torch.compile(traced, dynamic=False, options=options)
-        compiled_graph(*examples)  # compiled for these: a call with one tensor in two places would tie them for good
-        return compiled_graph
+    if device != "cuda":
+        return torch.compile(traced, dynamic=False, options=options)
     replayed = torch.compile(traced, dynamic=False, options=options | {"triton.cudagraphs": True})
 
     def fresh(*arguments: Tensor) -> Result:
@@ -271,5 +307,7 @@ def _compile(traced: GraphModule, examples: list[Tensor]) -> Function:
         result = replayed(*arguments)
         return result.clone() if isinstance(result, Tensor) else tuple(part.clone() for part in result)
 
-    fresh(*examples)
     return fresh
+
+
+_without_compiler: set[str] = set()  # kinds of devices on which torch.compile has failed in this process

@@ -14,6 +14,7 @@ from torchdiffeq import odeint
 
 from amaml.errors import Diverged
 from amaml.flow.field import GradientFlow
+from amaml.flow.quadrature import Quadrature
 
 Stages = tuple[Tensor, ...]  # the states Y_i (tasks, P) of one step at which the field was evaluated, Y_1 = u
 
@@ -45,17 +46,16 @@ class Scheme(Protocol):
         """The scheme that is stable for steps of half the size."""
         ...
 
-    def transposed(self, flow: GradientFlow, h: float, stages: Stages, lam: Tensor) -> "Transposed":
-        """The step's transpose, applied to the adjoint state at its end."""
+    def transposed(self, sweep: Quadrature, h: float, stages: Stages, lam: Tensor) -> "Transposed":
+        """The step's transpose, applied to the adjoint state at its end; sweep takes the products."""
         ...
 
 
 class Transposed(NamedTuple):
-    """lam (tasks, P) at the start of a step; the sum of the sensitivities to the field, zero without prox; and the last
-    vector k that was multiplied by a Hessian, with the product H k: by their norms a lower bound of lambda_max."""
+    """lam (tasks, P) at the start of a step; and the last vector k that was multiplied by a Hessian, with the product
+    H k: by their norms a lower bound of lambda_max."""
 
     lam: Tensor
-    pulled: Tensor
     k: Tensor
     product: Tensor
 
@@ -94,12 +94,13 @@ class RungeKutta:
             u = _shifted(u, self.b, slopes, move.h)
         return u
 
-    def transposed(self, flow: GradientFlow, h: float, stages: Stages, lam: Tensor) -> Transposed:
-        """From the last stage to the first, with J_i = -H(Y_i) symmetric:
-            k_i = h (b_i lam + sum_(j>i) a_ji w_j),    w_i = J_i k_i,    lam <- lam + sum_i w_i.
+    def transposed(self, sweep: Quadrature, h: float, stages: Stages, lam: Tensor) -> Transposed:
+        """From the last stage to the first:
+            k_i = h (b_i lam + sum_(j>i) a_ji w_j),    w_i = J_i' k_i,    lam <- lam + sum_i w_i,
+        where J_i = -D H(Y_i).
         The products are taken with k_i / scale_i, where scale_i = h b_i (h where b_i is 0).
         """
-        total, pulled, products = lam, lam.new_zeros(()), {}  # products: H(Y_i) k_i / scale_i
+        total, products = lam, {}  # products: H(Y_i) D k_i / scale_i
         scale = [h * b if b else h for b in self.b]
         for i in reversed(range(len(self.b))):
             weights = {j: h * self.a[j][i] * scale[j] / scale[i] for j in products if self.a[j][i]}
@@ -108,11 +109,9 @@ class RungeKutta:
             k = lam if self.b[i] else torch.zeros_like(lam)
             for j, weight in weights.items():
                 k = torch.sub(k, products[j], alpha=weight)
-            products[i] = flow.hvp(stages[i], k)
+            products[i] = sweep.product(stages[i], k, scale[i])
             total = torch.sub(total, products[i], alpha=scale[i])
-            if flow.prox:
-                pulled = pulled + scale[i] * k
-        return Transposed(total, pulled, k, products[i])
+        return Transposed(total, k, products[i])
 
 
 @dataclass(frozen=True)
