@@ -74,3 +74,14 @@ def test_a_meta_update_stays_on_its_device_and_seldom_waits(name, steps, monkeyp
     assert gradient.value.shape == theta.shape
     assert gradient.query_loss.is_meta
     assert seen.count == COUNTS[name]
+
+
+@pytest.mark.parametrize("solver", ["auto", "rk4", "rkc"])
+def test_the_flow_s_solvers_wait_for_lambda_max_alone(solver, monkeypatch):
+    """Counted on the CPU: on this problem "auto" waits 21 times for 110 evaluations, 50 times where it measures."""
+    theta, tasks = mlp()[0], regression()
+    method = AMAML(mlp()[1], half_mse, 0.05, 100, solver=solver)
+    for _ in range(3):
+        with waits(monkeypatch) as seen:
+            spent = method.meta_gradient(theta, tasks).evaluations
+        assert 0 < seen.count - 3 < spent.total / 3
