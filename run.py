@@ -5,67 +5,93 @@ torch is imported where it is first needed, after the flags were checked: a mist
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import warnings
-from dataclasses import asdict
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import data
 from amaml.errors import Diverged, InputError
 from amaml.experiment.ending import status_of
+from amaml.experiment.launch import launch
+from amaml.experiment.processes import Group, check_device, joined
 from amaml.experiment.registry import WITH_KINKS, flag_name
-from amaml.experiment.stop import StopRequest
 from amaml.files import cache_folder
 from configs.settings import CONTROL, TEST, Settings, check_together, checked, merged, parse_flags
 
 if TYPE_CHECKING:
     from amaml.experiment.build import Experiment
+    from amaml.experiment.folder import Checkpoint
     from amaml.experiment.session import Session
 
 NETWORK = ("method", "learn_rates", "network", "width", "activation", "norm")  # what a checkpoint's theta is tied to
 
 
-def experiment(s: Settings) -> None:
-    """Train, test and report one run in its folder; a finished one is only reported."""
+def experiment(s: Settings, group: Group) -> None:
+    """Train, test and report one run in its folder; a finished one is only reported. The first process alone writes."""
     from amaml.experiment import machine, opening, report, threads
     from amaml.experiment.folder import RunFolder
     from amaml.experiment.session import Session
     from amaml.flow.derivatives import compiled
 
     folder = RunFolder(s.folder())
-    with folder.alone(), machine.deterministic(s.deterministic):
-        finished, start = opening.Asked(asdict(s), CONTROL, TEST).open(folder)
+    with folder.alone() if group.first else nullcontext(), machine.deterministic(s.deterministic):
+        finished, start = group.of_first(lambda: opening.Asked(asdict(s), CONTROL, TEST).open(folder))
         if finished:
-            print(folder.read("summary.json", {})["table"])
-            print(f"{folder.path} is finished; --evaluate {folder.path} tests or draws it, --overwrite runs it again")
+            if group.first:
+                print(folder.read("summary.json", {})["table"])
+                print(
+                    f"{folder.path} is finished; --evaluate {folder.path} tests or draws it, --overwrite runs it again"
+                )
             return
-        to_compile = opening.compiles(s.compile, s.meta_updates, start)
-        e = build(s)
-        threads.choose(e.support_gradients, start and start.threads)
-        with compiled(to_compile), StopRequest() as stop:
-            session = Session(folder, e, stop, to_compile)
-            if start is not None:
-                session.restore(start)
-            if s.overwrite:
-                folder.clear()
-            folder.create(asdict(s))
-            folder.rewind(session.update)
+        to_compile = group.of_first(lambda: opening.compiles(s.compile, s.meta_updates, start))
+        e = group.together(lambda: build(s, group))
+        count = group.of_first(lambda: threads.choose(e.support_gradients, start and start.threads))
+        threads.choose(e.support_gradients, count)  # as many in every process
+        with compiled(to_compile), group.stop as stop:
+            session = Session(folder, e, stop, to_compile, shown=group.first)
+            begin(session, start, s, group)
             train(session, s)
-            sizes = f"{s.shots} shots, {s.queries} queries, {s.inner_steps} inner steps"
-            print(report.finish(folder, f"{s.domain}, {sizes}: {s.method}, seed {s.seed}", session))
-            if (picture := e.picture(e.theta)) is not None:
-                folder.write_bytes("fits.png", picture)
-            print(folder.path)
+            if group.first:
+                sizes = f"{s.shots} shots, {s.queries} queries, {s.inner_steps} inner steps"
+                print(report.finish(folder, f"{s.domain}, {sizes}: {s.method}, seed {s.seed}", session))
+                if (picture := e.picture(e.theta)) is not None:
+                    folder.write_bytes("fits.png", picture)
+                print(folder.path)
 
 
-def build(s: Settings) -> Experiment:
+def begin(session: Session, start: Checkpoint | None, s: Settings, group: Group) -> None:
+    """Take over the checkpoint and make the folder ready; a process that does not write gets what it has to read."""
+    from amaml.experiment.folder import Mirror
+
+    def prepare() -> Mirror:
+        folder = session.folder
+        if start is not None:
+            session.restore(start)
+        if s.overwrite:
+            folder.clear()
+        folder.create(asdict(s))
+        folder.rewind(session.update)
+        return Mirror(folder.path, folder.metrics(), folder.read("test.json", []))
+
+    mirror = group.of_first(prepare)
+    if not group.first:
+        session.folder = mirror
+        if start is not None:
+            session.restore(start)
+
+
+def build(s: Settings, group: Group) -> Experiment:
     """Data, network and learner."""
     from amaml.experiment import build, machine
 
+    check_device(s.device, group)
     machine.check_device(s.device)
-    return build.build(s, data.of_settings(s))
+    return build.build(s, data.of_settings(s), group.each)
 
 
 def train(session: Session, s: Settings) -> None:
@@ -78,33 +104,38 @@ def train(session: Session, s: Settings) -> None:
         raise
 
 
-def evaluate(flags: dict[str, Any]) -> None:
+def evaluate(flags: dict[str, Any], group: Group) -> None:
     """Meta-test a run folder or a checkpoint under its own settings and the flags given beside it."""
     from amaml.experiment import machine, report
     from amaml.experiment.folder import RunFolder, load_checkpoint
 
     given = Path(flags["evaluate"])
     path = given / "checkpoint.pt" if given.is_dir() else given
-    checkpoint = load_checkpoint(path)
+    checkpoint = group.of_first(lambda: load_checkpoint(path))
     own = checkpoint.settings
-    s = checked(own | {"out": None, "resume": False, "overwrite": False, "draw": 0} | flags, source=f" in {path}")
+    s = checked(
+        own | {"out": None, "resume": False, "overwrite": False, "draw": 0} | flags | {"processes": group.world},
+        source=f" in {path}",
+    )
     check_together(flags, s)
     for name in NETWORK:
         made = own.get(name)  # an older run knows fewer settings
         if getattr(s, name) != made:
             raise InputError(f"{path} was made with {flag_name(name)} {made}, not {getattr(s, name)}; leave it out")
     with machine.deterministic(s.deterministic):
-        e = build(s)
+        e = group.together(lambda: build(s, group))
         if e.theta.shape != checkpoint.theta.shape:
             raise InputError(
                 f"{path} holds {len(checkpoint.theta)} parameters, the network for {s.domain} has {len(e.theta)}; "
                 "evaluate it on a domain with as many inputs and outputs"
             )
         folder = RunFolder(Path(s.out) if s.out else path.parent)
-        if s.out and folder.path.resolve() != path.parent.resolve():
+        if group.first and s.out and folder.path.resolve() != path.parent.resolve():
             folder.prepare_evaluation()
         theta = checkpoint.theta.to(e.theta)
-        entry = e.meta_test(theta, checkpoint.update, StopRequest())
+        entry = e.meta_test(theta, checkpoint.update, group.stop)
+        if not group.first:
+            return
         picture = e.picture(theta)
     print(report.table(f"{path} on {s.domain}, {s.shots} shots", entry))
     made = {"settings": {name: value for name, value in asdict(s).items() if name not in CONTROL}, **entry}
@@ -113,16 +144,25 @@ def evaluate(flags: dict[str, Any]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status: 0 done, 2 a mistake in the input or a diverged run, 128 + signal after a stop."""
+    """Exit status: 0 done, 2 a mistake in the input or a diverged run, 128 + signal after a stop, 1 where another
+    process of the run was lost."""
 
-    def program() -> None:
+    def program(group: Group) -> int | None:
         flags = parse_flags(arguments)
-        if "evaluate" in flags:
-            evaluate(flags)
-        else:
-            experiment(merged(flags))
+        s = None if "evaluate" in flags else merged(flags)
+        asked = flags.get("processes", group.world)
+        if group.world == 1 and asked > 1:
+            return launch(asked, Path(__file__), arguments)
+        if asked != group.world:
+            raise InputError(f"--processes {asked} under torchrun, which has started {group.world}; leave it out")
+        if s is None:
+            return evaluate(flags, group)
+        if group.world > 1 and s.task_chunk is None:
+            s = replace(s, task_chunk=math.ceil(s.meta_batch / group.world))
+        return experiment(replace(s, processes=group.world), group)
 
-    return status_of(program)
+    with joined() as group:
+        return status_of(lambda: group.run(program), quiet=not group.first)
 
 
 if __name__ == "__main__":

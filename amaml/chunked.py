@@ -1,6 +1,8 @@
 """A learner that sees few tasks at once, for networks of which a whole batch does not fit."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +13,14 @@ from amaml.flow.field import Evaluations
 from amaml.learner import MetaGradient, MetaLearner
 from amaml.tasks import Tasks
 
+Part, Result = TypeVar("Part"), TypeVar("Result")
+Each = Callable[[Callable[[Part], Result], list[Part]], list[Result]]
+
+
+def in_turn(solve: Callable[[Part], Result], parts: list[Part]) -> list[Result]:
+    """solve of every part, in their order, one after the other."""
+    return [solve(part) for part in parts]
+
 
 @dataclass(frozen=True)
 class Chunked:
@@ -19,10 +29,13 @@ class Chunked:
     The meta-gradient is the mean over all tasks: to rounding for methods that make the same steps for every batch, to
     rtol for A-MAML's flow, whose steps are chosen for the tasks that are solved together. A-MAML learns once, from all
     chunks: each begins from the same state, so that it does not matter where or in which order they are solved.
+
+    each: how the meta-gradients of the chunks are taken: in_turn, or spread over processes, to the same bits.
     """
 
     learner: MetaLearner
     size: int
+    each: Each = in_turn
 
     def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
         """As the learner's, chunk by chunk."""
@@ -32,7 +45,9 @@ class Chunked:
         """As the learner's; error is the largest that the chunks' errors add up to."""
         call = self.learner.look if isinstance(self.learner, AMAML) else self.learner.meta_gradient
         chunks = self.chunks(tasks)
-        folded = fold([call(theta, chunk) for chunk in chunks], [len(chunk) / len(tasks) for chunk in chunks])
+        folded = fold(
+            self.each(lambda chunk: call(theta, chunk), chunks), [len(chunk) / len(tasks) for chunk in chunks]
+        )
         if folded.observation is not None:
             self.learner.control.learn(self.learner.problem(theta), self.learner.rtol, folded.observation)
         return folded

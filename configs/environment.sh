@@ -1,8 +1,9 @@
 # Sourced from the repository's root by experiment.sh, reproduce.sh and tests/run.sh.
 #
 # find_environment FILE...: sets PYTHON to an interpreter that has every package of the requirement files, each of
-# which is imported under its own name (pytest-xdist: as xdist): that of the active environment if it has them, else that of .venv if it was
-# filled from the files as they are now, else one in PATH, else .venv's, after the set-up. Starts as few as it can.
+# which is imported under its own name (pytest-xdist: as xdist): that of the active environment if it has them, else
+# that of .venv if it was filled from the files as they are now, else one in PATH, else .venv's, after the set-up.
+# Starts as few as it can.
 
 find_environment() {
     local active=${VIRTUAL_ENV:-${CONDA_PREFIX:-}} modules candidate lacking status base="" hint=""

@@ -133,7 +133,13 @@ class Settings:
     trajectory_checkpoints: int | None = _flag(
         _count, "A-MAML: states of a trajectory kept at most, the rest computed again (default: by their size)"
     )
-    task_chunk: int | None = _flag(_count, "tasks that go through the network at once (default: all)")
+    task_chunk: int | None = _flag(
+        _count,
+        "tasks that go through the network at once (default: all; of several processes, their share of --meta-batch)",
+    )
+    processes: int | None = _flag(
+        _count, "processes that share the run, on a GPU each for cuda (default: 1, or those of torchrun)", control=True
+    )
     compile: str = _flag(_choice(("auto", "on", "off")), "torch.compile: auto (runs of 500 updates or more), on, off")
     dtype: str = _flag(_choice(("float64", "float32")), "precision: float64, float32")
     deterministic: bool = _flag(

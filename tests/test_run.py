@@ -210,11 +210,11 @@ def test_deterministic_algorithms_are_asked_for_where_the_run_asks(tmp_path, qui
     seen, build = [], run.build
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
 
-    def noted(s):
+    def noted(s, group):
         seen.append((torch.are_deterministic_algorithms_enabled(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
         if ends == "mistake":
             raise InputError("a mistake")
-        return build(s)
+        return build(s, group)
 
     monkeypatch.setattr(run, "build", noted)
     start(tmp_path / "run")

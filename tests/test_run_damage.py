@@ -165,7 +165,7 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_line_and_keeps_the_last_checkp
     ids=lambda fault: type(fault).__name__,
 )
 def test_memory_that_runs_out_gets_one_line(tmp_path, monkeypatch, capsys, fault):
-    def build(settings):
+    def build(*settings):
         raise fault
 
     monkeypatch.setattr(run, "build", build)
@@ -197,7 +197,7 @@ def test_an_operation_without_a_deterministic_form_gets_one_line(tmp_path, monke
         "scatter_add_cuda_kernel does not have a deterministic implementation, but you set "
         "'torch.use_deterministic_algorithms(True)'. You can turn off determinism just for this operation, or ..."
     )
-    monkeypatch.setattr(run, "build", lambda settings: (_ for _ in ()).throw(fault))
+    monkeypatch.setattr(run, "build", lambda *settings: (_ for _ in ()).throw(fault))
     assert start(tmp_path / "run", "--deterministic") == 2
     line = error_line(capsys)
     assert line.startswith("run.py: scatter_add_cuda_kernel does not have a deterministic implementation")
@@ -205,7 +205,7 @@ def test_an_operation_without_a_deterministic_form_gets_one_line(tmp_path, monke
 
 
 def test_a_fault_of_the_program_is_not_hidden(tmp_path, monkeypatch):
-    def build(settings):
+    def build(*settings):
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(run, "build", build)

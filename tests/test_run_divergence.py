@@ -104,8 +104,8 @@ def test_the_first_update_that_was_not_finite_is_named(tmp_path, quick, capsys, 
     """One poisoned episode after five good ones; the updates are looked at in batches, later ones are faulty too."""
     out, build = tmp_path / "run", run.build
 
-    def poisoned(settings):
-        e = build(settings)
+    def poisoned(*settings):
+        e = build(*settings)
         draw = e.domain.episode
 
         def episode(step):

@@ -17,6 +17,7 @@ COUNTS = [
     "checkpoint-interval",
     "ways",
     "task-chunk",
+    "processes",
     "test-steps",
 ]
 FINETUNE = ["--protocol", "finetune"]  # the sizes of TINY are for it

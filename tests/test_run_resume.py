@@ -120,8 +120,8 @@ def signalled(monkeypatch, step: int | None, number: int, test: int = 0, repeat:
         for _ in range(repeat):
             os.kill(os.getpid(), number)
 
-    def noisy_build(settings):
-        e = build(settings)
+    def noisy_build(*settings):
+        e = build(*settings)
         draw = e.domain.episode
         monkeypatch.setattr(e.domain, "episode", lambda n: (send() if n == step else None, draw(n))[1])
         return e

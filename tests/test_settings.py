@@ -31,6 +31,7 @@ OPTIONAL = {
     "evaluate",
     "trajectory_checkpoints",
     "task_chunk",
+    "processes",
     "test_steps",
 }
 
@@ -154,7 +155,7 @@ def test_the_default_folder_names_what_tells_runs_apart():
 
 
 def test_what_steers_the_program_is_set_apart_from_what_makes_the_numbers():
-    steering = {"checkpoint_interval", "out", "data_root", "resume", "overwrite", "evaluate", "draw"}
+    steering = {"checkpoint_interval", "out", "data_root", "resume", "overwrite", "evaluate", "draw", "processes"}
     assert steering == CONTROL
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amaml.chunked import Chunked
+from amaml.chunked import Chunked, Each, in_turn
 from amaml.errors import Diverged
 from amaml.experiment import report
 from amaml.experiment.evaluation import Curves, Model, in_chunks
@@ -15,7 +15,7 @@ from amaml.experiment.machine import check_memory, steady_memory
 from amaml.experiment.networks import build_network, initialise
 from amaml.experiment.rates import learn_rates
 from amaml.experiment.registry import METHODS, PROTOCOLS, protocols
-from amaml.experiment.stop import StopRequest
+from amaml.experiment.stop import Stopped, StopRequest
 from amaml.flow import derivatives
 from amaml.learner import MetaLearner
 from amaml.models import Apply
@@ -26,13 +26,17 @@ IMAGES_AT_ONCE = 50  # meta-test tasks of images that go through a network toget
 
 @dataclass(frozen=True)
 class Experiment:
-    """The settings, the domain (a data.Domain), the network as a function, its first parameters (P,), the learner."""
+    """The settings, the domain (a data.Domain), the network as a function, its first parameters (P,), the learner.
+
+    each: how the chunks of a batch of tasks are gone through, see amaml.chunked.
+    """
 
     settings: Any
     domain: Any
     apply: Apply
     theta: Tensor
     learner: MetaLearner
+    each: Each = in_turn
 
     def at_steps(self, steps: int | None) -> MetaLearner:
         """The learner with another number of inner steps (and --method maml1 as MAML, which adapts alike)."""
@@ -71,15 +75,19 @@ class Experiment:
                 stop.check(update)
                 trim()
 
-            return in_chunks(
-                lambda tasks: self.adapt(theta, tasks, protocol, on_record)[0], self.domain.meta_test, count, chunk
-            )
+            def adapt(tasks: Tasks) -> Curves:
+                return self.adapt(theta, tasks, protocol, on_record)[0]
+
+            return in_chunks(adapt, self.domain.meta_test, count, chunk, self.each)
 
         try:
             with steady_memory() as trim:
                 curves, *others = (test(protocol, trim) for protocol in protocols(self.settings.protocol))
         except Diverged as fault:
             raise Diverged(f"meta-test after update {update}: {fault}") from fault
+        except Stopped:
+            stop.check(update)  # names the update
+            raise
         predictors = getattr(self.domain, "predictors", lambda count: {})(count)
         metric = self.domain.objective.metric_name
         entry = report.test_entry(update, curves, predictors, metric) | {"protocol": self.protocol}
@@ -94,8 +102,8 @@ class Experiment:
         return report.draw_fits(self.apply, theta, phi, tasks)
 
 
-def build(settings: Any, domain: Any) -> Experiment:
-    """The network and the learner of an experiment on a data.Domain.
+def build(settings: Any, domain: Any, each: Each = in_turn) -> Experiment:
+    """The network and the learner of an experiment on a data.Domain; each: how its chunks are gone through.
 
     Raises InputError where they do not go together, and where the machine cannot hold them.
     """
@@ -105,10 +113,10 @@ def build(settings: Any, domain: Any) -> Experiment:
     inner_loop = {"inner_lr": settings.inner_lr, "inner_steps": settings.inner_steps}
     learner = METHODS[settings.method].call(settings, apply=apply, loss=domain.objective.loss, **inner_loop)
     if settings.learn_rates is not None:
-        theta, apply, learner = learn_rates(settings.learn_rates, theta, apply, learner, settings.task_chunk)
+        theta, apply, learner = learn_rates(settings.learn_rates, theta, apply, learner, settings.task_chunk, each)
     elif settings.task_chunk is not None:
-        learner = Chunked(learner, settings.task_chunk)
-    return Experiment(settings, domain, apply, theta, learner)
+        learner = Chunked(learner, settings.task_chunk, each)
+    return Experiment(settings, domain, apply, theta, learner, each)
 
 
 def _test_chunk(settings: Any, domain: Any) -> int:

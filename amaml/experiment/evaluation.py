@@ -10,6 +10,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
+from amaml.chunked import Each, in_turn
 from amaml.errors import Diverged
 from amaml.flow import derivatives
 from amaml.flow.derivatives import Loss
@@ -91,9 +92,18 @@ def inner_loop(
     return _curves(recorded, records, "inner step"), phi
 
 
-def in_chunks(adapt: Callable[[Tasks], Curves], draw: Callable[[int, int], Tasks], count: int, chunk: int) -> Curves:
-    """The curves of adapt over count tasks, chunk at a time: draw(n, first) makes the tasks first to first + n - 1."""
-    parts = [adapt(draw(min(chunk, count - first), first)) for first in range(0, count, chunk)]
+def in_chunks(
+    adapt: Callable[[Tasks], Curves],
+    draw: Callable[[int, int], Tasks],
+    count: int,
+    chunk: int,
+    each: Each = in_turn,
+) -> Curves:
+    """The curves of adapt over count tasks, chunk at a time: draw(n, first) makes the tasks first to first + n - 1.
+
+    each: how the chunks are gone through, see amaml.chunked.
+    """
+    parts = each(lambda first: adapt(draw(min(chunk, count - first), first)), list(range(0, count, chunk)))
     support, test = (np.concatenate([getattr(part, name) for part in parts], axis=1) for name in ("support", "test"))
     return Curves(parts[0].epochs, support, test, parts[0].unit)
 

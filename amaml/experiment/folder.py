@@ -220,6 +220,33 @@ class RunFolder:
             raise _Corrupt(f"cannot read {self.path / name}: {fault}; start anew with --overwrite") from fault
 
 
+@dataclass
+class Mirror:
+    """A run's folder as a process knows it that writes nothing: what it has to read again, in memory."""
+
+    path: Path
+    lines: list[dict[str, Any]]
+    tests: list[dict[str, Any]]
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl when the run began here."""
+        return self.lines
+
+    def append_metrics(self, records: list[dict[str, Any]]) -> None:
+        """Nothing."""
+
+    def read(self, name: str, default: Any) -> Any:
+        """The meta-tests so far."""
+        return self.tests
+
+    def write(self, name: str, content: Any) -> None:
+        """The meta-tests so far, with a new one."""
+        self.tests = content
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Nothing."""
+
+
 _MEND = "put the missing lines back, or start anew with --overwrite (--evaluate tests its theta as it is)"
 
 

@@ -14,8 +14,9 @@ EVERY = 60.0  # seconds between two lines
 class Progress:
     """To be used as a context. Without a terminal it prints a line at every meta-test and at least every minute."""
 
-    def __init__(self, updates: int, made: int) -> None:
-        """updates: how many there will be; made: how many there are already."""
+    def __init__(self, updates: int, made: int, shown: bool = True) -> None:
+        """updates: how many there will be; made: how many there are already; shown: whether anything is printed."""
+        self.shown = shown
         self.updates, self.update = updates, made
         self.loss: float | None = None
         self.seconds: float | None = None  # per update
@@ -25,9 +26,14 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self._bar = tqdm(
-            total=self.updates, initial=self.update, unit="update", disable=None, dynamic_ncols=True, file=sys.stderr
+            total=self.updates,
+            initial=self.update,
+            unit="update",
+            disable=None if self.shown else True,
+            dynamic_ncols=True,
+            file=sys.stderr,
         )
-        self._in_lines = self._bar.disable
+        self._in_lines = self.shown and self._bar.disable
         if self._in_lines:
             self._lines.start()
         return self

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from amaml.amaml import AMAML
-from amaml.chunked import Chunked
+from amaml.chunked import Chunked, Each, in_turn
 from amaml.flow.control import Control
 from amaml.learner import MetaGradient, MetaLearner
 from amaml.models import Apply
@@ -37,6 +37,7 @@ class LearnedRates:
     size: int
     inner_steps: int
     task_chunk: int | None = None
+    each: Each = in_turn  # how its chunks are gone through
 
     @property
     def control(self) -> Control:
@@ -64,13 +65,13 @@ class LearnedRates:
 
     def _at(self, rates: Tensor) -> MetaLearner:
         learner = replace(self.learner, inner_lr=rates, inner_steps=self.inner_steps)
-        return learner if self.task_chunk is None else Chunked(learner, self.task_chunk)
+        return learner if self.task_chunk is None else Chunked(learner, self.task_chunk, self.each)
 
 
 def learn_rates(
-    kind: str, theta: Tensor, apply: Apply, learner: AMAML, task_chunk: int | None
+    kind: str, theta: Tensor, apply: Apply, learner: AMAML, task_chunk: int | None, each: Each
 ) -> tuple[Tensor, Apply, LearnedRates]:
     """The parameters, the network and the learner with learned rates; kind: "scalar" or "parameter"."""
     logarithms = theta.new_zeros(1 if kind == "scalar" else len(theta))
-    learned = LearnedRates(learner, len(theta), learner.inner_steps, task_chunk)
+    learned = LearnedRates(learner, len(theta), learner.inner_steps, task_chunk, each)
     return torch.cat([theta, logarithms]), Leading(apply, len(theta)), learned

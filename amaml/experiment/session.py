@@ -13,7 +13,7 @@ from torch import Tensor
 from amaml.errors import Diverged, InputError, OverBudget
 from amaml.experiment.build import Experiment
 from amaml.experiment.clock import Clock
-from amaml.experiment.folder import Checkpoint, RunFolder
+from amaml.experiment.folder import Checkpoint, Mirror, RunFolder
 from amaml.experiment.progress import Progress
 from amaml.experiment.registry import META_OPTIMIZERS
 from amaml.experiment.report import in_words
@@ -141,13 +141,15 @@ class Session:
     """Meta-training with its checkpoints and meta-tests, from wherever the folder's checkpoint stands.
 
     Everything that is recorded depends on the settings alone, so a run that was killed and resumed writes the same
-    lines as one that was not. compiled: whether the graphs are, to be noted in the checkpoints.
+    lines as one that was not. compiled: whether the graphs are, to be noted in the checkpoints. shown: whether the
+    progress is printed.
     """
 
-    folder: RunFolder
+    folder: RunFolder | Mirror
     experiment: Experiment
     stop: StopRequest
     compiled: bool = False
+    shown: bool = True
     update: int = 0
     clock: Clock = field(default_factory=Clock)
     last_saved: int | None = None  # the update of the checkpoint on disk
@@ -179,7 +181,7 @@ class Session:
     def run(self) -> None:
         """Train to the last update and test where due; raises Diverged or Stopped with a good checkpoint on disk."""
         try:
-            with Progress(self.settings.meta_updates, self.update) as self.progress:
+            with Progress(self.settings.meta_updates, self.update, self.shown) as self.progress:
                 if self._test_due() and not self._tested():
                     self._test()  # the kill came between the checkpoint and its test, or other tests are asked for
                 self._train()

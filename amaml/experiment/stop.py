@@ -5,8 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Stopped(Exception):
-    """The run was asked to stop and has written its checkpoint; the signal's number is kept."""
+class Stopped(BaseException):
+    """The run was asked to stop and has written its checkpoint; the signal's number is kept.
+
+    Like KeyboardInterrupt it can come anywhere, and is none of the errors that a library of ours or others handles.
+    """
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)

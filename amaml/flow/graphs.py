@@ -226,7 +226,7 @@ def _layout(tensor: Tensor) -> tuple:
 
 
 def _refuse_autocast(device_type: str) -> None:
-    if torch.is_autocast_enabled(device_type):
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         raise InputError(
             "torch.autocast is on, which rounds inside the derivatives; call outside of it, or within "
             f"torch.autocast({device_type!r}, enabled=False)"
@@ -273,12 +273,33 @@ def _lift(traced: GraphModule, root: tuple) -> list[Path]:
 
 
 def _compile(traced: GraphModule, examples: list[Tensor]) -> Function:
+    """The graph compiled for arguments like these; as it was traced, with one warning, where the device's compiler or
+    its CUDA graphs fail."""
+    device = examples[0].device.type
+    if device in _without_compiler:
+        return traced
+    replayed = _compiled_for(device, traced)
+    try:
+        for _ in range(3 if device == "cuda" else 1):  # a CUDA graph is warmed up, recorded, replayed
+            replayed(*examples)  # compiled for these: a call with one tensor in two places would tie them for good
+    except Exception as fault:  # compilers fail in many ways
+        _without_compiler.add(device)
+        reason = next((line for line in str(fault).splitlines() if line.strip()), type(fault).__name__)
+        warnings.warn(
+            f"torch.compile fails on this {device} device ({reason.strip()}); going on with the traced graphs, which "
+            "take two to three times as long for small networks. --compile off avoids the attempt",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return traced
+    return replayed
+
+
+def _compiled_for(device: str, traced: GraphModule) -> Function:
     # the key of a graph already guards shapes, dtypes and devices
     options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-    if examples[0].device.type != "cuda":
-        compiled_graph = torch.compile(traced, dynamic=False, options=options)
-        compiled_graph(*examples)  # compiled for these: a call with one tensor in two places would tie them for good
-        return compiled_graph
+    if device != "cuda":
+        return torch.compile(traced, dynamic=False, options=options)
     replayed = torch.compile(traced, dynamic=False, options=options | {"triton.cudagraphs": True})
 
     def fresh(*arguments: Tensor) -> Result:
@@ -286,5 +307,7 @@ def _compile(traced: GraphModule, examples: list[Tensor]) -> Function:
         result = replayed(*arguments)
         return result.clone() if isinstance(result, Tensor) else tuple(part.clone() for part in result)
 
-    fresh(*examples)
     return fresh
+
+
+_without_compiler: set[str] = set()  # kinds of devices on which torch.compile has failed in this process
