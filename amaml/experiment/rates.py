@@ -69,7 +69,7 @@ class LearnedRates:
 
 
 def learn_rates(
-    kind: str, theta: Tensor, apply: Apply, learner: AMAML, task_chunk: int | None, each: Each
+    kind: str, theta: Tensor, apply: Apply, learner: AMAML, task_chunk: int | None, each: Each = in_turn
 ) -> tuple[Tensor, Apply, LearnedRates]:
     """The parameters, the network and the learner with learned rates; kind: "scalar" or "parameter"."""
     logarithms = theta.new_zeros(1 if kind == "scalar" else len(theta))
