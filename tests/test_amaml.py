@@ -171,7 +171,7 @@ def test_a_batch_that_costs_four_times_the_median_is_left_out():
     for _ in range(6):
         learner.meta_gradient(theta, tasks)
     state = learner.control.state_dict()
-    stiff = Tasks(8 * tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y)
+    stiff = Tasks(30 * tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y)
     with pytest.raises(OverBudget, match="more than the .* evaluations of its budget"):
         learner.meta_gradient(theta, stiff)
     assert learner.control.state_dict() == state
