@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from amaml.experiment.folder import Checkpoint
     from amaml.experiment.session import Session
 
-NETWORK = ("method", "network", "width", "activation", "norm")  # what a checkpoint's theta is tied to
+NETWORK = ("method", "learn_rates", "network", "width", "activation", "norm")  # what a checkpoint's theta is tied to
 
 
 def experiment(s: Settings, group: Group) -> None:
@@ -119,10 +119,9 @@ def evaluate(flags: dict[str, Any], group: Group) -> None:
     )
     check_together(flags, s)
     for name in NETWORK:
-        if getattr(s, name) != own[name]:
-            raise InputError(
-                f"{path} was made with {flag_name(name)} {own[name]}, not {getattr(s, name)}; leave it out"
-            )
+        made = own.get(name)  # an older run knows fewer settings
+        if getattr(s, name) != made:
+            raise InputError(f"{path} was made with {flag_name(name)} {made}, not {getattr(s, name)}; leave it out")
     with machine.deterministic(s.deterministic):
         e = group.together(lambda: build(s, group))
         if e.theta.shape != checkpoint.theta.shape:

@@ -1,7 +1,6 @@
 """Adaptation as an nn.Module: the query loss after an inner loop, with exact meta-gradients of all that entered it."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from importlib import import_module
 from typing import Any
@@ -15,8 +14,9 @@ from amaml.flow import derivatives
 from amaml.flow.control import Control
 from amaml.flow.derivatives import Loss
 from amaml.learner import MetaLearner
-from amaml.models import arguments_of, check_module, predict
+from amaml.models import check_module, predict
 from amaml.points import Points
+from amaml.split import Split, adapted_names
 from amaml.tasks import Tasks
 
 ALL = ("",)  # names begin with it
@@ -60,6 +60,9 @@ class Adaptation(nn.Module):
     adjoint, rtol, checkpoints of amaml.AMAML.
 
     latest: the MetaGradient of the last call that computed one, with the query loss of every task and the error.
+
+    A call raises InputError for tasks that do not fit, amaml.Diverged where the inner loop leaves the finite numbers,
+    and amaml.OverBudget, a Diverged, where the flow of one batch is too rough for its budget: leave that batch out.
     """
 
     def __init__(
@@ -159,29 +162,6 @@ class Adaptation(nn.Module):
         return learner if self.task_chunk is None else Chunked(learner, self.task_chunk)
 
 
-class Split:
-    """A module as a function of its adapted parameters and of all others: apply(phi (P,), x, shared)."""
-
-    def __init__(self, module: nn.Module, names: list[str]) -> None:
-        parameters = dict(module.named_parameters())
-        self.module = module
-        self.shapes = {name: parameters[name].shape for name in names}
-        self.sizes = [shape.numel() for shape in self.shapes.values()]
-
-    def __call__(self, phi: Tensor, x: Points, shared: Mapping[str, Tensor] | None = None) -> Any:
-        with batch_statistics(self.module):
-            return torch.func.functional_call(self.module, self.pieces(phi) | (shared or {}), *arguments_of(x))
-
-    def pieces(self, phi: Tensor) -> dict[str, Tensor]:
-        """phi (..., P) as named tensors."""
-        pieces = zip(self.shapes.items(), phi.split(self.sizes, -1), strict=True)
-        return {name: piece.unflatten(-1, shape) if shape else piece[..., 0] for (name, shape), piece in pieces}
-
-    def shared(self) -> dict[str, Tensor]:
-        """All other parameters of the module."""
-        return {name: p for name, p in self.module.named_parameters() if name not in self.shapes}
-
-
 class Rates(nn.Module):
     """A rate of its own for every adapted parameter, by its name; each a scalar or of the parameter's shape."""
 
@@ -240,43 +220,6 @@ class _First(torch.autograd.Function):
             "an Adaptation has first derivatives alone, and this backward pass goes through its meta-gradient; "
             "leave create_graph out, or detach the meta-gradient"
         )
-
-
-def adapted_names(module: nn.Module, prefixes: tuple[str, ...] | None) -> list[str]:
-    """The parameters that adapt names, in the module's order; raises InputError where a name means none."""
-    names = [name for name, p in module.named_parameters() if p.requires_grad]
-    if prefixes is None:
-        return names
-    if isinstance(prefixes, str):
-        raise InputError(f"adapt must be a tuple of names, got {prefixes!r}; write adapt=({prefixes!r},)")
-    for prefix in prefixes:
-        if not any(_begins(name, prefix) for name in names):
-            known = {part for name in names for part in (name, name.rsplit(".", 1)[0])}
-            raise unknown("name in adapt, or one without trainable parameters:", prefix, known)
-    found = [name for name in names if any(_begins(name, prefix) for prefix in prefixes)]
-    if not found:
-        raise InputError("adapt is empty; name a parameter or a part of the module, or leave adapt out for all")
-    return found
-
-
-def _begins(name: str, prefix: str) -> bool:
-    return name == prefix or name.startswith(prefix + ".")
-
-
-@contextmanager
-def batch_statistics(module: nn.Module) -> Iterator[None]:
-    """Within this context batch norm uses the statistics of its batch, and leaves the running ones alone."""
-    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._NormBase)]
-    before = [(part.track_running_stats, dict(part._buffers)) for part in norms]
-    try:
-        for part in norms:
-            part.track_running_stats = False
-            part._buffers.update(dict.fromkeys(part._buffers))
-        yield
-    finally:
-        for part, (tracks, buffers) in zip(norms, before, strict=True):
-            part.track_running_stats = tracks
-            part._buffers.update(buffers)
 
 
 def _make(method: str, **options: Any) -> MetaLearner:

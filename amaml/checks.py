@@ -87,6 +87,8 @@ def check_finite(theta: Tensor, tasks: Tasks) -> None:
                 f"{name} holds {_kinds(tensor)} in {len(rows)} of {len(tasks)} tasks (number {named}, from 0); "
                 "leave these points out or replace the values"
             )
+        if name.endswith("_weight") and not tensor.sum(1).all():
+            raise InputError(f"{name} adds up to zero for some task; every task needs a point that counts")
 
 
 def _tensors(tasks: Tasks) -> list[tuple[str, Tensor]]:

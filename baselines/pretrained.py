@@ -1,9 +1,11 @@
 """Pretrained: one network for all tasks together, the transfer learning that meta-learning is measured against."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from amaml.checks import validated
 from amaml.flow import derivatives
@@ -11,6 +13,7 @@ from amaml.flow.derivatives import Loss
 from amaml.flow.field import Evaluations, GradientFlow
 from amaml.learner import MetaGradient, check_inner_loop, gradient_descent
 from amaml.models import Apply
+from amaml.points import Given
 from amaml.tasks import Tasks
 
 
@@ -41,8 +44,18 @@ class Pretrained:
     def meta_gradient(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
         """The mean gradient at theta of the loss on all points of a task."""
         start = theta.detach().expand(len(tasks), -1)  # (tasks, P)
-        x = torch.cat([tasks.support_x, tasks.query_x], 1)  # (tasks, shot + query, *input)
-        y = torch.cat([tasks.support_y, tasks.query_y], 1)
-        gradient = derivatives.gradients(self.apply, self.loss, start, x, y)
+        gradient = derivatives.gradients(self.apply, self.loss, start, *_joined(tasks.support, tasks.query))
         query_loss = derivatives.losses(self.apply, self.loss, start, *tasks.query)
         return MetaGradient(gradient.mean(0), query_loss, Evaluations(gradients=1))
+
+
+def _joined(support: tuple[Any, Any], query: tuple[Any, Any]) -> tuple[Any, Any]:
+    """The points x and y of both sets together, (tasks, shot + query, ...)."""
+    (x, y), (query_x, query_y) = support, query
+    if isinstance(x, Given):
+        return Given(_concatenated(x.x, query_x.x), x.shared), _concatenated(y, query_y)
+    return _concatenated(x, query_x), _concatenated(y, query_y)
+
+
+def _concatenated(support: Any, query: Any) -> Any:
+    return tree_map(lambda a, b: torch.cat([a, b], 1), support, query)

@@ -36,8 +36,8 @@ from benchmarks.problems import LIMITS, Problem, methods, problem
 from benchmarks.reference import converged
 
 STEPS = (1, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
-TURN = 0.2  # seconds
-CALLS, SETTLING = 50, 10  # batches on which A-MAML settles; those of the beginning, whose measurements do not count
+TURN = 0.5  # seconds
+CALLS, SETTLING = 140, 50  # batches on which A-MAML settles; those of the beginning, whose measurements do not count
 MEMORY_STEPS = (10, 100, 500, 2000)  # a process each
 
 

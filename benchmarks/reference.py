@@ -10,7 +10,7 @@ from amaml.flow.error import relative_distance
 from amaml.flow.field import Evaluations
 from amaml.flow.steps import Plan, bisected
 
-STANDS_STILL = 1e-5  # relative distance of the last two resolutions
+STANDS_STILL = 3e-5  # relative distance of the last two resolutions
 MOST = 8  # bisections
 
 

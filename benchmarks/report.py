@@ -34,7 +34,7 @@ def table(result: dict[str, Any]) -> str:
         "computing where it is one CPU thread. Ratio: seconds over those of FOMAML. Memory: peak over a process that "
         "holds network and tasks, compile off; about 70 MiB of it is the tracer, where a method traces. "
         "Gradients and HVPs: calls for all tasks. Reported: the error that A-MAML carries from its last measurement. "
-        "Measuring: what that adds to the evaluations, on 40 other batches; counted in the seconds. "
+        "Measuring: what that adds to the evaluations, on 90 other batches; counted in the seconds. "
         "Floor: matrix products at the measured rate over the time taken.",
         "",
         "| steps | method | seconds | ratio | memory MiB | gradients | HVPs | relative error | reported | measuring "

@@ -17,6 +17,7 @@ from amaml.experiment.registry import (
     ADJOINTS,
     BOTH,
     INNER_OPTIMIZERS,
+    LEARN_RATES,
     META_OPTIMIZERS,
     METHODS,
     NETWORKS,
@@ -55,6 +56,11 @@ def _choice(allowed: Iterable[str]) -> Check:
         return value
 
     return check
+
+
+def _rates(flag: str, value: Any) -> str | None:
+    name = _choice(LEARN_RATES)(flag, value)
+    return None if name == "none" else name
 
 
 def _device(flag: str, value: Any) -> str:
@@ -113,6 +119,10 @@ class Settings:
     adjoint: str = _flag(_choice(ADJOINTS), "A-MAML's backward pass: discrete (exact transpose), continuous (paper)")
     rtol: float = _flag(_fraction, "relative accuracy of A-MAML's flow (unused by euler)")
     prox: float | None = _flag(_nonnegative, "proximal term of A-MAML (default 0) and iMAML (default 2)")
+    learn_rates: str | None = _flag(
+        _rates,
+        "amaml, anil: learn inner_lr as well: none, scalar (one for all), parameter (one for each) (default: none)",
+    )
     cg_steps: int = _flag(_count, "iMAML: conjugate-gradient iterations")
     cg_damping: float = _flag(_nonnegative, "iMAML: damping of the linear system")
     inner_optimizer: str = _flag(_choice(INNER_OPTIMIZERS), f"MAML: inner optimiser: {', '.join(INNER_OPTIMIZERS)}")

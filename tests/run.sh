@@ -6,4 +6,4 @@ source configs/environment.sh
 find_environment requirements.txt tests/requirements.txt configs/parsl-requirements.txt
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m ruff check .
-exec "$PYTHON" -m pytest "$@"
+exec "$PYTHON" -m pytest -n auto --dist worksteal "$@" # a process a core

@@ -11,9 +11,11 @@ from torch.func import functional_call
 
 import amaml
 from amaml import Adaptation, Control, InputError, Tasks
-from amaml.adaptation import METHODS, adapted_names
+from amaml.adaptation import METHODS
 from amaml.flow import derivatives
 from amaml.points import first
+from amaml.split import adapted_names
+from baselines import FOMAML, IMAML, MAML, Pretrained, Reptile, Scratch
 
 STEPS = 7
 
@@ -134,8 +136,8 @@ class Problem:
         options = {"inner_lr": self.lr, "prox": self.prox, "solver": "euler"} | options
         return Adaptation(self.module, self.loss, inner_steps=STEPS, adapt=self.adapt, **options)
 
-    def unrolled(self, steps: int = STEPS, finer: int = 1):
-        """The mean query loss with its graph, by steps of autograd: steps * finer of inner_lr / finer."""
+    def unrolled(self):
+        """The mean query loss with its graph, by steps of autograd."""
         module = copy.deepcopy(self.module).train()
         parameters = dict(self.module.named_parameters())
 
@@ -157,12 +159,12 @@ class Problem:
             support_x, support_y, query_x, query_y, support_weight, query_weight = rows
             theta = {name: parameters[name] for name in self.adapted}
             phi = theta
-            for _ in range(steps * finer):
+            for _ in range(STEPS):
                 pull = sum((phi[n] - theta[n]).square().sum() for n in phi)
                 inner = loss_of(phi, support_x, support_y, support_weight) + self.prox / 2 * pull
                 gradients = torch.autograd.grad(inner, list(phi.values()), create_graph=True)
                 rates = self.lr if isinstance(self.lr, dict) else dict.fromkeys(phi, self.lr)
-                phi = {n: p - rates[n] / finer * g for (n, p), g in zip(phi.items(), gradients, strict=True)}
+                phi = {n: p - rates[n] * g for (n, p), g in zip(phi.items(), gradients, strict=True)}
             total = total + loss_of(phi, query_x, query_y, query_weight) / len(self.tasks)
         return total
 
@@ -192,21 +194,33 @@ def again(meta: Adaptation, **options) -> Adaptation:
     return other
 
 
-@pytest.mark.parametrize("rates", RATES)
-def test_the_flow_is_the_limit_of_unrolled_autograd(rates):
-    problem = Problem("head of a body", rates)
-    coarse, fine = (torch.autograd.grad(problem.unrolled(finer=n), problem.inputs) for n in (6, 12))
-    expected = [2 * b - a for a, b in zip(coarse, fine, strict=True)]
+def limit(problem: Problem, meta: Adaptation) -> list[torch.Tensor]:
+    """Every gradient of the flow, by ever finer steps of gradient descent, which the test above shows to be right."""
+    gradients = []
+    for n in (12, 24):
+        finer = again(meta, inner_steps=n * STEPS)
+        rate = {k: v / n for k, v in problem.lr.items()} if isinstance(problem.lr, dict) else problem.lr / n
+        gradients.append(torch.autograd.grad(finer(problem.tasks, inner_lr=rate), problem.inputs))
+    return [2 * b - a for a, b in zip(*gradients, strict=True)]
+
+
+OPTIONS = (
+    {"solver": "rkc"},
+    {"solver": "dopri5"},
+    {"adjoint": "continuous"},
+    {"checkpoints": 2},
+    {"task_chunk": 2},
+)
+FLOWS = [(case, "scalar", ({},)) for case in CASES] + [("head of a body", rates, OPTIONS) for rates in RATES]
+
+
+@pytest.mark.parametrize(("case", "rates", "many"), FLOWS)
+def test_the_flow_is_the_limit_of_ever_finer_steps(case, rates, many):
+    problem = Problem(case, rates)
     meta = problem.meta()
-    for options in (
-        {"solver": "auto"},
-        {"solver": "rkc"},
-        {"solver": "dopri5"},
-        {"solver": "auto", "adjoint": "continuous"},
-        {"solver": "auto", "checkpoints": 2},
-        {"solver": "auto", "task_chunk": 2},
-    ):
-        found = torch.autograd.grad(again(meta, **options)(problem.tasks), problem.inputs)
+    expected = limit(problem, meta)
+    for options in many:
+        found = torch.autograd.grad(again(meta, **{"solver": "auto"} | options)(problem.tasks), problem.inputs)
         for i, (a, b) in enumerate(zip(found, expected, strict=True)):
             assert relative_error(a, b) < 2e-3, (options, i)
 
@@ -398,6 +412,18 @@ def test_the_outer_loss_may_be_another_one():
         )
 
 
+def test_every_baseline_takes_weights_and_dicts():
+    problem = Problem("transformer head")
+    theta, apply = amaml.flatten(problem.module)
+    for method in (MAML, FOMAML, IMAML, Reptile, Pretrained, Scratch):
+        g = method(apply, problem.loss, 0.1, 3).meta_gradient(theta, problem.tasks.detach())
+        assert g.value.isfinite().all()
+        assert not g.gradients
+    whole = amaml.AMAML(apply, problem.loss, 0.1, 3, solver="euler").meta_gradient(theta, problem.tasks.detach())
+    unrolled = MAML(apply, problem.loss, 0.1, 3).meta_gradient(theta, problem.tasks.detach())
+    assert relative_error(unrolled.value, whole.value) < 1e-12
+
+
 def test_ragged_tasks_are_those_by_themselves():
     meta, whole = small(loss=half_squares)
     sizes = [(4, 5), (6, 2), (1, 3)]
@@ -450,6 +476,9 @@ def test_mistakes_are_told():
         small()[0](weighted)
     with pytest.raises(InputError, match=r"support_weight must hold .* for each point, \(3, 6\), got \(3, 5\)"):
         Tasks(t.support_x, t.support_y, t.query_x, t.query_y, support_weight=torch.ones(3, 5))
+    nothing = Tasks(t.support_x, t.support_y, t.query_x, t.query_y, support_weight=torch.zeros(3, 6).double())
+    with pytest.raises(InputError, match="support_weight adds up to zero for some task"):
+        small(loss=half_squares)[0](nothing)
     with pytest.raises(InputError, match="tasks must be amaml.Tasks, got tuple"):
         small()[0]((1, 2))
     with pytest.raises(InputError, match=r"query set of task 1 \(from 0\) has tensors of \[2, 3\] points"):

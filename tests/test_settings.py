@@ -23,6 +23,7 @@ DEFAULTS = read_toml(FOLDER / "defaults.toml")
 OPTIONAL = {
     "clip",
     "checkpoint_every",
+    "learn_rates",
     "inner_batch",
     "prox",
     "out",
@@ -210,7 +211,7 @@ def test_settings_are_checked_before_torch_is_loaded():
     [
         ({"method": "reptile", "cg_steps": 9}, "--cg-steps 9 is for --method imaml, not for reptile; leave it out"),
         ({"method": "fomaml", "solver": "rk4"}, "--solver rk4 is for --method amaml"),
-        ({"method": "maml", "prox": 1.0}, "--prox 1.0 is for --method amaml or imaml"),
+        ({"method": "maml", "prox": 1.0}, "--prox 1.0 is for --method amaml or anil or imaml"),
         ({"network": "linear", "width": 9}, "--width 9 is for --network mlp or conv4"),
         ({"network": "conv4", "norm": "batch"}, "--norm batch is for --network mlp"),
         ({"protocol": "inner", "test_epochs": 9}, "--test-epochs 9 is for --protocol finetune"),

@@ -215,7 +215,7 @@ def test_the_experiments_exit_status_is_passed_on(machine):
 
 
 def test_the_checks_are_ruff_and_pytest_and_stop_at_the_first_fault(machine):
-    tools = CORE + " pytest hypothesis ruff parsl"
+    tools = CORE + " pytest xdist hypothesis ruff parsl"
     ended = machine.start("tests/run.sh", "-k", "a b", HAS=tools)
     assert ended.returncode == 0
     assert ended.stdout == f"in {machine.root}\n"

@@ -13,6 +13,7 @@ from amaml.experiment import report
 from amaml.experiment.evaluation import Curves, Model, in_chunks
 from amaml.experiment.machine import check_memory, steady_memory
 from amaml.experiment.networks import build_network, initialise
+from amaml.experiment.rates import learn_rates
 from amaml.experiment.registry import METHODS, PROTOCOLS, protocols
 from amaml.experiment.stop import Stopped, StopRequest
 from amaml.flow import derivatives
@@ -39,7 +40,7 @@ class Experiment:
 
     def at_steps(self, steps: int | None) -> MetaLearner:
         """The learner with another number of inner steps (and --method maml1 as MAML, which adapts alike)."""
-        whole = getattr(self.learner, "learner", self.learner)  # without its chunks
+        whole = self.learner.learner if isinstance(self.learner, Chunked) else self.learner
         return replace(whole, inner_steps=steps or self.settings.inner_steps)
 
     @property
@@ -111,7 +112,9 @@ def build(settings: Any, domain: Any, each: Each = in_turn) -> Experiment:
     theta, apply = initialise(lambda: build_network(settings, domain), settings.seed, dtype, settings.device)
     inner_loop = {"inner_lr": settings.inner_lr, "inner_steps": settings.inner_steps}
     learner = METHODS[settings.method].call(settings, apply=apply, loss=domain.objective.loss, **inner_loop)
-    if settings.task_chunk is not None:
+    if settings.learn_rates is not None:
+        theta, apply, learner = learn_rates(settings.learn_rates, theta, apply, learner, settings.task_chunk, each)
+    elif settings.task_chunk is not None:
         learner = Chunked(learner, settings.task_chunk, each)
     return Experiment(settings, domain, apply, theta, learner, each)
 

@@ -50,7 +50,8 @@ _UNROLLED = {
 }
 
 METHODS = {
-    "amaml": Entry("amaml:AMAML", _FLOW),
+    "amaml": Entry("amaml:AMAML", _FLOW, also=("learn_rates",)),
+    "anil": Entry("baselines:anil", _FLOW, also=("learn_rates",)),
     "maml": Entry("baselines:MAML", _UNROLLED),
     "maml1": Entry("baselines:MAML", _UNROLLED, {"inner_steps": 1}),
     "fomaml": Entry("baselines:FOMAML"),
@@ -84,6 +85,7 @@ BOTH = "both"  # of these protocols, one after the other from the same theta
 
 # the names of tables that live where they are used, in modules that load torch; the tests compare
 SOLVERS = ("auto", "euler", "midpoint", "rk4", "rkc", "bosh3", "dopri5")
+LEARN_RATES = ("none", "scalar", "parameter")
 ADJOINTS = ("discrete", "continuous")
 INNER_OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam")
 ACTIVATIONS = ("tanh", "relu", "softplus", "gelu")

@@ -11,7 +11,7 @@ from amaml.flow.field import GradientFlow
 from amaml.flow.linalg import largest_eigenvalue
 
 MOST_PRODUCTS = 10  # of one estimate of lambda_max
-SETTLED = 1.1  # ratio of two successive products, at which one stops
+SETTLED = 1.25  # ratio of two successive products, at which one stops
 RANDOM = 0.3  # size of the random part of the first start, over that of the field's direction
 
 
