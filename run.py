@@ -89,8 +89,8 @@ def build(s: Settings, group: Group) -> Experiment:
     """Data, network and learner."""
     from amaml.experiment import build, machine
 
-    check_device(s.device, group)
     machine.check_device(s.device)
+    check_device(s.device, group)
     return build.build(s, data.of_settings(s), group.each)
 
 
@@ -161,8 +161,11 @@ def main(arguments: list[str]) -> int:
             s = replace(s, task_chunk=math.ceil(s.meta_batch / group.world))
         return experiment(replace(s, processes=group.world), group)
 
-    with joined() as group:
-        return status_of(lambda: group.run(program), quiet=not group.first)
+    def member() -> int:
+        with joined() as group:
+            return status_of(lambda: group.run(program), quiet=not group.first)
+
+    return status_of(member)
 
 
 if __name__ == "__main__":

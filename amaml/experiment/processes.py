@@ -199,7 +199,8 @@ def joined() -> Iterator[Group]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    distributed.init_process_group(backend, timeout=SILENCE)
+    with _noticed():
+        distributed.init_process_group(backend, timeout=SILENCE)
     group = Group(distributed.get_rank(), world)
     if not group.first:
         warnings.simplefilter("ignore")  # the first process warns of the same
