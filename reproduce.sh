@@ -48,7 +48,7 @@ benchmarks() {
             --methods "A-MAML auto" "A-MAML rkc" "A-MAML euler" MAML "MAML checkpointed" FOMAML iMAML Reptile higher \
             $theta
     done
-    module benchmarks.accuracy --trained "$trained/alpine/checkpoint.pt"
+    module benchmarks.accuracy
     module benchmarks.fourth_order
 }
 

@@ -93,7 +93,7 @@ def test_a_grid_without_a_folder_gets_one_that_says_what_ran(tmp_path):
 @pytest.mark.parametrize("path", sorted(TARGETS.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_target_makes_commands_that_run_py_accepts(path, monkeypatch):
     grid, seen = read_grid(path), []
-    monkeypatch.setattr(run, "experiment", seen.append)
+    monkeypatch.setattr(run, "experiment", lambda settings, group: seen.append(settings))
     assert run.main(grid.cells[0].steps[0].command[2:]) == 0
     assert str(seen[0].folder()) == str(grid.cells[0].folder)
     assert path.read_text().startswith('about = "')

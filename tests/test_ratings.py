@@ -118,7 +118,7 @@ class TestEpisodes:
     def test_precision(self, root):
         domain = Ratings("MovieLens100K", sampling(root, dtype=torch.float32))
         assert {t.dtype for t in vars(domain.episode(0)).values() if t is not None} == {torch.float32}
-        assert {t.dtype for t in vars(domain.meta_test(3)).values()} == {torch.float32}
+        assert {t.dtype for t in vars(domain.meta_test(3)).values() if t is not None} == {torch.float32}
 
     @staticmethod
     def user(ratings: np.ndarray, items: np.ndarray, values: np.ndarray, among: np.ndarray) -> int:

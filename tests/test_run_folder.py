@@ -46,10 +46,10 @@ def test_a_folder_takes_one_process_at_a_time_and_a_kill_frees_it(tmp_path, quic
 def test_of_two_runs_that_begin_at_once_in_a_new_folder_one_goes_on(tmp_path, quick, monkeypatch, capsys):
     build, out = run.build, tmp_path / "run"
 
-    def overtaken(settings):
+    def overtaken(settings, group):
         monkeypatch.setattr(run, "build", build)
         assert start(out, "--seed", "1") == 0  # another one begins, and ends, while this one is being built
-        return build(settings)
+        return build(settings, group)
 
     monkeypatch.setattr(run, "build", overtaken)
     assert start(out) == 2

@@ -29,7 +29,7 @@ case "$1 $2" in
         echo $lacking; [ -z "$lacking" ] ;;
     "-m data.download") printf '%s\\n' "in $PWD" "path $PYTHONPATH" "${@:2}" ;;
     "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
-    "-m pip") [ -z "${OFFLINE:-}" ] && sed 's/==.*//' "${@: -1}" | tr '\\n' ' ' >> "$here/packages" ;;
+    "-m pip") [ -z "${OFFLINE:-}" ] && sed 's/==.*//; s/pytest-xdist/xdist/' "${@: -1}" | tr '\\n' ' ' >> "$here/packages" ;;
     "-m ruff") exit "${RUFF:-0}" ;;
     "-m pytest") echo "in $PWD" ;;
     *run.py*) printf '%s\\n' "in $PWD" "${@:2}"; exit "${STATUS:-0}" ;;
@@ -38,6 +38,7 @@ esac
 FIVE = ["Alpine2D", "100", "50", "200", "cpu"]
 AS_FLAGS = ["--domain", "Alpine2D", "--shots", "100", "--queries", "50", "--inner-steps", "200", "--device", "cpu"]
 CORE = " ".join(packages())
+PYTEST = "python3 -m pytest -n auto --dist worksteal"
 
 
 class Machine:
@@ -220,9 +221,9 @@ def test_the_checks_are_ruff_and_pytest_and_stop_at_the_first_fault(machine):
     assert ended.returncode == 0
     assert ended.stdout == f"in {machine.root}\n"
     calls = machine.log.read_text().splitlines()[-3:]
-    assert calls == ["python3 -m ruff format --check .", "python3 -m ruff check .", "python3 -m pytest -k a b"]
+    assert calls == ["python3 -m ruff format --check .", "python3 -m ruff check .", PYTEST + " -k a b"]
     assert machine.start("tests/run.sh", HAS=tools, RUFF="1").returncode == 1
-    assert "pytest -k" not in machine.log.read_text()
+    assert "-m pytest" not in machine.log.read_text()
 
 
 def test_the_integration_runs_exactly_the_tests_command():
