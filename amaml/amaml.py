@@ -18,7 +18,7 @@ from amaml.flow.error import error_of_finest, relative_distance, rounding
 from amaml.flow.field import Evaluations, GradientFlow
 from amaml.flow.quadrature import wanted
 from amaml.flow.schemes import Move
-from amaml.flow.steps import SOLVERS, Plan, bisected
+from amaml.flow.steps import HEUN, SOLVERS, Plan, bisected
 from amaml.flow.trajectory import Trajectory
 from amaml.learner import MetaGradient, check_inner_loop, check_rates, number, query_gradient_with
 from amaml.models import Apply
@@ -153,6 +153,8 @@ class AMAML:
         Returns it, its error and the error of the first one.
         """
         distances, coarse, error = [], first, math.inf
+        heun = [HEUN.order] if self.adjoint == "continuous" else []
+        order = min(heun + [move.scheme.order for move in first.moves])
         cost = spent.total
         limit = (1 + MEASURE) * cost
         while True:
@@ -167,7 +169,7 @@ class AMAML:
                     "rtol or solver euler"
                 ) from None
             distances.append(relative_distance(coarse.value, fine.value))
-            error, noise = error_of_finest(distances, first.moves), rounding(fine.value, fine.terminal)
+            error, noise = error_of_finest(distances, order), rounding(fine.value, fine.terminal)
             coarse = fine
             if error <= self.rtol or distances[-1] <= noise:
                 break

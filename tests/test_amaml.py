@@ -131,10 +131,13 @@ def test_linear_regression_over_a_long_horizon_is_a_success():
 
 @pytest.mark.parametrize("solver", ["dopri5", "bosh3", "rk4"])
 def test_the_continuous_adjoint_suits_every_solver(solver):
+    """Its error is of second order, whatever the solver's."""
     theta, apply, tasks = rough(1)
     learner = AMAML(apply, half_mse, 0.01, 200, solver=solver, adjoint="continuous", rtol=1e-2)
     gradient = learner.meta_gradient(theta, tasks)
-    assert relative_error(gradient.value, converged(learner, theta, tasks)) < 3e-2
+    error = relative_error(gradient.value, converged(learner, theta, tasks))
+    assert error < 3e-2
+    assert error < 1.5 * gradient.error
 
 
 def test_euler_with_the_continuous_adjoint_is_compared_with_the_gradient_of_its_steps():
@@ -168,7 +171,7 @@ def test_a_batch_that_costs_four_times_the_median_is_left_out():
     for _ in range(6):
         learner.meta_gradient(theta, tasks)
     state = learner.control.state_dict()
-    stiff = Tasks(8 * tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y)
+    stiff = Tasks(30 * tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y)
     with pytest.raises(OverBudget, match="more than the .* evaluations of its budget"):
         learner.meta_gradient(theta, stiff)
     assert learner.control.state_dict() == state

@@ -11,9 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from amaml.flow.schemes import Move
-
-TRUSTED_ORDER = 3  # of meshes of fourth-order steps alone: stiff components lower the order
+TRUSTED_ORDER = 3  # where all is of a higher one: stiff components lower it
 SLOWEST = 0.8  # ratio of two distances that still counts as convergence
 NOISE = 100.0  # distances below so many roundings of the largest number at hand are rounding noise
 
@@ -26,14 +24,13 @@ def relative_distance(a: Tensor, b: Tensor) -> float:
     return part / whole if whole else (0.0 if part == 0 else math.inf)
 
 
-def error_of_finest(distances: Sequence[float], moves: Sequence[Move]) -> float:
+def error_of_finest(distances: Sequence[float], order: int) -> float:
     """The relative error of the finest gradient, from the distances between each resolution and the next finer one.
 
-    moves: the coarsest mesh. With one distance the order is taken to be that of the mesh's lowest-order scheme, at most
-    TRUSTED_ORDER; with more, a distance that shrank by less than that order promises is believed instead.
+    order: the lowest of the schemes involved. With one distance it is believed, up to TRUSTED_ORDER; with more, a
+    distance that shrank by less than that order promises is believed instead.
     """
-    order = min(min(move.scheme.order for move in moves), TRUSTED_ORDER)
-    shrinking = 2.0**-order
+    shrinking = 2.0 ** -min(order, TRUSTED_ORDER)
     if not math.isfinite(distances[-1]):
         return math.inf
     if len(distances) > 1:
