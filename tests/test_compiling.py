@@ -9,7 +9,7 @@ from torch import nn
 
 import amaml
 from amaml import half_mse
-from amaml.flow import graphs
+from amaml.flow import compiling
 from baselines import MAML
 
 
@@ -32,7 +32,7 @@ def test_one_warning_and_the_traced_graphs_where_compiling_fails(monkeypatch):
     learner, compiler = MAML(apply, half_mse, 0.05, 3), NoCompiler()
     expected = learner.meta_gradient(theta, tasks)
     monkeypatch.setattr(torch, "compile", compiler)
-    monkeypatch.setattr(graphs, "_without_compiler", set())
+    monkeypatch.setattr(compiling, "_without_compiler", set())
     with amaml.compiled():
         with pytest.warns(RuntimeWarning, match=r"torch.compile fails on this cpu device \(no compiler here\).*off"):
             found = learner.meta_gradient(theta, tasks)

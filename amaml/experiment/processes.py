@@ -199,8 +199,11 @@ def joined() -> Iterator[Group]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     with _noticed():
-        distributed.init_process_group(backend, timeout=SILENCE)
+        store, rank, _ = next(distributed.rendezvous("env://", timeout=SILENCE))
+        store = distributed.PrefixStore(f"attempt {attempt}", store)  # that of the last attempt holds its addresses
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=SILENCE)
     group = Group(distributed.get_rank(), world)
     if not group.first:
         warnings.simplefilter("ignore")  # the first process warns of the same
