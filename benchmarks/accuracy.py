@@ -89,12 +89,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="results/efficiency", help="folder of the table")
     parser.add_argument("--rtol", type=float, default=1e-3)
+    parser.add_argument("--steps", type=int, nargs="+", default=STEPS, help="inner steps of the first calls")
     a = parser.parse_args()
     torch.set_num_threads(1)
     out = Path(a.out)
     out.mkdir(parents=True, exist_ok=True)
     lines = [
-        f"`python -m benchmarks.accuracy --rtol {a.rtol:g}`",
+        f"`python -m benchmarks.accuracy --rtol {a.rtol:g} --steps {' '.join(map(str, a.steps))}`",
         "",
         f"A-MAML auto, rtol {a.rtol:g}, 5 tasks, float64, inner_lr {INNER_LR:g}, untrained networks. Fresh: first "
         f"calls, which measure; later: calls that do not measure, after {BEFORE} others. Errors in units of rtol, "
@@ -107,7 +108,7 @@ def main() -> None:
         "|" + "---|" * 10,
     ]
     for family in families():
-        for when, look, horizons in (("fresh", fresh, STEPS), ("later", later, LATER_STEPS)):
+        for when, look, horizons in (("fresh", fresh, a.steps), ("later", later, LATER_STEPS)):
             for steps in horizons:
                 lines.append(row(family.name, when, steps, a.rtol, look(family, steps, a.rtol)))
                 print(lines[-1], flush=True)
