@@ -97,7 +97,12 @@ def test_a_partition_that_is_not_there_gets_one_line(tmp_path):
 def launch(path: Path, *flags: str) -> subprocess.Popen:
     command = [*MODULE, str(path), "--workers", "2", *flags]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(command, env=ENVIRONMENT, cwd=path.parent, text=True, **streams)
+    return subprocess.Popen(command, env=ENVIRONMENT, cwd=path.parent, text=True, preexec_fn=_hear_ctrl_c, **streams)
+
+
+def _hear_ctrl_c() -> None:
+    """A shell lets its background processes, and so these tests perhaps, ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def under_way(cell: Cell, folder: Path, updates: int) -> bool:
