@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from amaml.files import write_atomically
 
@@ -72,5 +73,8 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
                 style = "-" if method.startswith("A-MAML") else "--"
                 axes.plot(*zip(*points, strict=True), style, marker=".", label=method, color=f"C{i % 10}")
         axes.set(xlabel="inner steps", ylabel=label, xscale="log", yscale="log")
+        steps = sorted({r["steps"] for r in rows})
+        axes.set_xticks(steps, [str(n) for n in steps])
+        axes.xaxis.set_minor_formatter(NullFormatter())
     drawing.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     return drawing
