@@ -48,6 +48,18 @@ class MetaLearner(Protocol):
         ...
 
 
+class PlainLoop(Protocol):
+    """A learner whose inner loop is a support loss of its own apply."""
+
+    apply: Apply
+    loss: Loss
+
+
+def support_flow(learner: PlainLoop, theta: Tensor, tasks: Tasks, prox: float = 0.0) -> GradientFlow:
+    """The inner loop of a learner from theta (P,), of which nothing requires a gradient."""
+    return GradientFlow(learner.apply, learner.loss, tasks.detach(), theta.detach(), prox)
+
+
 @torch.no_grad()
 def gradient_descent(flow: GradientFlow, inner_lr: float, inner_steps: int) -> Tensor:
     """inner_steps steps of plain gradient descent from theta on the (regularised) support loss: phi (tasks, P)."""

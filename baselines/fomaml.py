@@ -6,9 +6,8 @@ from torch import Tensor
 
 from amaml.checks import validated
 from amaml.flow.derivatives import Loss
-from amaml.flow.field import GradientFlow
 from amaml.flow.quadrature import Quadrature, Wanted, wanted
-from amaml.learner import MetaGradient, check_inner_loop, gradient_descent, query_gradient_with
+from amaml.learner import MetaGradient, check_inner_loop, gradient_descent, query_gradient_with, support_flow
 from amaml.models import Apply
 from amaml.tasks import Tasks
 
@@ -34,17 +33,14 @@ class FOMAML:
     @validated
     def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
         """phi for every task, (tasks, P)."""
-        return gradient_descent(self._flow(theta, tasks), self.inner_lr, self.inner_steps)
+        return gradient_descent(support_flow(self, theta, tasks), self.inner_lr, self.inner_steps)
 
     @validated
     def meta_gradient(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
         """The mean query gradient at phi."""
-        flow = self._flow(theta, tasks)
+        flow = support_flow(self, theta, tasks)
         phi = gradient_descent(flow, self.inner_lr, self.inner_steps)
         asked, loss = Wanted(query=wanted(tasks).query), self.query_loss or self.loss
         gradient, query_loss, direct = query_gradient_with(self.apply, loss, phi, flow.tasks, asked.query)
         gradients = Quadrature(flow, asked).gradients(direct)
         return MetaGradient(gradient.mean(0), query_loss, flow.evaluations, gradients=gradients)
-
-    def _flow(self, theta: Tensor, tasks: Tasks) -> GradientFlow:
-        return GradientFlow(self.apply, self.loss, tasks.detach(), theta.detach())

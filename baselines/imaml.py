@@ -7,10 +7,9 @@ from torch import Tensor
 from amaml.checks import validated
 from amaml.errors import InputError
 from amaml.flow.derivatives import Loss
-from amaml.flow.field import GradientFlow
 from amaml.flow.linalg import conjugate_gradient
 from amaml.flow.quadrature import Quadrature, wanted
-from amaml.learner import MetaGradient, check_inner_loop, gradient_descent, number, query_gradient_with
+from amaml.learner import MetaGradient, check_inner_loop, gradient_descent, number, query_gradient_with, support_flow
 from amaml.models import Apply
 from amaml.tasks import Tasks
 
@@ -48,12 +47,12 @@ class IMAML:
     @validated
     def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
         """phi for every task, (tasks, P)."""
-        return gradient_descent(self._flow(theta, tasks), self.inner_lr, self.inner_steps)
+        return gradient_descent(support_flow(self, theta, tasks, number(self.prox)), self.inner_lr, self.inner_steps)
 
     @validated
     def meta_gradient(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
         """The mean over the tasks of v."""
-        flow = self._flow(theta, tasks)
+        flow = support_flow(self, theta, tasks, number(self.prox))
         phi = gradient_descent(flow, self.inner_lr, self.inner_steps)
         asked, loss = wanted(tasks, prox=self.prox), self.query_loss or self.loss
         gradient, query_loss, direct = query_gradient_with(self.apply, loss, phi, flow.tasks, asked.query)
@@ -66,6 +65,3 @@ class IMAML:
         implicit = Quadrature(flow, asked)
         implicit.add(phi, v / flow.prox, 1.0)  # d phi/d psi = (H + prox)^-1 d(field)/d psi
         return MetaGradient(v.mean(0), query_loss, flow.evaluations, gradients=implicit.gradients(direct))
-
-    def _flow(self, theta: Tensor, tasks: Tasks) -> GradientFlow:
-        return GradientFlow(self.apply, self.loss, tasks.detach(), theta.detach(), number(self.prox))

@@ -10,8 +10,8 @@ from torch.utils._pytree import tree_map
 from amaml.checks import validated
 from amaml.flow import derivatives
 from amaml.flow.derivatives import Loss
-from amaml.flow.field import Evaluations, GradientFlow
-from amaml.learner import MetaGradient, check_inner_loop, gradient_descent
+from amaml.flow.field import Evaluations
+from amaml.learner import MetaGradient, check_inner_loop, gradient_descent, support_flow
 from amaml.models import Apply
 from amaml.points import Given
 from amaml.tasks import Tasks
@@ -37,8 +37,7 @@ class Pretrained:
     @validated
     def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
         """phi for every task, (tasks, P)."""
-        flow = GradientFlow(self.apply, self.loss, tasks, theta.detach())
-        return gradient_descent(flow, self.inner_lr, self.inner_steps)
+        return gradient_descent(support_flow(self, theta, tasks), self.inner_lr, self.inner_steps)
 
     @validated
     def meta_gradient(self, theta: Tensor, tasks: Tasks) -> MetaGradient:

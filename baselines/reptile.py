@@ -7,8 +7,7 @@ from torch import Tensor
 from amaml.checks import validated
 from amaml.flow import derivatives
 from amaml.flow.derivatives import Loss
-from amaml.flow.field import GradientFlow
-from amaml.learner import MetaGradient, check_inner_loop, gradient_descent
+from amaml.learner import MetaGradient, check_inner_loop, gradient_descent, support_flow
 from amaml.models import Apply
 from amaml.tasks import Tasks
 
@@ -33,15 +32,12 @@ class Reptile:
     @validated
     def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
         """phi for every task, (tasks, P)."""
-        return gradient_descent(self._flow(theta, tasks), self.inner_lr, self.inner_steps)
+        return gradient_descent(support_flow(self, theta, tasks), self.inner_lr, self.inner_steps)
 
     @validated
     def meta_gradient(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
         """The mean of theta - phi, not the gradient of a loss."""
-        flow = self._flow(theta, tasks)
+        flow = support_flow(self, theta, tasks)
         phi = gradient_descent(flow, self.inner_lr, self.inner_steps)
         query_loss = derivatives.losses(self.apply, self.loss, phi, *tasks.query)
         return MetaGradient(theta.detach() - phi.mean(0), query_loss, flow.evaluations)
-
-    def _flow(self, theta: Tensor, tasks: Tasks) -> GradientFlow:
-        return GradientFlow(self.apply, self.loss, tasks, theta.detach())
