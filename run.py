@@ -50,8 +50,8 @@ def experiment(s: Settings, group: Group) -> None:
             return
         to_compile = group.of_first(lambda: opening.compiles(s.compile, s.meta_updates, start))
         e = group.together(lambda: build(s, group))
-        count = group.of_first(lambda: threads.choose(e.support_gradients, start and start.threads))
-        threads.choose(e.support_gradients, count)  # as many in every process
+        count = group.of_first(lambda: threads.choose(e.training_work, start and start.threads))
+        threads.choose(e.training_work, count)  # as many in every process
         with compiled(to_compile), group.stop as stop:
             session = Session(folder, e, stop, to_compile, shown=group.first)
             begin(session, start, s, group)

@@ -169,9 +169,8 @@ class AMAML:
                     "rtol or solver euler"
                 ) from None
             distances.append(relative_distance(coarse.value, fine.value))
-            error, noise = error_of_finest(distances, order), rounding(fine.value, fine.terminal)
-            coarse = fine
-            if error <= self.rtol or distances[-1] <= noise:
+            error, coarse = error_of_finest(distances, order), fine
+            if error <= self.rtol or distances[-1] <= rounding(fine.value, fine.terminal):
                 break
             if len(distances) == 1:
                 limit = budget + spent.total - cost

@@ -58,7 +58,7 @@ def check_input(apply: Apply, theta: Tensor, tasks: Tasks) -> None:
         )
     if not isinstance(tasks, Tasks):
         raise InputError(f"tasks must be amaml.Tasks, got {type(tasks).__name__}; see amaml.Tasks(support_x, ...)")
-    for name, tensor in _tensors(tasks):
+    for name, tensor in tasks.leaves().items():
         own = name.startswith("shared.")  # a module may hold parts of another dtype
         if tensor.dtype.is_floating_point and tensor.dtype != theta.dtype and not own:
             raise InputError(
@@ -75,7 +75,7 @@ def check_finite(theta: Tensor, tasks: Tasks) -> None:
     """Raise InputError if theta, support or query hold NaN or infinity: which tensor, and which tasks."""
     if not theta.isfinite().all():
         raise InputError(f"theta holds {_kinds(theta)}; an earlier update may have been too large")
-    for name, tensor in _tensors(tasks):
+    for name, tensor in tasks.leaves().items():
         if name.startswith("shared."):
             if not tensor.isfinite().all():
                 raise InputError(f"{name} holds {_kinds(tensor)}; an earlier update may have been too large")
@@ -89,10 +89,6 @@ def check_finite(theta: Tensor, tasks: Tasks) -> None:
             )
         if name.endswith("_weight") and not tensor.sum(1).all():
             raise InputError(f"{name} adds up to zero for some task; every task needs a point that counts")
-
-
-def _tensors(tasks: Tasks) -> list[tuple[str, Tensor]]:
-    return list(tasks.leaves().items())
 
 
 def _finite(result: MetaGradient | Tensor) -> bool:

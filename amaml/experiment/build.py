@@ -57,11 +57,11 @@ class Experiment:
         model = Model(self.apply, objective.loss, objective.metric, self.at_steps)
         return PROTOCOLS[protocol].call(self.settings, model, theta, tasks, on_record=on_record)
 
-    def support_gradients(self) -> Tensor:
-        """Of the tasks of the first update at theta, (tasks, P): the work that training repeats."""
+    def training_work(self) -> Callable[[], Tensor]:
+        """What training repeats: the support gradients (tasks, P) of the first update's tasks at theta."""
         tasks, objective = self.domain.episode(0), self.domain.objective
         phi = self.theta.detach().expand(len(tasks), -1)
-        return derivatives.gradients(self.apply, objective.loss, phi, tasks.support_x, tasks.support_y)
+        return lambda: derivatives.gradients(self.apply, objective.loss, phi, tasks.support_x, tasks.support_y)
 
     def meta_test(self, theta: Tensor, update: int, stop: StopRequest) -> dict[str, Any]:
         """Adapt theta (P,) to every meta-test task, some at a time; the entry for test.json.

@@ -15,10 +15,14 @@ CALLS = 5  # of which the median counts
 GAIN = 1.2  # more threads must be faster by this factor
 
 
-def choose(work: Callable[[], object], given: int | None = None) -> int:
-    """Set and return torch's number of threads: given, or OMP_NUM_THREADS, or else one or all, as work is faster."""
+def choose(prepare: Callable[[], Callable[[], object]], given: int | None = None) -> int:
+    """Set and return torch's number of threads: given, or OMP_NUM_THREADS, or else one or all, as is faster.
+
+    prepare makes the work that is timed, and is called only where something is to be measured.
+    """
     all_threads = torch.get_num_threads()
     if given is None and all_threads > 1 and "OMP_NUM_THREADS" not in os.environ:
+        work = prepare()
         alone, together = (_seconds(work, count) for count in (1, all_threads))
         given = all_threads if together * GAIN < alone else 1
     torch.set_num_threads(given or all_threads)

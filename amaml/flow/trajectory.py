@@ -66,7 +66,7 @@ class Trajectory:
             self._keep(len(self.moves) - 1, stages[0])
             return
         self._stages.append(stages)
-        self._bytes += stages[0].numel() * stages[0].element_size() * len(stages)
+        self._bytes += _size(stages)
         if self._bytes > SMALL:
             self.whole = False
             for i, kept in enumerate(self._stages):
@@ -77,6 +77,7 @@ class Trajectory:
         """Forget all but the first count moves, after which the state was u."""
         del self.moves[count:], self._stages[count:]
         self._states = {i: state for i, state in self._states.items() if i < count}
+        self._bytes = sum(map(_size, self._stages))
         self.final = u
 
     def backwards(self) -> Iterator[tuple[Move, Stages]]:
@@ -127,6 +128,11 @@ class Trajectory:
         spent.recomputations += spent.gradients - before
         spent.gradients = before
         return u
+
+
+def _size(stages: Stages) -> int:
+    """Bytes of the states of a step."""
+    return stages[0].numel() * stages[0].element_size() * len(stages)
 
 
 def _split(steps: int, states: int) -> int:
