@@ -19,6 +19,7 @@ from amaml.experiment.registry import (
     INNER_OPTIMIZERS,
     LEARN_RATES,
     META_OPTIMIZERS,
+    META_SCHEDULES,
     METHODS,
     NETWORKS,
     NORMS,
@@ -58,9 +59,14 @@ def _choice(allowed: Iterable[str]) -> Check:
     return check
 
 
-def _rates(flag: str, value: Any) -> str | None:
-    name = _choice(LEARN_RATES)(flag, value)
-    return None if name == "none" else name
+def _option(allowed: tuple[str, ...]) -> Check:
+    """A choice of which the first is the same as leaving it out: None."""
+
+    def check(flag: str, value: Any) -> str | None:
+        name = _choice(allowed)(flag, value)
+        return None if name == allowed[0] else name
+
+    return check
 
 
 def _device(flag: str, value: Any) -> str:
@@ -112,6 +118,10 @@ class Settings:
     meta_batch: int = _flag(_count, "tasks a meta-update")
     meta_lr: float = _flag(_positive, "step size of the optimiser of theta")
     meta_optimizer: str = _flag(_choice(META_OPTIMIZERS), f"optimiser of theta: {', '.join(META_OPTIMIZERS)}")
+    meta_schedule: str | None = _flag(
+        _option(META_SCHEDULES),
+        "step size over the updates: constant, cosine (falls to zero along half a cosine) (default: constant)",
+    )
     clip: float | None = _flag(
         _positive, "largest norm of the meta-gradient, longer ones are shortened (default: none)"
     )
@@ -120,7 +130,7 @@ class Settings:
     rtol: float = _flag(_fraction, "relative accuracy of A-MAML's flow (unused by euler)")
     prox: float | None = _flag(_nonnegative, "proximal term of A-MAML (default 0) and iMAML (default 2)")
     learn_rates: str | None = _flag(
-        _rates,
+        _option(LEARN_RATES),
         "amaml, anil: learn inner_lr as well: none, scalar (one for all), parameter (one for each) (default: none)",
     )
     cg_steps: int = _flag(_count, "iMAML: conjugate-gradient iterations")

@@ -41,6 +41,20 @@ def killed_at_write(monkeypatch, moment: int):
     monkeypatch.setattr(folder.RunFolder, "append_metrics", dying_append)
 
 
+def test_a_falling_step_size_goes_on_where_it_was_and_ends_where_it_was_to(tmp_path, quick, monkeypatch):
+    flags = [*OFTEN, "--meta-schedule", "cosine"]
+    start(tmp_path / "whole", *flags)
+    start(tmp_path / "constant", *OFTEN)
+    assert not checkpoint(tmp_path / "whole")["theta"].equal(checkpoint(tmp_path / "constant")["theta"])
+    with monkeypatch.context() as patch:
+        killed_at_write(patch, 6)
+        with pytest.raises(Killed):
+            start(tmp_path / "killed", *flags)
+    assert start(tmp_path / "killed", *flags, "--resume") == 0
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+    assert start(tmp_path / "whole", *flags, "--meta-updates", "8", "--resume") == 2  # it would have been another run
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_a_run_killed_in_any_of_its_writes_resumes_to_the_bit(tmp_path, quick, monkeypatch, optimizer):
     flags = [*OFTEN, "--meta-optimizer", optimizer]

@@ -7,7 +7,7 @@ import torch
 from problems import mlp, regression
 
 from amaml import AMAML, Diverged, OverBudget, half_mse
-from amaml.experiment.session import Skips, meta_train, read
+from amaml.experiment.session import Skips, cosine, meta_train, read
 from amaml.experiment.stop import Stopped, StopRequest
 from baselines import FOMAML
 
@@ -27,6 +27,15 @@ def test_a_clipped_gradient_keeps_its_direction_and_has_the_norm_asked_for(clip)
     torch.testing.assert_close(update.norm, gradient.norm(), rtol=1e-12, atol=0)
     expected = gradient if clip is None or clip > 1 else gradient * (clip / gradient.norm())
     torch.testing.assert_close(before - trained, 0.1 * expected, rtol=1e-4 if clip == 1e-3 else 1e-9, atol=1e-12)
+
+
+def test_the_step_size_falls_along_half_a_cosine():
+    theta, apply = mlp()
+    learner, trained, updates = FOMAML(apply, half_mse, 0.05, 3), theta.clone(), 4
+    train(learner, trained, updates, lr=7.0, meta_lr=lambda step: cosine(0.1, updates, step))
+    for step, share in enumerate([1, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4]):
+        theta -= 0.1 * share * learner.meta_gradient(theta, regression(seed=step)).value
+    torch.testing.assert_close(trained, theta, rtol=1e-12, atol=1e-14)
 
 
 class OverBudgetAt:

@@ -24,6 +24,7 @@ OPTIONAL = {
     "clip",
     "checkpoint_every",
     "learn_rates",
+    "meta_schedule",
     "inner_batch",
     "prox",
     "out",

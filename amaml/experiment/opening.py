@@ -23,7 +23,8 @@ class Opening(NamedTuple):
 class Asked:
     """The settings of the run that is asked for, and which of them may differ from those of the run in the folder.
 
-    steering: they make no number; testing: they say how theta is tested. meta_updates may grow.
+    steering: they make no number; testing: they say how theta is tested. meta_updates may grow, except where the step
+    size falls towards the last.
     """
 
     settings: dict[str, Any]
@@ -57,9 +58,10 @@ class Asked:
 
     def _check_same(self, there: dict[str, Any], place: Path) -> None:
         """Raise InputError where settings on disk make another run than these."""
+        grows = set() if self.settings["meta_schedule"] else {"meta_updates"}
         for name, value in self.settings.items():
             other = there.get(name, False if isinstance(value, bool) else None)  # of a switch newer than the run
-            if name not in {*self.steering, *self.testing, "meta_updates"} and other != value:
+            if name not in {*self.steering, *self.testing, *grows} and other != value:
                 raise InputError(
                     f"{place} holds a run with {flag_name(name)} {other}, not {value}; choose another --out "
                     "or discard it with --overwrite"

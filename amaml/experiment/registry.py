@@ -86,6 +86,7 @@ BOTH = "both"  # of these protocols, one after the other from the same theta
 # the names of tables that live where they are used, in modules that load torch; the tests compare
 SOLVERS = ("auto", "euler", "midpoint", "rk4", "rkc", "bosh3", "dopri5")
 LEARN_RATES = ("none", "scalar", "parameter")
+META_SCHEDULES = ("constant", "cosine")
 ADJOINTS = ("discrete", "continuous")
 INNER_OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam")
 ACTIVATIONS = ("tanh", "relu", "softplus", "gelu")

@@ -1,10 +1,12 @@
 """The meta-training loop: draw an episode, take its meta-gradient, let the optimiser step; and what goes on disk."""
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,11 +46,13 @@ def meta_train(
     first: int,
     last: int,
     clip: float | None = None,
+    meta_lr: Callable[[int], float] | None = None,
     stop: StopRequest | None = None,
 ) -> Iterator[Update]:
     """Updates first + 1 to last of theta (P,), in place and by the optimiser alone; yields after each.
 
     clip: a meta-gradient of a larger norm is scaled to this one; the norm that is reported is the one it had.
+    meta_lr: the optimiser's step size in update n is meta_lr(n - 1) (None: its own throughout).
 
     Update number n uses episode(n - 1), so that a run may stop after any update and go on later. A batch whose
     gradient cannot be made accurate within its budget (OverBudget) changes neither theta nor the optimiser; the first
@@ -69,8 +73,16 @@ def meta_train(
         theta.grad, norm = gradient.value, gradient.value.norm()
         if clip is not None:
             torch.nn.utils.clip_grads_with_norm_([theta], clip, norm)
+        if meta_lr is not None:
+            for group in optimizer.param_groups:
+                group["lr"] = meta_lr(step)
         optimizer.step()
         yield Update(step + 1, gradient, gradient.query_loss.mean(), norm)
+
+
+def cosine(meta_lr: float, updates: int, step: int) -> float:
+    """A step size that falls from meta_lr at step 0 to zero at step updates, along half a cosine."""
+    return meta_lr * (1 + math.cos(math.pi * step / updates)) / 2
 
 
 def _undisturbed(learner: MetaLearner, theta: Tensor, tasks: Tasks, stop: StopRequest | None) -> MetaGradient:
@@ -192,7 +204,8 @@ class Session:
 
     def _train(self) -> None:
         e, s = self.experiment, self.settings
-        span = self.update, s.meta_updates, s.clip, self.stop
+        meta_lr = partial(cosine, s.meta_lr, s.meta_updates) if s.meta_schedule else None
+        span = self.update, s.meta_updates, s.clip, meta_lr, self.stop
         self._saved_at = time.monotonic()
         self.clock.start()
         try:
