@@ -57,8 +57,7 @@ def experiment(s: Settings, group: Group) -> None:
             begin(session, start, s, group)
             train(session, s)
             if group.first:
-                sizes = f"{s.shots} shots, {s.queries} queries, {s.inner_steps} inner steps"
-                print(report.finish(folder, f"{s.domain}, {sizes}: {s.method}, seed {s.seed}", session))
+                print(report.finish(folder, e.title, session))
                 if (picture := e.picture(e.theta)) is not None:
                     folder.write_bytes("fits.png", picture)
                 print(folder.path)

@@ -154,6 +154,15 @@ class Synthetic:
         """Raise InputError where there are fewer meta-test tasks."""
         check_pool("meta-test tasks", count, TASKS, "--test-tasks")
 
+    def in_units(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs (..., d) and outputs (..., 1) as the formula has them: the standardisation undone."""
+
+        def undo(values: torch.Tensor, scale: tuple[np.ndarray, np.ndarray]) -> torch.Tensor:
+            mean, deviation = (torch.as_tensor(part).to(values) for part in scale)
+            return values * deviation + mean
+
+        return undo(x, self.x_scale), undo(y, self.y_scale)
+
     def _tensor(self, values: np.ndarray, scale: tuple[np.ndarray, np.ndarray]) -> torch.Tensor:
         mean, deviation = scale
         return torch.as_tensor((values - mean) / deviation).to(self.sampling.device, self.sampling.dtype)

@@ -13,6 +13,7 @@ from amaml.experiment import report
 from amaml.experiment.evaluation import Curves, Model, in_chunks
 from amaml.experiment.machine import check_memory, steady_memory
 from amaml.experiment.networks import build_network, initialise
+from amaml.experiment.pictures import Fits, can_draw, draw_fits
 from amaml.experiment.rates import learn_rates
 from amaml.experiment.registry import METHODS, PROTOCOLS, protocols
 from amaml.experiment.stop import Stopped, StopRequest
@@ -93,13 +94,26 @@ class Experiment:
         entry = report.test_entry(update, curves, predictors, metric) | {"protocol": self.protocol}
         return entry | {"also": [report.test_entry(update, other, {}, metric) for other in others]}
 
+    @property
+    def title(self) -> str:
+        """What this is, in a line."""
+        s = self.settings
+        sizes = f"{s.shots} shots, {s.queries} queries, {s.inner_steps} inner steps"
+        return f"{s.domain}, {sizes}: {s.method}, seed {s.seed}"
+
     def picture(self, theta: Tensor) -> bytes | None:
         """The first --draw meta-test tasks before and after adaptation, None for --draw 0 and what cannot be drawn."""
-        if not self.settings.draw or not report.can_draw(self.domain.input_shape):
+        if not self.settings.draw or not can_draw(self.domain.input_shape):
             return None
-        tasks = self.domain.meta_test(self.settings.draw)
+        tasks, objective = self.domain.meta_test(self.settings.draw), self.domain.objective
         phi = self.adapt(theta, tasks, protocols(self.settings.protocol)[0])[1]
-        return report.draw_fits(self.apply, theta, phi, tasks)
+        to_units = getattr(self.domain, "in_units", lambda x, y: (x, y))
+        x, both = tasks.test_x, (theta.detach().expand_as(phi), phi)
+        predictions = [torch.func.vmap(self.apply)(p, x) for p in both]
+        errors = [derivatives.losses(self.apply, objective.metric, p, x, tasks.test_y) for p in both]
+        points = [to_units(*pair) for pair in ((tasks.support_x, tasks.support_y), (x, tasks.test_y))]
+        fits = [*points[0], *points[1], *(to_units(x, p)[1] for p in predictions), *errors]
+        return draw_fits(self.title, Fits(*(t.double().cpu().numpy() for t in fits), objective.metric_name))
 
 
 def build(settings: Any, domain: Any, each: Each = in_turn) -> Experiment:
