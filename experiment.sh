@@ -23,7 +23,10 @@ source configs/environment.sh
 export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-20000}
 
 start() { # in the caller's folder: start ARGUMENTS of Python
-    find_environment requirements.txt
+    case " $* " in
+    *" --tensorboard "*) find_environment requirements.txt configs/tensorboard-requirements.txt ;;
+    *) find_environment requirements.txt ;;
+    esac
     case $PYTHON in .venv/*) PYTHON=$root/$PYTHON ;; esac
     cd "$caller"
     exec "$PYTHON" "$@"

@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import warnings
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,11 +33,13 @@ NETWORK = ("method", "learn_rates", "network", "width", "activation", "norm")  #
 
 def experiment(s: Settings, group: Group) -> None:
     """Train, test and report one run in its folder; a finished one is only reported. The first process alone writes."""
-    from amaml.experiment import machine, opening, report, threads
+    from amaml.experiment import events, machine, opening, report, threads
     from amaml.experiment.folder import RunFolder
     from amaml.experiment.session import Session
     from amaml.flow.derivatives import compiled
 
+    if s.tensorboard:
+        events.check_installed()
     folder = RunFolder(s.folder())
     with folder.alone() if group.first else nullcontext(), machine.deterministic(s.deterministic):
         finished, start = group.of_first(lambda: opening.Asked(asdict(s), CONTROL, TEST).open(folder))
@@ -55,7 +57,8 @@ def experiment(s: Settings, group: Group) -> None:
         with compiled(to_compile), group.stop as stop:
             session = Session(folder, e, stop, to_compile, shown=group.first)
             begin(session, start, s, group)
-            train(session, s)
+            with closing(events.Events(folder)) if s.tensorboard and group.first else nullcontext() as session.events:
+                train(session, s)
             if group.first:
                 print(report.finish(folder, e.title, session))
                 if (picture := e.picture(e.theta)) is not None:

@@ -136,7 +136,7 @@ def _checked(flags: dict[str, Any], where: str) -> dict[str, Any]:
     try:
         merged({name: value for name, value in flags.items() if name != "device"})  # which the cell's own machine has
         for name in flags:
-            if name in CONTROL - {"data_root", "checkpoint_interval", "draw"}:
+            if name in CONTROL - {"data_root", "checkpoint_interval", "draw", "tensorboard"}:
                 raise InputError(f"{name} is not for a grid; leave it out")
     except InputError as fault:
         raise InputError(f"{where}: {fault}") from fault

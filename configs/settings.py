@@ -179,6 +179,9 @@ class Settings:
     resume: bool = _flag(_switch, "go on from the folder's checkpoint, if it has one", default=False, control=True)
     overwrite: bool = _flag(_switch, "discard what the folder holds and start anew", default=False, control=True)
     evaluate: str | None = _flag(_path, "only meta-test this run folder or checkpoint", control=True)
+    tensorboard: bool = _flag(
+        _switch, "also write event files for TensorBoard, which shows them while the run goes on", False, control=True
+    )
     draw: int = _flag(_pictures, "draw this many fitted meta-test tasks", default=0, control=True)
 
     def folder(self) -> Path:

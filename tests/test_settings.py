@@ -47,7 +47,7 @@ def configs(tmp_path, monkeypatch):
 
 def test_every_setting_has_one_default():
     in_code = {name for name, f in FIELDS.items() if f.default is not None}
-    assert in_code == {"resume", "overwrite", "draw", "deterministic"}
+    assert in_code == {"resume", "overwrite", "draw", "deterministic", "tensorboard"}
     assert set(DEFAULTS) == set(FIELDS) - in_code - OPTIONAL - {"domain"}
 
 
@@ -157,6 +157,7 @@ def test_the_default_folder_names_what_tells_runs_apart():
 
 def test_what_steers_the_program_is_set_apart_from_what_makes_the_numbers():
     steering = {"checkpoint_interval", "out", "data_root", "resume", "overwrite", "evaluate", "draw", "processes"}
+    steering |= {"tensorboard"}
     assert steering == CONTROL
 
 

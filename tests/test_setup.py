@@ -53,6 +53,7 @@ class Machine:
             "tests/run.sh",
             "tests/requirements.txt",
             "configs/parsl-requirements.txt",
+            "configs/tensorboard-requirements.txt",
             "configs/environment.sh",
         ):
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +174,8 @@ def test_the_active_environment_comes_first(machine, variable):
 def test_the_experiment_and_the_tests_share_an_environment_in_peace(machine):
     machine.start("experiment.sh", *FIVE)
     assert machine.start("tests/run.sh").returncode == 0
-    assert machine.installed() == ["requirements.txt", "tests/requirements.txt", "configs/parsl-requirements.txt"]
+    optional = ["configs/parsl-requirements.txt", "configs/tensorboard-requirements.txt"]
+    assert machine.installed() == ["requirements.txt", "tests/requirements.txt", *optional]
     for script in ("experiment.sh", "tests/run.sh", "experiment.sh"):
         assert machine.start(script, *FIVE).returncode == 0
         assert machine.installed() == []
@@ -194,6 +196,13 @@ def test_an_installation_that_failed_is_tried_again(machine):
     assert "run.py" not in machine.log.read_text()
     assert machine.start("experiment.sh", *FIVE).returncode == 0
     assert machine.installed() == ["requirements.txt"]
+
+
+def test_tensorboard_is_set_up_only_where_it_is_asked_for(machine):
+    machine.start("experiment.sh", *FIVE)
+    assert machine.installed() == ["requirements.txt"]
+    machine.start("experiment.sh", *FIVE, "--tensorboard")
+    assert machine.installed() == ["requirements.txt", "configs/tensorboard-requirements.txt"]
 
 
 def test_the_set_up_says_beforehand_what_it_costs_and_how_to_do_without(machine):
@@ -217,7 +226,7 @@ def test_the_experiments_exit_status_is_passed_on(machine):
 
 
 def test_the_checks_are_ruff_and_pytest_and_stop_at_the_first_fault(machine):
-    tools = CORE + " pytest xdist hypothesis ruff parsl"
+    tools = CORE + " pytest xdist hypothesis ruff parsl tensorboard"
     ended = machine.start("tests/run.sh", "-k", "a b", HAS=tools)
     assert ended.returncode == 0
     assert ended.stdout == f"in {machine.root}\n"

@@ -25,6 +25,7 @@ from amaml.files import temporary_name, write_atomically
 
 FORMAT = 1
 FILES = ("summary.json", "checkpoint.pt", "metrics.jsonl", "test.json", "curves.png", "fits.png", "config.json")
+EVENTS = "tensorboard"
 EVALUATION = re.compile(r"evaluation(-.*)?\.json|fits(-.*)?\.png")
 TEMPORARY = ".tmp"
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -57,6 +58,7 @@ class RunFolder:
     test.json         one entry a meta-test: the curves over epochs
     summary.json      the end result; a run that has it is finished
     curves.png, fits.png
+    tensorboard/      event files, see amaml.experiment.events
     evaluation-*.json, fits-*.png   what --evaluate found
     lock              while a process works here: which one
 
@@ -103,11 +105,26 @@ class RunFolder:
         """Remove a run's files, config.json last; raises InputError for a folder that holds anything else."""
         with contextlib.suppress(_Corrupt):
             self.settings()
-        self._only_ours(FILES)
+        self._only_ours((*FILES, EVENTS))
+        self.clear_events()
         with _usable(self.path):
             for name in (*filter(EVALUATION.fullmatch, sorted(self._names())), *FILES):
                 temporary_name(self.path / name).unlink(missing_ok=True)
                 (self.path / name).unlink(missing_ok=True)
+
+    def clear_events(self) -> None:
+        """Remove the event files; raises InputError for a folder of theirs that holds anything else."""
+        events = self.path / EVENTS
+        with _usable(self.path):
+            there = sorted(events.iterdir()) if events.is_dir() else []
+            strangers = [path for path in there if "tfevents" not in path.name]
+            strangers += [events] if events.is_file() else []
+            if strangers:
+                raise InputError(f"{strangers[0]} is no event file; move it away or choose another --out")
+            for path in there:
+                path.unlink()
+            if events.exists():
+                events.rmdir()
 
     def settings(self) -> dict[str, Any] | None:
         """The settings of the run that lives here, None in an empty or missing folder."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from amaml.errors import Diverged, InputError, OverBudget
 from amaml.experiment.build import Experiment
 from amaml.experiment.clock import Clock
+from amaml.experiment.events import Events
 from amaml.experiment.folder import Checkpoint, Mirror, RunFolder
 from amaml.experiment.progress import Progress
 from amaml.experiment.registry import META_OPTIMIZERS
@@ -154,7 +155,7 @@ class Session:
 
     Everything that is recorded depends on the settings alone, so a run that was killed and resumed writes the same
     lines as one that was not. compiled: whether the graphs are, to be noted in the checkpoints. shown: whether the
-    progress is printed.
+    progress is printed. events: where points go for TensorBoard.
     """
 
     folder: RunFolder | Mirror
@@ -162,6 +163,7 @@ class Session:
     stop: StopRequest
     compiled: bool = False
     shown: bool = True
+    events: Events | None = None
     update: int = 0
     clock: Clock = field(default_factory=Clock)
     last_saved: int | None = None  # the update of the checkpoint on disk
@@ -252,6 +254,8 @@ class Session:
         records = read(self._pending)
         self.clock.book(len(records))
         self.folder.append_metrics(records)
+        if self.events:
+            self.events.trained(records)
         losses = [record["query_loss"] for record in records if "query_loss" in record]
         self.progress.trained(self.update, losses[-1] if losses else None, self.clock.seconds_per_update())
         self._pending = []
@@ -268,6 +272,8 @@ class Session:
         self.progress.testing()
         entry = self.experiment.meta_test(self.theta, self.update, self.stop)
         self.folder.write("test.json", [*self.folder.read("test.json", []), entry])
+        if self.events:
+            self.events.tested(entry)
         self.progress.tested_with(in_words(entry))
 
     def _tested(self) -> bool:
