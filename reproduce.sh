@@ -73,6 +73,7 @@ compare)
     case "$target $*" in
     *--dry-run* | *--status* | *--help*) ;;
     efficiency*) benchmarks ;;
+    paper-* | horizons*) module benchmarks.paper ;; # the tables and pictures of results/paper
     esac
     ;;
 esac

@@ -49,6 +49,16 @@ def test_parsl_is_set_up_only_where_cells_are_to_run(machine):
     assert modules(machine) == ["configs.reproduce methods"]
 
 
+def test_the_papers_targets_make_their_tables_after_their_cells(machine):
+    for target in ("paper-figure", "paper-tables", "horizons"):
+        machine.log.unlink(missing_ok=True)
+        machine.start("reproduce.sh", target, HAS=f"{CORE} parsl")
+        assert modules(machine) == [f"configs.reproduce {target}", "benchmarks.paper"]
+        machine.log.unlink()
+        machine.start("reproduce.sh", target, "--dry-run", HAS=CORE)
+        assert modules(machine) == [f"configs.reproduce {target} --dry-run"]
+
+
 def test_a_grid_and_a_comparison_are_looked_for_where_the_user_is(machine):
     script = machine.bin / "python3"
     script.write_text(script.read_text().replace('"-m pytest")', '"-m configs."*)'))  # says where it is

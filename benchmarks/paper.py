@@ -1,0 +1,243 @@
+"""The paper's figure and tables cell by cell: our runs below results/paper beside the numbers that the paper shows.
+
+    python -m benchmarks.paper
+
+reads the runs of the targets paper-figure, paper-tables and horizons, as far as they are there, and the paper's numbers
+(paper.toml), and writes into results/paper: cells.csv, figure.md, tables.md, horizons.md and the pictures.
+"""
+
+import csv
+import io
+import json
+import shlex
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from amaml.experiment.compare_tables import as_markdown
+from amaml.experiment.evaluation import mean_and_interval
+from amaml.files import write_atomically
+from benchmarks import paper_pictures
+from configs.grid import read_grid, target_path
+
+OUT = Path("results/paper")
+PAPER = tomllib.loads(Path(__file__).with_name("paper.toml").read_text())
+TARGETS = {"figure": "paper-figure", "tables": "paper-tables", "horizons": "horizons"}
+EPOCHS = {"epoch": (0, 10, 100, 500, 1000)}  # of cells.csv; of the inner loop, every step recorded
+HEAD = ["panel", "method", "setting", "seed", "protocol", "epoch", "support", "test", "command"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one protocol of one cell gave: its place on the grid's axes, its meta-tests, the last one last."""
+
+    labels: dict[str, str]
+    tests: list[dict[str, Any]]
+    seconds: float | None  # of training, an update
+    command: str
+    folder: Path
+
+    @property
+    def seed(self) -> int:
+        return int(self.labels["seed"])
+
+    @property
+    def protocol(self) -> str:
+        return "finetune" if self.last["unit"] == "epoch" else "inner"
+
+    @cached_property
+    def last(self) -> dict[str, Any]:
+        """The last meta-test."""
+        return self.tests[-1]
+
+    def at(self, points: str, epoch: int) -> float:
+        """The metric on "support" or "test" points at an epoch or inner step; -1: the last."""
+        i = -1 if epoch == -1 else self.last["epochs"].index(epoch)
+        return self.last[points]["mean"][i]
+
+    def passes(self, points: str, level: float) -> float:
+        """The first recorded epoch at which the metric is at most this level; infinite where it never is."""
+        below = np.flatnonzero(np.array(self.last[points]["mean"]) <= level)
+        return float(self.last["epochs"][below[0]]) if len(below) else np.inf
+
+
+def read(target: str) -> list[Result]:
+    """Every finished cell of a target, by each protocol that it was tested with."""
+    return [result for cell in read_grid(target_path(target)).cells for result in _of_cell(cell)]
+
+
+def _of_cell(cell: Any) -> Iterator[Result]:
+    seconds = None
+    for step in cell.steps:
+        for file in sorted(step.makes.parent.glob(step.makes.name)):
+            content = json.loads(file.read_text())
+            trained = file.name == "summary.json"
+            tests = json.loads((file.parent / "test.json").read_text()) if trained else [content]
+            seconds = content["seconds_per_update"] if trained else seconds
+            flags = [flag for flag in step.command[2:] if flag != "--resume"]
+            command = shlex.join(["python", "run.py", *flags])
+            for parts in zip(*([test, *test["also"]] for test in tests), strict=True):
+                yield Result(cell.labels, list(parts), seconds, command, file.parent)
+
+
+def select(results: list[Result], protocol: str, **labels: str) -> list[Result]:
+    """Those of a protocol at a place."""
+    return [r for r in results if r.protocol == protocol and labels.items() <= r.labels.items()]
+
+
+def over_seeds(values: list[float]) -> str:
+    """Mean with its 95% interval over the seeds (Student's t)."""
+    if not values:
+        return ""
+    mean, half = mean_and_interval(np.array(values))
+    return f"{mean:.3f}" + ("" if np.isnan(half) else f" ± {half:.3f}")
+
+
+def cells_csv(results: list[tuple[str, Result]]) -> str:
+    """A line for every recorded epoch of every cell, with the command that makes it."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(HEAD)
+    for part, r in results:
+        panel, method, setting = _names(part, r.labels)
+        for epoch in EPOCHS.get(r.last["unit"], r.last["epochs"]):
+            if epoch in r.last["epochs"]:
+                numbers = (f"{r.at(points, epoch):.6g}" for points in ("support", "test"))
+                writer.writerow([panel, method, setting, r.seed, r.protocol, epoch, *numbers, r.command])
+    return buffer.getvalue()
+
+
+def _names(part: str, labels: dict[str, str]) -> tuple[str, str, str]:
+    """Panel, method and setting of a cell."""
+    if part == "figure":
+        return labels["panel"], labels["method"], labels["setting"]
+    if part == "tables":
+        return labels["panel"], labels["run"], f"{labels['steps']} steps"
+    return f"{labels['domain']}, 128 wide", labels["method"], f"{labels['inner_steps']} steps"
+
+
+def figure(results: list[Result]) -> str:
+    """A table a panel: the paper's curve ends beside ours."""
+    sections = []
+    for panel, theirs in PAPER["panels"].items():
+        rows = [["method", "paper"]]
+        for setting in ("released", "ours"):
+            rows[0] += [f"{setting}, support", f"{setting}, test"]
+        for method in _order(results, "method", panel=panel):
+            published = PAPER["figure"][theirs].get(method)
+            row = [method, "" if published is None else "{:.2f} → {:.2f}".format(*published)]
+            for setting in ("released", "ours"):
+                found = select(results, "finetune", panel=panel, method=method, setting=setting)
+                for points in ("support", "test"):
+                    ends = [over_seeds([r.at(points, epoch) for r in found]) for epoch in (0, 1000)]
+                    row.append(" → ".join(ends) if found else "")
+            rows.append(row)
+        sections.append(f"## {panel} ({_seeds(results, panel=panel)}; the paper's {theirs})\n\n{as_markdown(rows)}")
+    return "\n\n".join(["nRMSE at fine-tuning epoch 0 → 1000; " + _INTERVALS, *sections]) + "\n"
+
+
+def tables(results: list[Result]) -> str:
+    """A table a panel and number of steps: the paper's number beside ours on unseen and on seen items."""
+    sections = []
+    for steps, panels in PAPER["tables"].items():
+        for panel, theirs in panels.items():
+            place = {"panel": panel, "steps": steps}
+            if not select(results, "inner", **place):
+                continue
+            rows = [["method", "paper", *_TABLE_COLUMNS]]
+            for run in _order(results, "run", **place):
+                inner, tuned = (select(results, p, run=run, **place) for p in ("inner", "finetune"))
+                published = theirs.get(run.removesuffix("-equal"))
+                row = [run, "" if published is None else "{:.3f} ± {:.3f}".format(*published)]
+                row += [over_seeds([r.at(points, -1) for r in inner]) for points in ("test", "support")]
+                row += [over_seeds([r.at(points, 100) for r in tuned]) for points in ("test", "support")]
+                passed = [r.passes("support", published[0]) for r in tuned] if published else []
+                rows.append([*row, _epochs(passed)])
+            rows += _predictors(select(results, "inner", **place))
+            title = f"## {panel}, {steps} inner steps ({_seeds(results, **place)})"
+            sections.append(f"{title}\n\n{as_markdown(rows)}")
+    return "\n\n".join(["nRMSE; " + _INTERVALS, *sections]) + "\n"
+
+
+def _predictors(results: list[Result]) -> list[list[str]]:
+    """The predictors that learn nothing of a user but his ratings, on the same unseen items."""
+    by_seed = {r.seed: r.last["predictors"] for r in results if r.last["predictors"]}
+    names = next(iter(by_seed.values()), {})
+    blank = [""] * (len(_TABLE_COLUMNS) - 1)
+    return [[f"*{name}*", "", over_seeds([p[name][0] for p in by_seed.values()]), *blank] for name in names]
+
+
+def horizons(results: list[Result]) -> str:
+    """A table a domain: the error by the own inner loop at the trained horizon, and under fine-tuning."""
+    sections = []
+    for domain in _order(results, "domain"):
+        rows = [["method", "inner steps", "updates", "seconds an update", *_HORIZON_COLUMNS]]
+        for method in _order(results, "method", domain=domain):
+            for steps in _order(results, "inner_steps", domain=domain, method=method):
+                place = {"domain": domain, "method": method, "inner_steps": steps}
+                inner, tuned = (select(results, p, **place) for p in ("inner", "finetune"))
+                seconds = np.mean([r.seconds for r in inner])
+                row = [method, steps, str(inner[0].last["update"]), f"{seconds:.3g}"]
+                row += [
+                    over_seeds([r.at(p, e) for r in inner]) for p, e in (("test", 0), ("test", -1), ("support", -1))
+                ]
+                row += [over_seeds([min(r.last["test"]["mean"]) for r in tuned])]
+                rows.append(row)
+        sections.append(f"## {domain}, 128 wide ({_seeds(results, domain=domain)})\n\n{as_markdown(rows)}")
+    return "\n\n".join(["nRMSE; " + _INTERVALS, *sections]) + "\n"
+
+
+_INTERVALS = "mean ± 95% interval over the seeds. Made by `python -m benchmarks.paper` from the runs' test.json."
+_TABLE_COLUMNS = [
+    "inner loop, unseen",
+    "inner loop, seen",
+    "100 epochs of Adam, unseen",
+    "100 epochs of Adam, seen",
+    "epoch at which the seen error passes the paper's",
+]
+_HORIZON_COLUMNS = [
+    "test before",
+    "test after the inner loop",
+    "support after the inner loop",
+    "least test error in 200 epochs of Adam",
+]
+
+
+def _order(results: list[Result], name: str, **labels: str) -> list[str]:
+    """The places on an axis that have results, in the grid's order."""
+    return list(dict.fromkeys(r.labels[name] for r in results if labels.items() <= r.labels.items()))
+
+
+def _seeds(results: list[Result], **labels: str) -> str:
+    seeds = sorted({r.seed for r in results if labels.items() <= r.labels.items()})
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
+
+
+def _epochs(passed: list[float]) -> str:
+    """First epochs over the seeds."""
+    if not passed:
+        return ""
+    words = ["never" if np.isinf(p) else f"{p:.0f}" for p in sorted(passed)]
+    return words[0] if words[0] == words[-1] else f"{words[0]} to {words[-1]}"
+
+
+def main() -> None:
+    """Write everything that the runs found allow."""
+    found = {part: read(target) for part, target in TARGETS.items()}
+    OUT.mkdir(parents=True, exist_ok=True)
+    contents = {"cells.csv": cells_csv([(part, r) for part, results in found.items() for r in results])}
+    for part, make in (("figure", figure), ("tables", tables), ("horizons", horizons)):
+        if found[part]:
+            contents[f"{part}.md"] = make(found[part])
+    for name, content in contents.items():
+        write_atomically(OUT / name, content.encode())
+    paper_pictures.draw(found["figure"], found["horizons"], PAPER, OUT)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""The pictures of results/paper: the figure's panels with the paper's points, and what long horizons are worth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+
+if TYPE_CHECKING:
+    from benchmarks.paper import Result
+
+# dark to light, dashes and markers: a grey print tells them apart
+STYLES = {
+    "amaml": {"color": "#0d0887", "linestyle": "-", "marker": "o", "linewidth": 2.6},
+    "maml": {"color": "#7e03a8", "linestyle": (0, (6, 2)), "marker": "s"},
+    "maml1": {"color": "#a82296", "linestyle": (0, (1.5, 1.5)), "marker": "D"},
+    "fomaml": {"color": "#cb4679", "linestyle": (0, (6, 2, 1.5, 2)), "marker": "^"},
+    "imaml": {"color": "#e56b5d", "linestyle": (0, (3, 1.5)), "marker": "v"},
+    "reptile": {"color": "#f89441", "linestyle": (0, (9, 2, 1.5, 2, 1.5, 2)), "marker": "P"},
+    "scratch": {"color": "#777777", "linestyle": (0, (1, 2)), "marker": "x"},
+    "pretrained": {"color": "#aaaaaa", "linestyle": "-", "marker": "*"},
+}
+NAMES = {
+    "amaml": "A-MAML",
+    "maml": "MAML",
+    "maml1": "MAML-1",
+    "fomaml": "FOMAML",
+    "imaml": "iMAML",
+    "reptile": "Reptile",
+    "scratch": "scratch",
+    "pretrained": "pretrained",
+}
+FORMATS = ("svg", "png")
+TOP = 1.6  # of the figure's axes; what starts above is told in figure.md
+matplotlib.use("Agg")
+matplotlib.rcParams["svg.hashsalt"] = "amaml"  # the same picture gives the same file
+
+
+def draw(figure: list[Result], horizons: list[Result], paper: dict[str, Any], out: Path) -> None:
+    """figure-SETTING and horizons in a folder, as far as there are results."""
+    for setting in ("released", "ours"):
+        shown = [r for r in figure if r.labels["setting"] == setting and r.protocol == "finetune"]
+        if shown:
+            _save(_panels(shown, setting, paper), out / f"figure-{setting}")
+    for domain in dict.fromkeys(r.labels["domain"] for r in horizons):
+        shown = [r for r in horizons if r.labels["domain"] == domain and r.protocol == "inner"]
+        _save(_horizons(shown, domain), out / f"horizons-{domain}")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    for kind in FORMATS:
+        metadata = {"svg": {"Date": None}}.get(kind, {})
+        figure.savefig(path.with_name(f"{path.name}.{kind}"), dpi=110, metadata=metadata)
+
+
+def _seeds(results: list[Result]) -> str:
+    seeds = len({r.seed for r in results})
+    return "one seed" if seeds == 1 else f"mean and range of {seeds} seeds"
+
+
+def _mean(results: list[Result], points: str) -> np.ndarray:
+    return np.array([r.last[points]["mean"] for r in results])
+
+
+def _panels(results: list[Result], setting: str, paper: dict[str, Any]) -> Figure:
+    """Above the support set, below the test points, a panel a column: our curves, the paper's ends as open marks."""
+    panels = [p for p in paper["panels"] if any(r.labels["panel"] == p for r in results)]
+    figure = Figure(figsize=(3.1 * len(panels), 6.6), layout="constrained")
+    axes = figure.subplots(2, len(panels), sharex=True, sharey=True, squeeze=False)
+    for column, panel in enumerate(panels):
+        published = paper["figure"][paper["panels"][panel]]
+        for row, points in enumerate(("support", "test")):
+            axis = axes[row, column]
+            for method, style in STYLES.items():
+                found = [r for r in results if r.labels["panel"] == panel and r.labels["method"] == method]
+                if found:
+                    x, y = found[0].last["epochs"], _mean(found, points)
+                    axis.plot(x, y.mean(0), **{"linewidth": 1.5} | style | {"marker": ""})
+                    axis.fill_between(x, y.min(0), y.max(0), color=style["color"], alpha=0.12, linewidth=0)
+                for epoch, value in zip((0, 1000), published.get(method, ()), strict=False):
+                    mark = {"marker": style["marker"], "color": style["color"], "markerfacecolor": "white"}
+                    axis.plot([epoch], [min(value, TOP)], **mark, markersize=6, clip_on=False, zorder=4)
+            axis.set(ylim=(0, TOP), xlim=(0, 1000), xticks=(0, 500, 1000))
+            axis.set_title(f"{panel}, {'support set' if row == 0 else 'test points'}", fontsize=9)
+            axis.grid(alpha=0.25, linewidth=0.6)
+            axis.spines[["top", "right"]].set_visible(False)
+        axes[1, column].set_xlabel("fine-tuning epoch")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("nRMSE (1: predicting the mean)")
+    handles = [matplotlib.lines.Line2D([], [], label=NAMES[m], markerfacecolor="white", **s) for m, s in STYLES.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    text = f"The paper's figure, our runs ({setting} setting, {_seeds(results)}); open marks: the paper"
+    figure.suptitle(text, fontsize=11)
+    return figure
+
+
+def _horizons(results: list[Result], domain: str) -> Figure:
+    """Left the error after the own inner loop over the horizon, right over the seconds of meta-training."""
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for method in (m for m in STYLES if any(r.labels["method"] == m for r in results)):
+        mine = [r for r in results if r.labels["method"] == method]
+        style = {"linewidth": 1.6, "markersize": 5} | STYLES[method]
+        steps = sorted({int(r.labels["inner_steps"]) for r in mine})
+        groups = [[r for r in mine if int(r.labels["inner_steps"]) == n] for n in steps]
+        ends = [[r.at("test", -1) for r in group] for group in groups]
+        left.plot(steps, [np.mean(e) for e in ends], **style)
+        left.fill_between(steps, [min(e) for e in ends], [max(e) for e in ends], color=style["color"], alpha=0.13)
+        left.annotate(
+            NAMES[method], (steps[-1], np.mean(ends[-1])), xytext=(8, 0), textcoords="offset points", va="center"
+        )
+        best = groups[int(np.argmin([np.mean(e) for e in ends]))]
+        _over_seconds(right, best, style, f"{NAMES[method]}, {best[0].labels['inner_steps']} steps")
+    left.set(xscale="log", xlabel="inner steps in meta-training, and at the meta-test", ylabel="nRMSE on test points")
+    left.xaxis.set_major_locator(FixedLocator([1, 5, 20, 50, 200, 1000]))
+    left.xaxis.set_minor_locator(NullLocator())
+    right.set(xscale="log", xlabel="seconds of meta-training, one CPU thread")
+    right.set_title("each method at its best number of steps", fontsize=10)
+    left.set_title("at the end of meta-training", fontsize=10)
+    for axis in (left, right):
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.grid(alpha=0.25, linewidth=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+    text = f"What long horizons are worth: {domain} 100/100, tanh network of 2 x 128, {_seeds(results)}"
+    figure.suptitle(text, fontsize=12)
+    return figure
+
+
+def _over_seconds(axis: Axes, results: list[Result], style: dict[str, Any], label: str) -> None:
+    updates = np.array([test["update"] for test in results[0].tests])
+    seconds = updates * np.mean([r.seconds for r in results])
+    values = np.array([[test["test"]["mean"][-1] for test in r.tests] for r in results])
+    axis.plot(seconds, values.mean(0), **style)
+    axis.fill_between(seconds, values.min(0), values.max(0), color=style["color"], alpha=0.13)
+    place = {"xytext": (8, 0), "textcoords": "offset points", "va": "center", "fontsize": 8.5}
+    axis.annotate(label, (seconds[-1], values.mean(0)[-1]), **place)

@@ -1,0 +1,115 @@
+"""results/paper is made of the cells' files: every line of cells.csv, every number beside the paper's."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from benchmarks import paper
+from configs.grid import read_grid
+
+GRID = """
+about = "small"
+out = "runs/{panel}/{steps}steps/{run}/seed{seed}"
+seed = [3, 4]
+panel = [{ label = "Jester-10-15", domain = "Jester", shots = 10, queries = 15 }]
+steps = [{ label = "50", inner_steps = 50 }]
+run = [{ label = "amaml", method = "amaml" }]
+protocol = "inner"
+then = [{ out = "{out}-finetune", protocol = "finetune", test_epochs = 100 }]
+"""
+
+
+def entry(epochs: list[int], support: list[float], test: list[float], unit: str, also=()) -> dict:
+    return {
+        "update": 300,
+        "unit": unit,
+        "epochs": epochs,
+        "support": {"mean": support},
+        "test": {"mean": test},
+        "predictors": {"item mean": [0.85, 0.05]},
+        "also": list(also),
+    }
+
+
+@pytest.fixture
+def cells(tmp_path, monkeypatch):
+    """The results of a small grid of two seeds, the first of them as read from its files."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.toml").write_text(GRID)
+    for cell, level in zip(read_grid(tmp_path / "small.toml").cells, (0.0, 0.2), strict=True):
+        cell.folder.mkdir(parents=True)
+        (cell.folder / "summary.json").write_text(json.dumps({"seconds_per_update": 0.5}))
+        inner = entry([0, 50], [0.8, 0.6 + level], [0.9, 0.7 + level], "inner step")
+        (cell.folder / "test.json").write_text(json.dumps([inner | {"update": 100}, inner]))
+        tuned = cell.steps[1].makes
+        tuned.parent.mkdir()
+        low = 0.07 if level else 0.08  # the paper's number is 0.074
+        evaluation = entry([0, 10, 100], [0.8, low, 0.01], [0.9, 0.75, 0.8 + level], "epoch")
+        (tuned.parent / "evaluation-Jester.json").write_text(json.dumps(evaluation))
+    monkeypatch.setattr(paper, "target_path", lambda name: tmp_path / "small.toml")
+    return paper.read("small")
+
+
+def test_every_cell_is_read_by_every_protocol_with_its_command(cells):
+    assert [(r.seed, r.protocol, len(r.tests)) for r in cells] == [
+        (3, "inner", 2),
+        (3, "finetune", 1),
+        (4, "inner", 2),
+        (4, "finetune", 1),
+    ]
+    assert cells[0].command.startswith("python run.py --domain Jester --shots 10 --queries 15 --inner-steps 50")
+    assert cells[1].command.startswith("python run.py --protocol finetune --test-epochs 100 --out runs/")
+    assert cells[1].command.endswith("--evaluate runs/Jester-10-15/50steps/amaml/seed3")
+    assert "--resume" not in cells[0].command
+
+
+def test_the_table_sets_means_over_seeds_beside_the_papers_numbers(cells):
+    text = paper.tables(cells)
+    row = next(line for line in text.splitlines() if line.startswith("| amaml"))
+    _, _, published, unseen, seen, tuned_unseen, tuned_seen, epoch, _ = (part.strip() for part in row.split("|"))
+    assert published == "0.074 ± 0.005"
+    half = 12.706 * 0.1  # Student's t with one degree of freedom, standard error of 0 and 0.2
+    assert unseen == f"0.800 ± {half:.3f}"
+    assert seen == f"0.700 ± {half:.3f}"
+    assert tuned_unseen == f"0.900 ± {half:.3f}"
+    assert tuned_seen == "0.010 ± 0.000"
+    assert epoch == "10 to 100"  # where the seen error is first below 0.074
+    assert "| *item mean* |  | 0.850 ± 0.000 |" in text
+
+
+def test_a_line_of_cells_csv_for_every_recorded_epoch(cells):
+    lines = list(csv.DictReader(io.StringIO(paper.cells_csv([("tables", r) for r in cells]))))
+    assert [(line["seed"], line["protocol"], line["epoch"]) for line in lines[:5]] == [
+        ("3", "inner", "0"),
+        ("3", "inner", "50"),
+        ("3", "finetune", "0"),
+        ("3", "finetune", "10"),
+        ("3", "finetune", "100"),
+    ]
+    assert lines[1] | {"command": ""} == {
+        "panel": "Jester-10-15",
+        "method": "amaml",
+        "setting": "50 steps",
+        "seed": "3",
+        "protocol": "inner",
+        "epoch": "50",
+        "support": "0.6",
+        "test": "0.7",
+        "command": "",
+    }
+
+
+def test_an_error_that_is_never_reached_is_said_to_be(cells):
+    assert cells[0].passes("support", 0.5) == float("inf")
+    assert paper._epochs([float("inf"), 10.0]) == "10 to never"
+
+
+def test_the_papers_numbers_are_those_of_its_tables():
+    tables = paper.PAPER["tables"]
+    assert tables["50"]["MovieLens100K-20-30"]["maml"] == [0.050, 0.003]
+    assert tables["100"]["MovieLens1M-10-15"]["reptile"] == [0.408, 0.011]
+    assert sum(len(panel) for steps in tables.values() for panel in steps.values()) == 60
+    assert sum(len(curves) for curves in paper.PAPER["figure"].values()) == 24
+    assert set(paper.PAPER["panels"].values()) == set(paper.PAPER["figure"])
