@@ -21,14 +21,17 @@ class Reference(NamedTuple):
     distance: float
 
 
-def converged(learner: AMAML, theta: Tensor, tasks: Tasks) -> Reference:
-    """A-MAML's gradient with the steps planned at 1e-4 and bisected, all of them, until it stands still."""
+def converged(learner: AMAML, theta: Tensor, tasks: Tasks, still: float = STANDS_STILL) -> Reference:
+    """A-MAML's gradient with the steps planned at 1e-4 and bisected, all of them, until it stands still.
+
+    still: the relative distance of two resolutions that counts as standing still.
+    """
     steps = Plan("auto", learner.inner_lr, learner.inner_steps, 1e-4)
     solution = learner._solve(theta, tasks, steps, Evaluations(), math.inf, "discrete")
     distance = math.inf
     for _ in range(MOST):
         finer = learner._solve(theta, tasks, bisected(solution.moves), Evaluations(), math.inf, "discrete")
         distance, solution = relative_distance(solution.value, finer.value), finer
-        if distance < STANDS_STILL:
+        if distance < still:
             break
     return Reference(solution.value, distance)

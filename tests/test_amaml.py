@@ -12,21 +12,12 @@ import data
 from amaml import AMAML, Diverged, InputError, OverBudget, Tasks, half_mse
 from amaml.experiment.networks import initialise
 from amaml.flow.curvature import Curvature
-from amaml.flow.field import Evaluations
-from amaml.flow.steps import Plan, bisected
 from amaml.flow.trajectory import Trajectory
+from benchmarks import reference as fine
 
 
 def converged(learner: AMAML, theta, tasks) -> torch.Tensor:
-    """The flow's gradient: rk4, or auto where that is too dear, bisected until it stands still to 1e-5."""
-    plan = Plan("auto", learner.inner_lr, learner.inner_steps, 1e-4)
-    steps, before = plan, None
-    for _ in range(8):
-        solution = learner._solve(theta, tasks, steps, Evaluations(), float("inf"), "discrete")
-        if before is not None and relative_error(before, solution.value) < 1e-5:
-            break
-        steps, before = bisected(solution.moves), solution.value
-    return solution.value
+    return fine.converged(learner, theta, tasks, still=1e-5).value
 
 
 def rough(seed: int):
