@@ -25,7 +25,7 @@ from typing import Any
 
 from amaml.errors import InputError, unknown
 from amaml.experiment.cells import Cell, Grid, Step
-from configs.settings import CONTROL, FIELDS, flag_name, merged
+from configs.settings import CONTROL, FIELDS, Settings, flag_name, merged
 
 ROOT = Path(__file__).parent.parent
 TARGETS = Path(__file__).parent / "targets"
@@ -103,7 +103,8 @@ def _cell(fixed: dict[str, Any], place: tuple, content: dict[str, Any], start: P
             flags |= {name: value for name, value in rule.items() if name != "when"}
     where = f"{path}, cell {'/'.join(labels.values())}"
     folder = Path(_filled(content["out"], flags | labels, where))
-    steps = [Step(_command({**_checked(flags, where), "out": str(folder), "resume": True}), folder / "summary.json")]
+    s = _checked(flags, where)
+    steps = [Step(_command({**flags, "out": str(folder), "resume": True}), folder / "summary.json")]
     for extra in content.get("then", []):
         other = Path(_filled(extra.get("out", "{out}"), flags | labels | {"out": folder}, where))
         own = {name: value for name, value in extra.items() if name != "out"}
@@ -111,7 +112,7 @@ def _cell(fixed: dict[str, Any], place: tuple, content: dict[str, Any], start: P
         device = {"device": flags["device"]} if "device" in flags else {}
         command = _command({"evaluate": str(folder), **device, **own, "out": str(other)})
         steps.append(Step(command, other / "evaluation*.json"))
-    settings = {name: value for name, value in flags.items() if name not in CONTROL}
+    settings = {name: getattr(s, name) for name in flags if name not in CONTROL}
     return Cell(os.path.relpath(folder, start), labels, settings, folder, tuple(steps))
 
 
@@ -131,16 +132,18 @@ def _filled(template: str, values: dict[str, Any], where: str) -> str:
     return template.format(**values)
 
 
-def _checked(flags: dict[str, Any], where: str) -> dict[str, Any]:
-    """The flags, as they are; raises InputError where run.py would."""
+def _checked(flags: dict[str, Any], where: str) -> Settings:
+    """The settings of a cell; raises InputError where run.py would."""
     try:
-        merged({name: value for name, value in flags.items() if name != "device"})  # which the cell's own machine has
+        s = merged(
+            {name: value for name, value in flags.items() if name != "device"}
+        )  # which the cell's own machine has
         for name in flags:
             if name in CONTROL - {"data_root", "checkpoint_interval", "draw", "tensorboard"}:
                 raise InputError(f"{name} is not for a grid; leave it out")
     except InputError as fault:
         raise InputError(f"{where}: {fault}") from fault
-    return flags
+    return s
 
 
 def _command(flags: dict[str, Any]) -> list[str]:

@@ -197,13 +197,18 @@ CONTROL = frozenset(name for name, f in FIELDS.items() if f.metadata["control"])
 TEST = frozenset(name for name, f in FIELDS.items() if f.metadata["test"])
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """A file of settings; raises InputError for one that cannot be read or holds a setting that cannot be used."""
+def read_toml(path: Path, method: str | None = None) -> dict[str, Any]:
+    """A file of settings, with what its table of a method's name changes for that method (None: for its own).
+
+    Raises InputError for a file that cannot be read or holds a setting that cannot be used.
+    """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as fault:
         raise InputError(f"cannot read the configuration {path}: {fault}; it must be a TOML file") from fault
-    return {name: _valid(name, value, f" in {path}") for name, value in values.items()}
+    tables = {name: values.pop(name) for name in METHODS if isinstance(values.get(name), dict)}
+    own = tables.get(method or values.get("method"), {})
+    return {name: _valid(name, value, f" in {path}") for name, value in (values | own).items()}
 
 
 def _valid(name: str, value: Any, source: str) -> Any:
@@ -252,11 +257,12 @@ def check_together(flags: Iterable[str], s: Settings) -> None:
 
 
 def merged(flags: dict[str, Any]) -> Settings:
-    """defaults.toml, then the domain's file, then the flags."""
+    """defaults.toml, then the domain's file and its table for the method, then the flags."""
     if "domain" not in flags:
         raise InputError(f"--domain is missing; choose one of: {', '.join(DOMAINS)}")
-    overrides = FOLDER / f"{flags['domain']}.toml"
-    s = checked(read_toml(FOLDER / "defaults.toml") | (read_toml(overrides) if overrides.exists() else {}) | flags)
+    overrides, defaults = FOLDER / f"{flags['domain']}.toml", read_toml(FOLDER / "defaults.toml")
+    method = flags.get("method", defaults["method"])
+    s = checked(defaults | (read_toml(overrides, method) if overrides.exists() else {}) | flags)
     check_together(flags, s)
     return s
 

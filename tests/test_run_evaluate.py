@@ -7,7 +7,7 @@ from PIL import Image
 
 import data
 import run
-from amaml.experiment import report
+from amaml.experiment import pictures
 from data.synthetic import Synthetic
 
 
@@ -58,8 +58,8 @@ def test_evaluate_on_another_device_than_the_runs_own(tmp_path, quick, monkeypat
 @pytest.mark.parametrize(("domain", "panels"), [("CosMixture", 1), ("CosMixture2D", 3)])
 def test_draw_shows_data_truth_and_both_fits(tmp_path, monkeypatch, domain, panels):
     figures = []
-    png = report._png
-    monkeypatch.setattr(report, "_png", lambda figure: figures.append(figure) or png(figure))
+    png = pictures._png
+    monkeypatch.setattr(pictures, "_png", lambda figure: figures.append(figure) or png(figure))
     assert start(tmp_path / "run", "--domain", domain, "--draw", "2") == 0
     with Image.open(tmp_path / "run" / "fits.png") as picture:
         assert picture.format == "PNG"
@@ -67,14 +67,19 @@ def test_draw_shows_data_truth_and_both_fits(tmp_path, monkeypatch, domain, pane
     curves, fits = figures
     axes = [a for a in fits.axes if a.get_label() != "<colorbar>"]
     assert len(axes) == 2 * panels
-    tasks = data.make(domain, data.Sampling(4, 4, 2, 0)).meta_test(2)
+    family = data.make(domain, data.Sampling(4, 4, 2, 0))
+    tasks = family.meta_test(2)
+    (support_x, support_y), (_, truths) = (
+        family.in_units(*pair) for pair in ((tasks.support_x, tasks.support_y), (tasks.test_x, tasks.test_y))
+    )
     for task, first in enumerate(axes[::panels]):
-        support, truth = tasks.support_x[task], tasks.test_y[task, :, 0]
+        support, truth = support_x[task], truths[task, :, 0]
         if panels == 1:
             lines = {line.get_label(): line.get_ydata() for line in first.lines}
             assert torch.equal(torch.as_tensor(lines["truth"]), truth)
-            assert torch.equal(torch.as_tensor(lines["support"]), tasks.support_y[task, :, 0])
-            assert abs(lines["before adaptation"] - lines["after adaptation"]).max() > 1e-4
+            assert torch.equal(torch.as_tensor(lines["support"]), support_y[task, :, 0])
+            before, after = (y for name, y in lines.items() if "adaptation, nRMSE" in name)
+            assert abs(before - after).max() > 1e-4
         else:
             surfaces = [torch.as_tensor(a.collections[0].get_array()).flatten() for a in axes[3 * task : 3 * task + 3]]
             assert torch.equal(surfaces[0], truth)

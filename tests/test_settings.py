@@ -54,14 +54,8 @@ def test_every_setting_has_one_default():
 def test_the_defaults_are_those_of_the_main_job():
     s = merged({"domain": "Alpine2D"})
     assert (s.method, s.shots, s.queries, s.inner_steps, s.inner_lr) == ("amaml", 100, 100, 200, 0.01)
-    assert (s.width, s.activation, s.norm, s.dtype, s.adjoint, s.prox) == (
-        32,
-        "tanh",
-        "none",
-        "float64",
-        "discrete",
-        None,
-    )
+    assert (s.width, s.activation, s.norm, s.dtype, s.adjoint) == (32, "tanh", "none", "float64", "discrete")
+    assert (s.meta_lr, s.meta_schedule, s.prox, s.protocol) == (0.003, "cosine", 0.1, "both")
     s = merged({"domain": "Sinusoid"})
     assert (s.width, s.activation) == (40, "relu")
 
@@ -72,6 +66,22 @@ def test_the_files_hold_overrides_only(path):
     if path.stem != "defaults":
         assert path.stem in data.DOMAINS
         assert all(DEFAULTS.get(name) != value for name, value in values.items())
+
+
+def test_a_domains_file_may_say_what_differs_for_one_method(tmp_path, monkeypatch):
+    for name in ("defaults", "Alpine2D"):
+        (tmp_path / f"{name}.toml").write_text((FOLDER / f"{name}.toml").read_text())
+    with open(tmp_path / "Alpine2D.toml", "a") as file:
+        file.write("[imaml]\ncg_steps = 7\n")
+    monkeypatch.setattr(settings, "FOLDER", tmp_path)
+    alpine = {"domain": "Alpine2D"}
+    assert (merged(alpine).prox, merged(alpine).cg_steps) == (0.1, 5)
+    assert merged(alpine | {"method": "imaml"}).prox is None
+    assert merged(alpine | {"method": "imaml"}).cg_steps == 7
+    assert merged(alpine | {"prox": 0.0}).prox == 0.0
+    (tmp_path / "Alpine2D.toml").write_text("[amalm]\nprox = 1.0\n")
+    with pytest.raises(InputError, match="amalm"):
+        merged(alpine)
 
 
 @pytest.mark.parametrize("domain", sorted(data.DOMAINS))
@@ -136,8 +146,8 @@ def test_whole_numbers_may_be_written_with_a_point_in_a_file(configs):
 
 
 def test_settings_must_be_complete_and_known():
-    whole = DEFAULTS | {"domain": "Alpine2D"}
-    assert checked(whole) == merged({"domain": "Alpine2D"})
+    whole = DEFAULTS | {"domain": "Logistic"} | read_toml(FOLDER / "Logistic.toml")
+    assert checked(whole) == merged({"domain": "Logistic"})
     for name in whole:
         with pytest.raises(InputError, match=f"{flag_name(name)} in the file is missing"):
             checked({k: v for k, v in whole.items() if k != name}, " in the file")
@@ -217,7 +227,7 @@ def test_settings_are_checked_before_torch_is_loaded():
         ({"network": "linear", "width": 9}, "--width 9 is for --network mlp or conv4"),
         ({"network": "conv4", "norm": "batch"}, "--norm batch is for --network mlp"),
         ({"protocol": "inner", "test_epochs": 9}, "--test-epochs 9 is for --protocol finetune"),
-        ({"test_steps": 9}, "--test-steps 9 is for --protocol inner or both, not for finetune"),
+        ({"protocol": "finetune", "test_steps": 9}, "--test-steps 9 is for --protocol inner or both, not for finetune"),
         ({"ways": 9}, "--ways 9 is for --domain Omniglot or MiniImageNet"),
     ],
     ids=str,

@@ -62,8 +62,9 @@ class Asked:
         for name, value in self.settings.items():
             other = there.get(name, False if isinstance(value, bool) else None)  # of a switch newer than the run
             if name not in {*self.steering, *self.testing, *grows} and other != value:
+                why = ", towards which its step size falls" if name == "meta_updates" else ""
                 raise InputError(
-                    f"{place} holds a run with {flag_name(name)} {other}, not {value}; choose another --out "
+                    f"{place} holds a run with {flag_name(name)} {other}{why}, not {value}; choose another --out "
                     "or discard it with --overwrite"
                 )
 
