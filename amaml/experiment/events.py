@@ -10,7 +10,7 @@ import importlib.util
 from typing import Any
 
 from amaml.errors import InputError
-from amaml.experiment.folder import EVENTS, RunFolder
+from amaml.experiment.folder import EVENTS, RunFolder, usable
 
 PACKAGE, FILE = "tensorboard", "configs/tensorboard-requirements.txt"
 
@@ -22,34 +22,38 @@ def check_installed() -> None:
 
 
 class Events:
-    """Writes a point for every number of an update and of a meta-test."""
+    """Writes a point for every number of an update and of a meta-test. Raises InputError where the system refuses."""
 
     def __init__(self, folder: RunFolder) -> None:
         """Replace the folder's event files by those of what it records so far."""
         from torch.utils.tensorboard import SummaryWriter
 
         folder.clear_events()
-        # a viewer that is open drops the points of the files that were there
-        self._writer = SummaryWriter(folder.path / EVENTS, purge_step=0)
+        self._folder = folder.path
+        with usable(self._folder):  # a viewer that is open drops the points of the files that were there
+            self._writer = SummaryWriter(self._folder / EVENTS, purge_step=0)
         self.trained(folder.metrics())
         for entry in folder.read("test.json", []):
             self.tested(entry)
 
     def trained(self, records: list[dict[str, Any]]) -> None:
         """Lines of metrics.jsonl."""
-        for record in records:
-            for name, value in record.items():
-                if name != "update":
-                    self._writer.add_scalar(f"meta-training/{name}", float(value), record["update"])
+        with usable(self._folder):
+            for record in records:
+                for name, value in record.items():
+                    if name != "update":
+                        self._writer.add_scalar(f"meta-training/{name}", float(value), record["update"])
 
     def tested(self, entry: dict[str, Any]) -> None:
         """An entry of test.json: the metric after its last epoch or inner step."""
-        for part in (entry, *entry["also"]):
-            for points in ("support", "test"):
-                name = f"meta-test/{part['metric']} on {points}, after {part['epochs'][-1]} {part['unit']}s"
-                self._writer.add_scalar(name, part[points]["mean"][-1], part["update"])
-        self._writer.flush()
+        with usable(self._folder):
+            for part in (entry, *entry["also"]):
+                for points in ("support", "test"):
+                    name = f"meta-test/{part['metric']} on {points}, after {part['epochs'][-1]} {part['unit']}s"
+                    self._writer.add_scalar(name, part[points]["mean"][-1], part["update"])
+            self._writer.flush()
 
     def close(self) -> None:
         """Write what is left."""
-        self._writer.close()
+        with usable(self._folder):
+            self._writer.close()

@@ -73,7 +73,7 @@ class RunFolder:
     def alone(self) -> Iterator[None]:
         """Within this context no other process can work in the folder; raises InputError where one does already."""
         try:
-            with _usable(self.path):
+            with usable(self.path):
                 self._is_new = not self.path.exists()
                 self._lock.take()
             yield
@@ -82,17 +82,17 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        with _usable(self.path):
+        with usable(self.path):
             return (self.path / "summary.json").exists()
 
     @property
     def has_checkpoint(self) -> bool:
-        with _usable(self.path):
+        with usable(self.path):
             return (self.path / "checkpoint.pt").exists()
 
     def create(self, settings: dict[str, Any]) -> None:
         """Make the folder and its config.json; from here on the run counts as unfinished."""
-        with _usable(self.path):
+        with usable(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             if self._is_new:
                 self._lock.take()
@@ -107,7 +107,7 @@ class RunFolder:
             self.settings()
         self._only_ours((*FILES, EVENTS))
         self.clear_events()
-        with _usable(self.path):
+        with usable(self.path):
             for name in (*filter(EVALUATION.fullmatch, sorted(self._names())), *FILES):
                 temporary_name(self.path / name).unlink(missing_ok=True)
                 (self.path / name).unlink(missing_ok=True)
@@ -115,7 +115,7 @@ class RunFolder:
     def clear_events(self) -> None:
         """Remove the event files; raises InputError for a folder of theirs that holds anything else."""
         events = self.path / EVENTS
-        with _usable(self.path):
+        with usable(self.path):
             there = sorted(events.iterdir()) if events.is_dir() else []
             strangers = [path for path in there if "tfevents" not in path.name]
             strangers += [events] if events.is_file() else []
@@ -142,7 +142,7 @@ class RunFolder:
     def prepare_evaluation(self) -> None:
         """Make a folder for the files of an evaluation alone."""
         self._only_ours(())
-        with _usable(self.path):
+        with usable(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
 
     def write_evaluation(self, what: str, content: dict[str, Any], picture: bytes | None) -> Path:
@@ -170,7 +170,7 @@ class RunFolder:
 
     def _names(self) -> set[str]:
         """What the folder holds, without what a kill leaves of a file being written."""
-        with _usable(self.path):
+        with usable(self.path):
             if self.path.exists() and not self.path.is_dir():
                 raise InputError(f"{self.path} is a file; choose a folder as --out")
             names = {path.name for path in self.path.iterdir()} if self.path.exists() else set()
@@ -182,7 +182,7 @@ class RunFolder:
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file atomically."""
-        with _usable(self.path):
+        with usable(self.path):
             write_atomically(self.path / name, content)
 
     def read(self, name: str, default: Any) -> Any:
@@ -191,7 +191,7 @@ class RunFolder:
 
     def append_metrics(self, records: list[dict[str, Any]]) -> None:
         """Add lines to metrics.jsonl."""
-        with _usable(self.path), open(self.path / "metrics.jsonl", "a") as file:
+        with usable(self.path), open(self.path / "metrics.jsonl", "a") as file:
             file.writelines(json.dumps(record) + "\n" for record in records)
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -220,7 +220,7 @@ class RunFolder:
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write checkpoint.pt atomically, after the metrics of its updates have reached the disk."""
-        with _usable(self.path), open(self.path / "metrics.jsonl", "a") as file:
+        with usable(self.path), open(self.path / "metrics.jsonl", "a") as file:
             os.fsync(file.fileno())
         buffer = io.BytesIO()
         torch.save({"format": FORMAT, **vars(checkpoint)}, buffer)
@@ -272,7 +272,7 @@ class _Corrupt(InputError):
 
 
 @contextlib.contextmanager
-def _usable(folder: Path) -> Iterator[None]:
+def usable(folder: Path) -> Iterator[None]:
     """Turns the system's refusals into an InputError."""
     try:
         yield

@@ -118,8 +118,7 @@ def draw_fits(title: str, fits: Fits) -> bytes:
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(count, columns, squeeze=False, sharex=True)
     for i in range(count):
-        task = Fits(*(part if part is fits.metric else part[i] for part in fits))
-        draw(axes[i], f"meta-test task {i}", task)
+        draw(axes[i], f"meta-test task {i}", Fits(*(part[i] for part in fits[:-1]), fits.metric))
     return _png(figure)
 
 
