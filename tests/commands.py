@@ -21,18 +21,8 @@ SIZES = {
     "test-epochs": 10,
     "width": 4,
 }
-TINY = [
-    "--domain",
-    "CosMixture",
-    "--method",
-    "fomaml",
-    "--protocol",
-    "finetune",
-    "--meta-schedule",
-    "constant",
-    "--dtype",
-    "float64",
-] + [x for k, v in SIZES.items() for x in (f"--{k}", str(v))]
+OURS = {"method": "fomaml", "protocol": "finetune", "meta-schedule": "constant", "meta-lr": 0.001, "dtype": "float64"}
+TINY = ["--domain", "CosMixture"] + [x for k, v in (OURS | SIZES).items() for x in (f"--{k}", str(v))]
 EPOCHS = TINY.index("--test-epochs")
 WITHOUT_EPOCHS = TINY[:EPOCHS] + TINY[EPOCHS + 2 :]  # for --protocol inner, which has no use for them
 

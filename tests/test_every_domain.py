@@ -5,7 +5,7 @@ import json
 import pytest
 
 import run
-from amaml.experiment.registry import METHODS, NETWORKS, PROTOCOLS
+from amaml.experiment.registry import METHODS, NETWORKS, PROTOCOLS, protocols
 from configs.settings import merged
 from data import DOMAINS
 
@@ -13,7 +13,8 @@ from data import DOMAINS
 def sizes(domain: str) -> dict[str, int]:
     """SIZES without those that the domain, its network or its protocol does not use."""
     s = merged({"domain": domain})
-    chosen = {*DOMAINS[domain].uses, *NETWORKS[s.network].uses, *PROTOCOLS[s.protocol].uses}
+    tested = (name for protocol in protocols(s.protocol) for name in PROTOCOLS[protocol].uses)
+    chosen = {*DOMAINS[domain].uses, *NETWORKS[s.network].uses, *tested}
     special = {"width", "ways", "train-tasks", "test-epochs"}
     return {name: n for name, n in SIZES.items() if name not in special or name.replace("-", "_") in chosen}
 

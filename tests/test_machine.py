@@ -58,9 +58,9 @@ def test_a_system_without_glibc_needs_no_trimming(monkeypatch):
 
 
 def test_a_meta_test_trims(libc):
-    s = checked({**vars(merged({"domain": "CosMixture"})), "test_tasks": 2, "test_epochs": 20})
+    s = checked({**vars(merged({"domain": "CosMixture"})), "protocol": "finetune", "test_tasks": 2, "test_epochs": 20})
     theta, apply = flatten(mlp(1, 1, 3))
-    Experiment(s, Domain(), apply, theta, None).meta_test(theta, 0, StopRequest())
+    Experiment(s, Domain(), apply, theta, theta, None).meta_test(theta, 0, StopRequest())
     assert libc.calls.count("trim") == 2 + 3  # at the beginning and the end, and after 0, 10 and 20 epochs
 
 

@@ -70,7 +70,7 @@ def test_a_fitted_task_carries_its_errors(drawn, dimensions):
 
 def test_fitted_tasks_are_in_the_units_of_the_formula_with_their_errors(monkeypatch):
     flags = {"domain": "CosMixture", "shots": 5, "queries": 5, "test_epochs": 3, "test_tasks": 2, "draw": 2, "width": 4}
-    s, shown = merged(flags), []
+    s, shown = merged(flags | {"dtype": "float64"}), []
     monkeypatch.setattr("amaml.experiment.build.draw_fits", lambda title, fits: shown.append((title, fits)))
     domain = data.of_settings(s)
     e = build(s, domain)

@@ -7,7 +7,9 @@ from PIL import Image
 
 import data
 import run
+from amaml.errors import Diverged
 from amaml.experiment import pictures
+from amaml.experiment.build import Experiment
 from data.synthetic import Synthetic
 
 
@@ -23,7 +25,7 @@ def test_evaluate_takes_a_folder_or_a_checkpoint(tmp_path, quick, capsys):
         assert run.main(["--evaluate", str(given)]) == 0
         folder, name = (out if given is out else copy.parent), "evaluation-CosMixture-4shot-finetune.json"
         evaluation = content(folder, name)
-        assert {name: evaluation[name] for name in final} == final  # the same theta, tasks and numbers
+        assert evaluation.items() >= {name: final[name] for name in final if name != "scratch"}.items()
         shown = capsys.readouterr().out
         assert f"{final['test']['mean'][-1]:.4f}" in shown
         assert shown.endswith(f"{folder / name}\n")
@@ -94,9 +96,9 @@ def test_the_chunk_of_tasks_holds_at_meta_test_too(tmp_path, quick, monkeypatch,
     drawn, draw = [], Synthetic.meta_test
     monkeypatch.setattr(Synthetic, "meta_test", lambda d, *span: (drawn.append(span), draw(d, *span))[1])
     start(tmp_path / "run", "--protocol", protocol, "--test-tasks", "5", "--task-chunk", "2")
-    assert drawn == [(2, 0), (2, 2), (1, 4)]
+    assert drawn == [(2, 0), (2, 2), (1, 4)] * 2  # theta's meta-test and the random initialisation's
     start(tmp_path / "whole", "--protocol", protocol, "--test-tasks", "5")
-    assert drawn[3:] == [(5, 0)]
+    assert drawn[6:] == [(5, 0)] * 2
     entries = [content(tmp_path / name, "test.json")[-1] for name in ("run", "whole")]
     for points in ("support", "test"):
         for statistic in ("mean", "ci95"):
@@ -117,6 +119,36 @@ def test_both_protocols_are_reported_in_one_table(tmp_path, quick):
     assert run.main(["--evaluate", str(tmp_path / "finetune"), "--protocol", "both", "--test-steps", "3"]) == 0
     evaluation = content(tmp_path / "finetune", "evaluation-CosMixture-4shot-both.json")
     assert evaluation["also"][0]["epochs"] == [0, 1, 3]
+
+
+def test_the_last_meta_test_stands_beside_that_of_the_random_initialisation(tmp_path, quick):
+    flags = ["--protocol", "both", "--test-interval", "3"]
+    start(tmp_path / "run", *flags)
+    start(tmp_path / "scratch", *flags, "--method", "scratch")
+    first, last = content(tmp_path / "run", "test.json")
+    assert "scratch" not in first
+    reference = content(tmp_path / "scratch", "test.json")[-1]
+    assert "scratch" not in reference
+    for name in ("epochs", "support", "test"):
+        assert last["scratch"][name] == reference[name]
+        assert last["scratch"]["also"][0][name] == reference["also"][0][name]
+    row = content(tmp_path / "run", "summary.json")["table"].splitlines()[3].split()
+    assert row[0] == "10"
+    assert row[-3] == f"{reference['test']['mean'][-1]:.4f}"
+
+
+def test_a_random_initialisation_that_cannot_be_adapted_ends_no_run(tmp_path, quick, monkeypatch):
+    meta_test = Experiment.meta_test
+
+    def diverging(experiment, theta, update, stop):
+        if update == 0:
+            raise Diverged("too rough")
+        return meta_test(experiment, theta, update, stop)
+
+    monkeypatch.setattr(Experiment, "meta_test", diverging)
+    assert start(tmp_path / "run") == 0
+    assert content(tmp_path / "run", "test.json")[-1]["scratch"] is None
+    assert content(tmp_path / "run", "summary.json")["table"].splitlines()[2].endswith("diverged")
 
 
 def test_evaluate_draws_without_a_new_run(tmp_path, quick):

@@ -27,15 +27,17 @@ IMAGES_AT_ONCE = 50  # meta-test tasks of images that go through a network toget
 
 @dataclass(frozen=True)
 class Experiment:
-    """The settings, the domain (a data.Domain), the network as a function, its first parameters (P,), the learner.
+    """The settings, the domain (a data.Domain), the network as a function, theta (P,), the learner.
 
-    each: how the chunks of a batch of tasks are gone through, see amaml.chunked.
+    theta: trained in place. start: the random initialisation that it begins as. each: how the chunks of a batch of
+    tasks are gone through, see amaml.chunked.
     """
 
     settings: Any
     domain: Any
     apply: Apply
     theta: Tensor
+    start: Tensor
     learner: MetaLearner
     each: Each = in_turn
 
@@ -101,6 +103,13 @@ class Experiment:
         sizes = f"{s.shots} shots, {s.queries} queries, {s.inner_steps} inner steps"
         return f"{s.domain}, {sizes}: {s.method}, seed {s.seed}"
 
+    def scratch_test(self, stop: StopRequest) -> dict[str, Any] | None:
+        """The meta-test of the random initialisation, to compare with; None where it cannot be adapted."""
+        try:
+            return self.meta_test(self.start, 0, stop)
+        except Diverged:
+            return None
+
     def picture(self, theta: Tensor) -> bytes | None:
         """The first --draw meta-test tasks before and after adaptation, None for --draw 0 and what cannot be drawn."""
         if not self.settings.draw or not can_draw(self.domain.input_shape):
@@ -130,7 +139,7 @@ def build(settings: Any, domain: Any, each: Each = in_turn) -> Experiment:
         theta, apply, learner = learn_rates(settings.learn_rates, theta, apply, learner, settings.task_chunk, each)
     elif settings.task_chunk is not None:
         learner = Chunked(learner, settings.task_chunk, each)
-    return Experiment(settings, domain, apply, theta, learner, each)
+    return Experiment(settings, domain, apply, theta, theta.detach().clone(), learner, each)
 
 
 def _test_chunk(settings: Any, domain: Any) -> int:

@@ -64,15 +64,26 @@ def at_epochs(entry: dict[str, Any]) -> list[dict[str, float | None]]:
 
 
 def table(title: str, entry: dict[str, Any]) -> str:
-    """The table a run ends with, of the last meta-test."""
-    metric, lines = entry["metric"], [title]
-    for part in (entry, *entry["also"]):
-        lines.append(f"{part['unit']:>10}  {metric + ' on support':>22}  {metric + ' on test points':>24}")
-        for row in at_epochs(part):
-            support, test = (_with_interval(row[name], row[f"{name}_ci95"]) for name in ("support", "test"))
-            lines.append(f"{row['epoch']:>10.0f}  {support:>22}  {test:>24}")
+    """The table a run ends with, of the last meta-test, and beside it that of the network before any training."""
+    parts, lines = (entry, *entry["also"]), [title]
+    scratch = entry.get("scratch")
+    beside = (scratch, *scratch["also"]) if scratch else [None] * len(parts)
+    heads = [f"{entry['metric']} on support", f"{entry['metric']} on test points"]
+    heads += ["scratch, on test points"] if "scratch" in entry else []
+    for part, other in zip(parts, beside, strict=True):
+        lines.append(_line(part["unit"], heads))
+        rows = at_epochs(part)
+        for row, other_row in zip(rows, at_epochs(other) if other else [None] * len(rows), strict=True):
+            cells = [_with_interval(row[name], row[f"{name}_ci95"]) for name in ("support", "test")]
+            if "scratch" in entry:
+                cells.append(_with_interval(other_row["test"], other_row["test_ci95"]) if other_row else "diverged")
+            lines.append(_line(f"{row['epoch']:.0f}", cells))
     lines += [f"{name:>34}  {_with_interval(*pair):>24}" for name, pair in entry["predictors"].items()]
     return "\n".join(lines)
+
+
+def _line(first: str, cells: list[str]) -> str:
+    return "  ".join([f"{first:>10}", f"{cells[0]:>22}", *(f"{cell:>24}" for cell in cells[1:])])
 
 
 def _with_interval(mean: float, half: float | None) -> str:
