@@ -45,6 +45,8 @@ def experiment(s: Settings, group: Group) -> None:
         finished, start = group.of_first(lambda: opening.Asked(asdict(s), CONTROL, TEST).open(folder))
         if finished:
             if group.first:
+                if s.tensorboard:
+                    events.Events(folder).close()
                 print(folder.read("summary.json", {})["table"])
                 print(
                     f"{folder.path} is finished; --evaluate {folder.path} tests or draws it, --overwrite runs it again"
@@ -78,6 +80,7 @@ def begin(session: Session, start: Checkpoint | None, s: Settings, group: Group)
             folder.clear()
         folder.create(asdict(s))
         folder.rewind(session.update)
+        folder.clear_events()  # which may go further; --tensorboard makes them anew
         return Mirror(folder.path, folder.metrics(), folder.read("test.json", []))
 
     mirror = group.of_first(prepare)

@@ -18,6 +18,7 @@ from amaml.experiment.build import build
 from amaml.experiment.compare_tables import as_markdown
 from amaml.experiment.folder import load_checkpoint
 from amaml.files import write_atomically
+from amaml.flow.control import Control
 from benchmarks.paper import OUT, over_seeds
 from configs.grid import read_grid, target_path
 from configs.settings import checked
@@ -33,10 +34,11 @@ def cosine(checkpoint_path: Path) -> float:
     s = replace(checked(checkpoint.settings), dtype="float64")
     domain = data.of_settings(s)
     theta = checkpoint.theta.double()
-    learners = [build(replace(s, **other), domain).learner for other in ({}, {"method": "amaml", "rtol": RTOL})]
+    own, exact = (build(replace(s, **other), domain).learner for other in ({}, {"method": "amaml", "rtol": RTOL}))
     values = []
     for step in range(FIRST, FIRST + BATCHES):
         tasks = domain.episode(step)
+        learners = own, replace(exact, control=Control())  # a fresh one measures its error in full
         values.append(cosine_similarity(*(learner.meta_gradient(theta, tasks).value for learner in learners), dim=0))
     return float(np.mean([float(value) for value in values]))
 

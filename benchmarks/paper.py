@@ -27,8 +27,12 @@ from configs.grid import read_grid, target_path
 
 OUT = Path("results/paper")
 PAPER = tomllib.loads(Path(__file__).with_name("paper.toml").read_text())
-TARGETS = {"figure": "paper-figure", "tables": "paper-tables", "horizons": "horizons"}
-EPOCHS = {"epoch": (0, 10, 100, 500, 1000)}  # of cells.csv; of the inner loop, every step recorded
+TARGETS = {
+    "figure": ("paper-figure",),
+    "tables": ("paper-tables", "paper-tables-movielens1m"),
+    "horizons": ("horizons",),
+}
+EPOCHS = (0, 10, 100, 500, 1000)  # of fine-tuning, in cells.csv, and the last; of the inner loop every step recorded
 HEAD = ["panel", "method", "setting", "seed", "protocol", "epoch", "support", "test", "command"]
 
 
@@ -99,16 +103,16 @@ def over_seeds(values: list[float]) -> str:
 
 
 def cells_csv(results: list[tuple[str, Result]]) -> str:
-    """A line for every recorded epoch of every cell, with the command that makes it."""
+    """A line for each of EPOCHS, or inner step, of every cell, with the command that makes it."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(HEAD)
     for part, r in results:
         panel, method, setting = _names(part, r.labels)
-        for epoch in EPOCHS.get(r.last["unit"], r.last["epochs"]):
-            if epoch in r.last["epochs"]:
-                numbers = (f"{r.at(points, epoch):.6g}" for points in ("support", "test"))
-                writer.writerow([panel, method, setting, r.seed, r.protocol, epoch, *numbers, r.command])
+        kept = {*EPOCHS, r.last["epochs"][-1]} if r.protocol == "finetune" else r.last["epochs"]
+        for epoch in (e for e in r.last["epochs"] if e in kept):
+            numbers = (f"{r.at(points, epoch):.6g}" for points in ("support", "test"))
+            writer.writerow([panel, method, setting, r.seed, r.protocol, epoch, *numbers, r.command])
     return buffer.getvalue()
 
 
@@ -125,6 +129,8 @@ def figure(results: list[Result]) -> str:
     """A table a panel: the paper's curve ends beside ours."""
     sections = []
     for panel, theirs in PAPER["panels"].items():
+        if not select(results, "finetune", panel=panel):
+            continue
         rows = [["method", "paper"]]
         for setting in ("released", "ours"):
             rows[0] += [f"{setting}, support", f"{setting}, test"]
@@ -228,7 +234,7 @@ def _epochs(passed: list[float]) -> str:
 
 def main() -> None:
     """Write everything that the runs found allow."""
-    found = {part: read(target) for part, target in TARGETS.items()}
+    found = {part: [r for target in targets for r in read(target)] for part, targets in TARGETS.items()}
     OUT.mkdir(parents=True, exist_ok=True)
     contents = {"cells.csv": cells_csv([(part, r) for part, results in found.items() for r in results])}
     for part, make in (("figure", figure), ("tables", tables), ("horizons", horizons)):

@@ -20,6 +20,7 @@ import shlex
 import string
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ def _checked(flags: dict[str, Any], where: str) -> Settings:
                 raise InputError(f"{name} is not for a grid; leave it out")
     except InputError as fault:
         raise InputError(f"{where}: {fault}") from fault
-    return s
+    return replace(s, device=flags["device"]) if "device" in flags else s
 
 
 def _command(flags: dict[str, Any]) -> list[str]:

@@ -197,8 +197,8 @@ CONTROL = frozenset(name for name, f in FIELDS.items() if f.metadata["control"])
 TEST = frozenset(name for name, f in FIELDS.items() if f.metadata["test"])
 
 
-def read_toml(path: Path, method: str | None = None) -> dict[str, Any]:
-    """A file of settings, with what its table of a method's name changes for that method (None: for its own).
+def read_toml(path: Path) -> dict[str, Any]:
+    """A file of settings; a table of a method's name in it holds what differs for that method, as a dict.
 
     Raises InputError for a file that cannot be read or holds a setting that cannot be used.
     """
@@ -206,9 +206,16 @@ def read_toml(path: Path, method: str | None = None) -> dict[str, Any]:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as fault:
         raise InputError(f"cannot read the configuration {path}: {fault}; it must be a TOML file") from fault
-    tables = {name: values.pop(name) for name in METHODS if isinstance(values.get(name), dict)}
-    own = tables.get(method or values.get("method"), {})
-    return {name: _valid(name, value, f" in {path}") for name, value in (values | own).items()}
+    return {name: _table(name, value, path) or _valid(name, value, f" in {path}") for name, value in values.items()}
+
+
+def _table(name: str, value: Any, path: Path) -> dict[str, Any]:
+    """The settings of a method's table; empty for anything else."""
+    if name not in METHODS or not isinstance(value, dict):
+        return {}
+    for own in {"domain", "method"} & set(value):
+        raise InputError(f"{own} in {path} is not for the table [{name}]; take it out of the table")
+    return {own: _valid(own, setting, f" in {path}") for own, setting in value.items()}
 
 
 def _valid(name: str, value: Any, source: str) -> Any:
@@ -260,9 +267,11 @@ def merged(flags: dict[str, Any]) -> Settings:
     """defaults.toml, then the domain's file and its table for the method, then the flags."""
     if "domain" not in flags:
         raise InputError(f"--domain is missing; choose one of: {', '.join(DOMAINS)}")
-    overrides, defaults = FOLDER / f"{flags['domain']}.toml", read_toml(FOLDER / "defaults.toml")
-    method = flags.get("method", defaults["method"])
-    s = checked(defaults | (read_toml(overrides, method) if overrides.exists() else {}) | flags)
+    overrides = FOLDER / f"{flags['domain']}.toml"
+    own = read_toml(overrides) if overrides.exists() else {}
+    tables = {name: own.pop(name) for name in METHODS if name in own}
+    values = read_toml(FOLDER / "defaults.toml") | own | flags
+    s = checked(values | tables.get(values.get("method"), {}) | flags)
     check_together(flags, s)
     return s
 

@@ -58,6 +58,21 @@ def test_a_resumed_run_shows_no_point_twice_and_none_too_few(tmp_path, quick, mo
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+def test_a_finished_run_shows_its_points_when_asked(tmp_path, quick):
+    start(tmp_path / "run", *BOTH)
+    assert start(tmp_path / "run", *BOTH, "--tensorboard") == 0
+    assert_shown_as_recorded(tmp_path / "run")
+
+
+def test_going_on_without_the_flag_leaves_no_points_that_were_taken_back(tmp_path, quick, monkeypatch):
+    with monkeypatch.context() as patch:
+        killed_at_write(patch, 9)
+        with pytest.raises(Killed):
+            start(tmp_path / "run", *BOTH, "--tensorboard")
+    assert start(tmp_path / "run", *BOTH, "--resume") == 0
+    assert not (tmp_path / "run" / "tensorboard").exists()
+
+
 def test_overwriting_a_run_discards_its_events_and_nothing_else(tmp_path, quick, capsys):
     out = tmp_path / "run"
     start(out, *BOTH, "--tensorboard")

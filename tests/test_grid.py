@@ -86,8 +86,9 @@ def test_a_grid_without_a_folder_gets_one_that_says_what_ran(tmp_path):
         f"results/sweep/rtol{rtol}/amaml/seed0" for rtol in (0.01, 0.1)
     ]
     assert [cell.labels["seed"] for cell in read_grid(path, seeds=[5, 6]).cells] == ["5", "5", "6", "6"]
-    on_gpu = read_grid(path, device="cuda").cells[0].steps[0].command
-    assert flags_of(on_gpu)["--device"] == "cuda"
+    on_gpu = read_grid(path, device="cuda").cells[0]
+    assert flags_of(on_gpu.steps[0].command)["--device"] == "cuda"
+    assert on_gpu.settings["device"] == "cuda"  # by which it is found to be done
 
 
 @pytest.mark.parametrize("path", sorted(TARGETS.glob("*.toml")), ids=lambda path: path.stem)

@@ -46,7 +46,7 @@ def cells(tmp_path, monkeypatch):
         tuned = cell.steps[1].makes
         tuned.parent.mkdir()
         low = 0.07 if level else 0.08  # the paper's number is 0.074
-        evaluation = entry([0, 10, 100], [0.8, low, 0.01], [0.9, 0.75, 0.8 + level], "epoch")
+        evaluation = entry([0, 10, 20, 100, 110], [0.8, low, 0.077, 0.01, 0], [0.9, 0.75, 0.7, 0.8 + level, 1], "epoch")
         (tuned.parent / "evaluation-Jester.json").write_text(json.dumps(evaluation))
     monkeypatch.setattr(paper, "target_path", lambda name: tmp_path / "small.toml")
     return paper.read("small")
@@ -79,14 +79,15 @@ def test_the_table_sets_means_over_seeds_beside_the_papers_numbers(cells):
     assert "| *item mean* |  | 0.850 ± 0.000 |" in text
 
 
-def test_a_line_of_cells_csv_for_every_recorded_epoch(cells):
+def test_a_line_of_cells_csv_for_every_epoch_of_the_tables(cells):
     lines = list(csv.DictReader(io.StringIO(paper.cells_csv([("tables", r) for r in cells]))))
-    assert [(line["seed"], line["protocol"], line["epoch"]) for line in lines[:5]] == [
+    assert [(line["seed"], line["protocol"], line["epoch"]) for line in lines[:6]] == [
         ("3", "inner", "0"),
         ("3", "inner", "50"),
         ("3", "finetune", "0"),
         ("3", "finetune", "10"),
         ("3", "finetune", "100"),
+        ("3", "finetune", "110"),  # the last
     ]
     assert lines[1] | {"command": ""} == {
         "panel": "Jester-10-15",
@@ -99,6 +100,28 @@ def test_a_line_of_cells_csv_for_every_recorded_epoch(cells):
         "test": "0.7",
         "command": "",
     }
+
+
+def result(points: dict[str, list[float]], unit: str = "epoch", **labels: str) -> paper.Result:
+    epochs = [0, 10, 1000] if unit == "epoch" else [0, 1, 200]
+    tests = [entry(epochs, points["support"], points["test"], unit)]
+    return paper.Result({"seed": "0"} | labels, tests, 0.25, "python run.py", None)
+
+
+def test_the_figure_keeps_support_and_test_apart_and_leaves_out_empty_panels():
+    points = {"support": [0.9, 0.5, 0.1], "test": [1.1, 0.8, 0.7]}
+    text = paper.figure([result(points, panel="Alpine2D-100", method="amaml", setting="ours")])
+    assert text.count("## ") == 1
+    assert "## Alpine2D-100 (seed 0; the paper's Alpine 100/100)" in text
+    assert "| amaml | 0.70 → 0.35 |  |  | 0.900 → 0.100 | 1.100 → 0.700 |" in text
+
+
+def test_the_horizons_table_has_both_protocols_in_its_columns():
+    place = {"domain": "Alpine2D", "method": "fomaml", "inner_steps": "200"}
+    inner = result({"support": [0.9, 0.6, 0.3], "test": [1.1, 0.8, 0.4]}, "inner step", **place)
+    tuned = result({"support": [0.9, 0.5, 0.1], "test": [1.1, 0.35, 0.7]}, **place)
+    text = paper.horizons([inner, tuned])
+    assert "| fomaml | 200 | 300 | 0.25 | 1.100 | 0.400 | 0.300 | 0.350 |" in text
 
 
 def test_an_error_that_is_never_reached_is_said_to_be(cells):

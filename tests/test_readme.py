@@ -21,6 +21,15 @@ def test_every_domain_and_method_is_in_the_readme(name):
     assert re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", README)
 
 
+def test_what_the_readmes_name_is_there():
+    root = Path(__file__).parents[1]
+    for path in (root / "README.md", *(root / "results").glob("*/README.md")):
+        text = path.read_text()
+        assert not re.search(r"@[A-Z]+@|[A-Z]+_WORDS|\bHEADLINE\b|TODO", text), path
+        for link in re.findall(r"!?\[[^]]*\]\(([^)#:]+)\)", text):
+            assert (path.parent / link).exists(), (path, link)
+
+
 def test_the_dependency_table_lists_what_is_installed():
     root = Path(__file__).parents[1]
     for path in (root / "requirements.txt", root / "tests" / "requirements.txt"):

@@ -1,8 +1,10 @@
 """Meta-tests from the command line: --evaluate, --draw, --protocol both, --task-chunk."""
 
+import signal
+
 import pytest
 import torch
-from commands import checkpoint, content, files, start
+from commands import assert_same_run, checkpoint, content, error_line, files, start
 from PIL import Image
 
 import data
@@ -129,26 +131,46 @@ def test_the_last_meta_test_stands_beside_that_of_the_random_initialisation(tmp_
     assert "scratch" not in first
     reference = content(tmp_path / "scratch", "test.json")[-1]
     assert "scratch" not in reference
-    for name in ("epochs", "support", "test"):
-        assert last["scratch"][name] == reference[name]
-        assert last["scratch"]["also"][0][name] == reference["also"][0][name]
+    for one, two in zip(last["scratch"], (reference, *reference["also"]), strict=True):
+        assert all(one[name] == two[name] for name in ("epochs", "support", "test"))
     row = content(tmp_path / "run", "summary.json")["table"].splitlines()[3].split()
     assert row[0] == "10"
     assert row[-3] == f"{reference['test']['mean'][-1]:.4f}"
 
 
 def test_a_random_initialisation_that_cannot_be_adapted_ends_no_run(tmp_path, quick, monkeypatch):
-    meta_test = Experiment.meta_test
+    curves = Experiment._curves
 
-    def diverging(experiment, theta, update, stop):
-        if update == 0:
+    def diverging(experiment, protocol, theta, *rest):
+        if theta is experiment.start and protocol == "inner":
             raise Diverged("too rough")
-        return meta_test(experiment, theta, update, stop)
+        return curves(experiment, protocol, theta, *rest)
 
-    monkeypatch.setattr(Experiment, "meta_test", diverging)
-    assert start(tmp_path / "run") == 0
-    assert content(tmp_path / "run", "test.json")[-1]["scratch"] is None
-    assert content(tmp_path / "run", "summary.json")["table"].splitlines()[2].endswith("diverged")
+    monkeypatch.setattr(Experiment, "_curves", diverging)
+    assert start(tmp_path / "run", "--protocol", "both") == 0
+    finetuned, inner = content(tmp_path / "run", "test.json")[-1]["scratch"]
+    assert finetuned["epochs"] == [0, 10]
+    assert inner is None
+    _, _, first, _, _, *steps = content(tmp_path / "run", "summary.json")["table"].splitlines()[:-1]
+    assert "diverged" not in first
+    assert all(line.endswith("diverged") for line in steps)
+
+
+def test_a_stop_while_the_random_initialisation_is_tested_loses_nothing(tmp_path, quick, monkeypatch, capsys):
+    curves = Experiment._curves
+
+    def stopped(experiment, protocol, theta, update, stop):
+        if theta is experiment.start:
+            stop.number = signal.SIGINT
+        return curves(experiment, protocol, theta, update, stop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Experiment, "_curves", stopped)
+        assert start(tmp_path / "run") == 130
+    assert "after update 6" in error_line(capsys)
+    assert start(tmp_path / "run", "--resume") == 0
+    start(tmp_path / "whole")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
 def test_evaluate_draws_without_a_new_run(tmp_path, quick):

@@ -65,7 +65,8 @@ def test_the_files_hold_overrides_only(path):
     values = read_toml(path)
     if path.stem != "defaults":
         assert path.stem in data.DOMAINS
-        assert all(DEFAULTS.get(name) != value for name, value in values.items())
+        tables = [values.pop(name) for name in registry.METHODS if name in values]
+        assert all(DEFAULTS.get(name) != value for table in (values, *tables) for name, value in table.items())
 
 
 def test_a_domains_file_may_say_what_differs_for_one_method(tmp_path, monkeypatch):
@@ -79,9 +80,24 @@ def test_a_domains_file_may_say_what_differs_for_one_method(tmp_path, monkeypatc
     assert merged(alpine | {"method": "imaml"}).prox is None
     assert merged(alpine | {"method": "imaml"}).cg_steps == 7
     assert merged(alpine | {"prox": 0.0}).prox == 0.0
-    (tmp_path / "Alpine2D.toml").write_text("[amalm]\nprox = 1.0\n")
-    with pytest.raises(InputError, match="amalm"):
-        merged(alpine)
+    (tmp_path / "Alpine2D.toml").write_text('method = "imaml"\n[imaml]\nprox = 3.0\n[amaml]\nprox = 4.0\n')
+    assert merged(alpine).prox == 3.0
+    assert merged(alpine | {"method": "amaml"}).prox == 4.0
+
+
+@pytest.mark.parametrize(
+    ("table", "fragment"),
+    [
+        ("[amalm]\nprox = 1.0", "amalm"),
+        ("[maml]\nshotz = 5", "shotz"),  # also where another method is chosen
+        ("[maml]\nshots = 0", "--shots"),
+        ('[amaml]\nmethod = "maml"', "method in .* is not for the table"),
+    ],
+)
+def test_a_mistake_in_a_methods_table_is_told(configs, table, fragment):
+    (configs / "Alpine2D.toml").write_text(table)
+    with pytest.raises(InputError, match=fragment):
+        merged({"domain": "Alpine2D"})
 
 
 @pytest.mark.parametrize("domain", sorted(data.DOMAINS))

@@ -67,34 +67,54 @@ class Experiment:
         return lambda: derivatives.gradients(self.apply, objective.loss, phi, tasks.support_x, tasks.support_y)
 
     def meta_test(self, theta: Tensor, update: int, stop: StopRequest) -> dict[str, Any]:
-        """Adapt theta (P,) to every meta-test task, some at a time; the entry for test.json.
+        """Adapt theta (P,) to every meta-test task; the entry for test.json.
 
         For --protocol both it is that of fine-tuning, and the inner loop's stands in it under "also".
         """
-        count, chunk = self.settings.test_tasks, _test_chunk(self.settings, self.domain)
-
-        def test(protocol: str, trim: Callable[[], None]) -> Curves:
-            def on_record(record: int) -> None:
-                stop.check(update)
-                trim()
-
-            def adapt(tasks: Tasks) -> Curves:
-                return self.adapt(theta, tasks, protocol, on_record)[0]
-
-            return in_chunks(adapt, self.domain.meta_test, count, chunk, self.each)
-
         try:
-            with steady_memory() as trim:
-                curves, *others = (test(protocol, trim) for protocol in protocols(self.settings.protocol))
+            curves, *others = (self._curves(name, theta, update, stop) for name in protocols(self.settings.protocol))
         except Diverged as fault:
             raise Diverged(f"meta-test after update {update}: {fault}") from fault
-        except Stopped:
-            stop.check(update)  # names the update
-            raise
-        predictors = getattr(self.domain, "predictors", lambda count: {})(count)
+        predictors = getattr(self.domain, "predictors", lambda count: {})(self.settings.test_tasks)
         metric = self.domain.objective.metric_name
         entry = report.test_entry(update, curves, predictors, metric) | {"protocol": self.protocol}
         return entry | {"also": [report.test_entry(update, other, {}, metric) for other in others]}
+
+    def scratch_tests(self, update: int, stop: StopRequest) -> list[dict[str, Any] | None]:
+        """The random initialisation by every protocol, to compare with; None where it cannot be adapted.
+
+        update: how many are on disk, which a stop names.
+        """
+
+        def test(protocol: str) -> dict[str, Any] | None:
+            try:
+                curves = self._curves(protocol, self.start, update, stop)
+            except Diverged:
+                return None
+            return report.test_entry(0, curves, {}, self.domain.objective.metric_name)
+
+        return [test(protocol) for protocol in protocols(self.settings.protocol)]
+
+    def _curves(self, protocol: str, theta: Tensor, update: int, stop: StopRequest) -> Curves:
+        """Adapt theta (P,) to every meta-test task by one protocol, some tasks at a time."""
+        count, chunk = self.settings.test_tasks, _test_chunk(self.settings, self.domain)
+
+        def on_record(record: int) -> None:
+            stop.check(update)
+            trim()
+
+        try:
+            with steady_memory() as trim:
+                return in_chunks(
+                    lambda tasks: self.adapt(theta, tasks, protocol, on_record)[0],
+                    self.domain.meta_test,
+                    count,
+                    chunk,
+                    self.each,
+                )
+        except Stopped:
+            stop.check(update)  # names the update
+            raise
 
     @property
     def title(self) -> str:
@@ -102,13 +122,6 @@ class Experiment:
         s = self.settings
         sizes = f"{s.shots} shots, {s.queries} queries, {s.inner_steps} inner steps"
         return f"{s.domain}, {sizes}: {s.method}, seed {s.seed}"
-
-    def scratch_test(self, stop: StopRequest) -> dict[str, Any] | None:
-        """The meta-test of the random initialisation, to compare with; None where it cannot be adapted."""
-        try:
-            return self.meta_test(self.start, 0, stop)
-        except Diverged:
-            return None
 
     def picture(self, theta: Tensor) -> bytes | None:
         """The first --draw meta-test tasks before and after adaptation, None for --draw 0 and what cannot be drawn."""

@@ -58,7 +58,8 @@ class Asked:
 
     def _check_same(self, there: dict[str, Any], place: Path) -> None:
         """Raise InputError where settings on disk make another run than these."""
-        grows = set() if self.settings["meta_schedule"] else {"meta_updates"}
+        falls = there.get("meta_schedule") is not None
+        grows = set() if falls else {"meta_updates"}
         for name, value in self.settings.items():
             other = there.get(name, False if isinstance(value, bool) else None)  # of a switch newer than the run
             if name not in {*self.steering, *self.testing, *grows} and other != value:

@@ -66,8 +66,7 @@ def at_epochs(entry: dict[str, Any]) -> list[dict[str, float | None]]:
 def table(title: str, entry: dict[str, Any]) -> str:
     """The table a run ends with, of the last meta-test, and beside it that of the network before any training."""
     parts, lines = (entry, *entry["also"]), [title]
-    scratch = entry.get("scratch")
-    beside = (scratch, *scratch["also"]) if scratch else [None] * len(parts)
+    beside = entry.get("scratch", [None] * len(parts))
     heads = [f"{entry['metric']} on support", f"{entry['metric']} on test points"]
     heads += ["scratch, on test points"] if "scratch" in entry else []
     for part, other in zip(parts, beside, strict=True):

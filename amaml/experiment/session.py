@@ -272,7 +272,7 @@ class Session:
         self.progress.testing()
         entry = self.experiment.meta_test(self.theta, self.update, self.stop)
         if self.update == self.settings.meta_updates and self.settings.method != "scratch":
-            entry |= {"scratch": self.experiment.scratch_test(self.stop)}
+            entry |= {"scratch": self.experiment.scratch_tests(self.update, self.stop)}
         self.folder.write("test.json", [*self.folder.read("test.json", []), entry])
         if self.events:
             self.events.tested(entry)
