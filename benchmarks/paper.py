@@ -12,7 +12,7 @@ import json
 import shlex
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ TARGETS = {
     "horizons": ("horizons",),
 }
 EPOCHS = (0, 10, 100, 500, 1000)  # of fine-tuning, in cells.csv, and the last; of the inner loop every step recorded
+EQUAL_UPDATES = 900  # at which horizons are compared, besides at equal seconds
 HEAD = ["panel", "method", "setting", "seed", "protocol", "epoch", "support", "test", "command"]
 
 
@@ -58,6 +59,10 @@ class Result:
     def last(self) -> dict[str, Any]:
         """The last meta-test."""
         return self.tests[-1]
+
+    def until(self, update: int) -> "Result":
+        """What it had given after so many updates."""
+        return replace(self, tests=[test for test in self.tests if test["update"] <= update])
 
     def at(self, points: str, epoch: int) -> float:
         """The metric on "support" or "test" points at an epoch or inner step; -1: the last."""
@@ -187,15 +192,20 @@ def horizons(results: list[Result]) -> str:
             for steps in _order(results, "inner_steps", domain=domain, method=method):
                 place = {"domain": domain, "method": method, "inner_steps": steps}
                 inner, tuned = (select(results, p, **place) for p in ("inner", "finetune"))
-                seconds = np.mean([r.seconds for r in inner])
-                row = [method, steps, str(inner[0].last["update"]), f"{seconds:.3g}"]
-                row += [
-                    over_seeds([r.at(p, e) for r in inner]) for p, e in (("test", 0), ("test", -1), ("support", -1))
-                ]
-                row += [over_seeds([min(r.last["test"]["mean"]) for r in tuned])]
-                rows.append(row)
+                last = inner[0].last["update"]
+                for updates in sorted({min(EQUAL_UPDATES, last), last}):
+                    rows.append([method, steps, str(updates), *_after(updates, inner, tuned)])
         sections.append(f"## {domain}, 128 wide ({_seeds(results, domain=domain)})\n\n{as_markdown(rows)}")
     return "\n\n".join(["nRMSE; " + _INTERVALS, *sections]) + "\n"
+
+
+def _after(updates: int, inner: list[Result], tuned: list[Result]) -> list[str]:
+    """A row of the horizons' table, from seconds on."""
+    inner, tuned = ([r.until(updates) for r in results] for results in (inner, tuned))
+    places = (("test", 0), ("test", -1), ("support", -1))
+    least = over_seeds([min(r.last["test"]["mean"]) for r in tuned])
+    seconds = np.mean([r.seconds for r in inner])
+    return [f"{seconds:.3g}", *(over_seeds([r.at(*place) for r in inner]) for place in places), least]
 
 
 _INTERVALS = "mean ± 95% interval over the seeds. Made by `python -m benchmarks.paper` from the runs' test.json."
@@ -242,7 +252,7 @@ def main() -> None:
             contents[f"{part}.md"] = make(found[part])
     for name, content in contents.items():
         write_atomically(OUT / name, content.encode())
-    paper_pictures.draw(found["figure"], found["horizons"], PAPER, OUT)
+    paper_pictures.draw(found["figure"], found["horizons"], PAPER, EQUAL_UPDATES, OUT)
 
 
 if __name__ == "__main__":

@@ -41,15 +41,15 @@ matplotlib.use("Agg")
 matplotlib.rcParams["svg.hashsalt"] = "amaml"  # the same picture gives the same file
 
 
-def draw(figure: list[Result], horizons: list[Result], paper: dict[str, Any], out: Path) -> None:
-    """figure-SETTING and horizons in a folder, as far as there are results."""
+def draw(figure: list[Result], horizons: list[Result], paper: dict[str, Any], updates: int, out: Path) -> None:
+    """figure-SETTING and horizons-DOMAIN in a folder, as far as there are results; updates: for equal updates."""
     for setting in ("released", "ours"):
         shown = [r for r in figure if r.labels["setting"] == setting and r.protocol == "finetune"]
         if shown:
             _save(_panels(shown, setting, paper), out / f"figure-{setting}")
     for domain in dict.fromkeys(r.labels["domain"] for r in horizons):
         shown = [r for r in horizons if r.labels["domain"] == domain and r.protocol == "inner"]
-        _save(_horizons(shown, domain), out / f"horizons-{domain}")
+        _save(_horizons(shown, domain, updates), out / f"horizons-{domain}")
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -99,8 +99,8 @@ def _panels(results: list[Result], setting: str, paper: dict[str, Any]) -> Figur
     return figure
 
 
-def _horizons(results: list[Result], domain: str) -> Figure:
-    """Left the error after the own inner loop over the horizon, right over the seconds of meta-training."""
+def _horizons(results: list[Result], domain: str, updates: int) -> Figure:
+    """Left the error after the own inner loop over the horizon, at equal updates; right over the seconds."""
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for method in (m for m in STYLES if any(r.labels["method"] == m for r in results)):
@@ -108,7 +108,7 @@ def _horizons(results: list[Result], domain: str) -> Figure:
         style = {"linewidth": 1.6, "markersize": 5} | STYLES[method]
         steps = sorted({int(r.labels["inner_steps"]) for r in mine})
         groups = [[r for r in mine if int(r.labels["inner_steps"]) == n] for n in steps]
-        ends = [[r.at("test", -1) for r in group] for group in groups]
+        ends = [[r.until(updates).at("test", -1) for r in group] for group in groups]
         left.plot(steps, [np.mean(e) for e in ends], **style)
         left.fill_between(steps, [min(e) for e in ends], [max(e) for e in ends], color=style["color"], alpha=0.13)
         left.annotate(
@@ -121,7 +121,7 @@ def _horizons(results: list[Result], domain: str) -> Figure:
     left.xaxis.set_minor_locator(NullLocator())
     right.set(xscale="log", xlabel="seconds of meta-training, one CPU thread")
     right.set_title("each method at its best number of steps", fontsize=10)
-    left.set_title("at the end of meta-training", fontsize=10)
+    left.set_title(f"after {updates} meta-updates", fontsize=10)
     for axis in (left, right):
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.grid(alpha=0.25, linewidth=0.6)

@@ -120,6 +120,7 @@ def test_the_horizons_table_has_both_protocols_in_its_columns():
     place = {"domain": "Alpine2D", "method": "fomaml", "inner_steps": "200"}
     inner = result({"support": [0.9, 0.6, 0.3], "test": [1.1, 0.8, 0.4]}, "inner step", **place)
     tuned = result({"support": [0.9, 0.5, 0.1], "test": [1.1, 0.35, 0.7]}, **place)
+    assert inner.until(300) == inner
     text = paper.horizons([inner, tuned])
     assert "| fomaml | 200 | 300 | 0.25 | 1.100 | 0.400 | 0.300 | 0.350 |" in text
 
