@@ -35,10 +35,8 @@ NAMES = {
     "scratch": "scratch",
     "pretrained": "pretrained",
 }
-FORMATS = ("svg", "png")
 TOP = 1.6  # of the figure's axes; what starts above is told in figure.md
 matplotlib.use("Agg")
-matplotlib.rcParams["svg.hashsalt"] = "amaml"  # the same picture gives the same file
 
 
 def draw(figure: list[Result], horizons: list[Result], paper: dict[str, Any], updates: int, out: Path) -> None:
@@ -46,16 +44,10 @@ def draw(figure: list[Result], horizons: list[Result], paper: dict[str, Any], up
     for setting in ("released", "ours"):
         shown = [r for r in figure if r.labels["setting"] == setting and r.protocol == "finetune"]
         if shown:
-            _save(_panels(shown, setting, paper), out / f"figure-{setting}")
+            _panels(shown, setting, paper).savefig(out / f"figure-{setting}.png", dpi=110)
     for domain in dict.fromkeys(r.labels["domain"] for r in horizons):
         shown = [r for r in horizons if r.labels["domain"] == domain and r.protocol == "inner"]
-        _save(_horizons(shown, domain, updates), out / f"horizons-{domain}")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    for kind in FORMATS:
-        metadata = {"svg": {"Date": None}}.get(kind, {})
-        figure.savefig(path.with_name(f"{path.name}.{kind}"), dpi=110, metadata=metadata)
+        _horizons(shown, domain, updates).savefig(out / f"horizons-{domain}.png", dpi=110)
 
 
 def _seeds(results: list[Result]) -> str:
@@ -94,7 +86,8 @@ def _panels(results: list[Result], setting: str, paper: dict[str, Any]) -> Figur
         axis.set_ylabel("nRMSE (1: predicting the mean)")
     handles = [matplotlib.lines.Line2D([], [], label=NAMES[m], markerfacecolor="white", **s) for m, s in STYLES.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-    text = f"The paper's figure, our runs ({setting} setting, {_seeds(results)}); open marks: the paper"
+    where = {"released": "at the released setting", "ours": "at our settings"}[setting]
+    text = f"The paper's figure, our runs {where}, {_seeds(results)}; open marks, the same above and below: the paper"
     figure.suptitle(text, fontsize=11)
     return figure
 
