@@ -18,13 +18,11 @@ from amaml.experiment.compare_tables import as_markdown
 from amaml.experiment.machine import environment
 
 ROOT = Path(__file__).parent.parent
-ROUNDS, UPDATES, TASKS = 3, 16, 8
+ROUNDS, UPDATES, TASKS = 3, 12, 8
 MLP = ["--domain", "Alpine2D", "--width", "256"]
-RESNET = ["--domain", "Glyphs", "--network", "resnet12", "--width", "16", "--shots", "1", "--queries", "5"]
 WORK = {
     "256-wide MLP, A-MAML, 200 steps": [*MLP, "--inner-steps", "200", "--rtol", "0.01"],
     "256-wide MLP, FOMAML, 200 steps": [*MLP, "--inner-steps", "200", "--method", "fomaml"],
-    "ResNet-12, MAML, 5 steps": [*RESNET, "--inner-steps", "5", "--method", "maml"],
 }
 
 
