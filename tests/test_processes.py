@@ -1,5 +1,6 @@
 """One run in several processes: the same bits as in one, and one end for all, whatever happens to one of them."""
 
+import itertools
 import os
 import signal
 import socket
@@ -28,13 +29,29 @@ ENDLESS = [*SMALL, "--meta-updates", "100000", "--test-interval", "0"]
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 
 
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+PORTS = itertools.count(12_000 + 500 * WORKER)  # which no other test process takes, nor the system for itself
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    return next(port for port in PORTS if _is_free(port))
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as socket_:
+        try:
+            socket_.bind(("localhost", port))
+        except OSError:
+            return False
+    return True
+
+
 class Run:
     """A run of several processes, as torchrun starts them, forked from this one."""
 
     def __init__(self, world: int, out: Path, *flags: str, command: list[str] = TINY) -> None:
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         context = torch.multiprocessing.get_context("fork")
         self.logs = [out.with_name(f"{out.name}.{rank}") for rank in range(world)]
         self.ranks = []

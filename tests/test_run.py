@@ -197,13 +197,14 @@ def test_help_documents_every_flag_with_its_default(capsys):
 def test_a_closed_pipe_ends_quietly(tmp_path):
     """Also that of --help, where argparse looks away."""
     start(tmp_path / "run")
-    for flags, status in ((["--help"], 0), ([*TINY, "--out", "run"], 141)):
+    for flags, allowed in ((["--help"], (0, 141)), ([*TINY, "--out", "run"], (141,))):  # 0: Python does not buffer
         reader, writer = os.pipe()
         os.close(reader)
         command = [sys.executable, str(ROOT / "run.py"), *flags]
         ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
         os.close(writer)
-        assert (ended.returncode, ended.stderr) == (status, "")
+        assert ended.returncode in allowed
+        assert ended.stderr == ""
 
 
 @pytest.mark.parametrize("ends", ["done", "mistake"])
