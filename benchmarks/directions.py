@@ -54,7 +54,7 @@ def main() -> None:
     steps = sorted({n for row in found.values() for n in row})
     rows = [["domain", "method", *(f"{n} steps" for n in steps)]]
     rows += [[*place, *(over_seeds(row.get(n, [])) for n in steps)] for place, row in found.items()]
-    text = f"{__doc__.split(chr(10))[0]} `python -m benchmarks.directions`, {BATCHES} batches of 5 tasks.\n\n"
+    text = f"{__doc__.splitlines()[0]} `python -m benchmarks.directions`, {BATCHES} batches of 5 tasks.\n\n"
     write_atomically(OUT / "directions.md", (text + as_markdown(rows) + "\n").encode())
 
 

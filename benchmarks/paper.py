@@ -6,8 +6,6 @@ reads the runs of the targets paper-figure, paper-tables and horizons, as far as
 (paper.toml), and writes into results/paper: cells.csv, figure.md, tables.md, horizons.md and the pictures.
 """
 
-import csv
-import io
 import json
 import shlex
 import tomllib
@@ -19,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from amaml.experiment.compare_tables import as_markdown
+from amaml.experiment.compare_tables import as_csv, as_markdown, shown
 from amaml.experiment.evaluation import mean_and_interval
 from amaml.files import write_atomically
 from benchmarks import paper_pictures
@@ -103,22 +101,19 @@ def over_seeds(values: list[float]) -> str:
     """Mean with its 95% interval over the seeds (Student's t)."""
     if not values:
         return ""
-    mean, half = mean_and_interval(np.array(values))
-    return f"{mean:.3f}" + ("" if np.isnan(half) else f" ± {half:.3f}")
+    return shown(*mean_and_interval(np.array(values)))
 
 
 def cells_csv(results: list[tuple[str, Result]]) -> str:
     """A line for each of EPOCHS, or inner step, of every cell, with the command that makes it."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(HEAD)
+    lines = [HEAD]
     for part, r in results:
         panel, method, setting = _names(part, r.labels)
         kept = {*EPOCHS, r.last["epochs"][-1]} if r.protocol == "finetune" else r.last["epochs"]
         for epoch in (e for e in r.last["epochs"] if e in kept):
             numbers = (f"{r.at(points, epoch):.6g}" for points in ("support", "test"))
-            writer.writerow([panel, method, setting, r.seed, r.protocol, epoch, *numbers, r.command])
-    return buffer.getvalue()
+            lines.append([panel, method, setting, r.seed, r.protocol, epoch, *numbers, r.command])
+    return as_csv(lines)
 
 
 def _names(part: str, labels: dict[str, str]) -> tuple[str, str, str]:

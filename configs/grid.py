@@ -20,7 +20,6 @@ import shlex
 import string
 import sys
 import tomllib
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,15 +135,13 @@ def _filled(template: str, values: dict[str, Any], where: str) -> str:
 def _checked(flags: dict[str, Any], where: str) -> Settings:
     """The settings of a cell; raises InputError where run.py would."""
     try:
-        s = merged(
-            {name: value for name, value in flags.items() if name != "device"}
-        )  # which the cell's own machine has
+        s = merged(flags)
         for name in flags:
             if name in CONTROL - {"data_root", "checkpoint_interval", "draw", "tensorboard"}:
                 raise InputError(f"{name} is not for a grid; leave it out")
     except InputError as fault:
         raise InputError(f"{where}: {fault}") from fault
-    return replace(s, device=flags["device"]) if "device" in flags else s
+    return s
 
 
 def _command(flags: dict[str, Any]) -> list[str]:

@@ -44,8 +44,8 @@ def write(
     contents = {
         "comparison.md": text,
         "comparison.tex": "\n\n".join(latex) + "\n",
-        "table.csv": _csv(_table_lines(panels, asked)),
-        "cells.csv": _csv(_cell_lines(panels, asked)),
+        "table.csv": as_csv(_table_lines(panels, asked)),
+        "cells.csv": as_csv(_cell_lines(panels, asked)),
     }
     for name, content in contents.items():
         write_atomically(out / name, content.encode())
@@ -74,7 +74,7 @@ def errors(panel: Panel, points: str, columns: Sequence[Column]) -> Table:
     rows = [["method", "seeds", *(_head(panel, c) for c in columns)]]
     for variant in panel.variants:
         found = [statistics(variant, points, c) for c in columns]
-        rows.append([variant.label, str(len(variant.runs)), *("" if f is None else _shown(*f) for f in found)])
+        rows.append([variant.label, str(len(variant.runs)), *("" if f is None else shown(*f) for f in found)])
     return rows
 
 
@@ -89,7 +89,7 @@ def differences(panel: Panel, base: Variant, columns: Sequence[Column]) -> Table
         for c in columns:
             pairs = [(variant.runs[s].at("test", c), base.runs[s].at("test", c)) for s in seeds]
             whole = all(None not in pair for pair in pairs)
-            row.append(_shown(*mean_and_interval(np.array([a - b for a, b in pairs])), sign=True) if whole else "")
+            row.append(shown(*mean_and_interval(np.array([a - b for a, b in pairs])), sign=True) if whole else "")
         rows.append(row)
     return rows
 
@@ -102,7 +102,7 @@ def predictors(panel: Panel) -> Table:
     for name in found[0]:
         pairs = [each[name] for each in found if name in each]
         within = float(np.mean([np.nan if pair[1] is None else pair[1] for pair in pairs]))
-        rows.append([name, str(len(pairs)), _shown(*mean_and_interval(np.array([p[0] for p in pairs])), within)])
+        rows.append([name, str(len(pairs)), shown(*mean_and_interval(np.array([p[0] for p in pairs])), within)])
     return rows
 
 
@@ -127,7 +127,8 @@ def _head(panel: Panel, column: Column) -> str:
     return f"own last {panel.unit}" if column is None else f"{panel.unit} {column}"
 
 
-def _shown(mean: float, over_seeds: float, over_tasks: float = np.nan, sign: bool = False) -> str:
+def shown(mean: float, over_seeds: float, over_tasks: float = np.nan, sign: bool = False) -> str:
+    """A mean with its half-intervals; nan: there is none."""
     text = _number(mean, sign) + ("" if np.isnan(over_seeds) else f" ± {_number(over_seeds)}")
     return text + ("" if np.isnan(over_tasks) else f" (± {_number(over_tasks)})")
 
@@ -187,7 +188,8 @@ def _protocol(panel: Panel) -> str:
     return "finetune" if panel.unit == "epoch" else "inner"
 
 
-def _csv(lines: list[list]) -> str:
+def as_csv(lines: list[list]) -> str:
+    """Lines of comma-separated values."""
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows(lines)
     return buffer.getvalue()
