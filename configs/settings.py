@@ -263,14 +263,24 @@ def check_together(flags: Iterable[str], s: Settings) -> None:
                 )
 
 
+def _files(domain: str) -> list[Path]:
+    """What differs from defaults.toml for a domain: the file of its kind, and its own, which wins; those that exist."""
+    shared = DOMAINS[domain].defaults if domain in DOMAINS else None
+    paths = [FOLDER / f"{name}.toml" for name in (shared, domain) if name]
+    return [path for path in paths if path.exists()]
+
+
 def merged(flags: dict[str, Any]) -> Settings:
-    """defaults.toml, then the domain's file and its table for the method, then the flags."""
+    """defaults.toml, what the domain's kind shares, the domain's own file, their tables for the method, the flags."""
     if "domain" not in flags:
         raise InputError(f"--domain is missing; choose one of: {', '.join(DOMAINS)}")
-    overrides = FOLDER / f"{flags['domain']}.toml"
-    own = read_toml(overrides) if overrides.exists() else {}
-    tables = {name: own.pop(name) for name in METHODS if name in own}
-    values = read_toml(FOLDER / "defaults.toml") | own | flags
+    values, tables = read_toml(FOLDER / "defaults.toml"), {name: {} for name in METHODS}
+    for path in _files(str(flags["domain"])):
+        own = read_toml(path)
+        for name in tables:
+            tables[name] |= own.pop(name, {})
+        values |= own
+    values |= flags
     s = checked(values | tables.get(values.get("method"), {}) | flags)
     check_together(flags, s)
     return s
@@ -280,8 +290,8 @@ def parse_flags(arguments: list[str]) -> dict[str, Any]:
     """The flags given; raises InputError for one that cannot be used, or does not exist (naming the nearest)."""
     parser = _Parser(
         prog="run.py",
-        description="Meta-train, meta-test and report one experiment. A flag wins over configs/DOMAIN.toml, which "
-        "wins over configs/defaults.toml.",
+        description="Meta-train, meta-test and report one experiment. A flag wins over configs/DOMAIN.toml (or "
+        "synthetic.toml), which wins over configs/defaults.toml.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )

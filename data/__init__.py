@@ -15,10 +15,14 @@ if TYPE_CHECKING:
 
 
 class Kind(NamedTuple):
-    """Domains of one kind: what builds the one of a name, and the settings that this kind alone uses."""
+    """Domains of one kind: what builds the one of a name, and the settings that this kind alone uses.
+
+    defaults: the name of a file in configs/ that these domains share, None where each has its own alone.
+    """
 
     build: Callable[[str, Sampling], Domain]
     uses: tuple[str, ...] = ()
+    defaults: str | None = None
 
 
 def _synthetic(name: str, s: Sampling) -> Domain:
@@ -60,7 +64,7 @@ _FAMILIES = (
     "CosMixture2D-slides",
 )
 DOMAINS: dict[str, Kind] = {
-    **dict.fromkeys(_FAMILIES, Kind(_synthetic)),
+    **dict.fromkeys(_FAMILIES, Kind(_synthetic, defaults="synthetic")),
     "Sinusoid": Kind(_sinusoid),
     **dict.fromkeys(
         ("Jester", "MovieLens100K", "MovieLens1M"), Kind(_ratings, ("item_features", "train_tasks", "unseen"))

@@ -57,7 +57,7 @@ def test_each_name_stands_for_its_method():
     assert learner("--method", "amaml", *flow) == AMAML(
         **common, solver="dopri5", adjoint="continuous", rtol=0.01, prox=0.25
     )
-    assert learner("--method", "amaml").prox == 0.1  # CosMixture.toml's
+    assert learner("--method", "amaml").prox == 0.1  # synthetic.toml's
     assert learner("--method", "amaml", "--prox", "0") == AMAML(**common, prox=0.0, rtol=0.01)
     assert learner("--method", "maml") == MAML(**common)
     options = ["--checkpoint-every", "2", "--inner-batch", "3", "--inner-optimizer", "adam"]

@@ -64,22 +64,22 @@ def test_the_defaults_are_those_of_the_main_job():
 def test_the_files_hold_overrides_only(path):
     values = read_toml(path)
     if path.stem != "defaults":
-        assert path.stem in data.DOMAINS
+        assert path.stem in {*data.DOMAINS, *(kind.defaults for kind in data.DOMAINS.values())}
         tables = [values.pop(name) for name in registry.METHODS if name in values]
         assert all(DEFAULTS.get(name) != value for table in (values, *tables) for name, value in table.items())
 
 
 def test_a_domains_file_may_say_what_differs_for_one_method(tmp_path, monkeypatch):
-    for name in ("defaults", "Alpine2D"):
+    for name in ("defaults", "synthetic"):
         (tmp_path / f"{name}.toml").write_text((FOLDER / f"{name}.toml").read_text())
-    with open(tmp_path / "Alpine2D.toml", "a") as file:
-        file.write("[imaml]\ncg_steps = 7\n")
+    (tmp_path / "Alpine2D.toml").write_text("[imaml]\ncg_steps = 7\n[amaml]\nrtol = 0.5\n")
     monkeypatch.setattr(settings, "FOLDER", tmp_path)
     alpine = {"domain": "Alpine2D"}
     assert (merged(alpine).prox, merged(alpine).cg_steps) == (0.1, 5)
     assert merged(alpine | {"method": "imaml"}).prox is None
     assert merged(alpine | {"method": "imaml"}).cg_steps == 7
     assert merged(alpine | {"prox": 0.0}).prox == 0.0
+    assert (merged(alpine).rtol, merged({"domain": "CosMixture"}).rtol) == (0.5, 0.01)  # of its kind: prox alone
     (tmp_path / "Alpine2D.toml").write_text('method = "imaml"\n[imaml]\nprox = 3.0\n[amaml]\nprox = 4.0\n')
     assert merged(alpine).prox == 3.0
     assert merged(alpine | {"method": "amaml"}).prox == 4.0
