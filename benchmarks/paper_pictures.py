@@ -125,9 +125,10 @@ def _horizons(results: list[Result], domain: str, updates: int) -> Figure:
 
 
 def _over_seconds(axis: Axes, results: list[Result], style: dict[str, Any], label: str) -> None:
-    updates = np.array([test["update"] for test in results[0].tests])
-    seconds = updates * np.mean([r.seconds for r in results])
-    values = np.array([[test["test"]["mean"][-1] for test in r.tests] for r in results])
+    found = [{test["update"]: test["test"]["mean"][-1] for test in r.tests} for r in results]
+    updates = sorted(set.intersection(*map(set, found)))  # at which every seed was tested
+    seconds = np.array(updates) * np.mean([r.seconds for r in results])
+    values = np.array([[one[update] for update in updates] for one in found])
     axis.plot(seconds, values.mean(0), **style)
     axis.fill_between(seconds, values.min(0), values.max(0), color=style["color"], alpha=0.13)
     place = {"xytext": (8, 0), "textcoords": "offset points", "va": "center", "fontsize": 8.5}

@@ -1,12 +1,14 @@
 """results/paper is made of the cells' files: every line of cells.csv, every number beside the paper's."""
 
 import csv
+import dataclasses
 import io
 import json
 
 import pytest
+from matplotlib.figure import Figure
 
-from benchmarks import paper
+from benchmarks import paper, paper_pictures
 from configs.grid import read_grid
 
 GRID = """
@@ -123,6 +125,16 @@ def test_the_horizons_table_has_both_protocols_in_its_columns():
     assert inner.until(300) == inner
     text = paper.horizons([inner, tuned])
     assert "| fomaml | 200 | 300 | 0.25 | 1.100 | 0.400 | 0.300 | 0.350 |" in text
+
+
+def test_seeds_that_were_tested_at_other_updates_share_a_curve():
+    """A run that was made longer in steps has been tested where the others were not."""
+    place = {"domain": "Alpine2D", "method": "amaml", "inner_steps": "200"}
+    once = result({"support": [0.9, 0.6, 0.3], "test": [1.1, 0.8, 0.4]}, "inner step", **place)
+    both = dataclasses.replace(once, tests=[{**once.tests[0], "update": 50}, *once.tests])
+    axis = Figure().subplots()
+    paper_pictures._over_seconds(axis, [both, once], paper_pictures.STYLES["amaml"], "A-MAML")
+    assert axis.lines[0].get_ydata().tolist() == [0.4]
 
 
 def test_an_error_that_is_never_reached_is_said_to_be(cells):
