@@ -44,9 +44,8 @@ benchmarks() {
         module benchmarks.meta_update --network alpine --rounds 3 $theta
     done
     for theta in "" "--trained $trained/conv/checkpoint.pt"; do
-        module benchmarks.meta_update --network conv --dtype float32 --rounds 3 --steps 10 50 200 --skip-memory \
-            --methods "A-MAML auto" "A-MAML rkc" "A-MAML euler" MAML "MAML checkpointed" FOMAML iMAML Reptile higher \
-            $theta
+        module benchmarks.meta_update --network conv --dtype float32 --rounds 3 --steps 10 50 200 $theta \
+            --methods "A-MAML auto" "A-MAML auto 1e-2" "A-MAML euler" MAML "MAML checkpointed" FOMAML iMAML Reptile higher
     done
     module benchmarks.accuracy
     module benchmarks.fourth_order

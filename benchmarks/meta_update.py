@@ -8,12 +8,14 @@ is a few calls in a row where they are short, the first of them not counted, so 
 one before it filled. Memory is measured in a process of its own for every method. The reference is the converged flow
 (benchmarks.reference).
 
-A-MAML's solvers of the flow measure their error now and then. They are settled on CALLS other batches first; the time
+A-MAML's solvers of the flow measure their error now and then. They are settled on other batches first; the time
 is that of a call that does not measure, plus what measuring adds to the evaluations of those batches, so that it is
 counted in; error and evaluations are those of the call that does not measure.
 """
 
 import argparse
+import ctypes
+import gc
 import json
 import math
 import statistics
@@ -37,8 +39,9 @@ from benchmarks.reference import converged
 
 STEPS = (1, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 TURN = 0.5  # seconds
-CALLS, SETTLING = 140, 50  # batches on which A-MAML settles; those of the beginning, whose measurements do not count
-MEMORY_STEPS = (10, 100, 500, 2000)  # a process each
+# batches on which A-MAML settles, and how many of them, the first, do not count; fewer where calls are dear
+SETTLING = {"alpine": (140, 50), "conv": (40, 10), "resnet": (40, 10)}
+MEMORY_STEPS = (10, 50, 200, 500, 2000)  # a process each
 
 
 def main() -> None:
@@ -80,7 +83,7 @@ def measure(p: Problem, a: argparse.Namespace) -> list[dict[str, Any]]:
     for steps in a.steps:
         learners = {n: make(steps) for n, make in table.items() if steps <= LIMITS.get(n, steps)}
         reference = converged(AMAML(p.apply, p.loss, p.inner_lr, steps), p.theta, p.tasks)
-        overhead = {n: settle(learner, p) for n, learner in learners.items()}
+        overhead = {n: settle(learner, p, *SETTLING[a.network]) for n, learner in learners.items()}
         first = {n: attempt(learner, p) for n, learner in learners.items()}
         learners = {n: learner for n, learner in learners.items() if not isinstance(first[n], str)}
         seconds: dict[str, list[float]] = {n: [] for n in learners}
@@ -101,17 +104,17 @@ def measure(p: Problem, a: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def settle(learner: Any, p: Problem) -> float:
+def settle(learner: Any, p: Problem, calls: int, beginning: int) -> float:
     """Let A-MAML settle on other batches; by what factor measuring raises its evaluations. 1 for other methods."""
     if not (isinstance(learner, AMAML) and learner.solver != "euler"):
         return 1.0
     spent = measuring = 0.0
-    for n in range(1, CALLS + 1):
+    for n in range(1, calls + 1):
         try:
             seen = learner.meta_gradient(p.theta, p.episode(n)).observation
         except Diverged:
             continue
-        if n > SETTLING:
+        if n > beginning:
             spent, measuring = spent + seen.cost, measuring + seen.measuring
     # where the last calls call for no measurement, no timed call makes one
     learner.control.since, learner.control.interval = 0, math.inf
@@ -188,11 +191,26 @@ def flops(p: Problem) -> dict[str, float]:
 
 
 def peak_bytes(p: Problem, method: str, steps: int, device: str) -> int:
-    """What one meta-update adds to the peak memory of a process that holds network and tasks."""
-    learner = methods(p)[method](steps)
+    """What one meta-update adds to the peak memory of a process that has made one with a single inner step.
+
+    The single step traces the graphs, which takes some 70 MiB whatever the number of steps.
+    """
+    make = methods(p)[method]
+    make(1).meta_gradient(p.theta, p.tasks)
+    forget_peak(device)
     before = memory(device)
-    learner.meta_gradient(p.theta, p.tasks)
+    make(steps).meta_gradient(p.theta, p.tasks)
     return memory(device) - before
+
+
+def forget_peak(device: str) -> None:
+    """Let memory() begin anew; on Linux, with what is free in the heap given back."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def memory(device: str) -> int:

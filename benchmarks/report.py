@@ -1,17 +1,15 @@
-"""The table and the figure of a benchmark run."""
+"""The table and the picture of a benchmark run."""
 
 import json
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
-
 from amaml.files import write_atomically
+from benchmarks.efficiency_picture import figure
 
-matplotlib.use("Agg")
+PAPER = tomllib.loads(Path(__file__).with_name("paper.toml").read_text())["efficiency"]
 
 
 def write(folder: Path, name: str, result: dict[str, Any]) -> None:
@@ -19,7 +17,7 @@ def write(folder: Path, name: str, result: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / f"{name}.json", (json.dumps(result, indent=1) + "\n").encode())
     write_atomically(folder / f"{name}.md", table(result).encode())
-    figure(result["rows"]).savefig(folder / f"{name}.png", dpi=120)
+    figure(result["rows"], PAPER).savefig(folder / f"{name}.png", dpi=120)
     print(folder / f"{name}.md")
 
 
@@ -32,10 +30,10 @@ def table(result: dict[str, Any]) -> str:
         f"{a['network']}, {'meta-trained' if a['trained'] else 'untrained'} theta, {a['dtype']}, {a['device']} "
         f"({e['device']}), {a['threads']} thread(s), torch {e['versions']['torch']}, compile {a['compile']}; "
         f"medians of {a['rounds']} rounds, seconds of "
-        "computing where it is one CPU thread. Ratio: seconds over those of FOMAML. Memory: peak over a process that "
-        "holds network and tasks, compile off; about 70 MiB of it is the tracer, where a method traces. "
+        "computing where it is one CPU thread. Ratio: seconds over those of FOMAML. Memory: what the inner steps add "
+        "to the peak of a process that has made an update with one inner step, compile off. "
         "Gradients and HVPs: calls for all tasks. Reported: the error that A-MAML carries from its last measurement. "
-        "Measuring: what that adds to the evaluations, on 90 other batches; counted in the seconds. "
+        "Measuring: what that adds to the evaluations, on other batches; counted in the seconds. "
         "Floor: matrix products at the measured rate over the time taken.",
         "",
         "| steps | method | seconds | ratio | memory MiB | gradients | HVPs | relative error | reported | measuring "
@@ -58,23 +56,3 @@ def table(result: dict[str, Any]) -> str:
             f"{r['cosine']:.4f} | {floor} |"
         )
     return "\n".join(lines) + "\n"
-
-
-def figure(rows: list[dict[str, Any]]) -> Figure:
-    """The paper's efficiency slide: seconds a meta-update, and memory where it was measured, over inner steps."""
-    shown = [("seconds", 1.0, "seconds a meta-update"), ("peak_bytes", 2.0**20, "peak memory over baseline, MiB")]
-    shown = [panel for panel in shown if any(r.get(panel[0]) for r in rows)]
-    drawing = Figure(figsize=(1 + 6 * len(shown), 4.5), layout="constrained")
-    panels = drawing.subplots(1, len(shown), squeeze=False)[0]
-    for axes, (key, scale, label) in zip(panels, shown, strict=True):
-        for i, method in enumerate(dict.fromkeys(r["method"] for r in rows)):
-            points = [(r["steps"], r[key] / scale) for r in rows if r["method"] == method and r.get(key)]
-            if points:
-                style = "-" if method.startswith("A-MAML") else "--"
-                axes.plot(*zip(*points, strict=True), style, marker=".", label=method, color=f"C{i % 10}")
-        axes.set(xlabel="inner steps", ylabel=label, xscale="log", yscale="log")
-        steps = sorted({r["steps"] for r in rows})
-        axes.set_xticks(steps, [str(n) for n in steps])
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    drawing.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
-    return drawing
