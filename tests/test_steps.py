@@ -73,15 +73,15 @@ def test_a_block_that_lambda_max_outran_is_taken_again(monkeypatch, solver):
         return 2.0 if t < 3 else 60.0
 
     trajectory = clock(monkeypatch, jumping)
-    Plan(solver, 0.01, 1000).follow(trajectory)
-    assert trajectory.time == 10
+    Plan(solver, 0.01, 3000).follow(trajectory)
+    assert trajectory.time == 30
     inside = [move for move in trajectory.moves if move.start >= 3]
     assert inside
     assert all(60 * move.h <= move.scheme.stability for move in inside)
 
 
 def test_the_rate_at_which_lambda_max_grows_is_foreseen(monkeypatch):
-    """Where it grows like exp(3 t), blocks planned without its rate are outrun and taken again."""
+    """Where it grows like exp(3 t), blocks planned without its rate are outrun and taken again, not the first alone."""
 
     def taken_again() -> int:
         count = itertools.count()
@@ -91,10 +91,10 @@ def test_the_rate_at_which_lambda_max_grows_is_foreseen(monkeypatch):
             Plan("rk4", 0.01, 300).follow(clock(patch, lambda t: 20 * math.exp(3 * t)))
         return next(count)
 
-    assert taken_again() == 0
+    assert taken_again() <= 1  # of the first block no rate is known
     plan = StepLaw.plan
     monkeypatch.setattr(StepLaw, "plan", lambda self, t, now, rate=0.0: plan(self, t, now))
-    assert taken_again() > 0
+    assert taken_again() > 2
 
 
 @pytest.mark.parametrize("solver", ["auto", "rk4", "rkc", "dopri5", "bosh3"])

@@ -23,7 +23,7 @@ JUMP = {"cost": 2.0, "sharpest": 2.0, "norm": 5.0}  # over the median of the las
 WINDOW = 50  # calls whose medians are remembered
 SETTLED = 5  # calls after which those medians mean something
 BUDGET = 4.0  # evaluations of a call, over the median of the last ones
-FIRST_BUDGET = 5000, 4  # evaluations of the first calls: the larger of this, and so many times inner_steps
+FIRST_BUDGET = 8000, 4  # evaluations of the first calls: the larger of this, and so many times inner_steps
 
 
 class Observation(NamedTuple):

@@ -7,8 +7,10 @@ path, extrapolated as it grows, and every step keeps a margin; a block of steps 
 Accuracy. A component of the state with curvature mu decays like exp(-mu t) from the start; by symmetry a component of
 the adjoint state decays like exp(-mu (T - t)) away from the end. Errors are made in these two layers. A step at a
 distance d from the nearer end is therefore accurate when it is a fixed part of d, and of 1/lambda_max at the end
-itself: h <= growth * d + z / lambda_max. The constants of this law were measured (benchmarks/README.md); what error
-they lead to is measured in use, and the tolerance steered by it (amaml.flow.control).
+itself: h <= growth * d + z / lambda_max. Over a long horizon the end counts less: what decays there has vanished from
+lam(0), and the Hessian, which could turn it into something that lasts, hardly changes any more. The constants of this
+law were measured (benchmarks/README.md); what error they lead to is measured in use, and the tolerance steered by it
+(amaml.flow.control).
 """
 
 import math
@@ -29,9 +31,10 @@ STRETCH = 1.1  # steps may be so much longer where that saves one; within MARGIN
 PREFERENCE = 1.2  # a scheme of higher order may cost so much more for each order: it errs less than asked for
 RETAKEN = 4.0  # lambda_max is taken to be so many times larger at most, when a block is taken again
 BLOCK = 28  # gradients between two estimates of lambda_max
-LAYER = {2: 6.0, 4: 2.0}  # z = h * lambda_max of the steps at both ends, over rtol^(1/order): long horizons
+LAYER = {2: 9.0, 4: 2.5}  # z = h * lambda_max of the first step, over rtol^(1/order): long horizons
 SHORT = {2: 0.7, 4: 5.0}  # the same for short ones: the constant of StepLaw._layer
 LONG = 8.0  # horizon * lambda_max at which a horizon begins to be long
+LATE = 4.0  # steps may be so many times longer, at most, for their distance from the end than for that from the start
 GROWTH = {2: 4.0, 4: 1.3}  # of h with the distance from the nearer end, over rtol^(1/order)
 
 
@@ -203,7 +206,8 @@ class StepLaw:
         left = self.horizon - t
         unchanged = min(t, 1 / rate) if rate else t
         forward = growth * unchanged + self._layer(c.order, self.start) / self.start
-        backward = (growth * left + self._layer(c.order, now) / now) / (1 + growth)
+        late = min(max(self.start * self.horizon / LONG, 1.0), LATE)
+        backward = late * (growth * left + self._layer(c.order, now) / now) / (1 + late * growth)
         h = min(forward, backward, left)
         unit = SHARPENING / self.start
         sharpest = now * max((t + h + unit) / (since + unit), math.exp(min(rate * (t + h - since), 1.0)))
