@@ -7,10 +7,10 @@ path, extrapolated as it grows, and every step keeps a margin; a block of steps 
 Accuracy. A component of the state with curvature mu decays like exp(-mu t) from the start; by symmetry a component of
 the adjoint state decays like exp(-mu (T - t)) away from the end. Errors are made in these two layers. A step at a
 distance d from the nearer end is therefore accurate when it is a fixed part of d, and of 1/lambda_max at the end
-itself: h <= growth * d + z / lambda_max. Over a long horizon the end counts less: what decays there has vanished from
-lam(0), and the Hessian, which could turn it into something that lasts, hardly changes any more. The constants of this
-law were measured (benchmarks/README.md); what error they lead to is measured in use, and the tolerance steered by it
-(amaml.flow.control).
+itself: h <= growth * d + z / lambda_max. Over a long horizon steps may be up to LATE times longer for their distance
+from the end: a component of lam that decays fast there has died out long before t = 0, and could reach lam(0) only
+through a change of the Hessian, which is slow by then. The constants of this law were measured (benchmarks/README.md);
+what error they lead to is measured in use, and the tolerance steered by it (amaml.flow.control).
 """
 
 import math
