@@ -70,24 +70,26 @@ def _open(style: dict[str, Any]) -> dict[str, Any]:
 
 
 def _label(axes: Axes, points: Points) -> None:
-    """Each line's name at the right of its end, names pushed apart where lines end close together."""
+    """The lines' names: right of those that go to the last number of steps, pushed apart where these end close
+    together; above the end of the others."""
     first, *_, last = sorted({n for line in points.values() for n, _ in line})
-    axes.set_xlim(right=last * (last / first) ** 0.45)
+    axes.set_xlim(right=last * (last / first) ** 0.42)
+    axes.margins(y=0.08)
     axes.autoscale_view(scalex=False)
     place, data = axes.transAxes.inverted(), axes.transData
-    ends = {name: place.transform(data.transform(line[-1])) for name, line in points.items()}
+    ends = {name: place.transform(data.transform(line[-1])) for name, line in points.items() if line[-1][0] == last}
+    ordered = sorted(ends.items(), key=lambda item: item[1][1])
     height = -1.0
-    for name, (x, y) in sorted(ends.items(), key=lambda item: item[1][1]):
-        height = max(y, height + APART)
-        text, style = SHOWN[name]
-        axes.annotate(
-            text,
-            (x, y),
-            (x + 0.04, height),
-            xycoords="axes fraction",
-            textcoords="axes fraction",
-            va="center",
-            fontsize=8.5,
-            color=style["color"],
-            arrowprops={"arrowstyle": "-", "color": style["color"], "linewidth": 0.5},
-        )
+    for left, (name, (x, y)) in zip(reversed(range(len(ordered))), ordered, strict=True):
+        height = min(max(y, height + APART), 0.97 - APART * left)
+        thin = {"arrowstyle": "-", "color": SHOWN[name][1]["color"], "linewidth": 0.5}
+        _name(axes, name, (x, y), (x + 0.04, height), "left", thin)
+    for name in points.keys() - ends.keys():
+        x, y = place.transform(data.transform(points[name][-1]))
+        _name(axes, name, (x, y), (x, y + 0.04), "center", None)
+
+
+def _name(axes: Axes, method: str, end: Any, at: Any, align: str, arrow: dict[str, Any] | None) -> None:
+    text, style = SHOWN[method]
+    look = {"ha": align, "va": "center", "fontsize": 8.5, "color": style["color"], "arrowprops": arrow}
+    axes.annotate(text, end, at, xycoords="axes fraction", textcoords="axes fraction", **look)
