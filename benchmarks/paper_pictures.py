@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,8 +52,11 @@ def draw(figure: list[Result], horizons: list[Result], paper: dict[str, Any], up
 
 
 def _seeds(results: list[Result]) -> str:
-    seeds = len({r.seed for r in results})
-    return "one seed" if seeds == 1 else f"mean and range of {seeds} seeds"
+    counts = Counter(tuple(value for axis, value in r.labels.items() if axis != "seed") for r in results).values()
+    fewest, most = min(counts), max(counts)
+    if most == 1:
+        return "one seed"
+    return f"mean and range of {most} seeds" if fewest == most else f"mean and range of {fewest} to {most} seeds"
 
 
 def _mean(results: list[Result], points: str) -> np.ndarray:

@@ -137,6 +137,14 @@ def test_seeds_that_were_tested_at_other_updates_share_a_curve():
     assert axis.lines[0].get_ydata().tolist() == [0.4]
 
 
+def test_a_picture_says_how_many_seeds_its_curves_have():
+    points = {"support": [0.9, 0.6, 0.3], "test": [1.1, 0.8, 0.4]}
+    runs = [result(points, seed=str(seed), method="amaml") for seed in range(3)]
+    assert paper_pictures._seeds(runs[:1]) == "one seed"
+    assert paper_pictures._seeds(runs) == "mean and range of 3 seeds"
+    assert paper_pictures._seeds([*runs, result(points, method="maml")]) == "mean and range of 1 to 3 seeds"
+
+
 def test_an_error_that_is_never_reached_is_said_to_be(cells):
     assert cells[0].passes("support", 0.5) == float("inf")
     assert paper._epochs([float("inf"), 10.0]) == "10 to never"
