@@ -65,6 +65,18 @@ def clock(monkeypatch, lambda_max) -> Trajectory:
     return Trajectory(flow)
 
 
+def test_steps_are_longer_towards_the_end_of_a_long_horizon_and_as_long_there_of_a_short_one():
+    def late_over_early(horizon, distance):
+        moves = StepLaw(SOLVERS["rkc"], horizon, tolerance=1e-3, start=4.0).plan(0.0, 4.0)
+        early, late = (
+            next(move.h for move in moves if move.end >= t) for t in (distance * horizon, (1 - distance) * horizon)
+        )
+        return late / early
+
+    assert late_over_early(1.5, 0.1) == pytest.approx(1.0, abs=0.3)
+    assert 2.0 < late_over_early(50.0, 0.05) < 4.5
+
+
 @pytest.mark.parametrize("solver", ["auto", "rkc", "rk4", "dopri5"])
 def test_a_block_that_lambda_max_outran_is_taken_again(monkeypatch, solver):
     """lambda_max jumps from 2 to 60 at t = 3: no step from there on may be too long for it."""
