@@ -93,20 +93,20 @@ def test_a_block_that_lambda_max_outran_is_taken_again(monkeypatch, solver):
 
 
 def test_the_rate_at_which_lambda_max_grows_is_foreseen(monkeypatch):
-    """Where it grows like exp(3 t), blocks planned without its rate are outrun and taken again, not the first alone."""
+    """Where it grows like exp(1.5 t), blocks planned without its rate are outrun and taken again."""
 
     def taken_again() -> int:
         count = itertools.count()
         rewind = Trajectory.rewind
         with monkeypatch.context() as patch:
             patch.setattr(Trajectory, "rewind", lambda *arguments: (next(count), rewind(*arguments)))
-            Plan("rk4", 0.01, 300).follow(clock(patch, lambda t: 20 * math.exp(3 * t)))
+            Plan("rk4", 0.01, 200).follow(clock(patch, lambda t: 20 * math.exp(1.5 * t)))
         return next(count)
 
-    assert taken_again() <= 1  # of the first block no rate is known
+    assert taken_again() == 0
     plan = StepLaw.plan
     monkeypatch.setattr(StepLaw, "plan", lambda self, t, now, rate=0.0: plan(self, t, now))
-    assert taken_again() > 2
+    assert taken_again() > 0
 
 
 @pytest.mark.parametrize("solver", ["auto", "rk4", "rkc", "dopri5", "bosh3"])

@@ -13,6 +13,7 @@ through a change of the Hessian, which is slow by then. The constants of this la
 what error they lead to is measured in use, and the tolerance steered by it (amaml.flow.control).
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ BLOCK = 28  # gradients between two estimates of lambda_max
 LAYER = {2: 9.0, 4: 2.5}  # z = h * lambda_max of the first step, over rtol^(1/order): long horizons
 SHORT = {2: 0.7, 4: 5.0}  # the same for short ones: the constant of StepLaw._layer
 LONG = 8.0  # horizon * lambda_max at which a horizon begins to be long
-LATE = 4.0  # steps may be so many times longer, at most, for their distance from the end than for that from the start
+LATE = 4.0  # the most that StepLaw._late may be
 GROWTH = {2: 4.0, 4: 1.3}  # of h with the distance from the nearer end, over rtol^(1/order)
 
 
@@ -206,13 +207,17 @@ class StepLaw:
         left = self.horizon - t
         unchanged = min(t, 1 / rate) if rate else t
         forward = growth * unchanged + self._layer(c.order, self.start) / self.start
-        late = min(max(self.start * self.horizon / LONG, 1.0), LATE)
-        backward = late * (growth * left + self._layer(c.order, now) / now) / (1 + late * growth)
+        backward = self._late * (growth * left + self._layer(c.order, now) / now) / (1 + self._late * growth)
         h = min(forward, backward, left)
         unit = SHARPENING / self.start
         sharpest = now * max((t + h + unit) / (since + unit), math.exp(min(rate * (t + h - since), 1.0)))
         h = min(h, c.limit / sharpest)
         return c.scheme(h * sharpest), h
+
+    @functools.cached_property
+    def _late(self) -> float:
+        """How many times longer steps may be for their distance from the end than for that from the start."""
+        return min(max(self.start * self.horizon / LONG, 1.0), LATE)
 
     def _layer(self, order: int, curvature: float) -> float:
         """z at the ends: a mode of curvature mu arrives with the weight exp(-mu T) and an error mu T (mu h)^order.
