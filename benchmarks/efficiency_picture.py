@@ -2,23 +2,20 @@
 
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-matplotlib.use("Agg")
+from benchmarks.paper_pictures import NAMES, STYLES
 
-# dark to light, dashes and markers: a grey print tells them apart
-SHOWN = {
-    "A-MAML auto 1e-2": ("A-MAML, rtol 1e-2", {"color": "#0d0887", "marker": "o", "linewidth": 2.4}),
-    "A-MAML auto": ("A-MAML, rtol 1e-3", {"color": "#4903a0", "marker": "o", "linestyle": (0, (4, 1))}),
-    "released A-MAML": ("A-MAML as released", {"color": "#7e03a8", "marker": "s", "linestyle": (0, (1, 1.5))}),
-    "MAML": ("MAML", {"color": "#b12a90", "marker": "D", "linestyle": (0, (6, 2))}),
-    "iMAML": ("iMAML", {"color": "#e16462", "marker": "v", "linestyle": (0, (3, 1.5))}),
-    "FOMAML": ("FOMAML", {"color": "#f0804e", "marker": "^", "linestyle": (0, (6, 2, 1.5, 2))}),
-    "Reptile": ("Reptile", {"color": "#fca636", "marker": "P", "linestyle": (0, (9, 2, 1.5, 2, 1.5, 2))}),
+A_MAML, LINE = STYLES["amaml"], {"linewidth": 1.5, "markersize": 4}
+SHOWN = {  # a line's name and look
+    "A-MAML auto 1e-2": ("A-MAML, rtol 1e-2", LINE | A_MAML),
+    "A-MAML auto": ("A-MAML, rtol 1e-3", A_MAML | LINE | {"linestyle": (0, (4, 1))}),
+    "released A-MAML": ("A-MAML as released", A_MAML | LINE | {"linestyle": (0, (1, 1.5)), "marker": "x"}),
+    **{NAMES[name]: (NAMES[name], LINE | STYLES[name]) for name in ("maml", "imaml", "fomaml", "reptile")},
 }
+OPEN = {"linestyle": "none", "markerfacecolor": "none", "markersize": 11, "markeredgewidth": 1.5}
 APART = 0.055  # of a panel's height, between two labels
 Points = dict[str, list[tuple[int, float]]]  # by method: inner steps and a number
 
@@ -26,17 +23,20 @@ Points = dict[str, list[tuple[int, float]]]  # by method: inner steps and a numb
 def figure(rows: list[dict[str, Any]], paper: dict[str, Any]) -> Figure:
     """paper: the seconds of paper.toml's [efficiency], by method and inner steps, of which the ratios are drawn."""
     seconds, memory = _points(rows, "seconds", 1.0), _points(rows, "peak_bytes", 2.0**20)
-    panels = [("seconds a meta-update", seconds), ("seconds over FOMAML's; open marks: the paper", _ratios(seconds))]
+    published = {name: [(int(steps), value) for steps, value in line.items()] for name, line in paper.items()}
+    panels = [  # what is on the y axis, our lines, the paper's marks
+        ("seconds a meta-update", seconds, {}),
+        ("seconds over FOMAML's; open marks: the paper", _ratios(seconds), _ratios(published)),
+    ]
     if memory:
-        panels.append(("memory added by the inner steps, MiB", memory))
+        panels.append(("memory added by the inner steps, MiB", memory, {}))
     drawing = Figure(figsize=(5.6 * len(panels), 4.6), layout="constrained")
-    for axes, (label, points) in zip(drawing.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    for axes, (label, points, marks) in zip(drawing.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         axes.set(xlabel="inner steps", ylabel=label, xscale="log", yscale="log")
         for method, line in points.items():
-            axes.plot(*zip(*line, strict=True), markersize=4, **SHOWN[method][1])
-        if "paper" in label:
-            for method, ratios in _ratios({name: list(map(_numbered, s.items())) for name, s in paper.items()}).items():
-                axes.plot(*zip(*ratios, strict=True), **_open(SHOWN[method][1]))
+            axes.plot(*zip(*line, strict=True), **SHOWN[method][1])
+        for method, line in marks.items():
+            axes.plot(*zip(*line, strict=True), **SHOWN[method][1] | OPEN)
         steps = sorted({n for line in points.values() for n, _ in line})
         axes.set_xticks(steps, [str(n) for n in steps])
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -58,15 +58,6 @@ def _ratios(points: Points) -> Points:
     whole = dict(points.get("FOMAML", ()))
     ratios = {name: [(n, value / whole[n]) for n, value in line if n in whole] for name, line in points.items()}
     return {name: line for name, line in ratios.items() if line}
-
-
-def _numbered(item: tuple[str, float]) -> tuple[int, float]:
-    return int(item[0]), item[1]
-
-
-def _open(style: dict[str, Any]) -> dict[str, Any]:
-    look = {"color": style["color"], "marker": style["marker"]}
-    return look | {"linestyle": "none", "markerfacecolor": "none", "markersize": 11, "markeredgewidth": 1.5}
 
 
 def _label(axes: Axes, points: Points) -> None:

@@ -2,14 +2,12 @@
 
 import json
 import shlex
-import tomllib
 from pathlib import Path
 from typing import Any
 
 from amaml.files import write_atomically
 from benchmarks.efficiency_picture import figure
-
-PAPER = tomllib.loads(Path(__file__).with_name("paper.toml").read_text())["efficiency"]
+from benchmarks.paper import PAPER
 
 
 def write(folder: Path, name: str, result: dict[str, Any]) -> None:
@@ -17,7 +15,7 @@ def write(folder: Path, name: str, result: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / f"{name}.json", (json.dumps(result, indent=1) + "\n").encode())
     write_atomically(folder / f"{name}.md", table(result).encode())
-    figure(result["rows"], PAPER).savefig(folder / f"{name}.png", dpi=120)
+    figure(result["rows"], PAPER["efficiency"]).savefig(folder / f"{name}.png", dpi=120)
     print(folder / f"{name}.md")
 
 

@@ -1,7 +1,7 @@
 """The picture of results/efficiency: ratios beside the paper's, and names that can be read."""
 
 from benchmarks.efficiency_picture import APART, figure
-from benchmarks.report import PAPER
+from benchmarks.paper import PAPER
 
 
 def rows(**seconds: float) -> list[dict]:
@@ -15,7 +15,7 @@ def rows(**seconds: float) -> list[dict]:
 
 
 def test_ratios_are_over_fomaml_ours_and_the_papers():
-    _, ratios = figure(rows(amaml=0.3, fomaml=0.1, reptile=0.1), PAPER).axes
+    _, ratios = figure(rows(amaml=0.3, fomaml=0.1, reptile=0.1), PAPER["efficiency"]).axes
     drawn = [(list(line.get_xdata()), [round(y, 2) for y in line.get_ydata()]) for line in ratios.lines]
     assert ([10, 100], [3.0, 3.0]) in drawn
     assert ([200, 500], [1.5, 1.52]) in drawn  # 0.9 s and 2.35 s for FOMAML's 0.6 and 1.55
@@ -23,7 +23,7 @@ def test_ratios_are_over_fomaml_ours_and_the_papers():
 
 
 def test_names_of_lines_that_end_together_are_pushed_apart():
-    seconds, _ = figure(rows(amaml=0.1, fomaml=0.1, reptile=0.1), PAPER).axes
+    seconds, _ = figure(rows(amaml=0.1, fomaml=0.1, reptile=0.1), PAPER["efficiency"]).axes
     heights = sorted(text.xyann[1] for text in seconds.texts)
     assert [text.get_text() for text in seconds.texts] == ["A-MAML, rtol 1e-2", "FOMAML", "Reptile"]
     assert min(b - a for a, b in zip(heights[:-1], heights[1:], strict=True)) > 0.99 * APART
