@@ -104,8 +104,9 @@ class AMAML:
 
         The first call measures the error, by solving again with every step bisected, and later ones do so now and
         then and where something jumped (amaml.flow.control). A call that measures returns the finest gradient, with
-        its own error; others carry the error that was measured last. "euler" with the discrete adjoint has no such
-        error: it is the gradient of the steps it makes. "euler" with the continuous adjoint is compared with that one.
+        its own error; others carry what was measured last of a call like them. "euler" with the discrete adjoint has
+        no such error: it is the gradient of the steps it makes. "euler" with the continuous adjoint is compared with
+        that one.
 
         Raises OverBudget where rtol is not reached within the budget of evaluations, Diverged where the flow leaves
         the finite numbers.
@@ -127,8 +128,8 @@ class AMAML:
         if self.solver == "euler" and self.adjoint == "discrete":
             return MetaGradient(first.value, first.query_loss, spent, gradients=first.gradients)
         if not state.due(cost, first.sharpest, norm):
-            seen = Observation(cost, first.sharpest, norm, None, 0)
-            return MetaGradient(first.value, first.query_loss, spent, state.error, False, seen, first.gradients)
+            seen, carried = Observation(cost, first.sharpest, norm, None, 0), state.carried(self.rtol, norm)
+            return MetaGradient(first.value, first.query_loss, spent, carried, False, seen, first.gradients)
         if self.solver == "euler":
             exact = self._solve(theta, tasks, self._plan(self.rtol), spent, budget, "discrete")
             best, error = first, relative_distance(first.value, exact.value)

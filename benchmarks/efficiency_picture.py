@@ -63,8 +63,9 @@ def _ratios(points: Points) -> Points:
 def _label(axes: Axes, points: Points) -> None:
     """The lines' names: right of those that go to the last number of steps, pushed apart where these end close
     together; above the end of the others."""
-    first, *_, last = sorted({n for line in points.values() for n, _ in line})
-    axes.set_xlim(right=last * (last / first) ** 0.42)
+    steps = {n for line in points.values() for n, _ in line}
+    first, last = min(steps), max(steps)
+    axes.set_xlim(right=last * max(last / first, 2.0) ** 0.42)
     axes.margins(y=0.08)
     axes.autoscale_view(scalex=False)
     place, data = axes.transAxes.inverted(), axes.transData

@@ -8,9 +8,10 @@ is a few calls in a row where they are short, the first of them not counted, so 
 one before it filled. Memory is measured in a process of its own for every method. The reference is the converged flow
 (benchmarks.reference).
 
-A-MAML's solvers of the flow measure their error now and then. They are settled on other batches first; the time
-is that of a call that does not measure, plus what measuring adds to the evaluations of those batches, so that it is
-counted in; error and evaluations are those of the call that does not measure.
+A-MAML's solvers of the flow measure their error now and then, and choose their steps by it. They are settled on other
+batches first. The time is that of a call which does not measure, times the mean evaluations of those batches, with what
+measuring them took, over the evaluations of this call: what a call costs in a long run. Error and evaluations are those
+of the call that was timed.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -40,7 +41,7 @@ from benchmarks.reference import converged
 STEPS = (1, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 TURN = 0.5  # seconds
 # batches on which A-MAML settles, and how many of them, the first, do not count; fewer where calls are dear
-SETTLING = {"alpine": (140, 50), "conv": (40, 10), "resnet": (40, 10)}
+SETTLING = {"alpine": (240, 60), "conv": (40, 10), "resnet": (40, 10)}
 MEMORY_STEPS = (10, 50, 200, 500, 2000)  # a process each
 
 
@@ -83,7 +84,7 @@ def measure(p: Problem, a: argparse.Namespace) -> list[dict[str, Any]]:
     for steps in a.steps:
         learners = {n: make(steps) for n, make in table.items() if steps <= LIMITS.get(n, steps)}
         reference = converged(AMAML(p.apply, p.loss, p.inner_lr, steps), p.theta, p.tasks)
-        overhead = {n: settle(learner, p, *SETTLING[a.network]) for n, learner in learners.items()}
+        settled = {n: settle(learner, p, *SETTLING[a.network]) for n, learner in learners.items()}
         first = {n: attempt(learner, p) for n, learner in learners.items()}
         learners = {n: learner for n, learner in learners.items() if not isinstance(first[n], str)}
         seconds: dict[str, list[float]] = {n: [] for n in learners}
@@ -95,8 +96,7 @@ def measure(p: Problem, a: argparse.Namespace) -> list[dict[str, Any]]:
             if isinstance(gradient, str):
                 row["refused"] = gradient
             else:
-                row |= figures(gradient, reference.value, statistics.median(seconds[n]) * overhead[n], rate, work)
-                row["measuring"] = overhead[n] - 1
+                row |= figures(gradient, reference.value, statistics.median(seconds[n]), settled[n], rate, work)
                 measured = steps in MEMORY_STEPS and not a.skip_memory
                 row["peak_bytes"] = memory_in_process(a, n, steps) if measured else None
             rows.append(row)
@@ -104,21 +104,29 @@ def measure(p: Problem, a: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def settle(learner: Any, p: Problem, calls: int, beginning: int) -> float:
-    """Let A-MAML settle on other batches; by what factor measuring raises its evaluations. 1 for other methods."""
+class Settled(NamedTuple):
+    """Mean evaluations of a call in a long run, without those of measurements, and what these add."""
+
+    evaluations: float
+    measuring: float
+
+
+def settle(learner: Any, p: Problem, calls: int, beginning: int) -> Settled | None:
+    """Let A-MAML settle on other batches; None for methods that do not."""
     if not (isinstance(learner, AMAML) and learner.solver != "euler"):
-        return 1.0
-    spent = measuring = 0.0
+        return None
+    seen = []
     for n in range(1, calls + 1):
         try:
-            seen = learner.meta_gradient(p.theta, p.episode(n)).observation
+            gradient = learner.meta_gradient(p.theta, p.episode(n))
         except Diverged:
             continue
         if n > beginning:
-            spent, measuring = spent + seen.cost, measuring + seen.measuring
+            seen.append(gradient.observation)
     # where the last calls call for no measurement, no timed call makes one
     learner.control.since, learner.control.interval = 0, math.inf
-    return 1 + measuring / spent if spent else 1.0
+    mean = statistics.fmean
+    return Settled(mean(o.cost for o in seen), mean(o.measuring for o in seen)) if seen else None
 
 
 def attempt(learner: Any, p: Problem) -> MetaGradient | str:
@@ -147,13 +155,20 @@ def timed(learner: Any, p: Problem, device: str) -> float:
 
 
 def figures(
-    gradient: MetaGradient, reference: torch.Tensor, seconds: float, rate: float, work: dict[str, float]
+    gradient: MetaGradient,
+    reference: torch.Tensor,
+    seconds: float,
+    settled: Settled | None,
+    rate: float,
+    work: dict[str, float],
 ) -> dict[str, Any]:
-    """The columns of a row but the memory's."""
+    """The columns of a row but the memory's; seconds: of the call with this gradient."""
     g, r, spent = gradient.value, reference, gradient.evaluations
     floor = (work["gradients"] * (spent.gradients + spent.recomputations) + work["hvps"] * spent.hvps) / rate
     return {
-        "seconds": seconds,
+        "seconds": seconds * (sum(settled) / spent.total if settled else 1.0),
+        "long_run": sum(settled) if settled else None,
+        "measuring": settled.measuring / settled.evaluations if settled else None,
         "gradients": spent.gradients,
         "hvps": spent.hvps,
         "recomputations": spent.recomputations,

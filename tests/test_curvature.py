@@ -19,6 +19,33 @@ def test_lambda_max_is_settled_before_it_is_believed():
     assert (found > 0.9 * largest).all()
 
 
+def products(flow: GradientFlow, curvature: Curvature, u) -> int:
+    before = flow.evaluations.hvps
+    curvature.at(u)
+    return flow.evaluations.hvps - before
+
+
+def test_a_look_that_finds_nothing_changed_takes_one_product():
+    (theta, apply), tasks = mlp(), regression(shots=20)
+    flow = GradientFlow(apply, half_mse, tasks, theta)
+    curvature = Curvature(flow)
+    first = products(flow, curvature, flow.start)
+    assert first >= 3
+    curvature.at(flow.start)
+    assert products(flow, curvature, flow.start + 1e-3) == 1
+    for other in (3.0, 0.0):  # lambda_max larger, and smaller
+        assert products(flow, curvature, other * flow.start) > 1
+
+
+def test_two_products_that_agree_within_a_fourth_are_enough():
+    """H = diag(1, 1/2): from (1, 1) the products are 0.79, 0.92 and 0.98 long."""
+    x = torch.tensor([1.0, 0.5], dtype=torch.float64).mul(2).sqrt().diag()[None]
+    y, theta = torch.zeros(1, 2, 1, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    flow = GradientFlow(lambda u, x: (x @ u)[:, None], half_mse, Tasks(x, y, x, y), theta)
+    curvature = Curvature(flow, torch.ones(1, 2, dtype=torch.float64))
+    assert products(flow, curvature, flow.start) == 2
+
+
 def test_a_stiff_direction_that_the_field_does_not_hold_is_seen():
     """H = diag(50, 1, ..., 1) with theta optimal in the first direction."""
     diagonal = torch.ones(40, dtype=torch.float64)

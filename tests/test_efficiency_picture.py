@@ -27,3 +27,8 @@ def test_names_of_lines_that_end_together_are_pushed_apart():
     heights = sorted(text.xyann[1] for text in seconds.texts)
     assert [text.get_text() for text in seconds.texts] == ["A-MAML, rtol 1e-2", "FOMAML", "Reptile"]
     assert min(b - a for a, b in zip(heights[:-1], heights[1:], strict=True)) > 0.99 * APART
+
+
+def test_one_number_of_steps_is_enough_for_a_picture():
+    seconds, _ = figure([row for row in rows(amaml=0.3, fomaml=0.1) if row["steps"] == 10], PAPER["efficiency"]).axes
+    assert {text.get_text() for text in seconds.texts} == {"A-MAML, rtol 1e-2", "FOMAML"}

@@ -77,6 +77,14 @@ def test_steps_are_longer_towards_the_end_of_a_long_horizon_and_as_long_there_of
     assert 2.0 < late_over_early(50.0, 0.05) < 4.5
 
 
+def test_the_first_steps_of_fourth_order_are_longer_where_the_horizon_is_not_very_long():
+    def first(solver, horizon):
+        return StepLaw(SOLVERS[solver], horizon, tolerance=1e-3, start=4.0).plan(0.0, 4.0)[0].h
+
+    assert first("rk4", 15.0) / first("rk4", 100.0) == pytest.approx(1.4, abs=0.1)
+    assert first("rkc", 15.0) / first("rkc", 100.0) == pytest.approx(1.0, abs=0.1)
+
+
 @pytest.mark.parametrize("solver", ["auto", "rkc", "rk4", "dopri5"])
 def test_a_block_that_lambda_max_outran_is_taken_again(monkeypatch, solver):
     """lambda_max jumps from 2 to 60 at t = 3: no step from there on may be too long for it."""

@@ -2,21 +2,25 @@
 
 Training makes thousands of similar calls, so a measurement now and then tells the error of all. The steps are chosen
 for a tolerance of gain * rtol, to which errors are proportional. The gain is as large as the last measurements allow:
-scaled to it, their median stays below TYPICAL * rtol and the largest of them below WORST * rtol. The state is plain
-numbers: with it a run that was interrupted goes on as if it had not been.
+scaled to it, their median stays below TYPICAL * rtol and the largest of them below WORST * rtol, unless it is so far
+from the others that it would cost them a multiple of their evaluations. Calls are measured in turn, and out of turn
+where something jumped. A batch whose gradient is much larger than usual is a rough one, with an error many times that
+of the others: it leaves the gain alone, and its error is carried to other rough ones. The state is plain numbers: with
+it a run that was interrupted goes on as if it had not been.
 """
 
 import math
 import statistics
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
-TYPICAL, WORST = 0.7, 2.0  # of the errors of the last measured calls, over rtol
-REMEMBERED = 8  # measurements
+TYPICAL, WORST = 0.7, 2.5  # median and largest of the last errors measured in turn, over rtol
+REMEMBERED = 12  # measurements
 LARGEST_CORRECTION = (1 / 20, 4.0)  # of the gain, by one measurement
 GAINS = (1e-3, 8.0)  # bounds of the gain
+HELD = 0.2  # of the gain that the median allows: what the largest error leaves of it at least
 TINY = 1e-9  # an error over rtol that is as good as none
-STRETCH = 2.0  # of the number of calls from one measurement to the next
+STRETCH = 2.0  # of the number of calls from one turn to the next
 LONGEST = 30  # such number
 SHARE = 0.08  # of all evaluations that measurements may take, before a jump asks for another one
 JUMP = {"cost": 2.0, "sharpest": 2.0, "norm": 5.0}  # over the median of the last calls
@@ -42,14 +46,14 @@ class Observation(NamedTuple):
 class Control:
     """What a learner of the flow remembers from call to call.
 
-    problem: what the measurements are about; gain: tolerance of the steps over rtol; error: of a call at this gain, as
-    measured last, relative; errors: the last measured ones, over rtol and the gain of their call; interval: calls from
-    the last measurement to the next, since: those already made.
+    problem: what the measurements are about; gain: tolerance of the steps over rtol; errors: the last measured ones,
+    over rtol and the gain of their call, rough: the last one of a rough batch; interval: calls from one turn to the
+    next, since: those already made; spent, measuring: evaluations of all calls, without and for their measurements.
     """
 
     problem: tuple = ()
     gain: float = 1.0
-    error: float | None = None
+    rough: float | None = None
     errors: list[float] = field(default_factory=list)
     interval: float = 1.0
     since: int = 0
@@ -71,34 +75,62 @@ class Control:
 
     def due(self, cost: float, sharpest: float, norm: float) -> bool:
         """Whether this call's error is to be measured: in its turn, or since something jumped."""
-        if self.since + 1 >= self.interval or not math.isfinite(norm):
+        if self._in_turn() or not math.isfinite(norm) or (self.rough is None and self._is_rough(norm)):
             return True
         now = {"cost": cost, "sharpest": sharpest, "norm": norm}
-        jumped = any(now[name] > JUMP[name] * statistics.median(self.history[name]) for name in JUMP)
+        jumped = any(self._jumped(name, value) for name, value in now.items())
         return jumped and self.measuring <= SHARE * (self.spent + self.measuring)
+
+    def carried(self, rtol: float, norm: float) -> float | None:
+        """The relative error of a call at this gain, by the last measurement of one that was like it."""
+        last = self.rough if self._is_rough(norm) else self.errors[-1] if self.errors else None
+        return None if last is None else last * rtol * self.gain
 
     def learn(self, problem: tuple, rtol: float, seen: Observation) -> None:
         """Take in what a call has told."""
         if problem != self.problem:
             vars(self).update(vars(Control(problem)))
+        in_turn, rough = self._in_turn(), self._is_rough(seen.norm)
         self.spent += seen.cost
         self.measuring += seen.measuring
         self.history = {name: [*values, getattr(seen, name)][-WINDOW:] for name, values in self.history.items()}
-        self.since += 1
+        self.since = 0 if in_turn else self.since + 1
         if seen.error is None:
             return
-        self.since = 0
-        self.interval = min(STRETCH * self.interval + 0.5, LONGEST) if seen.error <= rtol else max(self.interval / 2, 1)
-        self.errors = [*self.errors, max(seen.error / (rtol * self.gain), TINY)][-REMEMBERED:]
-        wanted = min(TYPICAL / statistics.median(self.errors), WORST / max(self.errors))
+        if in_turn and seen.error <= rtol:
+            self.interval = min(STRETCH * self.interval + 0.5, LONGEST)
+        elif seen.error > WORST * rtol and not rough:
+            self.interval = max(self.interval / STRETCH, 1)
+        found = max(seen.error / (rtol * self.gain), TINY)
+        if rough:
+            self.rough = found
+        else:
+            self.errors = [*self.errors, found][-REMEMBERED:]
+            self._steer()
+
+    def _in_turn(self) -> bool:
+        """Whether the next call is to be measured whatever it tells."""
+        return self.since + 1 >= self.interval
+
+    def _is_rough(self, norm: float) -> bool:
+        return self._jumped("norm", norm)
+
+    def _jumped(self, name: str, value: float) -> bool:
+        values = self.history[name]
+        return bool(values) and value > JUMP[name] * statistics.median(values)
+
+    def _steer(self) -> None:
+        """Choose the gain anew, a bounded correction away."""
+        typical = TYPICAL / statistics.median(self.errors)
+        wanted = min(typical, max(WORST / max(self.errors), HELD * typical))
         low, high = (factor * self.gain for factor in LARGEST_CORRECTION)
-        before, self.gain = self.gain, min(max(wanted, low, GAINS[0]), high, GAINS[1])
-        self.error = seen.error * self.gain / before
+        self.gain = min(max(wanted, low, GAINS[0]), high, GAINS[1])
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, for a checkpoint."""
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state_dict."""
-        vars(self).update(vars(Control(**state | {"problem": tuple(state["problem"])})))
+        """Go on from a state_dict; of an older version, with what is still kept."""
+        kept = {one.name: state[one.name] for one in fields(self) if one.name in state}
+        vars(self).update(vars(Control(**kept | {"problem": tuple(state["problem"])})))

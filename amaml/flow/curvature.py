@@ -13,6 +13,7 @@ from amaml.flow.linalg import largest_eigenvalue
 
 MOST_PRODUCTS = 10  # of one estimate of lambda_max
 SETTLED = 1.25  # ratio of two successive products, at which one stops
+UNCHANGED = 1.1  # ratio, either way, of a first product to what was found at an earlier state, at which one stops
 RANDOM = 0.3  # size of the random part of the first start, over that of the field's direction
 
 
@@ -26,9 +27,11 @@ class Curvature:
 
     def __init__(self, flow: GradientFlow, start: Tensor | None = None) -> None:
         self.flow, self.vectors = flow, start
+        self.found = [0.0] * len(flow.tasks)
 
     def at(self, u: Tensor) -> list[float]:
-        """Of every task. Hessian-vector products until two agree, at least 2, 3 the first time; waits for each.
+        """Of every task. Hessian-vector products until two agree: at least 2, 3 the first time, 1 where nothing has
+        changed since the last call; waits for each.
 
         Raises Diverged where the Hessian is not finite.
         """
@@ -38,16 +41,17 @@ class Curvature:
 
         if self.vectors is None:
             _, self.vectors = largest_eigenvalue(matvec, self._first_start(), 1)
-        found = [0.0] * len(u)
+        allowed = 1 / UNCHANGED, UNCHANGED
         for _ in range(MOST_PRODUCTS):
-            before = found
+            before = self.found
             values, self.vectors = largest_eigenvalue(matvec, self.vectors, 1)
-            found = values.tolist()
-            if not math.isfinite(sum(found)):
+            self.found = values.tolist()
+            if not math.isfinite(sum(self.found)):
                 raise Diverged("the inner loop left the finite numbers; try a smaller inner_lr or fewer inner steps")
-            if all(new <= SETTLED * old for new, old in zip(found, before, strict=True)):
+            if all(allowed[0] * old <= new <= allowed[1] * old for new, old in zip(self.found, before, strict=True)):
                 break
-        return [max(value, torch.finfo(u.dtype).eps) for value in found]
+            allowed = 0.0, SETTLED
+        return [max(value, torch.finfo(u.dtype).eps) for value in self.found]
 
     def _first_start(self) -> Tensor:
         field = self.flow.at_start

@@ -32,9 +32,10 @@ STRETCH = 1.1  # steps may be so much longer where that saves one; within MARGIN
 PREFERENCE = 1.2  # a scheme of higher order may cost so much more for each order: it errs less than asked for
 RETAKEN = 4.0  # lambda_max is taken to be so many times larger at most, when a block is taken again
 BLOCK = 28  # gradients between two estimates of lambda_max
-LAYER = {2: 9.0, 4: 2.5}  # z = h * lambda_max of the first step, over rtol^(1/order): long horizons
+LAYER = {2: 9.0, 4: 2.5}  # z = h * lambda_max of the first step, over rtol^(1/order): very long horizons
+MORE = {2: 1.0, 4: 1.4}  # times LAYER over horizons that are long but not very long
 SHORT = {2: 0.7, 4: 5.0}  # the same for short ones: the constant of StepLaw._layer
-LONG = 8.0  # horizon * lambda_max at which a horizon begins to be long
+LONG, VERY_LONG = 8.0, 100.0  # horizon * lambda_max at which a horizon begins to be long, and very long
 LATE = 4.0  # the most that StepLaw._late may be
 GROWTH = {2: 4.0, 4: 1.3}  # of h with the distance from the nearer end, over rtol^(1/order)
 
@@ -227,7 +228,8 @@ class StepLaw:
         x = max(curvature * self.horizon, 1e-30)
         peak = min(x, order + 1)
         worst = peak ** (order + 1) * math.exp(-peak)
-        long, short = LAYER[order] * (1 + (LONG / x) ** 2), x * (SHORT[order] / worst) ** (1 / order)
+        grown = min(max(VERY_LONG / x, 1.0), MORE[order])
+        long, short = grown * LAYER[order] * (1 + (LONG / x) ** 2), x * (SHORT[order] / worst) ** (1 / order)
         return min(long, short) * self.tolerance ** (1 / order)
 
 
