@@ -135,7 +135,7 @@ class AMAML:
             best, error = first, relative_distance(first.value, exact.value)
             of_first = error
         else:
-            best, error, of_first = self._refined(theta, tasks, first, spent, budget)
+            best, error, of_first = self._refined(theta, tasks, first, spent, budget, bool(state.errors))
         spent.measuring = spent.total - cost
         seen = Observation(cost, first.sharpest, norm, of_first, spent.measuring)
         return MetaGradient(best.value, best.query_loss, spent, error, True, seen, best.gradients)
@@ -147,10 +147,12 @@ class AMAML:
         return (*settings, len(theta), str(theta.dtype))
 
     def _refined(
-        self, theta: Tensor, tasks: Tasks, first: Solution, spent: Evaluations, budget: float
+        self, theta: Tensor, tasks: Tasks, first: Solution, spent: Evaluations, budget: float, known: bool
     ) -> tuple[Solution, float, float]:
         """The gradient with every step bisected, once or until its error is below rtol.
 
+        known: whether errors of this problem were measured before. If not, a distance above rtol is not divided by what
+        the order of the scheme promises before a second one has shown that order.
         Returns it, its error and the error of the first one.
         """
         distances, coarse, error = [], first, math.inf
@@ -171,7 +173,8 @@ class AMAML:
                 ) from None
             distances.append(relative_distance(coarse.value, fine.value))
             error, coarse = error_of_finest(distances, order), fine
-            if error <= self.rtol or distances[-1] <= rounding(fine.value, fine.terminal):
+            shown = known or len(distances) > 1 or distances[-1] <= self.rtol
+            if (error <= self.rtol and shown) or distances[-1] <= rounding(fine.value, fine.terminal):
                 break
             if len(distances) == 1:
                 limit = budget + spent.total - cost
