@@ -12,7 +12,7 @@ from torch import Tensor
 from amaml.checks import validated
 from amaml.errors import InputError, OverBudget, unknown
 from amaml.flow.adjoint import ADJOINTS, Unstable
-from amaml.flow.control import Control, Observation
+from amaml.flow.control import TOLERATED, Control, Observation
 from amaml.flow.derivatives import Loss
 from amaml.flow.error import error_of_finest, relative_distance, rounding
 from amaml.flow.field import Evaluations, GradientFlow
@@ -24,7 +24,6 @@ from amaml.learner import MetaGradient, check_inner_loop, check_rates, number, q
 from amaml.models import Apply
 from amaml.tasks import Tasks
 
-TOLERATED = 3.0  # measured errors above so many rtol are not returned
 MEASURE = 2.5  # evaluations that a measurement may take over those of what it measures: bisected steps take 1.4 to 2
 REACHED = 1e3  # roundings: no tolerance below this is asked of a dtype
 
@@ -158,8 +157,7 @@ class AMAML:
         distances, coarse, error = [], first, math.inf
         heun = [HEUN.order] if self.adjoint == "continuous" else []
         order = min(heun + [move.scheme.order for move in first.moves])
-        cost = spent.total
-        limit = (1 + MEASURE) * cost
+        limit = (1 + MEASURE) * spent.total
         while True:
             try:
                 fine = self._solve(theta, tasks, bisected(coarse.moves), spent, limit)
@@ -167,17 +165,16 @@ class AMAML:
                 if error <= TOLERATED * self.rtol:
                     break
                 raise OverBudget(
-                    f"the meta-gradient's measured relative error is {error:.2g}, above rtol {self.rtol:g}, and its "
-                    f"budget of {limit:.0f} evaluations is spent; try a smaller inner_lr, fewer inner steps, a larger "
-                    "rtol or solver euler"
+                    f"the meta-gradient's measured relative error is {error:.2g}, above rtol {self.rtol:g}, and more "
+                    f"accurate steps would take more than the {budget:.0f} evaluations of its budget; try a smaller "
+                    "inner_lr, fewer inner steps, a larger rtol or solver euler"
                 ) from None
             distances.append(relative_distance(coarse.value, fine.value))
             error, coarse = error_of_finest(distances, order), fine
             shown = known or len(distances) > 1 or distances[-1] <= self.rtol
             if (error <= self.rtol and shown) or distances[-1] <= rounding(fine.value, fine.terminal):
                 break
-            if len(distances) == 1:
-                limit = budget + spent.total - cost
+            limit = spent.total + budget
         return coarse, error, relative_distance(first.value, coarse.value) + error
 
     def _solve(

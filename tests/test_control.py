@@ -63,7 +63,7 @@ def test_a_law_that_is_off_in_earnest_is_brought_to_rtol_within_five_calls(monke
 def test_a_jump_is_measured_at_once(name):
     control = Control()
     calls(control, lambda gain: 4e-4, count=1000)
-    control.since, control.rough, usual = 0, 1.0, {"cost": 100.0, "sharpest": 5.0, "norm": 1.0}
+    control.since, control.rough, usual = 0, 0.1, {"cost": 100.0, "sharpest": 5.0, "norm": 1.0}
     assert not control.due(**usual)
     assert control.due(**usual | {name: 6 * usual[name]})
     control.measuring = SHARE * control.spent * 1.2  # too much was measured of late
@@ -102,11 +102,12 @@ def test_rough_batches_leave_the_gain_alone_and_carry_an_error_of_their_own():
         control.learn(PROBLEM, 1e-3, Observation(100, 5.0, 9.0, 5e-2, 160))
         assert (control.gain, control.errors, control.interval) == (before["gain"], before["errors"], 20.0)
     assert control.since == 0
-    assert not control.due(100.0, 5.0, 9.0)
+    assert control.due(100.0, 5.0, 9.0)  # an error of 50 rtol is not to be returned
     assert control.carried(1e-3, 9.0) == pytest.approx(5e-2)
     assert control.carried(1e-3, 1.0) == pytest.approx(4e-4, rel=0.1)
-    control.learn(PROBLEM, 1e-3, Observation(100, 5.0, 9.0, 1e-3, 160))  # out of turn
+    control.learn(PROBLEM, 1e-3, Observation(100, 5.0, 9.0, 2e-3, 160))  # out of turn
     assert control.interval == 20.0
+    assert not control.due(100.0, 5.0, 9.0)
 
 
 def test_a_change_of_the_whole_problem_is_followed():

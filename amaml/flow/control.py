@@ -5,8 +5,8 @@ for a tolerance of gain * rtol, to which errors are proportional. The gain is as
 scaled to it, their median stays below TYPICAL * rtol and the largest of them below WORST * rtol, unless it is so far
 from the others that it would cost them a multiple of their evaluations. Calls are measured in turn, and out of turn
 where something jumped. A batch whose gradient is much larger than usual is a rough one, with an error many times that
-of the others: it leaves the gain alone, and its error is carried to other rough ones. The state is plain numbers: with
-it a run that was interrupted goes on as if it had not been.
+of the others: it leaves the gain alone, its error is carried to other rough ones, and where that is above TOLERATED *
+rtol they are measured too. The state is plain numbers: with it a run that was interrupted goes on as if it had not been.
 """
 
 import math
@@ -14,10 +14,11 @@ import statistics
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
-TYPICAL, WORST = 0.7, 2.5  # median and largest of the last errors measured in turn, over rtol
+TYPICAL, WORST = 0.7, 2.5  # median and largest of the last measured errors, over rtol
 REMEMBERED = 12  # measurements
 LARGEST_CORRECTION = (1 / 20, 4.0)  # of the gain, by one measurement
 GAINS = (1e-3, 8.0)  # bounds of the gain
+TOLERATED = 3.0  # errors above so many rtol are not returned where they are known
 HELD = 0.2  # of the gain that the median allows: what the largest error leaves of it at least
 TINY = 1e-9  # an error over rtol that is as good as none
 STRETCH = 2.0  # of the number of calls from one turn to the next
@@ -75,7 +76,8 @@ class Control:
 
     def due(self, cost: float, sharpest: float, norm: float) -> bool:
         """Whether this call's error is to be measured: in its turn, or since something jumped."""
-        if self._in_turn() or not math.isfinite(norm) or (self.rough is None and self._is_rough(norm)):
+        far = self.rough is None or self.rough * self.gain > TOLERATED
+        if self._in_turn() or not math.isfinite(norm) or (far and self._is_rough(norm)):
             return True
         now = {"cost": cost, "sharpest": sharpest, "norm": norm}
         jumped = any(self._jumped(name, value) for name, value in now.items())
