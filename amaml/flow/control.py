@@ -5,8 +5,9 @@ for a tolerance of gain * rtol, to which errors are proportional. The gain is as
 scaled to it, their median stays below TYPICAL * rtol and the largest of them below WORST * rtol, unless it is so far
 from the others that it would cost them a multiple of their evaluations. Calls are measured in turn, and out of turn
 where something jumped. A batch whose gradient is much larger than usual is a rough one, with an error many times that
-of the others: it leaves the gain alone, its error is carried to other rough ones, and where that is above TOLERATED *
-rtol they are measured too. The state is plain numbers: with it a run that was interrupted goes on as if it had not been.
+of the others: it leaves the gain alone, its error is carried to other rough ones, and where that is above
+TOLERATED * rtol they are measured too. The state is plain numbers: with it a run that was interrupted goes on as if it
+had not been.
 """
 
 import math
