@@ -1,5 +1,6 @@
 """A-MAML as a user meets it: a fresh learner's error is true, nothing right is refused, nothing absurd goes on."""
 
+import statistics
 import time
 
 import pytest
@@ -11,6 +12,7 @@ import amaml
 import data
 from amaml import AMAML, Diverged, InputError, OverBudget, Tasks, half_mse
 from amaml.experiment.networks import initialise
+from amaml.flow.control import Control
 from amaml.flow.curvature import Curvature
 from amaml.flow.trajectory import Trajectory
 from benchmarks import reference as fine
@@ -173,6 +175,21 @@ def test_an_error_that_cannot_be_brought_below_rtol_is_refused(monkeypatch):
     monkeypatch.setattr("amaml.amaml.relative_distance", lambda a, b: 0.5)
     with pytest.raises(OverBudget, match=r"measured relative error is 2, above rtol 0.001, .* try a smaller inner_lr"):
         AMAML(apply, half_mse, 0.05, 40).meta_gradient(theta, tasks)
+
+
+def test_every_further_solve_of_a_rough_batch_has_the_budget_of_a_call(monkeypatch):
+    """Three resolutions take more than four medians together, the last one alone does not."""
+    theta, apply, tasks = rough(0)
+    learner = AMAML(apply, half_mse, 0.01, 60)
+    for _ in range(8):
+        learner.meta_gradient(theta, tasks)
+    usual = statistics.median(learner.control.history["cost"])
+    distances = iter([0.5, 1e-6, 0.5])
+    monkeypatch.setattr("amaml.amaml.relative_distance", lambda a, b: next(distances))
+    monkeypatch.setattr(Control, "due", lambda *arguments: True)
+    gradient = learner.meta_gradient(theta, tasks)
+    assert gradient.error < 1e-3
+    assert 5 * usual < gradient.evaluations.total < 10 * usual
 
 
 def test_the_error_is_relative_to_the_mean_over_the_tasks():
