@@ -157,7 +157,8 @@ class AMAML:
         distances, coarse, error = [], first, math.inf
         heun = [HEUN.order] if self.adjoint == "continuous" else []
         order = min(heun + [move.scheme.order for move in first.moves])
-        limit = (1 + MEASURE) * spent.total
+        cost = spent.total
+        limit = (1 + MEASURE) * cost
         while True:
             try:
                 fine = self._solve(theta, tasks, bisected(coarse.moves), spent, limit)
@@ -165,16 +166,17 @@ class AMAML:
                 if error <= TOLERATED * self.rtol:
                     break
                 raise OverBudget(
-                    f"the meta-gradient's measured relative error is {error:.2g}, above rtol {self.rtol:g}, and more "
-                    f"accurate steps would take more than the {budget:.0f} evaluations of its budget; try a smaller "
-                    "inner_lr, fewer inner steps, a larger rtol or solver euler"
+                    f"the meta-gradient's measured relative error is {error:.2g}, above rtol {self.rtol:g}, and its "
+                    f"budget of {limit:.0f} evaluations is spent; try a smaller inner_lr, fewer inner steps, a larger "
+                    "rtol or solver euler"
                 ) from None
             distances.append(relative_distance(coarse.value, fine.value))
             error, coarse = error_of_finest(distances, order), fine
             shown = known or len(distances) > 1 or distances[-1] <= self.rtol
             if (error <= self.rtol and shown) or distances[-1] <= rounding(fine.value, fine.terminal):
                 break
-            limit = spent.total + budget
+            if len(distances) == 1:
+                limit = budget + spent.total - cost
         return coarse, error, relative_distance(first.value, coarse.value) + error
 
     def _solve(
