@@ -194,18 +194,19 @@ def test_help_documents_every_flag_with_its_default(capsys):
         assert f"--{name.replace('_', '-')} " in text
 
 
-@pytest.mark.parametrize(("unbuffered", "of_help"), [("1", 0), ("", 141)])
-def test_a_closed_pipe_ends_quietly(tmp_path, monkeypatch, unbuffered, of_help):
-    """Also that of --help, where argparse looks away if Python does not buffer."""
+@pytest.mark.parametrize("unbuffered", ["1", ""])
+def test_a_closed_pipe_ends_quietly(tmp_path, monkeypatch, unbuffered):
+    """Also that of --help; some versions of argparse look away where Python does not buffer."""
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     start(tmp_path / "run")
-    for flags, status in ((["--help"], of_help), ([*TINY, "--out", "run"], 141)):
+    for flags, statuses in ((["--help"], {0, 141} if unbuffered else {141}), ([*TINY, "--out", "run"], {141})):
         reader, writer = os.pipe()
         os.close(reader)
         command = [sys.executable, str(ROOT / "run.py"), *flags]
         ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
         os.close(writer)
-        assert (ended.returncode, ended.stderr) == (status, "")
+        assert ended.returncode in statuses
+        assert ended.stderr == ""
 
 
 @pytest.mark.parametrize("ends", ["done", "mistake"])
