@@ -15,8 +15,8 @@ import statistics
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
-TYPICAL, WORST = 0.7, 2.5  # median and largest of the last measured errors, over rtol
-REMEMBERED = 12  # measurements
+TYPICAL, WORST = 0.9, 2.5  # median and largest of the last measured errors, over rtol
+REMEMBERED = 16  # measurements
 LARGEST_CORRECTION = (1 / 20, 4.0)  # of the gain, by one measurement
 GAINS = (1e-3, 8.0)  # bounds of the gain
 TOLERATED = 3.0  # errors above so many rtol are not returned where they are known
@@ -77,8 +77,9 @@ class Control:
 
     def due(self, cost: float, sharpest: float, norm: float) -> bool:
         """Whether this call's error is to be measured: in its turn, or since something jumped."""
-        far = self.rough is None or self.rough * self.gain > TOLERATED
-        if self._in_turn() or not math.isfinite(norm) or (far and self._is_rough(norm)):
+        if self._in_turn() or not math.isfinite(norm):
+            return True
+        if self._is_rough(norm) and (self.rough is None or self.rough * self.gain > TOLERATED):
             return True
         now = {"cost": cost, "sharpest": sharpest, "norm": norm}
         jumped = any(self._jumped(name, value) for name, value in now.items())
