@@ -69,6 +69,11 @@ def _option(allowed: tuple[str, ...]) -> Check:
     return check
 
 
+def _or_off(check: Check) -> Check:
+    """A number of which zero is the same as leaving it out: None."""
+    return lambda flag, value: check(flag, value) or None
+
+
 def _device(flag: str, value: Any) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"cpu|cuda(:\d+)?", value):
         raise InputError(f"{flag} must be cpu, cuda or cuda:N, got {value!r}")
@@ -123,7 +128,7 @@ class Settings:
         "step size over the updates: constant, cosine (falls to zero along half a cosine) (default: constant)",
     )
     clip: float | None = _flag(
-        _positive, "largest norm of the meta-gradient, longer ones are shortened (default: none)"
+        _or_off(_nonnegative), "largest norm of the meta-gradient, longer ones are shortened; 0: none (default: none)"
     )
     solver: str = _flag(_choice(SOLVERS), f"scheme of A-MAML's flow: {', '.join(SOLVERS)}; euler is gradient descent")
     adjoint: str = _flag(_choice(ADJOINTS), "A-MAML's backward pass: discrete (exact transpose), continuous (paper)")

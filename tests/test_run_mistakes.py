@@ -60,7 +60,7 @@ MISTAKES = [
     (["--method", "amaml", "--inner-batch", "2"], ["--inner-batch 2 is for --method maml", "amaml"]),
     (["--method", "imaml", "--checkpoint-every", "2"], ["--checkpoint-every 2 is for --method maml", "leave it out"]),
     (["--method", "maml", "--inner-batch", "5"], ["--inner-batch 5", "at most 4"]),
-    (["--clip", "0"], ["--clip must be a positive number", "'0'"]),
+    (["--clip", "-1"], ["--clip must be zero or a positive number", "'-1'"]),
     (["--protocol", "innner"], ["unknown protocol 'innner'", "did you mean 'inner'?"]),
     (["--compile", "yes"], ["unknown compile 'yes'", "auto"]),
     (["--domain", "Jester", *FINETUNE], ["Jester", "--data-root", "AMAML_DATA"]),

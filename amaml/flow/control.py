@@ -15,7 +15,7 @@ import statistics
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
-TYPICAL, WORST = 0.9, 2.5  # median and largest of the last measured errors, over rtol
+TYPICAL, WORST = 0.8, 2.5  # median and largest of the last measured errors, over rtol
 REMEMBERED = 16  # measurements
 LARGEST_CORRECTION = (1 / 20, 4.0)  # of the gain, by one measurement
 GAINS = (1e-3, 8.0)  # bounds of the gain
