@@ -55,7 +55,10 @@ def test_the_defaults_are_those_of_the_main_job():
     s = merged({"domain": "Alpine2D"})
     assert (s.method, s.shots, s.queries, s.inner_steps, s.inner_lr) == ("amaml", 100, 100, 200, 0.01)
     assert (s.width, s.activation, s.norm, s.dtype, s.adjoint) == (32, "tanh", "none", "float32", "discrete")
-    assert (s.meta_lr, s.meta_schedule, s.prox, s.protocol) == (0.003, "cosine", 0.1, "both")
+    assert (s.meta_lr, s.meta_schedule, s.prox, s.clip, s.protocol) == (0.003, "cosine", 0.1, 0.1, "both")
+    assert merged({"domain": "Alpine2D", "clip": 0}).clip is None
+    s = merged({"domain": "Alpine2D", "method": "fomaml"})
+    assert (s.prox, s.clip) == (None, None)
     s = merged({"domain": "Sinusoid"})
     assert (s.width, s.activation) == (40, "relu")
 
