@@ -23,8 +23,12 @@ def parser() -> argparse.ArgumentParser:
     """The flags of reproduce.sh."""
     parser = _Parser(prog="reproduce.sh", description=__doc__, allow_abbrev=False)
     parser.add_argument("target", help="a target (configs/targets), or a grid of your own, GRID.toml")
-    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="seeds, instead of the grid's own")
-    parser.add_argument("--only", nargs="+", default=[], metavar="AXIS=A,B", help="only these places on an axis")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", action="extend", metavar="N", help="seeds, instead of the grid's own"
+    )
+    parser.add_argument(
+        "--only", nargs="+", action="extend", default=[], metavar="AXIS=A,B", help="only these places on an axis"
+    )
     parser.add_argument("--workers", type=int, metavar="N", help="cells at once, in each job (default: free cores)")
     parser.add_argument(
         "--gpus",
