@@ -41,7 +41,8 @@ benchmarks() {
     local trained=results/efficiency/trained theta
     export OMP_NUM_THREADS=1
     for theta in "" "--trained $trained/alpine/checkpoint.pt"; do
-        module benchmarks.meta_update --network alpine --rounds 3 $theta
+        module benchmarks.meta_update --network alpine --rounds 9 --steps 10 50 200 1000 5000 $theta --methods \
+            "A-MAML auto" "A-MAML auto 1e-2" "released A-MAML" MAML FOMAML iMAML Reptile higher
     done
     for theta in "" "--trained $trained/conv/checkpoint.pt"; do
         module benchmarks.meta_update --network conv --dtype float32 --rounds 3 --steps 10 50 200 $theta \
