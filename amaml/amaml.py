@@ -151,14 +151,14 @@ class AMAML:
         """The gradient with every step bisected, once or until its error is below rtol.
 
         known: whether errors of this problem were measured before. If not, a distance above rtol is not divided by what
-        the order of the scheme promises before a second one has shown that order.
+        the order of the scheme promises before a second one has shown that order. budget: evaluations that every solve
+        after the first measurement may take.
         Returns it, its error and the error of the first one.
         """
         distances, coarse, error = [], first, math.inf
         heun = [HEUN.order] if self.adjoint == "continuous" else []
         order = min(heun + [move.scheme.order for move in first.moves])
-        cost = spent.total
-        limit = (1 + MEASURE) * cost
+        limit = (1 + MEASURE) * spent.total
         while True:
             try:
                 fine = self._solve(theta, tasks, bisected(coarse.moves), spent, limit)
@@ -166,17 +166,16 @@ class AMAML:
                 if error <= TOLERATED * self.rtol:
                     break
                 raise OverBudget(
-                    f"the meta-gradient's measured relative error is {error:.2g}, above rtol {self.rtol:g}, and its "
-                    f"budget of {limit:.0f} evaluations is spent; try a smaller inner_lr, fewer inner steps, a larger "
-                    "rtol or solver euler"
+                    f"the meta-gradient's measured relative error is {error:.2g}, above rtol {self.rtol:g}, and "
+                    f"{limit:.0f} evaluations do not suffice to bring it there; try a smaller inner_lr, fewer inner "
+                    "steps, a larger rtol or solver euler"
                 ) from None
             distances.append(relative_distance(coarse.value, fine.value))
             error, coarse = error_of_finest(distances, order), fine
             shown = known or len(distances) > 1 or distances[-1] <= self.rtol
             if (error <= self.rtol and shown) or distances[-1] <= rounding(fine.value, fine.terminal):
                 break
-            if len(distances) == 1:
-                limit = budget + spent.total - cost
+            limit = spent.total + budget
         return coarse, error, relative_distance(first.value, coarse.value) + error
 
     def _solve(

@@ -1,5 +1,6 @@
 """A-MAML as a user meets it: a fresh learner's error is true, nothing right is refused, nothing absurd goes on."""
 
+import statistics
 import time
 
 import pytest
@@ -11,7 +12,7 @@ import amaml
 import data
 from amaml import AMAML, Diverged, InputError, OverBudget, Tasks, half_mse
 from amaml.experiment.networks import initialise
-from amaml.flow.control import Control
+from amaml.flow.control import BUDGET, Control
 from amaml.flow.curvature import Curvature
 from amaml.flow.trajectory import Trajectory
 from benchmarks import reference as fine
@@ -176,16 +177,23 @@ def test_an_error_that_cannot_be_brought_below_rtol_is_refused(monkeypatch):
         AMAML(apply, half_mse, 0.05, 40).meta_gradient(theta, tasks)
 
 
-def test_a_batch_that_needs_more_than_its_budget_and_one_measurement_is_left_out(monkeypatch):
-    """Three resolutions take more than that."""
+@pytest.mark.parametrize(("distances", "enough"), [((0.02, 0.001, 0.02), True), ((0.5,) * 20, False)])
+def test_every_finer_solve_of_a_batch_has_a_budget_of_its_own(monkeypatch, distances, enough):
+    """Three resolutions fit into it, which cost more than four medians together; the fourth does not."""
     theta, apply, tasks = rough(0)
     learner = AMAML(apply, half_mse, 0.01, 60)
     for _ in range(8):
         learner.meta_gradient(theta, tasks)
-    monkeypatch.setattr("amaml.amaml.relative_distance", lambda a, b: 0.5)
+    found = iter(distances)
+    monkeypatch.setattr("amaml.amaml.relative_distance", lambda a, b: next(found))
     monkeypatch.setattr(Control, "due", lambda *arguments: True)
     state = learner.control.state_dict()
-    with pytest.raises(OverBudget, match=r"measured relative error is 0.\d+, above rtol 0.001"):
+    if enough:
+        gradient = learner.meta_gradient(theta, tasks)
+        assert gradient.error < 1e-3
+        assert gradient.evaluations.total > BUDGET * statistics.median(state["history"]["cost"])
+        return
+    with pytest.raises(OverBudget, match="measured relative error is 2, above rtol 0.001, and .* do not suffice"):
         learner.meta_gradient(theta, tasks)
     assert learner.control.state_dict() == state
 

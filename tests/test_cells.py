@@ -40,7 +40,8 @@ def test_dry_run_prints_the_commands_of_what_is_not_done(tmp_path, capsys, monke
     for conditions in (["method=reptile", "seed=1"], ["method=reptile", "--only", "seed=1"]):
         assert reproduce.main([str(path), "--dry-run", "--only", *conditions]) == 0
         (line,) = capsys.readouterr().out.splitlines()
-        assert "--method reptile" in line and "--seed 1" in line
+        assert "--method reptile" in line
+        assert "--seed 1" in line
     assert reproduce.main([str(path), "--dry-run"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 3

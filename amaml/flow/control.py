@@ -68,7 +68,7 @@ class Control:
         return self if self.problem == problem else Control(problem)
 
     def budget(self, inner_steps: int) -> float:
-        """Evaluations that the next call may take, besides its measurement."""
+        """Evaluations that a solve of the next call may take."""
         costs = self.history["cost"]
         if len(costs) < SETTLED:
             least, times = FIRST_BUDGET
