@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from amaml.experiment.folder import Checkpoint
     from amaml.experiment.session import Session
 
-NETWORK = ("method", "learn_rates", "network", "width", "activation", "norm")  # what a checkpoint's theta is tied to
+# what a checkpoint's theta was made with
+MADE_WITH = ("method", "learn_rates", "network", "width", "activation", "norm", "meta_updates", "meta_batch", "meta_lr")
+MADE_WITH += ("meta_optimizer", "meta_schedule", "clip")
 
 
 def experiment(s: Settings, group: Group) -> None:
@@ -123,7 +125,7 @@ def evaluate(flags: dict[str, Any], group: Group) -> None:
         source=f" in {path}",
     )
     check_together(flags, s)
-    for name in NETWORK:
+    for name in MADE_WITH:
         made = own.get(name)  # an older run knows fewer settings
         if getattr(s, name) != made:
             raise InputError(f"{path} was made with {flag_name(name)} {made}, not {getattr(s, name)}; leave it out")

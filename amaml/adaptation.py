@@ -82,6 +82,7 @@ class Adaptation(nn.Module):
         if method not in METHODS:
             raise unknown("method", method, METHODS)
         check_module(module)
+        _check_untrained(module, loss, query_loss)
         self.module, self.loss, self.query_loss, self.method = module, loss, query_loss, method
         self.split = Split(module, adapted_names(module, adapt))
         self.inner_lr = Rates(inner_lr, self.split.shapes) if isinstance(inner_lr, Mapping) else inner_lr
@@ -143,6 +144,11 @@ class Adaptation(nn.Module):
     def _with_shared(self, tasks: Tasks) -> Tasks:
         if not isinstance(tasks, Tasks):
             raise InputError(f"tasks must be amaml.Tasks, got {type(tasks).__name__}; see amaml.Tasks(support_x, ...)")
+        if tasks.shared is not None:
+            raise InputError(
+                "an Adaptation shares the parameters of its module among the tasks; leave Tasks(shared=...) out, and "
+                "give other tensors beside support_x and query_x"
+            )
         shared = self.split.shared()
         return replace(tasks, shared=shared) if shared else tasks
 
@@ -220,6 +226,20 @@ class _First(torch.autograd.Function):
             "an Adaptation has first derivatives alone, and this backward pass goes through its meta-gradient; "
             "leave create_graph out, or detach the meta-gradient"
         )
+
+
+def _check_untrained(module: nn.Module, *losses: Any) -> None:
+    """Raise InputError where something requires a gradient that an Adaptation does not give it."""
+    there = [(f"the buffer {name} of the module", buffer) for name, buffer in module.named_buffers()]
+    for loss in losses:
+        if isinstance(loss, nn.Module):
+            there += [(f"the parameter {name} of the loss", p) for name, p in loss.named_parameters()]
+    for name, tensor in there:
+        if tensor.requires_grad:
+            raise InputError(
+                f"{name} requires a gradient, and has no meta-gradient here; give it with the tasks, beside support_y "
+                "or support_x, or set .requires_grad_(False)"
+            )
 
 
 def _make(method: str, **options: Any) -> MetaLearner:

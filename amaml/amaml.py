@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -77,8 +76,7 @@ class AMAML:
     control: Control = field(default_factory=Control, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_rates(self.inner_lr, signed=self.solver == "euler")
-        check_inner_loop(self._rate, self.inner_steps, prox=self._prox)
+        self._check_rates()
         if self.solver not in SOLVERS:
             raise unknown("solver", self.solver, SOLVERS)
         if self.adjoint not in ADJOINTS:
@@ -91,7 +89,7 @@ class AMAML:
     @validated
     def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
         """u(T) for every task, (tasks, P)."""
-        self._check_precision(theta)
+        self._check(theta)
         limit = Control().budget(self.inner_steps)
         flow = self._flow(theta.detach(), tasks, Evaluations(), self._limit(limit))
         trajectory = Trajectory(flow, checkpoints=1)
@@ -118,7 +116,7 @@ class AMAML:
     @validated
     def look(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
         """meta_gradient without learning from it: what would be learnt is .observation, None for exact gradients."""
-        self._check_precision(theta)
+        self._check(theta)
         theta, spent = theta.detach(), Evaluations()
         state = self.control.about(self.problem(theta))
         budget = self._limit(state.budget(self.inner_steps))
@@ -213,31 +211,41 @@ class AMAML:
     def _flow(self, theta: Tensor, tasks: Tasks, spent: Evaluations, limit: float) -> GradientFlow:
         return GradientFlow(self.apply, self.loss, tasks.detach(), theta, self._prox, spent, limit, self._rates)
 
-    @cached_property
+    @property
     def _rates(self) -> Tensor | None:
         """inner_lr where it is a tensor (P,)."""
         return self.inner_lr.detach() if isinstance(self.inner_lr, Tensor) and self.inner_lr.ndim else None
 
-    @cached_property
+    @property
     def _rate(self) -> float:
         """The flow's time that an inner step takes."""
         return number(self.inner_lr) if self._rates is None else 1.0
 
-    @cached_property
+    @property
     def _prox(self) -> float:
         return number(self.prox)
+
+    def _check_rates(self) -> None:
+        """Raise InputError unless inner_lr and prox make sense now; a tensor may have been trained in between."""
+        check_rates(self.inner_lr, signed=self.solver == "euler")
+        check_inner_loop(self._rate, self.inner_steps, prox=self._prox)
 
     def _limit(self, budget: float) -> float:
         """The budget of evaluations; "euler" makes the steps it is asked for."""
         return math.inf if self.solver == "euler" else budget
 
-    def _check_precision(self, theta: Tensor) -> None:
-        """Raise InputError for a dtype that cannot hold a meta-gradient of relative error rtol."""
+    def _check(self, theta: Tensor) -> None:
+        """Raise InputError for rates that do not fit, or a dtype that cannot hold a meta-gradient of error rtol."""
+        self._check_rates()
         if theta.dtype not in (torch.float32, torch.float64):
             raise InputError(f"theta is {theta.dtype}, whose rounding spoils the adjoint; use float32 or float64")
-        if self._rates is not None and self._rates.shape != theta.shape:
+        rates = self._rates
+        if rates is not None and rates.shape != theta.shape:
+            raise InputError(f"inner_lr has shape {tuple(rates.shape)}; one rate, or one for each of {len(theta)}")
+        if rates is not None and (rates.dtype, rates.device) != (theta.dtype, theta.device):
             raise InputError(
-                f"inner_lr has shape {tuple(self._rates.shape)}; one rate, or one for each of {len(theta)}"
+                f"inner_lr is {rates.dtype} on {rates.device}, theta {theta.dtype} on {theta.device}; give "
+                "inner_lr.to(theta)"
             )
         reached = REACHED * torch.finfo(theta.dtype).eps
         if self.solver != "euler" and self.rtol < reached:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from amaml.amaml import AMAML
+from amaml.errors import InputError
 from amaml.flow.control import Control, Observation
 from amaml.flow.field import Evaluations
 from amaml.learner import MetaGradient, MetaLearner
@@ -36,6 +37,10 @@ class Chunked:
     learner: MetaLearner
     size: int
     each: Each = in_turn
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.size, int) or self.size < 1:
+            raise InputError(f"task_chunk must be a positive integer, got {self.size!r}")
 
     def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
         """As the learner's, chunk by chunk."""

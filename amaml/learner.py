@@ -106,6 +106,8 @@ def check_rates(inner_lr: float | Tensor, signed: bool) -> None:
 
 def check_inner_loop(inner_lr: float, inner_steps: int, **nonnegative: float) -> None:
     """Raise InputError unless the inner loop's settings make sense."""
+    if isinstance(inner_lr, Tensor) and inner_lr.ndim:
+        raise InputError(f"this method has one inner_lr, a number; got a tensor of shape {tuple(inner_lr.shape)}")
     if not inner_lr > 0:
         raise InputError(f"inner_lr must be a positive number, got {inner_lr!r}")
     if not isinstance(inner_steps, int) or inner_steps < 1:

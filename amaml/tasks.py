@@ -138,6 +138,8 @@ class Tasks:
 
     def __getitem__(self, which: slice | Tensor) -> Tasks:
         """The tasks of a slice, as views, or those of a tensor of indices, copied."""
+        if isinstance(which, int):
+            raise InputError(f"tasks[{which}] would lose the axis of tasks; take tasks[{which} : {which + 1}]")
         return self._map(lambda tensor: tensor[which])
 
     def to(self, *args, **kwargs) -> Tasks:

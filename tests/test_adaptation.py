@@ -525,3 +525,34 @@ def test_compiled_graphs_pull_back_the_same():
     with derivatives.compiled():
         fast = derivatives.pull_backs(*arguments)
     torch.testing.assert_close(fast, plain, rtol=1e-10, atol=1e-12)
+
+
+class Weighing(nn.Module):
+    """A loss with a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
+
+    def forward(self, prediction, target):
+        return self.weight * half_mse(prediction, target)
+
+
+def test_what_would_get_no_gradient_is_refused():
+    with pytest.raises(InputError, match="the parameter weight of the loss requires a gradient"):
+        small(loss=Weighing())
+    small(loss=Weighing().requires_grad_(False))
+    module = Body().double()
+    module.register_buffer("scale", torch.ones(1, requires_grad=True))
+    with pytest.raises(InputError, match="the buffer scale of the module requires a gradient"):
+        Adaptation(module, half_mse, 0.1, 5)
+    meta, tasks = small()
+    with pytest.raises(InputError, match=r"leave Tasks\(shared=...\) out"):
+        meta(replace(tasks, shared={"scale": torch.ones(1)}))
+
+
+def test_a_tied_parameter_adapts_under_each_of_its_names():
+    module = nn.ModuleDict({"body": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+    module["head"].weight = module["body"].weight
+    assert adapted_names(module, ("head",)) == ["body.weight", "head.bias"]
+    assert adapted_names(module, ("body",)) == ["body.weight", "body.bias"]

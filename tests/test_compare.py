@@ -85,6 +85,7 @@ def test_runs_are_gathered_by_what_differs_between_them(runs):
         ("fomaml, inner_lr 0.02", [0]),
     ]
     assert panel.differences == [
+        "clip: 0.1 (amaml); None (maml, fomaml, inner_lr 0.01, fomaml, inner_lr 0.02)",
         "inner_lr: 0.01 (amaml, maml, fomaml, inner_lr 0.01); 0.02 (fomaml, inner_lr 0.02)",
         "prox: 0.1 (amaml); None (maml, fomaml, inner_lr 0.01, fomaml, inner_lr 0.02)",
     ]
@@ -158,6 +159,26 @@ def test_an_evaluation_is_another_test_of_its_run(runs):
     assert len(epochs.variants) == 4
     assert (inner.metric, inner.unit, inner.epochs(None)) == ("nRMSE", "inner step", [0, 1, 5])
     assert costs(inner)[1][2] == "0.2500"
+
+
+def test_the_test_of_an_earlier_theta_is_not_that_of_a_longer_run(runs):
+    file = runs / "amaml0" / "test.json"
+    before, last = json.loads(file.read_text())
+    file.write_text(json.dumps([before, last | {"unit": "inner step", "epochs": [0, 1, 5]}]))
+    (inner,) = read_runs([runs / "amaml0"])
+    assert (inner.unit, [t["update"] for t in inner.tests]) == ("inner step", [20])
+
+
+def test_an_evaluation_of_an_earlier_checkpoint_does_not_stand_for_the_run(runs):
+    source = runs / "amaml0"
+    entry = json.loads((source / "test.json").read_text())[0]
+    settings = json.loads((source / "config.json").read_text())["settings"]
+    early = runs.parent / "early"
+    early.mkdir()
+    (early / "evaluation.json").write_text(json.dumps({"settings": settings, "metric": "nRMSE", **entry}))
+    for paths in ([early, runs], [runs, early]):
+        (panel,) = panels(read_runs(paths))
+        assert panel.variants[0].runs[0].folder == source
 
 
 def test_variants_with_other_lengths_of_test_keep_their_own_end(runs):

@@ -109,3 +109,16 @@ def test_largest_eigenvalue_of_each_task():
     expected = torch.linalg.eigvalsh(a)[:, -1]
     torch.testing.assert_close(value, expected, rtol=1e-9, atol=0)
     torch.testing.assert_close((a @ vector[..., None])[..., 0], value[:, None] * vector, rtol=1e-6, atol=1e-6)
+
+
+def test_data_is_detached():
+    """(a b.data)^2 / 2 has the Hessian diag(b^2, 0) in (a, b); .data would hide b from one derivative alone."""
+    theta, x = torch.tensor([[0.3, 0.7]], dtype=torch.float64), torch.ones(1, 1, 1, dtype=torch.float64)
+
+    def apply(theta, x):
+        return theta[0] * theta[1].data * x
+
+    for direction, expected in ([1.0, 0.0], [0.49, 0.0]), ([0.0, 1.0], [0.0, 0.0]):
+        v = torch.tensor([direction], dtype=torch.float64)
+        hvp = derivatives.hvps(apply, amaml.half_mse, theta, v, x, 0 * x)
+        torch.testing.assert_close(hvp, torch.tensor([expected], dtype=torch.float64))

@@ -10,7 +10,7 @@ import amaml
 from amaml import AMAML, Adaptation, InputError, half_mse
 from amaml.experiment.rates import learn_rates
 from amaml.flow import derivatives
-from baselines import anil
+from baselines import FOMAML, IMAML, MAML, Reptile, anil
 from configs.settings import merged
 
 
@@ -83,3 +83,34 @@ def test_no_learned_rates_are_the_default(tmp_path):
 def test_methods_without_rates_to_learn_say_so(tmp_path, capsys):
     assert start(tmp_path, "--method", "maml", "--learn-rates", "scalar") == 2
     assert "--learn-rates scalar is for --method amaml or anil, not for maml" in error_line(capsys)
+
+
+@pytest.mark.parametrize("solver", ["euler", "auto"])
+@pytest.mark.parametrize("name", ["inner_lr", "prox"])
+def test_a_learner_follows_a_tensor_that_is_trained(solver, name):
+    (theta, apply), tasks = mlp(), regression()
+    given = {"inner_lr": torch.tensor(0.05, dtype=torch.float64), "prox": torch.tensor(0.5, dtype=torch.float64)}
+    learner = AMAML(apply, half_mse, inner_steps=10, solver=solver, **given)
+    learner.meta_gradient(theta, tasks)
+    given[name].mul_(3)
+    now = AMAML(apply, half_mse, inner_steps=10, solver=solver, **given)
+    value, expected = (one.meta_gradient(theta, tasks).value for one in (learner, now))
+    assert relative_error(value, expected) < (1e-12 if solver == "euler" else 2e-3)
+    assert relative_error(learner.adapt(theta, tasks), now.adapt(theta, tasks)) < 1e-12
+    given[name].mul_(-1)
+    for call in (learner.meta_gradient, learner.adapt):
+        with pytest.raises(InputError, match=f"{name} must be .*, got -"):
+            call(theta, tasks)
+
+
+def test_rates_of_another_dtype_are_refused():
+    (theta, apply), tasks = mlp(), regression()
+    learner = AMAML(apply, half_mse, torch.full(theta.shape, 0.05, dtype=torch.float32), 3)
+    with pytest.raises(InputError, match=r"inner_lr is torch.float32 on cpu, theta torch.float64"):
+        learner.meta_gradient(theta, tasks)
+
+
+@pytest.mark.parametrize("method", [FOMAML, IMAML, MAML, Reptile])
+def test_methods_with_one_rate_refuse_a_vector(method):
+    with pytest.raises(InputError, match=r"one inner_lr, a number; got a tensor of shape \(7,\)"):
+        method(mlp()[1], half_mse, torch.ones(7), 3)

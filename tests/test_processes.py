@@ -273,3 +273,12 @@ def test_a_signal_counts_once_all_processes_know():
         group.each(lambda part: None, [0])
     with pytest.raises(Stopped, match="stopped after update 3"):
         group.stop.check(3)
+
+
+def test_a_stop_before_the_first_update_of_one_process_is_a_stop():
+    group = Group()
+    with group.stop:
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(Stopped) as stopped:
+            group.of_first(lambda: 1)
+    assert stopped.value.number == signal.SIGINT

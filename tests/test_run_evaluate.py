@@ -49,6 +49,15 @@ def test_evaluate_takes_other_tests_than_the_runs_own(tmp_path, quick):
     assert evaluation["epochs"] == [0, 10, 20]
 
 
+@pytest.mark.parametrize("flag", ["--meta-updates", "--meta-lr", "--clip"])
+def test_evaluate_refuses_what_would_have_made_another_theta(tmp_path, quick, capsys, flag):
+    start(tmp_path / "run")
+    capsys.readouterr()
+    assert run.main(["--evaluate", str(tmp_path / "run"), flag, "7"]) == 2
+    assert f"was made with {flag}" in error_line(capsys)
+    assert not list((tmp_path / "run").glob("evaluation*"))
+
+
 def test_evaluate_on_another_device_than_the_runs_own(tmp_path, quick, monkeypatch):
     out = tmp_path / "run"
     start(out)

@@ -109,7 +109,9 @@ def _read_run(file: Path) -> list[Run]:
         "gradients": _mean(metrics, "gradients"),
         "hvps": _mean(metrics, "hvps"),
     }
-    return [Run(file.parent, settings, tests, **common) for tests in _by_unit(entries)]
+    # a run that was made longer under another protocol was not tested by the former one at its end
+    tested = (tests for tests in _by_unit(entries) if tests[-1]["update"] == summary["updates"])
+    return [Run(file.parent, settings, tests, **common) for tests in tested]
 
 
 def _by_unit(entries: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -117,7 +119,7 @@ def _by_unit(entries: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for entry in entries:
         for part in (entry, *entry.get("also", [])):
-            found.setdefault(part["unit"], []).append(part)
+            found.setdefault(part["unit"], []).append({"update": entry["update"], **part})
     return [
         [t for t in tests if (t["epochs"], t["tasks"]) == (tests[-1]["epochs"], tests[-1]["tasks"])]
         for tests in found.values()
@@ -193,7 +195,7 @@ def _variant(runs: list[Run], key: tuple, keys: list[tuple], differing: list[str
         if value is not None and len({str(rival[i]) for rival in rivals}) > 1
     ]
     by_seed: dict[int, Run] = {}
-    for run in sorted(runs, key=lambda run: run.settings["seed"]):
+    for run in sorted(runs, key=lambda run: (run.settings["seed"], -run.updates)):  # an earlier theta comes later
         by_seed.setdefault(run.settings["seed"], run)
     return Variant(", ".join([key[0], *own]), key[0], ", ".join(own), by_seed)
 

@@ -48,6 +48,10 @@ class StopRequest:
         if self.immediate:
             raise Stopped(number, "")
 
+    def agree(self, number: int) -> None:
+        """Another process was asked to stop by this signal."""
+        self.number = number
+
     def check(self, update: int) -> None:
         """Raise Stopped if a stop was asked for; the checkpoint of this update must be on disk."""
         if self.number is not None:

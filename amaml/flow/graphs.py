@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from amaml.errors import InputError
@@ -84,6 +85,16 @@ def differentiable_twice() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+class DataIsDetached(TorchFunctionMode):
+    """Within this context tensor.data is tensor.detach(): under nested transforms the former hides the tensor from the
+    innermost one alone, and second derivatives would be wrong."""
+
+    def __torch_function__(self, function: Callable, types: Any, arguments: tuple = (), options: Any = None) -> Any:
+        if function == Tensor.data.__get__:
+            return arguments[0].detach()
+        return function(*arguments, **(options or {}))
 
 
 @torch.no_grad()
@@ -240,7 +251,7 @@ def _trace(function: Function, root: tuple, arguments: tuple, compiling: bool) -
         torch.zeros_like(a, memory_format=torch.contiguous_format) for a in tensors
     ]  # one tensor in two places would tie these for good
     try:
-        with differentiable_twice():
+        with differentiable_twice(), DataIsDetached():
             traced = make_fx(lambda *flat: function(*(tree_unflatten(flat, structure) if structure else flat)))(
                 *examples
             )
