@@ -108,5 +108,9 @@ class MAML:
         rounds, place = divmod(step, points // self.inner_batch)
         order = torch.randperm(points, generator=torch.Generator().manual_seed(rounds))
         chosen = order[place * self.inner_batch :][: self.inner_batch].to(tasks.device, non_blocking=True)
-        x, y = (map_points(lambda tensor: tensor[:, chosen], part) for part in tasks.support)
+
+        def some(tensor: Tensor) -> Tensor:
+            return tensor[:, chosen] if tensor.ndim > 1 else tensor  # one number a task has no points
+
+        x, y = (map_points(some, part) for part in tasks.support)
         return x, y

@@ -141,3 +141,21 @@ def test_bad_options_are_refused():
         MAML(apply, half_mse, 0.1, 5, inner_batch=2.5)
     with pytest.raises(InputError, match="inner_batch 5 is more than the 4 support points"):
         MAML(apply, half_mse, 0.1, 5, inner_batch=5).meta_gradient(theta, tasks)
+
+
+def test_an_inner_batch_leaves_one_number_a_task_alone():
+    """An argument of the loss that stands beside the targets: as if the loss had it built in."""
+    (theta, apply), tasks = mlp(), regression()
+    weights = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
+
+    def weighted(prediction, target):
+        return target["weight"] * half_mse(prediction, target["y"])
+
+    given = [{"y": y, "weight": weights} for y in (tasks.support_y, tasks.query_y)]
+    together = Tasks(tasks.support_x, given[0], tasks.query_x, given[1])
+    value = MAML(apply, weighted, 0.05, 4, inner_batch=2).meta_gradient(theta, together).value
+    alone = [
+        MAML(apply, lambda p, y, w=w: w * half_mse(p, y), 0.05, 4, inner_batch=2).meta_gradient(theta, tasks[i : i + 1])
+        for i, w in enumerate(weights.tolist())
+    ]
+    torch.testing.assert_close(value, sum(one.value for one in alone) / 3, rtol=1e-10, atol=0)
