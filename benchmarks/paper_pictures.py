@@ -118,7 +118,9 @@ def _horizons(results: list[Result], domain: str, updates: int) -> Figure:
     left.xaxis.set_minor_locator(NullLocator())
     right.set(xscale="log", xlabel="seconds of meta-training, one CPU thread")
     right.set_title("each method at its best number of steps", fontsize=10)
-    left.set_title(f"after {updates} meta-updates", fontsize=10)
+    fewer = {int(r.labels["inner_steps"]): r.last["update"] for r in results if r.last["update"] < updates}
+    apart = "".join(f", {count} with {steps} steps" for steps, count in sorted(fewer.items()))
+    left.set_title(f"after {updates} meta-updates{apart}", fontsize=10)
     for axis in (left, right):
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.grid(alpha=0.25, linewidth=0.6)
