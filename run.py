@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from amaml.experiment.folder import Checkpoint
     from amaml.experiment.session import Session
 
-# what a checkpoint's theta was made with
-MADE_WITH = ("method", "learn_rates", "network", "width", "activation", "norm", "meta_updates", "meta_batch", "meta_lr")
-MADE_WITH += ("meta_optimizer", "meta_schedule", "clip")
+# what a checkpoint's theta was made with: its network, and its training
+NETWORK = "method", "learn_rates", "network", "width", "activation", "norm"
+TRAINING = "meta_updates", "meta_batch", "meta_lr", "meta_optimizer", "meta_schedule", "clip"
 
 
 def experiment(s: Settings, group: Group) -> None:
@@ -125,9 +125,9 @@ def evaluate(flags: dict[str, Any], group: Group) -> None:
         source=f" in {path}",
     )
     check_together(flags, s)
-    for name in (name for name in MADE_WITH if name in flags):
+    for name in (*NETWORK, *TRAINING):
         made = own.get(name)  # an older run knows fewer settings
-        if getattr(s, name) != made:
+        if name in flags and getattr(s, name) != made:
             raise InputError(f"{path} was made with {flag_name(name)} {made}, not {getattr(s, name)}; leave it out")
     with machine.deterministic(s.deterministic):
         e = group.together(lambda: build(s, group))

@@ -19,7 +19,7 @@ from amaml.flow.quadrature import wanted
 from amaml.flow.schemes import Move
 from amaml.flow.steps import HEUN, SOLVERS, Plan, bisected
 from amaml.flow.trajectory import Trajectory
-from amaml.learner import MetaGradient, check_inner_loop, check_rates, number, query_gradient_with
+from amaml.learner import MetaGradient, check_count, check_inner_loop, check_rates, number, query_gradient_with
 from amaml.models import Apply
 from amaml.tasks import Tasks
 
@@ -83,8 +83,7 @@ class AMAML:
             raise unknown("adjoint", self.adjoint, ADJOINTS)
         if not 0 < self.rtol < 1:
             raise InputError(f"rtol must lie between 0 and 1, got {self.rtol!r}")
-        if self.checkpoints is not None and (not isinstance(self.checkpoints, int) or self.checkpoints < 1):
-            raise InputError(f"checkpoints must be a positive integer or None, got {self.checkpoints!r}")
+        check_count("checkpoints", self.checkpoints, none=True)
 
     @validated
     def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:

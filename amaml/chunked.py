@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from amaml.amaml import AMAML
-from amaml.errors import InputError
 from amaml.flow.control import Control, Observation
 from amaml.flow.field import Evaluations
-from amaml.learner import MetaGradient, MetaLearner
+from amaml.learner import MetaGradient, MetaLearner, check_count
 from amaml.tasks import Tasks
 
 Part, Result = TypeVar("Part"), TypeVar("Result")
@@ -39,8 +38,7 @@ class Chunked:
     each: Each = in_turn
 
     def __post_init__(self) -> None:
-        if not isinstance(self.size, int) or self.size < 1:
-            raise InputError(f"task_chunk must be a positive integer, got {self.size!r}")
+        check_count("task_chunk", self.size)
 
     def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
         """As the learner's, chunk by chunk."""

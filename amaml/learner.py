@@ -104,14 +104,21 @@ def check_rates(inner_lr: float | Tensor, signed: bool) -> None:
         )
 
 
+def check_count(name: str, value: int | None, none: bool = False) -> None:
+    """Raise InputError unless value is a positive integer, or None where that is allowed too."""
+    if none and value is None:
+        return
+    if not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} must be a positive integer{' or None' if none else ''}, got {value!r}")
+
+
 def check_inner_loop(inner_lr: float, inner_steps: int, **nonnegative: float) -> None:
     """Raise InputError unless the inner loop's settings make sense."""
     if isinstance(inner_lr, Tensor) and inner_lr.ndim:
         raise InputError(f"this method has one inner_lr, a number; got a tensor of shape {tuple(inner_lr.shape)}")
     if not inner_lr > 0:
         raise InputError(f"inner_lr must be a positive number, got {inner_lr!r}")
-    if not isinstance(inner_steps, int) or inner_steps < 1:
-        raise InputError(f"inner_steps must be a positive integer, got {inner_steps!r}")
+    check_count("inner_steps", inner_steps)
     for name, value in nonnegative.items():
         if not value >= 0:
             raise InputError(f"{name} must be zero or a positive number, got {value!r}")

@@ -37,20 +37,19 @@ class Split:
 
 def adapted_names(module: nn.Module, prefixes: tuple[str, ...] | None) -> list[str]:
     """The parameters that adapt names, in the module's order; raises InputError where a name means none."""
-    names = [name for name, p in module.named_parameters() if p.requires_grad]
+    trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if prefixes is None:
-        return names
-    first = {id(p): name for name, p in module.named_parameters()}
-    # a tied parameter has several names, of which the first is its own
-    aliases = {name: first[id(p)] for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
+        return list(trainable)
+    # under each of their names, of which a tied one has several
+    named = {name: p for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
     if isinstance(prefixes, str):
         raise InputError(f"adapt must be a tuple of names, got {prefixes!r}; write adapt=({prefixes!r},)")
     for prefix in prefixes:
-        if not any(_begins(name, prefix) for name in aliases):
-            known = {part for name in aliases for part in (name, name.rsplit(".", 1)[0])}
+        if not any(_begins(name, prefix) for name in named):
+            known = {part for name in named for part in (name, name.rsplit(".", 1)[0])}
             raise unknown("name in adapt, or one without trainable parameters:", prefix, known)
-    wanted = {own for name, own in aliases.items() if any(_begins(name, prefix) for prefix in prefixes)}
-    found = [name for name in names if name in wanted]
+    wanted = {id(p) for name, p in named.items() if any(_begins(name, prefix) for prefix in prefixes)}
+    found = [name for name, p in trainable.items() if id(p) in wanted]
     if not found:
         raise InputError("adapt is empty; name a parameter or a part of the module, or leave adapt out for all")
     return found

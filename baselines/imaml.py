@@ -9,7 +9,15 @@ from amaml.errors import InputError
 from amaml.flow.derivatives import Loss
 from amaml.flow.linalg import conjugate_gradient
 from amaml.flow.quadrature import Quadrature, wanted
-from amaml.learner import MetaGradient, check_inner_loop, gradient_descent, number, query_gradient_with, support_flow
+from amaml.learner import (
+    MetaGradient,
+    check_count,
+    check_inner_loop,
+    gradient_descent,
+    number,
+    query_gradient_with,
+    support_flow,
+)
 from amaml.models import Apply
 from amaml.tasks import Tasks
 
@@ -41,8 +49,7 @@ class IMAML:
         check_inner_loop(self.inner_lr, self.inner_steps, damping=self.damping)
         if not self.prox > 0:
             raise InputError(f"iMAML needs a positive prox, the strength of its regulariser, got {self.prox!r}")
-        if not isinstance(self.cg_steps, int) or self.cg_steps < 1:
-            raise InputError(f"cg_steps must be a positive integer, got {self.cg_steps!r}")
+        check_count("cg_steps", self.cg_steps)
 
     @validated
     def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:

@@ -10,7 +10,7 @@ from amaml.errors import InputError, unknown
 from amaml.flow import derivatives
 from amaml.flow.derivatives import Loss
 from amaml.flow.field import Evaluations
-from amaml.learner import MetaGradient, check_inner_loop, query_gradient
+from amaml.learner import MetaGradient, check_count, check_inner_loop, query_gradient
 from amaml.models import Apply
 from amaml.points import Points, map_points
 from amaml.tasks import Tasks
@@ -49,9 +49,7 @@ class MAML:
         if self.inner_optimizer not in INNER_OPTIMIZERS:
             raise unknown("inner optimizer", self.inner_optimizer, INNER_OPTIMIZERS)
         for name in ("checkpoint_every", "inner_batch"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise InputError(f"{name} must be a positive integer or None, got {value!r}")
+            check_count(name, getattr(self, name), none=True)
 
     @validated
     def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:

@@ -177,9 +177,8 @@ def test_an_error_that_cannot_be_brought_below_rtol_is_refused(monkeypatch):
         AMAML(apply, half_mse, 0.05, 40).meta_gradient(theta, tasks)
 
 
-@pytest.mark.parametrize(("distances", "enough"), [((0.02, 0.001, 0.02), True), ((0.5,) * 20, False)])
-def test_every_finer_solve_of_a_batch_has_a_budget_of_its_own(monkeypatch, distances, enough):
-    """Three resolutions fit into it, which cost more than four medians together; the fourth does not."""
+def settled_on_a_rough_batch(monkeypatch, distances):
+    """A learner, theta and tasks; what it measures next are these distances, at once."""
     theta, apply, tasks = rough(0)
     learner = AMAML(apply, half_mse, 0.01, 60)
     for _ in range(8):
@@ -187,12 +186,21 @@ def test_every_finer_solve_of_a_batch_has_a_budget_of_its_own(monkeypatch, dista
     found = iter(distances)
     monkeypatch.setattr("amaml.amaml.relative_distance", lambda a, b: next(found))
     monkeypatch.setattr(Control, "due", lambda *arguments: True)
+    return learner, theta, tasks
+
+
+def test_every_finer_solve_of_a_batch_has_a_budget_of_its_own(monkeypatch):
+    """Three resolutions fit into it, which cost more than four medians together."""
+    learner, theta, tasks = settled_on_a_rough_batch(monkeypatch, [0.02, 0.001, 0.02])
+    median = statistics.median(learner.control.history["cost"])
+    gradient = learner.meta_gradient(theta, tasks)
+    assert gradient.error < 1e-3
+    assert gradient.evaluations.total > BUDGET * median
+
+
+def test_a_batch_that_no_solve_within_the_budget_makes_accurate_is_left_out(monkeypatch):
+    learner, theta, tasks = settled_on_a_rough_batch(monkeypatch, [0.5] * 20)
     state = learner.control.state_dict()
-    if enough:
-        gradient = learner.meta_gradient(theta, tasks)
-        assert gradient.error < 1e-3
-        assert gradient.evaluations.total > BUDGET * statistics.median(state["history"]["cost"])
-        return
     with pytest.raises(OverBudget, match="measured relative error is 2, above rtol 0.001, and .* do not suffice"):
         learner.meta_gradient(theta, tasks)
     assert learner.control.state_dict() == state

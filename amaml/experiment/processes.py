@@ -49,8 +49,9 @@ class AgreedStop(StopRequest):
         return super().at_once()
 
     def agree(self, number: int) -> None:
-        """All processes know of the signal."""
-        self.number, self.agreed = number, True
+        """As StopRequest's; the next check meets it."""
+        super().agree(number)
+        self.agreed = True
 
     def check(self, update: int) -> None:
         """As StopRequest's, once all processes know."""

@@ -49,7 +49,7 @@ class StopRequest:
             raise Stopped(number, "")
 
     def agree(self, number: int) -> None:
-        """Another process was asked to stop by this signal."""
+        """All processes know of the signal."""
         self.number = number
 
     def check(self, update: int) -> None:
