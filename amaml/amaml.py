@@ -12,6 +12,7 @@ from amaml.checks import validated
 from amaml.errors import InputError, OverBudget, unknown
 from amaml.flow.adjoint import ADJOINTS, Unstable
 from amaml.flow.control import TOLERATED, Control, Observation
+from amaml.flow.curvature import Sharp
 from amaml.flow.derivatives import Loss
 from amaml.flow.error import error_of_finest, relative_distance, rounding
 from amaml.flow.field import Evaluations, GradientFlow
@@ -37,6 +38,7 @@ class Solution(NamedTuple):
     query_loss: Tensor
     moves: list[Move]
     sharpest: float
+    at_start: Sharp | None
     terminal: Tensor
     gradients: dict[str, Tensor]
 
@@ -119,12 +121,15 @@ class AMAML:
         theta, spent = theta.detach(), Evaluations()
         state = self.control.about(self.problem(theta))
         budget = self._limit(state.budget(self.inner_steps))
-        first = self._solve(theta, tasks, self._plan(self.rtol * state.gain), spent, budget)
+        first = self._solve(theta, tasks, self._plan(self.rtol * state.gain, state.known), spent, budget)
         cost, norm = spent.total, first.value.norm().item()
         if self.solver == "euler" and self.adjoint == "discrete":
             return MetaGradient(first.value, first.query_loss, spent, gradients=first.gradients)
         if not state.due(cost, first.sharpest, norm):
-            seen, carried = Observation(cost, first.sharpest, norm, None, 0), state.carried(self.rtol, norm)
+            seen, carried = (
+                Observation(cost, first.sharpest, norm, None, 0, first.at_start),
+                state.carried(self.rtol, norm),
+            )
             return MetaGradient(first.value, first.query_loss, spent, carried, False, seen, first.gradients)
         if self.solver == "euler":
             exact = self._solve(theta, tasks, self._plan(self.rtol), spent, budget, "discrete")
@@ -133,7 +138,7 @@ class AMAML:
         else:
             best, error, of_first = self._refined(theta, tasks, first, spent, budget, bool(state.errors))
         spent.measuring = spent.total - cost
-        seen = Observation(cost, first.sharpest, norm, of_first, spent.measuring)
+        seen = Observation(cost, first.sharpest, norm, of_first, spent.measuring, first.at_start)
         return MetaGradient(best.value, best.query_loss, spent, error, True, seen, best.gradients)
 
     def problem(self, theta: Tensor) -> tuple:
@@ -202,10 +207,11 @@ class AMAML:
             plan.follow(trajectory, swept.stiff)
         to_theta = swept.lam + flow.prox * swept.sweep.pulled if flow.prox else swept.lam
         gradients = swept.sweep.gradients(direct, self._rate)
-        return Solution(to_theta.mean(0), query_loss, trajectory.moves, trajectory.sharpest, terminal, gradients)
+        sharp = trajectory.sharpest, trajectory.at_start
+        return Solution(to_theta.mean(0), query_loss, trajectory.moves, *sharp, terminal, gradients)
 
-    def _plan(self, tolerance: float) -> Plan:
-        return Plan(self.solver, self._rate, self.inner_steps, tolerance, self.adjoint == "continuous")
+    def _plan(self, tolerance: float, known: Sharp | None = None) -> Plan:
+        return Plan(self.solver, self._rate, self.inner_steps, tolerance, self.adjoint == "continuous", known)
 
     def _flow(self, theta: Tensor, tasks: Tasks, spent: Evaluations, limit: float) -> GradientFlow:
         return GradientFlow(self.apply, self.loss, tasks.detach(), theta, self._prox, spent, limit, self._rates)

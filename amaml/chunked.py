@@ -93,7 +93,8 @@ def _fold_seen(seen: list[Observation], shares: list[float], norm: float) -> Obs
 
     errors = [one.error for one in seen]
     error = None if None in errors else _added(errors, seen, shares, norm)
-    return Observation(mean("cost"), max(one.sharpest for one in seen), mean("norm"), error, mean("measuring"))
+    known = max((one.known for one in seen if one.known), key=lambda known: known.value, default=None)
+    return Observation(mean("cost"), max(one.sharpest for one in seen), mean("norm"), error, mean("measuring"), known)
 
 
 def _added(errors: list[float], seen: list[Observation], shares: list[float], norm: float) -> float:

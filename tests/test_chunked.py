@@ -1,6 +1,7 @@
 """Chunks: the same mean, work counted by its share, errors that add up, one state for all."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from problems import mlp, regression, relative_error
 from amaml import AMAML, Chunked, InputError, MetaGradient, half_mse
 from amaml.chunked import fold
 from amaml.flow.control import Observation
+from amaml.flow.curvature import Sharp
 from amaml.flow.field import Evaluations
 from baselines import FOMAML
 
@@ -39,6 +41,13 @@ def test_errors_add_up_relative_to_the_mean():
     assert folded.error == pytest.approx(0.2)
     assert folded.observation == Observation(10, 3.0, 2.0, pytest.approx(0.2), 16)
     assert folded.measured
+
+
+def test_the_sharpest_chunk_is_remembered():
+    parts = [part(3.0, 0.1), part(1.0, 0.1), part(1.0, 0.1)]
+    known = [Sharp(2.0, torch.ones(2)), None, Sharp(5.0, torch.zeros(2))]
+    parts = [replace(one, observation=one.observation._replace(known=k)) for one, k in zip(parts, known, strict=True)]
+    assert fold(parts, [1 / 3] * 3).observation.known is known[2]
 
 
 def test_a_mean_of_chunks_is_measured_where_all_of_them_are():

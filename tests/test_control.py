@@ -1,9 +1,10 @@
 """When the error is measured, what it steers, and what the state remembers."""
 
-import json
+import io
 import math
 import random
 import statistics
+from dataclasses import replace
 
 import pytest
 import torch
@@ -111,10 +112,10 @@ def test_rough_batches_leave_the_gain_alone_and_carry_an_error_of_their_own():
 
 
 def test_a_change_of_the_whole_problem_is_followed():
-    """After 25 calls a gradient that is ten times larger is the usual one."""
+    """After 25 calls a gradient that is ten times larger is the usual one, and then two turns tell."""
     control = Control()
     calls(control, lambda gain: 4e-4 * gain, count=200)
-    for _ in range(60):
+    for _ in range(25 + 2 * LONGEST):
         due = control.due(100.0, 5.0, 10.0)
         error = 5e-3 * control.gain if due else None
         control.learn(PROBLEM, 1e-3, Observation(100, 5.0, 10.0, error, 160 if due else 0))
@@ -161,6 +162,19 @@ def test_another_problem_begins_anew():
     assert control.gain == 1
 
 
+def test_lambda_max_at_theta_is_searched_for_once_and_then_looked_at():
+    """1 product where the last call found the same, 3 at least where nothing is known."""
+    (theta, apply), tasks = mlp(), regression(shots=20)
+    learner = AMAML(apply, half_mse, 0.01, 20)
+    for _ in range(3):
+        learner.meta_gradient(theta, tasks)
+    assert learner.control.known.value > 0
+    learner.control.interval = math.inf  # no measurements
+    without = replace(learner, control=replace(learner.control, known=None))
+    spent = [one.meta_gradient(theta, tasks).evaluations for one in (learner, without)]
+    assert spent[1].hvps - spent[0].hvps == 2
+
+
 def test_a_restored_state_goes_on_to_the_bit():
     (theta, apply), tasks = mlp(), [regression(seed=seed) for seed in range(8)]
     whole, first = (AMAML(apply, half_mse, 0.05, 40) for _ in range(2))
@@ -168,6 +182,8 @@ def test_a_restored_state_goes_on_to_the_bit():
     for batch in tasks[:4]:
         first.meta_gradient(theta, batch)
     second = AMAML(apply, half_mse, 0.05, 40)
-    second.control.load_state_dict(json.loads(json.dumps(first.control.state_dict())))
+    file = io.BytesIO()
+    torch.save(first.control.state_dict(), file)
+    second.control.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
     for batch, value in zip(tasks[4:], values[4:], strict=True):
         assert torch.equal(second.meta_gradient(theta, batch).value, value)

@@ -12,7 +12,7 @@ import data
 from amaml import AMAML, Tasks, half_mse
 from amaml.errors import OverBudget
 from amaml.experiment.networks import initialise
-from amaml.flow.curvature import Curvature
+from amaml.flow.curvature import Curvature, Sharp
 from amaml.flow.field import GradientFlow
 from amaml.flow.schemes import MIDPOINT, RK4
 from amaml.flow.steps import SOLVERS, Plan, StepLaw, bisected
@@ -48,11 +48,12 @@ def clock(monkeypatch, lambda_max) -> Trajectory:
     """A flow whose state is the time, u(t) = t, where lambda_max is a given function of time."""
 
     class Scripted:
-        def __init__(self, flow, start=None):
+        def __init__(self, flow, start=None, known=None):
             pass
 
         def at(self, u):
-            return [lambda_max(u.item())]
+            self.sharpest = Sharp(lambda_max(u.item()), u)
+            return [self.sharpest.value]
 
     monkeypatch.setattr("amaml.flow.steps.Curvature", Scripted)
     x = torch.ones(1, 1, 1, dtype=torch.float64)

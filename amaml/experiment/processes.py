@@ -246,7 +246,9 @@ def _parted(result: Any) -> "tuple[Any, list[Tensor]]":
 
     if not isinstance(result, MetaGradient):
         return result, []
-    return replace(result, value=None, query_loss=None), [result.value, result.query_loss]
+    known = result.observation and result.observation.known
+    tensors = [result.value, result.query_loss, *([known.direction] if known else [])]
+    return _with(result, [None] * len(tensors)), tensors
 
 
 def _read(bare: list[Any], forms: list[list[Form]], flat: "Tensor") -> list[Any]:
@@ -254,7 +256,16 @@ def _read(bare: list[Any], forms: list[list[Form]], flat: "Tensor") -> list[Any]
     sizes = [form.size for some in forms for form in some]
     tensors = iter(flat[: sum(sizes)].split(sizes))
     pairs = zip(bare, forms, strict=True)
-    return [replace(one, value=next(tensors), query_loss=next(tensors)) if some else one for one, some in pairs]
+    return [_with(one, [next(tensors) for _ in some]) if some else one for one, some in pairs]
+
+
+def _with(result: Any, tensors: "list[Tensor | None]") -> Any:
+    """A meta-gradient with other tensors in the places of those that _parted takes."""
+    value, query_loss, *direction = tensors
+    seen = result.observation
+    if direction:
+        seen = seen._replace(known=seen.known._replace(direction=direction[0]))
+    return replace(result, value=value, query_loss=query_loss, observation=seen)
 
 
 def _attempt(function: Callable[[], T]) -> tuple[T | None, Exception | None]:

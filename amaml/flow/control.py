@@ -7,13 +7,15 @@ from the others that it would cost them a multiple of their evaluations. Calls a
 where something jumped. A batch whose gradient is much larger than usual is a rough one, with an error many times that
 of the others: it leaves the gain alone, its error is carried to other rough ones, and where that is above
 TOLERATED * rtol they are measured too. The state is plain numbers: with it a run that was interrupted goes on as if it
-had not been.
+had not been. What it knows of lambda_max at theta is carried on from call to call as well.
 """
 
 import math
 import statistics
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
+
+from amaml.flow.curvature import Sharp
 
 TYPICAL, WORST = 0.8, 2.5  # median and largest of the last measured errors, over rtol
 REMEMBERED = 16  # measurements
@@ -23,7 +25,7 @@ TOLERATED = 3.0  # errors above so many rtol are not returned where they are kno
 HELD = 0.3  # of the gain that the median allows: what the largest error leaves of it at least
 TINY = 1e-9  # an error over rtol that is as good as none
 STRETCH = 2.0  # of the number of calls from one turn to the next
-LONGEST = 30  # such number
+LONGEST = 50  # such number
 SHARE = 0.08  # of all evaluations that measurements may take, before a jump asks for another one
 JUMP = {"cost": 2.0, "sharpest": 2.0, "norm": 5.0}  # over the median of the last calls
 WINDOW = 50  # calls whose medians are remembered
@@ -34,7 +36,8 @@ FIRST_BUDGET = 8000, 4  # evaluations of the first calls: the larger of this, an
 
 class Observation(NamedTuple):
     """What a call tells: evaluations of its first solve, the largest lambda_max seen, the gradient's norm, the measured
-    relative error of the first solve (None: not measured) and the evaluations that measuring it took.
+    relative error of the first solve (None: not measured), the evaluations that measuring it took, and lambda_max at
+    theta.
     """
 
     cost: float
@@ -42,6 +45,7 @@ class Observation(NamedTuple):
     norm: float
     error: float | None
     measuring: float
+    known: Sharp | None = None
 
 
 @dataclass
@@ -50,7 +54,8 @@ class Control:
 
     problem: what the measurements are about; gain: tolerance of the steps over rtol; errors: the last measured ones,
     over rtol and the gain of their call, rough: the last one of a rough batch; interval: calls from one turn to the
-    next, since: those already made; spent, measuring: evaluations of all calls, without and for their measurements.
+    next, since: those already made; spent, measuring: evaluations of all calls, without and for their measurements;
+    known: lambda_max at the theta of the last call.
     """
 
     problem: tuple = ()
@@ -62,6 +67,7 @@ class Control:
     spent: float = 0.0
     measuring: float = 0.0
     history: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in JUMP})
+    known: Sharp | None = field(default=None, compare=False)
 
     def about(self, problem: tuple) -> "Control":
         """This state, or a new one where it is about another problem."""
@@ -98,7 +104,7 @@ class Control:
         self.spent += seen.cost
         self.measuring += seen.measuring
         self.history = {name: [*values, getattr(seen, name)][-WINDOW:] for name, values in self.history.items()}
-        self.since = 0 if in_turn else self.since + 1
+        self.since, self.known = 0 if in_turn else self.since + 1, seen.known
         if seen.error is None:
             return
         if in_turn and seen.error <= rtol:
@@ -131,10 +137,11 @@ class Control:
         self.gain = min(max(wanted, low, GAINS[0]), high, GAINS[1])
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, for a checkpoint."""
-        return asdict(self)
+        """Plain numbers and a tensor, for a checkpoint."""
+        return asdict(self) | {"known": self.known and tuple(self.known)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state_dict; of an older version, with what is still kept."""
         kept = {one.name: state[one.name] for one in fields(self) if one.name in state}
-        vars(self).update(vars(Control(**kept | {"problem": tuple(state["problem"])})))
+        known = Sharp(*kept["known"]) if kept.get("known") else None
+        vars(self).update(vars(Control(**kept | {"problem": tuple(state["problem"]), "known": known})))

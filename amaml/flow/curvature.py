@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +15,14 @@ from amaml.flow.linalg import largest_eigenvalue
 MOST_PRODUCTS = 10  # of one estimate of lambda_max
 SETTLED = 1.25  # ratio of two successive products, at which one stops
 UNCHANGED = 1.1  # ratio, either way, of a first product to what was found at an earlier state, at which one stops
-RANDOM = 0.3  # size of the random part of the first start, over that of the field's direction
+RANDOM = 0.3  # size of the random part of the first start, over that of the direction it begins with
+
+
+class Sharp(NamedTuple):
+    """lambda_max of the sharpest task of a batch at u(0), and the unit vector (P,) that it was found in."""
+
+    value: float
+    direction: Tensor
 
 
 class Curvature:
@@ -22,16 +30,23 @@ class Curvature:
 
     The first start is the direction of the field plus a random one, the same for every call: a stiff direction in
     which theta is already optimal has no part in the field, but the adjoint state may have one. A start that is known
-    to be stiff (tasks, P) may be given instead.
+    to be stiff (tasks, P) may be given instead. known: what was found at the start of another batch, whose direction
+    then takes the place of the field's: the sharpest directions of tasks that share theta are much alike.
     """
 
-    def __init__(self, flow: GradientFlow, start: Tensor | None = None) -> None:
-        self.flow, self.vectors = flow, start
-        self.found = [0.0] * len(flow.tasks)
+    def __init__(self, flow: GradientFlow, start: Tensor | None = None, known: Sharp | None = None) -> None:
+        self.flow, self.vectors, self.known = flow, start, known
+        self.found = [known.value if known else 0.0] * len(flow.tasks)
+
+    @property
+    def sharpest(self) -> Sharp:
+        """What the last look has found."""
+        task = max(range(len(self.found)), key=self.found.__getitem__)
+        return Sharp(self.found[task], self.vectors[task])
 
     def at(self, u: Tensor) -> list[float]:
         """Of every task. Hessian-vector products until two agree: at least 2, 3 the first time, 1 where nothing has
-        changed since the last call; waits for each.
+        changed since the last look; waits for each.
 
         Raises Diverged where the Hessian is not finite.
         """
@@ -40,24 +55,29 @@ class Curvature:
             return self.flow.symmetric_hvp(u, v)
 
         if self.vectors is None:
-            _, self.vectors = largest_eigenvalue(matvec, self._first_start(), 1)
-        allowed = 1 / UNCHANGED, UNCHANGED
+            self.vectors = self._first_start()
+            if self.known is None:
+                _, self.vectors = largest_eigenvalue(matvec, self.vectors, 1)
+        drop, growth = UNCHANGED, UNCHANGED
         for _ in range(MOST_PRODUCTS):
             before = self.found
             values, self.vectors = largest_eigenvalue(matvec, self.vectors, 1)
-            self.found = values.tolist()
-            if not math.isfinite(sum(self.found)):
+            if not math.isfinite(sum(now := values.tolist())):
                 raise Diverged("the inner loop left the finite numbers; try a smaller inner_lr or fewer inner steps")
-            if all(allowed[0] * old <= new <= allowed[1] * old for new, old in zip(self.found, before, strict=True)):
+            self.found = [max(value, torch.finfo(u.dtype).eps) for value in now]
+            grown = any(new > growth * old for new, old in zip(self.found, before, strict=True))
+            if not grown and max(self.found) * drop >= max(before):
                 break
-            allowed = 0.0, SETTLED
-        return [max(value, torch.finfo(u.dtype).eps) for value in self.found]
+            drop, growth = math.inf, SETTLED
+        return self.found
 
     def _first_start(self) -> Tensor:
         field = self.flow.at_start
+        noise = _noise(field.shape[-1], field.dtype, field.device)
+        if self.known is not None:
+            return (self.known.direction.to(field) + RANDOM * noise).expand_as(field)
         tiny = torch.finfo(field.dtype).tiny
-        along = field / vector_norm(field, dim=-1, keepdim=True).clamp_min(tiny)
-        return along + RANDOM * _noise(field.shape[-1], field.dtype, field.device)
+        return field / vector_norm(field, dim=-1, keepdim=True).clamp_min(tiny) + RANDOM * noise
 
 
 @functools.lru_cache(maxsize=1)  # a training asks for the same one at every update

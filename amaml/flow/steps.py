@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from amaml.flow.chebyshev import Chebyshev, fewest_stages
-from amaml.flow.curvature import Curvature
+from amaml.flow.curvature import Curvature, Sharp
 from amaml.flow.schemes import BOSH3, DOPRI5, EULER, MIDPOINT, RK4, Embedded, Move, Scheme
 from amaml.flow.trajectory import Trajectory
 
@@ -77,7 +77,7 @@ class Plan:
     "euler" makes exactly inner_steps steps and so is gradient descent. Every other solver follows the flow itself, with
     steps that aim at the relative error tolerance of the meta-gradient: "auto" with whatever is cheapest of rk4 and rkc
     at each step. heun_backward: the steps will be gone back by Heun's method (the continuous adjoint), not by their own
-    transpose, and must suit it too.
+    transpose, and must suit it too. known: lambda_max as the last batch had it at the start, to begin the search from.
     """
 
     solver: str
@@ -85,6 +85,7 @@ class Plan:
     inner_steps: int
     tolerance: float = 1e-3
     heun_backward: bool = False
+    known: Sharp | None = None
 
     @property
     def horizon(self) -> float:
@@ -96,22 +97,22 @@ class Plan:
         stiff (tasks, P): directions in which the Hessian is known to be large, to begin the search for lambda_max from.
         Raises Diverged where the state is not finite, OverBudget where the flow's budget does not suffice.
         """
-        choice = SOLVERS[self.solver]
+        choice, curvature = SOLVERS[self.solver], Curvature(trajectory.flow, stiff, self.known)
         if choice is None:
             times = [self.horizon * i / self.inner_steps for i in range(self.inner_steps + 1)]
             moves = [Move(EULER, a, b, b - a) for a, b in zip(times[:-1], times[1:], strict=True)]
             trajectory.extend(moves[len(trajectory.moves) :])
         elif isinstance(choice, Embedded):
-            self._adaptive(trajectory, choice, Curvature(trajectory.flow, stiff))
+            self._adaptive(trajectory, choice, curvature)
         else:
-            self._graded(trajectory, choice, Curvature(trajectory.flow, stiff))
+            self._graded(trajectory, choice, curvature)
 
     def _graded(self, trajectory: Trajectory, choice: tuple[Candidate, ...], curvature: Curvature) -> None:
         """Block by block. One at whose end lambda_max turns out too large for its last step is taken again."""
         candidates = tuple(c.limited_by(HEUN) for c in choice) if self.heun_backward else choice
         t, rate, now = trajectory.time, 0.0, curvature.at(trajectory.final)
-        sharp = max(now)
-        law = StepLaw(candidates, self.horizon, self.tolerance, trajectory.sharp_at_start or sharp)
+        sharp, trajectory.at_start = max(now), trajectory.at_start or curvature.sharpest
+        law = StepLaw(candidates, self.horizon, self.tolerance, trajectory.at_start.value)
         while t < self.horizon:
             trajectory.sharpen(sharp)
             trajectory.flow.check_budget(law.least_cost(self.horizon - t, sharp))
@@ -132,6 +133,7 @@ class Plan:
         """In four parts, since lambda_max, which bounds the step, grows along the path; retaken like the blocks."""
         limit = min(scheme.stability, HEUN.stability) if self.heun_backward else scheme.stability
         sharp, t = max(curvature.at(trajectory.final)), trajectory.time
+        trajectory.at_start = trajectory.at_start or curvature.sharpest
         while t < self.horizon:
             trajectory.sharpen(sharp)
             trajectory.flow.check_budget((self.horizon - t) * sharp / limit * scheme.cost)

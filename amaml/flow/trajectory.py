@@ -43,7 +43,7 @@ class Trajectory:
     def __post_init__(self) -> None:
         self.final = self.flow.start
         self.whole = self.checkpoints is None
-        self.sharp_at_start = self.sharpest = 0.0  # lambda_max as it was estimated first, and at its largest
+        self.sharpest, self.at_start = 0.0, None  # lambda_max at its largest, and a Sharp: as it was estimated first
 
     @property
     def time(self) -> float:
@@ -52,7 +52,6 @@ class Trajectory:
 
     def sharpen(self, sharp: float) -> None:
         """Note an estimate of lambda_max."""
-        self.sharp_at_start = self.sharp_at_start or sharp
         self.sharpest = max(self.sharpest, sharp)
 
     def extend(self, moves: Sequence[Move]) -> None:
