@@ -48,6 +48,8 @@ def test_what_another_batch_had_is_checked_by_one_product_and_found_anew_where_i
     known = Curvature(flow, known=look.sharpest._replace(value=factor * look.sharpest.value))
     assert products(flow, known, flow.start) == taken
     assert known.sharpest.value == pytest.approx(look.sharpest.value, rel=0.1)
+    direction = known.sharpest.direction
+    assert direction.untyped_storage().nbytes() == direction.nbytes  # a checkpoint holds it, and not the whole batch
 
 
 def test_a_stiff_direction_is_found_from_call_to_call_although_none_of_them_looks_long():
@@ -66,8 +68,9 @@ def test_two_products_that_agree_within_a_fourth_are_enough():
     x = torch.tensor([1.0, 0.5], dtype=torch.float64).mul(2).sqrt().diag()[None]
     y, theta = torch.zeros(1, 2, 1, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
     flow = GradientFlow(lambda u, x: (x @ u)[:, None], half_mse, Tasks(x, y, x, y), theta)
-    curvature = Curvature(flow, torch.ones(1, 2, dtype=torch.float64))
-    assert products(flow, curvature, flow.start) == 2
+    start = torch.ones(1, 2, dtype=torch.float64)
+    for known in (None, Sharp(0.79, start[0])):  # which is not believed where the start is given
+        assert products(flow, Curvature(flow, start, known), flow.start) == 2
 
 
 def test_a_stiff_direction_that_the_field_does_not_hold_is_seen():

@@ -14,7 +14,9 @@ from amaml.flow.linalg import largest_eigenvalue
 
 MOST_PRODUCTS = 10  # of one estimate of lambda_max
 SETTLED = 1.25  # ratio of two successive products, at which one stops
-UNCHANGED = 1.1  # ratio, either way, of a first product to what was found at an earlier state, at which one stops
+UNCHANGED = (
+    1.1  # ratio of a first product to what was found before, of the sharpest task either way, at which one stops
+)
 RANDOM = 0.3  # size of the random part of the first start, over that of the direction it begins with
 
 
@@ -35,14 +37,14 @@ class Curvature:
     """
 
     def __init__(self, flow: GradientFlow, start: Tensor | None = None, known: Sharp | None = None) -> None:
-        self.flow, self.vectors, self.known = flow, start, known
-        self.found = [known.value if known else 0.0] * len(flow.tasks)
+        self.flow, self.vectors, self.known = flow, start, known if start is None else None
+        self.found = [self.known.value if self.known else 0.0] * len(flow.tasks)
 
     @property
     def sharpest(self) -> Sharp:
         """What the last look has found."""
         task = max(range(len(self.found)), key=self.found.__getitem__)
-        return Sharp(self.found[task], self.vectors[task])
+        return Sharp(self.found[task], self.vectors[task].clone())
 
     def at(self, u: Tensor) -> list[float]:
         """Of every task. Hessian-vector products until two agree: at least 2, 3 the first time, 1 where nothing has
