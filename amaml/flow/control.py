@@ -6,8 +6,9 @@ scaled to it, their median stays below TYPICAL * rtol and the largest of them be
 from the others that it would cost them a multiple of their evaluations. Calls are measured in turn, and out of turn
 where something jumped. A batch whose gradient is much larger than usual is a rough one, with an error many times that
 of the others: it leaves the gain alone, its error is carried to other rough ones, and where that is above
-TOLERATED * rtol they are measured too. The state is plain numbers: with it a run that was interrupted goes on as if it
-had not been. What it knows of lambda_max at theta is carried on from call to call as well.
+TOLERATED * rtol they are measured too. Beside the error, lambda_max at theta is carried on from call to call, with its
+direction, from where the next call looks for it. The state is numbers and this direction: with it a run that was
+interrupted goes on as if it had not been.
 """
 
 import math
