@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from benchmarks.line_names import name_lines
 from benchmarks.paper_pictures import NAMES, STYLES
 
 A_MAML, LINE = STYLES["amaml"], {"linewidth": 1.5, "markersize": 4}
@@ -16,7 +17,6 @@ SHOWN = {  # a line's name and look
     **{NAMES[name]: (NAMES[name], LINE | STYLES[name]) for name in ("maml", "imaml", "fomaml", "reptile")},
 }
 OPEN = {"linestyle": "none", "markerfacecolor": "none", "markersize": 11, "markeredgewidth": 1.5}
-APART = 0.055  # of a panel's height, between two labels
 Points = dict[str, list[tuple[int, float]]]  # by method: inner steps and a number
 
 
@@ -61,27 +61,15 @@ def _ratios(points: Points) -> Points:
 
 
 def _label(axes: Axes, points: Points) -> None:
-    """The lines' names: right of those that go to the last number of steps, pushed apart where these end close
-    together; above the end of the others."""
+    """The lines' names: right of those that go to the last number of steps, above the end of the others."""
     steps = {n for line in points.values() for n, _ in line}
     first, last = min(steps), max(steps)
     axes.set_xlim(right=last * max(last / first, 2.0) ** 0.42)
     axes.margins(y=0.08)
     axes.autoscale_view(scalex=False)
-    place, data = axes.transAxes.inverted(), axes.transData
-    ends = {name: place.transform(data.transform(line[-1])) for name, line in points.items() if line[-1][0] == last}
-    ordered = sorted(ends.items(), key=lambda item: item[1][1])
-    height = -1.0
-    for left, (name, (x, y)) in zip(reversed(range(len(ordered))), ordered, strict=True):
-        height = min(max(y, height + APART), 0.97 - APART * left)
-        thin = {"arrowstyle": "-", "color": SHOWN[name][1]["color"], "linewidth": 0.5}
-        _name(axes, name, (x, y), (x + 0.04, height), "left", thin)
-    for name in points.keys() - ends.keys():
-        x, y = place.transform(data.transform(points[name][-1]))
-        _name(axes, name, (x, y), (x, y + 0.04), "center", None)
-
-
-def _name(axes: Axes, method: str, end: Any, at: Any, align: str, arrow: dict[str, Any] | None) -> None:
-    text, style = SHOWN[method]
-    look = {"ha": align, "va": "center", "fontsize": 8.5, "color": style["color"], "arrowprops": arrow}
-    axes.annotate(text, end, at, xycoords="axes fraction", textcoords="axes fraction", **look)
+    names = {method: SHOWN[method][0] for method in points}
+    colors = {names[method]: SHOWN[method][1]["color"] for method in points}
+    name_lines(axes, {names[m]: line[-1] for m, line in points.items() if line[-1][0] == last}, colors)
+    for name, line in ((names[m], line) for m, line in points.items() if line[-1][0] != last):
+        look = {"ha": "center", "va": "center", "fontsize": 8.5, "color": colors[name]}
+        axes.annotate(name, line[-1], (0, 12), textcoords="offset points", **look)

@@ -10,7 +10,9 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator, StrMethodFormatter
+
+from benchmarks.line_names import name_lines
 
 if TYPE_CHECKING:
     from benchmarks.paper import Result
@@ -100,42 +102,62 @@ def _horizons(results: list[Result], domain: str, updates: int) -> Figure:
     """Left the error after the own inner loop over the horizon, at equal updates; right over the seconds."""
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
+    ends_left, ends_right, colors = {}, {}, {}
     for method in (m for m in STYLES if any(r.labels["method"] == m for r in results)):
         mine = [r for r in results if r.labels["method"] == method]
         style = {"linewidth": 1.6, "markersize": 5} | STYLES[method]
         steps = sorted({int(r.labels["inner_steps"]) for r in mine})
         groups = [[r for r in mine if int(r.labels["inner_steps"]) == n] for n in steps]
         ends = [[r.until(updates).at("test", -1) for r in group] for group in groups]
-        left.plot(steps, [np.mean(e) for e in ends], **style)
+        means = [np.mean(e) for e in ends]
+        left.plot(steps, means, **style)
+        fewer = [(n, mean) for n, mean, group in zip(steps, means, groups, strict=True) if _fewer(group[0], updates)]
+        if fewer:
+            left.plot(*zip(*fewer, strict=True), **style | {"linestyle": "none", "markerfacecolor": "white"}, zorder=4)
         left.fill_between(steps, [min(e) for e in ends], [max(e) for e in ends], color=style["color"], alpha=0.13)
-        left.annotate(
-            NAMES[method], (steps[-1], np.mean(ends[-1])), xytext=(8, 0), textcoords="offset points", va="center"
-        )
-        best = groups[int(np.argmin([np.mean(e) for e in ends]))]
-        _over_seconds(right, best, style, f"{NAMES[method]}, {best[0].labels['inner_steps']} steps")
+        best = groups[int(np.argmin(means))]
+        name = f"{NAMES[method]}, {best[0].labels['inner_steps']} steps"
+        ends_left[NAMES[method]], ends_right[name] = (steps[-1], means[-1]), _over_seconds(right, best, style)
+        colors[NAMES[method]] = colors[name] = style["color"]
     left.set(xscale="log", xlabel="inner steps in meta-training, and at the meta-test", ylabel="nRMSE on test points")
     left.xaxis.set_major_locator(FixedLocator([1, 5, 20, 50, 200, 1000]))
     left.xaxis.set_minor_locator(NullLocator())
     right.set(xscale="log", xlabel="seconds of meta-training, one CPU thread")
+    right.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    right.xaxis.set_minor_formatter(NullFormatter())
     right.set_title("each method at its best number of steps", fontsize=10)
-    fewer = {int(r.labels["inner_steps"]): r.last["update"] for r in results if r.last["update"] < updates}
-    apart = "".join(f", {count} with {steps} steps" for steps, count in sorted(fewer.items()))
-    left.set_title(f"after {updates} meta-updates{apart}", fontsize=10)
-    for axis in (left, right):
+    left.set_title(f"after {updates} meta-updates{_exceptions(results, updates)}", fontsize=10)
+    for axis, ends in ((left, ends_left), (right, ends_right)):
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.grid(alpha=0.25, linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
+        low, high = axis.get_xlim()
+        axis.set_xlim(low, high * (high / low) ** 0.25)
+        name_lines(axis, ends, colors)
     text = f"What long horizons are worth: {domain} 100/100, tanh network of 2 x 128, {_seeds(results)}"
     figure.suptitle(text, fontsize=12)
     return figure
 
 
-def _over_seconds(axis: Axes, results: list[Result], style: dict[str, Any], label: str) -> None:
+def _fewer(result: Result, updates: int) -> bool:
+    return result.last["update"] < updates
+
+
+def _exceptions(results: list[Result], updates: int) -> str:
+    """What the open marks are: runs of fewer updates."""
+    fewer = {
+        (r.labels["method"], int(r.labels["inner_steps"])): r.last["update"] for r in results if _fewer(r, updates)
+    }
+    parts = [f"{NAMES[method]} {count} with {steps} steps" for (method, steps), count in fewer.items()]
+    return f"\n(open marks: {', '.join(parts)})" if parts else ""
+
+
+def _over_seconds(axis: Axes, results: list[Result], style: dict[str, Any]) -> tuple[float, float]:
+    """Draw the error over the seconds of meta-training; where the line ends."""
     found = [{test["update"]: test["test"]["mean"][-1] for test in r.tests} for r in results]
     updates = sorted(set.intersection(*map(set, found)))  # at which every seed was tested
     seconds = np.array(updates) * np.mean([r.seconds for r in results])
     values = np.array([[one[update] for update in updates] for one in found])
     axis.plot(seconds, values.mean(0), **style)
     axis.fill_between(seconds, values.min(0), values.max(0), color=style["color"], alpha=0.13)
-    place = {"xytext": (8, 0), "textcoords": "offset points", "va": "center", "fontsize": 8.5}
-    axis.annotate(label, (seconds[-1], values.mean(0)[-1]), **place)
+    return seconds[-1], values.mean(0)[-1]

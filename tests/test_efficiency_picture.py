@@ -1,6 +1,7 @@
 """The picture of results/efficiency: ratios beside the paper's, and names that can be read."""
 
-from benchmarks.efficiency_picture import APART, figure
+from benchmarks.efficiency_picture import figure
+from benchmarks.line_names import APART
 from benchmarks.paper import PAPER
 
 

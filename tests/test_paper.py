@@ -133,8 +133,22 @@ def test_seeds_that_were_tested_at_other_updates_share_a_curve():
     once = result({"support": [0.9, 0.6, 0.3], "test": [1.1, 0.8, 0.4]}, "inner step", **place)
     both = dataclasses.replace(once, tests=[{**once.tests[0], "update": 50}, *once.tests])
     axis = Figure().subplots()
-    paper_pictures._over_seconds(axis, [both, once], paper_pictures.STYLES["amaml"], "A-MAML")
+    end = paper_pictures._over_seconds(axis, [both, once], paper_pictures.STYLES["amaml"])
     assert axis.lines[0].get_ydata().tolist() == [0.4]
+    assert end == (axis.lines[0].get_xdata()[0], 0.4)
+
+
+def test_the_horizons_picture_says_which_runs_were_shorter():
+    points = {"support": [0.9, 0.6, 0.3], "test": [1.1, 0.8, 0.4]}
+    runs = [result(points, "inner step", method=m, inner_steps="200", domain="Alpine2D") for m in ("maml", "amaml")]
+    longer = dataclasses.replace(runs[1], tests=[*runs[1].tests, {**runs[1].tests[0], "update": 900}])
+    assert paper_pictures._exceptions([runs[0], longer], 900) == "\n(open marks: MAML 300 with 200 steps)"
+    assert paper_pictures._exceptions([longer], 900) == ""
+    left = paper_pictures._horizons([runs[0], longer], "Alpine2D", 900).axes[0]
+    assert sorted(line.get_markerfacecolor() for line in left.lines).count("white") == 1
+    names = {text.get_text(): text.xyann[1] for text in left.texts}
+    assert names.keys() == {"A-MAML", "MAML"}  # whose ends are at one place
+    assert abs(names["A-MAML"] - names["MAML"]) > 0.05
 
 
 def test_a_picture_says_how_many_seeds_its_curves_have():
