@@ -106,8 +106,9 @@ class AMAML:
         no such error: it is the gradient of the steps it makes. "euler" with the continuous adjoint is compared with
         that one.
 
-        Raises OverBudget where rtol is not reached within the budget of evaluations, Diverged where the flow leaves
-        the finite numbers.
+        An error above rtol in a first call, above TOLERATED * rtol in later ones, is brought down by further solves.
+        Raises OverBudget where that takes more than the budget of evaluations, Diverged where the flow leaves the
+        finite numbers.
         """
         gradient = self.look(theta, tasks)
         if gradient.observation is not None:
@@ -150,17 +151,19 @@ class AMAML:
     def _refined(
         self, theta: Tensor, tasks: Tasks, first: Solution, spent: Evaluations, budget: float, known: bool
     ) -> tuple[Solution, float, float]:
-        """The gradient with every step bisected, once or until its error is below rtol.
+        """The gradient with every step bisected, once or until its error is tolerated.
 
-        known: whether errors of this problem were measured before. If not, a distance above rtol is not divided by what
-        the order of the scheme promises before a second one has shown that order. budget: evaluations that every solve
-        after the first measurement may take.
+        known: whether errors of this problem were measured before. Then TOLERATED * rtol is, as for the calls between
+        two measurements; if not, rtol, and a distance above it is not divided by what the order of the scheme promises
+        before a second one has shown that order. budget: evaluations of the first solve and of those after the
+        measurement, together.
         Returns it, its error and the error of the first one.
         """
         distances, coarse, error = [], first, math.inf
         heun = [HEUN.order] if self.adjoint == "continuous" else []
         order = min(heun + [move.scheme.order for move in first.moves])
-        limit = (1 + MEASURE) * spent.total
+        enough, cost = TOLERATED * self.rtol if known else self.rtol, spent.total
+        limit = (1 + MEASURE) * cost
         while True:
             try:
                 fine = self._solve(theta, tasks, bisected(coarse.moves), spent, limit)
@@ -175,9 +178,10 @@ class AMAML:
             distances.append(relative_distance(coarse.value, fine.value))
             error, coarse = error_of_finest(distances, order), fine
             shown = known or len(distances) > 1 or distances[-1] <= self.rtol
-            if (error <= self.rtol and shown) or distances[-1] <= rounding(fine.value, fine.terminal):
+            if (error <= enough and shown) or distances[-1] <= rounding(fine.value, fine.terminal):
                 break
-            limit = spent.total + budget
+            if len(distances) == 1:
+                limit = spent.total + budget - cost
         return coarse, error, relative_distance(first.value, coarse.value) + error
 
     def _solve(

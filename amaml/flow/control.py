@@ -22,7 +22,7 @@ TYPICAL, WORST = 0.8, 2.5  # median and largest of the last measured errors, ove
 REMEMBERED = 16  # measurements
 LARGEST_CORRECTION = (1 / 20, 4.0)  # of the gain, by one measurement
 GAINS = (1e-3, 8.0)  # bounds of the gain
-TOLERATED = 3.0  # errors above so many rtol are not returned where they are known
+TOLERATED = 3.0  # errors above so many rtol are not returned where they are known; in a first call above rtol
 HELD = 0.3  # of the gain that the median allows: what the largest error leaves of it at least
 TINY = 1e-9  # an error over rtol that is as good as none
 STRETCH = 2.0  # of the number of calls from one turn to the next
@@ -31,7 +31,7 @@ SHARE = 0.08  # of all evaluations that measurements may take, before a jump ask
 JUMP = {"cost": 2.0, "sharpest": 2.0, "norm": 5.0}  # over the median of the last calls
 WINDOW = 50  # calls whose medians are remembered
 SETTLED = 5  # calls after which those medians mean something
-BUDGET = 4.0  # evaluations of a call, over the median of the last ones
+BUDGET = 4.0  # evaluations of a call without its measurement, over the median of the last ones
 FIRST_BUDGET = 8000, 4  # evaluations of the first calls: the larger of this, and so many times inner_steps
 
 
@@ -75,7 +75,7 @@ class Control:
         return self if self.problem == problem else Control(problem)
 
     def budget(self, inner_steps: int) -> float:
-        """Evaluations that a solve of the next call may take."""
+        """Evaluations that the next call may take, its measurement apart."""
         costs = self.history["cost"]
         if len(costs) < SETTLED:
             least, times = FIRST_BUDGET
