@@ -107,7 +107,7 @@ class AMAML:
         that one.
 
         An error above rtol in a first call, above TOLERATED * rtol in later ones, is brought down by further solves.
-        Raises OverBudget where that takes more than the budget of evaluations, Diverged where the flow leaves the
+        Raises OverBudget where one of them takes more than the budget of evaluations, Diverged where the flow leaves the
         finite numbers.
         """
         gradient = self.look(theta, tasks)
@@ -155,15 +155,15 @@ class AMAML:
 
         known: whether errors of this problem were measured before. Then TOLERATED * rtol is, as for the calls between
         two measurements; if not, rtol, and a distance above it is not divided by what the order of the scheme promises
-        before a second one has shown that order. budget: evaluations of the first solve and of those after the
-        measurement, together.
+        before a second one has shown that order. budget: evaluations that every solve after the first measurement may
+        take.
         Returns it, its error and the error of the first one.
         """
         distances, coarse, error = [], first, math.inf
         heun = [HEUN.order] if self.adjoint == "continuous" else []
         order = min(heun + [move.scheme.order for move in first.moves])
-        enough, cost = TOLERATED * self.rtol if known else self.rtol, spent.total
-        limit = (1 + MEASURE) * cost
+        enough = TOLERATED * self.rtol if known else self.rtol
+        limit = (1 + MEASURE) * spent.total
         while True:
             try:
                 fine = self._solve(theta, tasks, bisected(coarse.moves), spent, limit)
@@ -180,8 +180,7 @@ class AMAML:
             shown = known or len(distances) > 1 or distances[-1] <= self.rtol
             if (error <= enough and shown) or distances[-1] <= rounding(fine.value, fine.terminal):
                 break
-            if len(distances) == 1:
-                limit = spent.total + budget - cost
+            limit = spent.total + budget
         return coarse, error, relative_distance(first.value, coarse.value) + error
 
     def _solve(

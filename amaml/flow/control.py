@@ -31,7 +31,7 @@ SHARE = 0.08  # of all evaluations that measurements may take, before a jump ask
 JUMP = {"cost": 2.0, "sharpest": 2.0, "norm": 5.0}  # over the median of the last calls
 WINDOW = 50  # calls whose medians are remembered
 SETTLED = 5  # calls after which those medians mean something
-BUDGET = 4.0  # evaluations of a call without its measurement, over the median of the last ones
+BUDGET = 4.0  # evaluations of a solve, over the median of the last calls
 FIRST_BUDGET = 8000, 4  # evaluations of the first calls: the larger of this, and so many times inner_steps
 
 
@@ -75,7 +75,7 @@ class Control:
         return self if self.problem == problem else Control(problem)
 
     def budget(self, inner_steps: int) -> float:
-        """Evaluations that the next call may take, its measurement apart."""
+        """Evaluations that a solve of the next call may take."""
         costs = self.history["cost"]
         if len(costs) < SETTLED:
             least, times = FIRST_BUDGET
