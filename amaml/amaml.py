@@ -107,8 +107,8 @@ class AMAML:
         that one.
 
         An error above rtol in a first call, above TOLERATED * rtol in later ones, is brought down by further solves.
-        Raises OverBudget where one of them takes more than the budget of evaluations, Diverged where the flow leaves the
-        finite numbers.
+        Raises OverBudget where one of them takes more than the budget of evaluations, Diverged where the flow leaves
+        the finite numbers.
         """
         gradient = self.look(theta, tasks)
         if gradient.observation is not None:
