@@ -127,10 +127,8 @@ class AMAML:
         if self.solver == "euler" and self.adjoint == "discrete":
             return MetaGradient(first.value, first.query_loss, spent, gradients=first.gradients)
         if not state.due(cost, first.sharpest, norm):
-            seen, carried = (
-                Observation(cost, first.sharpest, norm, None, 0, first.at_start),
-                state.carried(self.rtol, norm),
-            )
+            seen = Observation(cost, first.sharpest, norm, None, 0, first.at_start)
+            carried = state.carried(self.rtol, norm)
             return MetaGradient(first.value, first.query_loss, spent, carried, False, seen, first.gradients)
         if self.solver == "euler":
             exact = self._solve(theta, tasks, self._plan(self.rtol), spent, budget, "discrete")

@@ -14,9 +14,7 @@ from amaml.flow.linalg import largest_eigenvalue
 
 MOST_PRODUCTS = 10  # of one estimate of lambda_max
 SETTLED = 1.25  # ratio of two successive products, at which one stops
-UNCHANGED = (
-    1.1  # ratio of a first product to what was found before, of the sharpest task either way, at which one stops
-)
+UNCHANGED = 1.1  # ratio of a first product to what was found before, at which one stops; of the sharpest, either way
 RANDOM = 0.3  # size of the random part of the first start, over that of the direction it begins with
 
 
