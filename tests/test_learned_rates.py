@@ -95,7 +95,7 @@ def test_a_learner_follows_a_tensor_that_is_trained(solver, name):
     given[name].mul_(3)
     now = AMAML(apply, half_mse, inner_steps=10, solver=solver, **given)
     value, expected = (one.meta_gradient(theta, tasks).value for one in (learner, now))
-    assert relative_error(value, expected) < (1e-12 if solver == "euler" else 2e-3)
+    assert relative_error(value, expected) < (1e-12 if solver == "euler" else 5e-3)
     assert relative_error(learner.adapt(theta, tasks), now.adapt(theta, tasks)) < 1e-12
     given[name].mul_(-1)
     for call in (learner.meta_gradient, learner.adapt):

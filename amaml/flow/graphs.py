@@ -13,7 +13,6 @@ theta of the call. What such a comparison cannot see: a change that leaves this 
 Graphs live as long as their apply and loss. Of a compiled graph torch itself keeps the loaded code, a few MiB.
 """
 
-import math
 import shutil
 import warnings
 import weakref
@@ -165,8 +164,7 @@ class Probe(NamedTuple):
             return False
         then = self.graph.call(*_flat((theta, self.x, self.y))[0], *used)
         tolerance = ROUNDINGS * torch.finfo(now.dtype).eps if now.dtype.is_floating_point else 0.0
-        values = now.item(), then.item()
-        return math.isclose(*values, rel_tol=tolerance) or all(map(math.isnan, values))
+        return torch.allclose(now, then, rtol=tolerance, atol=0.0, equal_nan=True)
 
 
 class Family:
