@@ -126,8 +126,8 @@ class AMAML:
         cost, norm = spent.total, first.value.norm().item()
         if self.solver == "euler" and self.adjoint == "discrete":
             return MetaGradient(first.value, first.query_loss, spent, gradients=first.gradients)
+        seen = Observation(cost, first.sharpest, norm, None, 0, first.at_start)
         if not state.due(cost, first.sharpest, norm):
-            seen = Observation(cost, first.sharpest, norm, None, 0, first.at_start)
             carried = state.carried(self.rtol, norm)
             return MetaGradient(first.value, first.query_loss, spent, carried, False, seen, first.gradients)
         if self.solver == "euler":
@@ -137,7 +137,7 @@ class AMAML:
         else:
             best, error, of_first = self._refined(theta, tasks, first, spent, budget, bool(state.errors))
         spent.measuring = spent.total - cost
-        seen = Observation(cost, first.sharpest, norm, of_first, spent.measuring, first.at_start)
+        seen = seen._replace(error=of_first, measuring=spent.measuring)
         return MetaGradient(best.value, best.query_loss, spent, error, True, seen, best.gradients)
 
     def problem(self, theta: Tensor) -> tuple:
@@ -208,8 +208,8 @@ class AMAML:
             plan.follow(trajectory, swept.stiff)
         to_theta = swept.lam + flow.prox * swept.sweep.pulled if flow.prox else swept.lam
         gradients = swept.sweep.gradients(direct, self._rate)
-        sharp = trajectory.sharpest, trajectory.at_start
-        return Solution(to_theta.mean(0), query_loss, trajectory.moves, *sharp, terminal, gradients)
+        value, sharpest, at_start = to_theta.mean(0), trajectory.sharpest, trajectory.at_start
+        return Solution(value, query_loss, trajectory.moves, sharpest, at_start, terminal, gradients)
 
     def _plan(self, tolerance: float, known: Sharp | None = None) -> Plan:
         return Plan(self.solver, self._rate, self.inner_steps, tolerance, self.adjoint == "continuous", known)

@@ -90,12 +90,12 @@ def test_methods_without_rates_to_learn_say_so(tmp_path, capsys):
 def test_a_learner_follows_a_tensor_that_is_trained(solver, name):
     (theta, apply), tasks = mlp(), regression()
     given = {"inner_lr": torch.tensor(0.05, dtype=torch.float64), "prox": torch.tensor(0.5, dtype=torch.float64)}
-    learner = AMAML(apply, half_mse, inner_steps=10, solver=solver, **given)
+    learner = AMAML(apply, half_mse, inner_steps=10, solver=solver, rtol=5e-4, **given)
     learner.meta_gradient(theta, tasks)
     given[name].mul_(3)
-    now = AMAML(apply, half_mse, inner_steps=10, solver=solver, **given)
+    now = AMAML(apply, half_mse, inner_steps=10, solver=solver, rtol=5e-4, **given)
     value, expected = (one.meta_gradient(theta, tasks).value for one in (learner, now))
-    assert relative_error(value, expected) < (1e-12 if solver == "euler" else 5e-3)
+    assert relative_error(value, expected) < (1e-12 if solver == "euler" else 2e-3)
     assert relative_error(learner.adapt(theta, tasks), now.adapt(theta, tasks)) < 1e-12
     given[name].mul_(-1)
     for call in (learner.meta_gradient, learner.adapt):

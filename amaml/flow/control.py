@@ -13,7 +13,7 @@ interrupted goes on as if it had not been.
 
 import math
 import statistics
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 from amaml.flow.curvature import Sharp
@@ -139,7 +139,7 @@ class Control:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and a tensor, for a checkpoint."""
-        return asdict(self) | {"known": self.known and tuple(self.known)}
+        return vars(self) | {"known": self.known and tuple(self.known)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state_dict; of an older version, with what is still kept."""

@@ -41,8 +41,8 @@ class Curvature:
     @property
     def sharpest(self) -> Sharp:
         """What the last look has found."""
-        task = max(range(len(self.found)), key=self.found.__getitem__)
-        return Sharp(self.found[task], self.vectors[task].clone())
+        value = max(self.found)
+        return Sharp(value, self.vectors[self.found.index(value)].clone())
 
     def at(self, u: Tensor) -> list[float]:
         """Of every task. Hessian-vector products until two agree: at least 2, 3 the first time, 1 where nothing has
