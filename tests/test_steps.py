@@ -75,7 +75,15 @@ def test_steps_are_longer_towards_the_end_of_a_long_horizon_and_as_long_there_of
         return late / early
 
     assert late_over_early(1.5, 0.1) == pytest.approx(1.0, abs=0.3)
-    assert 2.0 < late_over_early(50.0, 0.05) < 4.5
+    assert 4.5 < late_over_early(50.0, 0.05) < 8.0
+
+
+def test_no_step_of_second_order_takes_more_than_a_part_of_the_horizon_that_shrinks_with_the_tolerance():
+    def longest(tolerance):
+        return max(move.h for move in StepLaw(SOLVERS["rkc"], 50.0, tolerance, start=4.0).plan(0.0, 4.0)) / 50.0
+
+    assert longest(1e-3) == pytest.approx(2 * 1e-3**0.5, rel=0.1)
+    assert longest(1e-4) == pytest.approx(2 * 1e-4**0.5, rel=0.1)
 
 
 def test_the_first_steps_of_fourth_order_are_longer_where_the_horizon_is_not_very_long():

@@ -9,8 +9,10 @@ the adjoint state decays like exp(-mu (T - t)) away from the end. Errors are mad
 distance d from the nearer end is therefore accurate when it is a fixed part of d, and of 1/lambda_max at the end
 itself: h <= growth * d + z / lambda_max. Over a long horizon steps may be up to LATE times longer for their distance
 from the end: a component of lam that decays fast there has died out long before t = 0, and could reach lam(0) only
-through a change of the Hessian, which is slow by then. The constants of this law were measured (benchmarks/README.md);
-what error they lead to is measured in use, and the tolerance steered by it (amaml.flow.control).
+through a change of the Hessian, which is slow by then. Components that decay over the whole horizon are damped nowhere:
+a step errs on them by its h^(order + 1), wherever it lies. So no step of second order is longer than a part of the
+horizon. The constants of this law were measured (benchmarks/README.md); what error they lead to is measured in use, and
+the tolerance steered by it (amaml.flow.control).
 """
 
 import functools
@@ -37,7 +39,8 @@ MORE = {2: 1.0, 4: 1.4}  # times LAYER over horizons that are long but not very 
 SHORT = {2: 0.7, 4: 5.0}  # the same for short ones: the constant of StepLaw._layer
 LONG, VERY_LONG = 8.0, 100.0  # horizon * lambda_max at which a horizon begins to be long, and very long
 LATE = 4.0  # the most that StepLaw._late may be
-GROWTH = {2: 4.0, 4: 1.3}  # of h with the distance from the nearer end, over rtol^(1/order)
+GROWTH = {2: 6.0, 4: 1.3}  # of h with the distance from the nearer end, over rtol^(1/order)
+PART = {2: 2.0, 4: math.inf}  # of the horizon, over rtol^(1/order), that a step may take
 
 
 @dataclass(frozen=True)
@@ -206,14 +209,14 @@ class StepLaw:
 
     def _longest(self, c: Candidate, since: float, t: float, now: float, rate: float) -> tuple[Scheme, float]:
         """The longest accurate and stable step from t, with lambda_max as known since an earlier time."""
-        growth = GROWTH[c.order] * self.tolerance ** (1 / c.order)
-        left = self.horizon - t
+        unit = self.tolerance ** (1 / c.order)
+        growth, left = GROWTH[c.order] * unit, self.horizon - t
         unchanged = min(t, 1 / rate) if rate else t
         forward = growth * unchanged + self._layer(c.order, self.start) / self.start
         backward = self._late * (growth * left + self._layer(c.order, now) / now) / (1 + self._late * growth)
-        h = min(forward, backward, left)
-        unit = SHARPENING / self.start
-        sharpest = now * max((t + h + unit) / (since + unit), math.exp(min(rate * (t + h - since), 1.0)))
+        h = min(forward, backward, left, PART[c.order] * unit * self.horizon)
+        early = SHARPENING / self.start
+        sharpest = now * max((t + h + early) / (since + early), math.exp(min(rate * (t + h - since), 1.0)))
         h = min(h, c.limit / sharpest)
         return c.scheme(h * sharpest), h
 
