@@ -49,7 +49,6 @@ benchmarks() {
             --methods "A-MAML auto" "A-MAML auto 1e-2" "A-MAML euler" MAML "MAML checkpointed" FOMAML iMAML Reptile higher
     done
     module benchmarks.accuracy
-    module benchmarks.fourth_order
 }
 
 target=${1:-}

@@ -76,7 +76,6 @@ def test_the_efficiency_target_measures_after_its_cells(machine):
     assert [line.split()[0] for line in rest] == [
         *["benchmarks.meta_update"] * 4,
         "benchmarks.accuracy",
-        "benchmarks.fourth_order",
     ]
     machine.start("reproduce.sh", "efficiency", "--status", HAS=CORE)
     assert modules(machine) == ["configs.reproduce efficiency --status"]

@@ -8,8 +8,9 @@ transposed sweep.
 RKC's step ends in its last stage. Here it ends in a combination of all of them, of the same cost, that damps more and
 errs less. Of all combinations of second order whose stability polynomial P stays within DAMPED on an interval of WIDTH
 (s^2 - 1), it is the one with the largest third derivative P'''(0), which a scheme of third order would have at 1 (a
-linear program). The other condition of third order, on what is not linear, is then missed in the same proportion. RKC
-itself stays within 0.95 on 0.65 (s^2 - 1), and has P'''(0) = 0.6; here it is up to 0.86.
+linear program). The other condition of third order, on what is not linear, is then missed in about the same proportion.
+RKC itself stays within 0.95 on 0.65 (s^2 - 1), and has P'''(0) = 0.6; here it is 0.55 with 3 stages, 0.83 with 5, 0.93
+with 9 and 0.97 with 30.
 """
 
 import functools
