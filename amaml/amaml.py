@@ -159,7 +159,7 @@ class AMAML:
         """
         distances, coarse, error = [], first, math.inf
         heun = [HEUN.order] if self.adjoint == "continuous" else []
-        order = min(heun + [move.scheme.order for move in first.moves])
+        order = min(heun + [move.scheme.halving for move in first.moves])
         enough = TOLERATED * self.rtol if known else self.rtol
         limit = (1 + MEASURE) * spent.total
         while True:

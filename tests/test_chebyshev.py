@@ -43,9 +43,19 @@ def test_chebyshev_steps_miss_the_third_order_by_little_and_on_what_is_not_linea
     x = torch.zeros(1, 1, 1, dtype=torch.float64)
     flow = GradientFlow(lambda u, x: u**3 / 3 + 0 * x, lambda value, target: value.sum(), amaml.Tasks(x, x, x, x), one)
     end = scheme.march(flow, [Move(scheme, 0.0, h, h)], flow.start, lambda move, stages: None).item()
-    linear = abs(stability_value(scheme, h) - math.exp(-h)) / (h**3 / 6)
+    linear = error_constant(scheme)
     assert linear < most
     assert abs(end - 1 / (1 + h)) / h**3 == pytest.approx(linear, rel=0.2)
+
+
+def error_constant(scheme) -> float:
+    """Over that of the Taylor series' third term."""
+    return abs(stability_value(scheme, 1e-3) - math.exp(-1e-3)) / (1e-9 / 6)
+
+
+def test_the_error_falls_as_promised_where_every_step_is_halved():
+    ratios = [error_constant((c := Chebyshev(stages)).halved()) / error_constant(c) / 4 for stages in range(3, 65)]
+    assert 0.9 * 2**-Chebyshev.halving < max(ratios) <= 2**-Chebyshev.halving
 
 
 def test_fewest_stages_is_the_cheapest_stable_step():

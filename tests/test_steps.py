@@ -117,7 +117,7 @@ def test_the_rate_at_which_lambda_max_grows_is_foreseen(monkeypatch):
         rewind = Trajectory.rewind
         with monkeypatch.context() as patch:
             patch.setattr(Trajectory, "rewind", lambda *arguments: (next(count), rewind(*arguments)))
-            Plan("rk4", 0.01, 200).follow(clock(patch, lambda t: 20 * math.exp(1.5 * t)))
+            Plan("rkc", 0.01, 200).follow(clock(patch, lambda t: 20 * math.exp(1.5 * t)))
         return next(count)
 
     assert taken_again() == 0
@@ -132,7 +132,8 @@ def test_steps_for_the_continuous_adjoint_stay_within_heuns_limit(monkeypatch, s
         trajectory = clock(monkeypatch, lambda t: 30.0)
         Plan(solver, 0.01, 1000, 0.1, heun_backward=heun).follow(trajectory)
         assert max(30 * move.h for move in trajectory.moves) < limit
-    assert max(30 * move.h for move in trajectory.moves) > MIDPOINT.stability  # or the limit would not be tested
+    tested = max(30 * move.h for move in trajectory.moves) > MIDPOINT.stability
+    assert tested or solver == "rk4"  # whose own limit is below
 
 
 def test_bisected_steps_cover_the_same_time_and_stay_stable():

@@ -32,10 +32,15 @@ Record = Callable[[Move, Stages], None]  # is told of every step, in order of ti
 
 
 class Scheme(Protocol):
-    """How to take steps and how to transpose them. cost: gradients a step; stability: the largest h * lambda_max."""
+    """How to take steps and how to transpose them.
+
+    cost: gradients a step; order: of convergence, halving: that at which the error falls where every step is halved;
+    stability: the largest h * lambda_max.
+    """
 
     cost: int
     order: int
+    halving: float
     stability: float
 
     def march(self, flow: GradientFlow, moves: Sequence[Move], u: Tensor, record: Record) -> Tensor:
@@ -77,6 +82,10 @@ class RungeKutta:
     @property
     def cost(self) -> int:
         return len(self.b)
+
+    @property
+    def halving(self) -> float:
+        return self.order
 
     def halved(self) -> "RungeKutta":
         """The scheme for steps of half the size: the same."""

@@ -28,6 +28,7 @@ from amaml.flow.schemes import BOSH3, DOPRI5, EULER, MIDPOINT, RK4, Embedded, Mo
 from amaml.flow.trajectory import Trajectory
 
 MARGIN = 0.9  # of a stability interval, since lambda_max is estimated from below
+DAMPING = 0.7  # the same for a scheme that damps stiff components less and less towards the end of its interval
 SHARPENING = 10.0  # lambda_max is taken to grow like t + SHARPENING / lambda_max(0), or at the rate it had, if faster
 LOOKAHEAD = 20  # blocks that are planned ahead
 STRETCH = 1.1  # steps may be so much longer where that saves one; within MARGIN
@@ -57,7 +58,7 @@ class Candidate:
 
 
 def _single(scheme: Scheme) -> Candidate:
-    return Candidate(scheme.order, lambda z: scheme, MARGIN * scheme.stability)
+    return Candidate(scheme.order, lambda z: scheme, DAMPING * scheme.stability)
 
 
 CHEBYSHEV = Candidate(2, lambda z: fewest_stages(z / MARGIN), MARGIN * Chebyshev(64).stability)
