@@ -83,9 +83,7 @@ def test_a_large_error_is_looked_at_again_soon():
     control.learn(PROBLEM, 1e-3, Observation(100, 5.0, 1.0, 4.5e-3, 160))
     assert control.interval == interval / 2
     assert control.since == 0
-    assert control.gain == pytest.approx(
-        gain * WORST / 4.5
-    )  # the largest error in memory is WORST rtol at the new gain
+    assert control.gain == pytest.approx(gain * WORST / 4.5)  # the largest error is WORST rtol at the new gain
     control.since = LONGEST
     control.learn(PROBLEM, 1e-3, Observation(100, 5.0, 1.0, 5.0, 160))
     assert control.gain == pytest.approx(HELD * TYPICAL / statistics.median(control.errors))  # however large it is

@@ -79,8 +79,7 @@ def _rank(variables: dict[str, str], log: Path, arguments: list[str]) -> None:
 
 
 def _lines(stderr: str) -> list[str]:
-    """Without the progress, and what the C++ runtime may say of gloo's threads where a peer was killed."""
-    return [line for line in stderr.splitlines() if not line.startswith(("update ", "terminate called"))]
+    return [line for line in stderr.splitlines() if not line.startswith("update ")]
 
 
 def wait_for_checkpoint(out: Path, update: int = 1) -> None:
@@ -166,7 +165,8 @@ def test_the_launcher_ends_with_one_line_and_the_status_of_the_run(tmp_path):
     os.kill(int(content_of_lock(tmp_path)), signal.SIGKILL)
     _, stderr = killed.communicate(timeout=60)
     assert killed.returncode == 128 + signal.SIGKILL
-    assert _lines(stderr) == ["run.py: the first process was killed by SIGKILL; go on with --resume"]
+    said = [line for line in _lines(stderr) if line != "terminate called without an active exception"]  # gloo's threads
+    assert said == ["run.py: the first process was killed by SIGKILL; go on with --resume"]
 
 
 def content_of_lock(out: Path) -> str:
