@@ -24,7 +24,7 @@ from amaml.learner import MetaGradient, check_count, check_inner_loop, check_rat
 from amaml.models import Apply
 from amaml.tasks import Tasks
 
-MEASURE = 2.5  # evaluations that a measurement may take over those of what it measures: bisected steps take 1.4 to 2
+MEASURE = 2.5  # evaluations that a measurement may take over those of what it measures: bisected steps take 2
 REACHED = 1e3  # roundings: no tolerance below this is asked of a dtype
 
 
@@ -159,7 +159,7 @@ class AMAML:
         """
         distances, coarse, error = [], first, math.inf
         heun = [HEUN.order] if self.adjoint == "continuous" else []
-        order = min(heun + [move.scheme.halving for move in first.moves])
+        order = min(heun + [move.scheme.order for move in first.moves])
         enough = TOLERATED * self.rtol if known else self.rtol
         limit = (1 + MEASURE) * spent.total
         while True:

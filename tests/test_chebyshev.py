@@ -53,20 +53,8 @@ def error_constant(scheme) -> float:
     return abs(stability_value(scheme, 1e-3) - math.exp(-1e-3)) / (1e-9 / 6)
 
 
-def test_the_error_falls_as_promised_where_every_step_is_halved():
-    ratios = [error_constant((c := Chebyshev(stages)).halved()) / error_constant(c) / 4 for stages in range(3, 65)]
-    assert 0.9 * 2**-Chebyshev.halving < max(ratios) <= 2**-Chebyshev.halving
-
-
 def test_fewest_stages_is_the_cheapest_stable_step():
     for z in (0.1, 3.9, 4.1, 7.5, 40.0, 1000.0):
         scheme = fewest_stages(z)
         assert scheme.stability >= z
         assert scheme.stages == 3 or Chebyshev(scheme.stages - 1).stability < z
-
-
-@pytest.mark.parametrize("stages", [3, 4, 8, 30])
-def test_half_a_step_takes_the_fewest_stages_that_are_stable_for_it(stages):
-    half = Chebyshev(stages).halved()
-    assert half.stability >= Chebyshev(stages).stability / 2
-    assert half.stages < stages or stages <= 3

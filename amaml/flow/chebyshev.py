@@ -48,7 +48,6 @@ class Chebyshev:
 
     stages: int
     order = 2
-    halving = 1.15  # half a step takes fewer stages, which miss the third order by more: up to 0.45 of the error
 
     @property
     def cost(self) -> int:
@@ -78,10 +77,6 @@ class Chebyshev:
             states.append(state.add_(flow(0.0, states[-1]), alpha=h * m).add_(slope, alpha=h * g))
             end.add_(state, alpha=weight)
         return tuple(states[:-1]), end
-
-    def halved(self) -> "Chebyshev":
-        """The cheapest step that is stable at half the size."""
-        return fewest_stages(self.stability / 2)
 
     def transposed(self, sweep: Quadrature, h: float, stages: Stages, lam: Tensor) -> Transposed:
         """The recurrence run backwards."""

@@ -34,21 +34,15 @@ Record = Callable[[Move, Stages], None]  # is told of every step, in order of ti
 class Scheme(Protocol):
     """How to take steps and how to transpose them.
 
-    cost: gradients a step; order: of convergence, halving: that at which the error falls where every step is halved;
-    stability: the largest h * lambda_max.
+    cost: gradients a step; order: of convergence; stability: the largest h * lambda_max.
     """
 
     cost: int
     order: int
-    halving: float
     stability: float
 
     def march(self, flow: GradientFlow, moves: Sequence[Move], u: Tensor, record: Record) -> Tensor:
         """Take consecutive moves from u (tasks, P), recording each; the state at the end."""
-        ...
-
-    def halved(self) -> "Scheme":
-        """The scheme that is stable for steps of half the size."""
         ...
 
     def transposed(self, sweep: Quadrature, h: float, stages: Stages, lam: Tensor) -> "Transposed":
@@ -82,14 +76,6 @@ class RungeKutta:
     @property
     def cost(self) -> int:
         return len(self.b)
-
-    @property
-    def halving(self) -> float:
-        return self.order
-
-    def halved(self) -> "RungeKutta":
-        """The scheme for steps of half the size: the same."""
-        return self
 
     @torch.no_grad()
     def march(self, flow: GradientFlow, moves: Sequence[Move], u: Tensor, record: Record) -> Tensor:
