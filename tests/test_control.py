@@ -44,20 +44,21 @@ def test_a_law_that_is_off_is_brought_to_rtol_within_five_calls(factor):
 
 
 def test_a_law_that_is_off_in_earnest_is_brought_to_rtol_within_five_calls(monkeypatch):
-    """The same on a network: the law's layers are ten times too long."""
+    """The same on a network, where single errors scatter around the typical one: the law's layers are ten times too
+    long."""
     (theta, apply), tasks = mlp(), regression(shots=20)
     reference = AMAML(apply, half_mse, 0.01, 2000, solver="rk4", rtol=1e-7).meta_gradient(theta, tasks).value
     for name in ("LAYER", "SHORT", "GROWTH"):
         monkeypatch.setattr(steps, name, {order: 10 ** (1 / order) * c for order, c in getattr(steps, name).items()})
     learner = AMAML(apply, half_mse, 0.01, 2000)
     first = learner.meta_gradient(theta, tasks).observation.error
-    assert first > 1e-3
+    assert first > 5e-3
     for _ in range(4):
         learner.meta_gradient(theta, tasks)
     monkeypatch.setattr(Control, "due", lambda *arguments: False)
     sixth = learner.meta_gradient(theta, tasks)
     assert not sixth.measured
-    assert relative_error(sixth.value, reference) < 1e-3
+    assert 0.3e-3 < relative_error(sixth.value, reference) < 1.5e-3
 
 
 @pytest.mark.parametrize("name", ["cost", "sharpest", "norm"])

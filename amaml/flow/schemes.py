@@ -150,9 +150,10 @@ MIDPOINT = RungeKutta("midpoint", ((), (1 / 2,)), (0.0, 1.0), order=2, stability
 RK4 = RungeKutta(  # Kutta's 3/8 rule, which is what torchdiffeq means by rk4
     "rk4", ((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), (1 / 8, 3 / 8, 3 / 8, 1 / 8), order=4, stability=2.785
 )
-BOSH3 = Embedded(  # Bogacki and Shampine 1989
-    "bosh3", ((), (1 / 2,), (0.0, 3 / 4)), (2 / 9, 1 / 3, 4 / 9), order=3, stability=2.51
+RK3 = RungeKutta(  # Ralston 1962
+    "rk3", ((), (1 / 2,), (0.0, 3 / 4)), (2 / 9, 1 / 3, 4 / 9), order=3, stability=2.51
 )
+BOSH3 = Embedded("bosh3", RK3.a, RK3.b, RK3.order, RK3.stability)  # Bogacki and Shampine 1989
 DOPRI5 = Embedded(  # Dormand and Prince 1980
     "dopri5",
     (

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from amaml.flow.chebyshev import Chebyshev, fewest_stages
 from amaml.flow.curvature import Curvature, Sharp
-from amaml.flow.schemes import BOSH3, DOPRI5, EULER, MIDPOINT, RK4, Embedded, Move, Scheme
+from amaml.flow.schemes import BOSH3, DOPRI5, EULER, MIDPOINT, RK3, RK4, Embedded, Move, Scheme
 from amaml.flow.trajectory import Trajectory
 
 MARGIN = 0.9  # of a stability interval, since lambda_max is estimated from below
@@ -35,13 +35,13 @@ STRETCH = 1.1  # steps may be so much longer where that saves one; within MARGIN
 PREFERENCE = 1.2  # a scheme of higher order may cost so much more for each order: it errs less than asked for
 RETAKEN = 4.0  # lambda_max is taken to be so many times larger at most, when a block is taken again
 BLOCK = 28  # gradients between two estimates of lambda_max
-LAYER = {2: 9.0, 4: 2.5}  # z = h * lambda_max of the first step, over rtol^(1/order): very long horizons
-MORE = {2: 1.0, 4: 1.4}  # times LAYER over horizons that are long but not very long
-SHORT = {2: 0.7, 4: 5.0}  # the same for short ones: the constant of StepLaw._layer
+LAYER = {2: 9.0, 3: 3.5, 4: 2.5}  # z = h * lambda_max of the first step, over rtol^(1/order): very long horizons
+MORE = {2: 1.0, 3: 1.5, 4: 1.4}  # times LAYER over horizons that are long but not very long
+SHORT = {2: 0.7, 3: 3.5, 4: 5.0}  # the same for short ones: the constant of StepLaw._layer
 LONG, VERY_LONG = 8.0, 100.0  # horizon * lambda_max at which a horizon begins to be long, and very long
 LATE = 4.0  # the most that StepLaw._late may be
-GROWTH = {2: 6.0, 4: 1.3}  # of h with the distance from the nearer end, over rtol^(1/order)
-PART = {2: 2.0, 4: math.inf}  # of the horizon, over rtol^(1/order), that a step may take
+GROWTH = {2: 6.0, 3: 2.5, 4: 1.3}  # of h with the distance from the nearer end, over rtol^(1/order)
+PART = {2: 2.0, 3: math.inf, 4: math.inf}  # of the horizon, over rtol^(1/order), that a step may take
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def _single(scheme: Scheme) -> Candidate:
 CHEBYSHEV = Candidate(2, lambda z: fewest_stages(z / MARGIN), MARGIN * Chebyshev(64).stability)
 HEUN = MIDPOINT  # of the same order and stability
 SOLVERS: dict[str, tuple[Candidate, ...] | Embedded | None] = {
-    "auto": (_single(RK4), CHEBYSHEV),
+    "auto": (_single(RK4), _single(RK3), CHEBYSHEV),
     "euler": None,
     "midpoint": (_single(MIDPOINT),),
     "rk4": (_single(RK4),),
@@ -79,9 +79,10 @@ class Plan:
     """How the flow is to be followed over the horizon T = inner_lr * inner_steps.
 
     "euler" makes exactly inner_steps steps and so is gradient descent. Every other solver follows the flow itself, with
-    steps that aim at the relative error tolerance of the meta-gradient: "auto" with whatever is cheapest of rk4 and rkc
-    at each step. heun_backward: the steps will be gone back by Heun's method (the continuous adjoint), not by their own
-    transpose, and must suit it too. known: lambda_max as the last batch had it at the start, to begin the search from.
+    steps that aim at the relative error tolerance of the meta-gradient: "auto" with whatever is cheapest of rk4, rk3
+    and rkc at each step. heun_backward: the steps will be gone back by Heun's method (the continuous adjoint), not by
+    their own transpose, and must suit it too. known: lambda_max as the last batch had it at the start, to begin the
+    search from.
     """
 
     solver: str
