@@ -25,6 +25,7 @@ from amaml.models import Apply
 from amaml.tasks import Tasks
 
 MEASURE = 2.5  # evaluations that a measurement may take over those of what it measures: bisected steps take 2
+FURTHER = 2.0  # budgets that a solve after a measurement may take: steps bisected twice take 4 times as many
 REACHED = 1e3  # roundings: no tolerance below this is asked of a dtype
 
 
@@ -153,8 +154,8 @@ class AMAML:
 
         known: whether errors of this problem were measured before. Then TOLERATED * rtol is, as for the calls between
         two measurements; if not, rtol, and a distance above it is not divided by what the order of the scheme promises
-        before a second one has shown that order. budget: evaluations that every solve after the first measurement may
-        take.
+        before a second one has shown that order. budget: evaluations that the first solve was allowed; those after the
+        first measurement may take FURTHER times as many.
         Returns it, its error and the error of the first one.
         """
         distances, coarse, error = [], first, math.inf
@@ -178,7 +179,7 @@ class AMAML:
             shown = known or len(distances) > 1 or distances[-1] <= self.rtol
             if (error <= enough and shown) or distances[-1] <= rounding(fine.value, fine.terminal):
                 break
-            limit = spent.total + budget
+            limit = spent.total + FURTHER * budget
         return coarse, error, relative_distance(first.value, coarse.value) + error
 
     def _solve(

@@ -12,6 +12,7 @@ from torch import nn
 import amaml
 import data
 from amaml import AMAML, Diverged, InputError, OverBudget, Tasks, half_mse
+from amaml.amaml import FURTHER
 from amaml.experiment.networks import initialise
 from amaml.flow.control import Control
 from amaml.flow.curvature import Curvature
@@ -202,14 +203,14 @@ def test_a_settled_learner_takes_an_error_of_up_to_three_rtol_and_a_fresh_one_do
 
 
 def test_every_finer_solve_has_a_budget_of_its_own(monkeypatch):
-    """An error of 7 rtol is brought below rtol by a third resolution within a budget of just its price."""
+    """An error of 7 rtol is brought below rtol by a third resolution within budgets of just its price."""
     learner, theta, tasks = settled_on_a_rough_batch(monkeypatch, [0.002, 0, *2 * [0.02, 0.0001, 0], 0.02])
     once, twice = learner.look(theta, tasks), limited(monkeypatch, learner, math.inf).look(theta, tasks)
     assert twice.error < 1e-3
     needed = twice.evaluations.total - once.evaluations.total
-    assert limited(monkeypatch, learner, needed).look(theta, tasks).error < 1e-3
+    assert limited(monkeypatch, learner, needed / FURTHER).look(theta, tasks).error < 1e-3
     with pytest.raises(OverBudget, match="measured relative error is 0.0067"):
-        limited(monkeypatch, learner, needed - 1).look(theta, tasks)
+        limited(monkeypatch, learner, (needed - 1) / FURTHER).look(theta, tasks)
 
 
 def limited(monkeypatch, learner, budget):

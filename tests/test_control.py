@@ -75,7 +75,7 @@ def test_a_jump_is_measured_at_once(name):
 
 def test_a_large_error_is_looked_at_again_soon():
     control = Control()
-    calls(control, lambda gain: 4e-4, count=200)
+    calls(control, lambda gain: 4e-4 * gain, count=200)
     interval, gain = control.interval, control.gain
     control.since = LONGEST  # its turn
     control.learn(PROBLEM, 1e-3, Observation(100, 5.0, 1.0, 1.7e-3, 160))  # below WORST rtol
@@ -88,6 +88,15 @@ def test_a_large_error_is_looked_at_again_soon():
     control.since = LONGEST
     control.learn(PROBLEM, 1e-3, Observation(100, 5.0, 1.0, 5.0, 160))
     assert control.gain == pytest.approx(HELD * TYPICAL / statistics.median(control.errors))  # however large it is
+
+
+def test_turns_come_later_only_once_the_gain_has_stopped_growing():
+    """An error of a fifth of rtol lets the gain grow fourfold: steps that long have not been measured yet."""
+    control = Control()
+    calls(control, lambda gain: 2e-4 * gain, count=1)
+    assert (control.gain, control.interval) == (4.0, 1.0)
+    calls(control, lambda gain: 2e-4 * gain, count=1)
+    assert (control.gain, control.interval) == (4.0, 2.5)
 
 
 def test_rough_batches_leave_the_gain_alone_and_carry_an_error_of_their_own():

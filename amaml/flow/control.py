@@ -26,6 +26,7 @@ TOLERATED = 3.0  # errors above so many rtol are not returned where they are kno
 HELD = 0.5  # of the gain that the median allows: what the largest error leaves of it at least
 TINY = 1e-9  # an error over rtol that is as good as none
 STRETCH = 2.0  # of the number of calls from one turn to the next
+STEADY = 1.25  # the most that a measurement may raise the gain by, if the next turn is to come later than this one did
 LONGEST = 50  # such number
 SHARE = 0.08  # of all evaluations that measurements may take, before a jump asks for another one
 JUMP = {"cost": 2.0, "sharpest": 2.0, "norm": 5.0}  # over the median of the last calls
@@ -108,16 +109,16 @@ class Control:
         self.since, self.known = 0 if in_turn else self.since + 1, seen.known
         if seen.error is None:
             return
-        if in_turn and seen.error <= rtol:
-            self.interval = min(STRETCH * self.interval + 0.5, LONGEST)
-        elif seen.error > WORST * rtol and not rough:
-            self.interval = max(self.interval / STRETCH, 1)
-        found = max(seen.error / (rtol * self.gain), TINY)
+        before, found = self.gain, max(seen.error / (rtol * self.gain), TINY)
         if rough:
             self.rough = found
         else:
             self.errors = [*self.errors, found][-REMEMBERED:]
             self._steer()
+        if in_turn and seen.error <= rtol and self.gain <= STEADY * before:
+            self.interval = min(STRETCH * self.interval + 0.5, LONGEST)
+        elif seen.error > WORST * rtol and not rough:
+            self.interval = max(self.interval / STRETCH, 1)
 
     def _in_turn(self) -> bool:
         """Whether the next call is to be measured whatever it tells."""
