@@ -3,12 +3,12 @@
 Training makes thousands of similar calls, so a measurement now and then tells the error of all. The steps are chosen
 for a tolerance of gain * rtol, to which errors are proportional. The gain is as large as the last measurements allow:
 scaled to it, their median stays below TYPICAL * rtol and the largest of them below WORST * rtol, unless it is so far
-from the others that it would cost them a multiple of their evaluations. Calls are measured in turn, and out of turn
-where something jumped. A batch whose gradient is much larger than usual is a rough one, with an error many times that
-of the others: it leaves the gain alone, its error is carried to other rough ones, and where that is above
-TOLERATED * rtol they are measured too. Beside the error, lambda_max at theta is carried on from call to call, with its
-direction, from where the next call looks for it. The state is numbers and this direction: with it a run that was
-interrupted goes on as if it had not been.
+from the others that it would cost them a multiple of their evaluations. Calls are measured in turn, at longer and
+longer intervals once the gain has stopped growing, and out of turn where something jumped. A batch whose gradient is
+much larger than usual is a rough one, with an error many times that of the others: it leaves the gain alone, its error
+is carried to other rough ones, and where that is above TOLERATED * rtol they are measured too. Beside the error,
+lambda_max at theta is carried on from call to call, with its direction, from where the next call looks for it. The
+state is numbers and this direction: with it a run that was interrupted goes on as if it had not been.
 """
 
 import math
@@ -26,8 +26,8 @@ TOLERATED = 3.0  # errors above so many rtol are not returned where they are kno
 HELD = 0.5  # of the gain that the median allows: what the largest error leaves of it at least
 TINY = 1e-9  # an error over rtol that is as good as none
 STRETCH = 2.0  # of the number of calls from one turn to the next
-STEADY = 1.25  # the most that a measurement may raise the gain by, if the next turn is to come later than this one did
 LONGEST = 50  # such number
+STEADY = 1.25  # the number grows only after a measurement that raises the gain by no more than this
 SHARE = 0.08  # of all evaluations that measurements may take, before a jump asks for another one
 JUMP = {"cost": 2.0, "sharpest": 2.0, "norm": 5.0}  # over the median of the last calls
 WINDOW = 50  # calls whose medians are remembered
