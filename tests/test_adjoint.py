@@ -10,13 +10,13 @@ from amaml.flow import derivatives
 from amaml.flow.adjoint import continuous, discrete
 from amaml.flow.chebyshev import Chebyshev
 from amaml.flow.field import GradientFlow
-from amaml.flow.schemes import BOSH3, DOPRI5, EULER, MIDPOINT, RK4, Move
+from amaml.flow.schemes import BOSH3, DOPRI5, EULER, MIDPOINT, RK3, RK4, Move
 from amaml.flow.steps import SOLVERS
 from amaml.flow.trajectory import Trajectory
 from amaml.learner import query_gradient
 from baselines import MAML
 
-FIXED = {"euler": EULER, "midpoint": MIDPOINT, "rk4": RK4, "rkc3": Chebyshev(3), "rkc5": Chebyshev(5)}
+FIXED = {"euler": EULER, "midpoint": MIDPOINT, "rk3": RK3, "rk4": RK4, "rkc3": Chebyshev(3), "rkc5": Chebyshev(5)}
 EMBEDDED = {"bosh3": BOSH3, "dopri5": DOPRI5}
 CASES = {
     "mlp": (mlp, regression, half_mse),

@@ -12,9 +12,10 @@ import data
 from amaml import AMAML, Tasks, half_mse
 from amaml.errors import OverBudget
 from amaml.experiment.networks import initialise
+from amaml.flow.chebyshev import Chebyshev
 from amaml.flow.curvature import Curvature, Sharp
 from amaml.flow.field import GradientFlow
-from amaml.flow.schemes import MIDPOINT, RK4
+from amaml.flow.schemes import MIDPOINT, RK3, RK4
 from amaml.flow.steps import SOLVERS, Plan, StepLaw, bisected
 from amaml.flow.trajectory import Trajectory
 
@@ -86,12 +87,15 @@ def test_no_step_of_second_order_takes_more_than_a_part_of_the_horizon_that_shri
     assert longest(1e-4) == pytest.approx(2 * 1e-4**0.5, rel=0.1)
 
 
-def test_the_first_steps_of_fourth_order_are_longer_where_the_horizon_is_not_very_long():
-    def first(solver, horizon):
-        return StepLaw(SOLVERS[solver], horizon, tolerance=1e-3, start=4.0).plan(0.0, 4.0)[0].h
+def test_the_first_steps_of_higher_order_are_longer_where_the_horizon_is_not_very_long():
+    def longer(candidate):
+        first = [StepLaw((candidate,), horizon, 1e-3, start=4.0).plan(0.0, 4.0)[0].h for horizon in (15.0, 100.0)]
+        return first[0] / first[1]
 
-    assert first("rk4", 15.0) / first("rk4", 100.0) == pytest.approx(1.4, abs=0.1)
-    assert first("rkc", 15.0) / first("rkc", 100.0) == pytest.approx(1.0, abs=0.1)
+    rk4, rk3, rkc = SOLVERS["auto"]
+    assert longer(rk4) == pytest.approx(1.4, abs=0.1)
+    assert longer(rk3) == pytest.approx(1.5, abs=0.1)
+    assert longer(rkc) == pytest.approx(1.0, abs=0.1)
 
 
 @pytest.mark.parametrize("solver", ["auto", "rkc", "rk4", "dopri5"])
@@ -134,6 +138,17 @@ def test_steps_for_the_continuous_adjoint_stay_within_heuns_limit(monkeypatch, s
         assert max(30 * move.h for move in trajectory.moves) < limit
     tested = max(30 * move.h for move in trajectory.moves) > MIDPOINT.stability
     assert tested == (solver != "rk4")  # whose own limit is below
+
+
+def test_auto_takes_every_scheme_where_it_is_the_cheapest(monkeypatch):
+    """Third order near the ends and Chebyshev steps between them; with a smaller tolerance fourth order as well."""
+    for tolerance, expected in ((1e-2, {RK3}), (1e-4, {RK3, RK4})):
+        trajectory = clock(monkeypatch, lambda t: 30.0)
+        Plan("auto", 0.01, 1000, tolerance).follow(trajectory)
+        schemes = [move.scheme for move in trajectory.moves]
+        assert {scheme for scheme in schemes if not isinstance(scheme, Chebyshev)} == expected
+        assert any(isinstance(scheme, Chebyshev) for scheme in schemes)
+        assert not isinstance(schemes[0], Chebyshev)
 
 
 def test_bisected_steps_cover_the_same_time_by_the_same_schemes():
