@@ -1,12 +1,15 @@
 """Tasks and networks for the tests, in float64: some with answers in closed form."""
 
 import functools
+import math
 
 import torch
 from torch import Tensor, nn
 
 import amaml
 from amaml import Tasks
+from amaml.flow.field import GradientFlow
+from amaml.flow.schemes import Move
 from amaml.models import Apply
 
 
@@ -130,3 +133,20 @@ def most_saved(learner, theta: Tensor, tasks: Tasks) -> int:
     with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
         learner.meta_gradient(theta, tasks)
     return most
+
+
+def _one_step(scheme, apply: Apply, loss, x: float, h: float) -> float:
+    """From u = 1, of one task of one point."""
+    x = torch.full((1, 1, 1), x, dtype=torch.float64)
+    flow = GradientFlow(apply, loss, Tasks(x, 0 * x, x, 0 * x), torch.ones(1, dtype=torch.float64))
+    return scheme.march(flow, [Move(scheme, 0.0, h, h)], flow.start, lambda move, stages: None).item()
+
+
+def stability_value(scheme, z: float) -> float:
+    """R(-z): one step of size 1 on du/dt = -z u from u = 1."""
+    return _one_step(scheme, Quadratic.apply, amaml.half_mse, math.sqrt(z), 1.0)
+
+
+def cubic_step(scheme, h: float) -> float:
+    """One step on the flow of u^3 / 3 from u = 1, which is 1 / (1 + t)."""
+    return _one_step(scheme, lambda u, x: u**3 / 3 + 0 * x, lambda value, target: value.sum(), 0.0, h)

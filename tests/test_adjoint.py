@@ -100,13 +100,14 @@ def test_discrete_adjoint_of_an_adaptive_scheme_is_the_derivative_over_its_own_s
     assert slope_error(total(discrete, flow, trajectory, lam), meta_loss, theta) < 1e-7
 
 
-@pytest.mark.parametrize("name", ["euler", "midpoint", "rk4", "rkc3"])
+@pytest.mark.parametrize("name", ["euler", "midpoint", "rk3", "rk4", "rkc3"])
 def test_schemes_on_a_quadratic_are_their_stability_polynomials(name):
     q, scheme, h, count = Quadratic(), FIXED[name], 0.2, 7
     z = -h * q.hessian
     coefficients = {
         "euler": [1, 1],
         "midpoint": [1, 1, 1 / 2],
+        "rk3": [1, 1, 1 / 2, 1 / 6],
         "rk4": [1, 1, 1 / 2, 1 / 6, 1 / 24],
         "rkc3": [1, 1, 1 / 2, 5.9 / 64],  # so that it is -0.9 at -4, the end of its interval
     }[name]

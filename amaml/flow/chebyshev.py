@@ -105,7 +105,8 @@ def _coefficients(s: int) -> tuple[float, tuple[tuple[float, float, float, float
     """m_1; (mu_j, nu_j, m_j, g_j) for j = 2..s; and w_0 to w_s."""
     w0 = 1 + SHIFT / s**2
     w1 = (w0 + 1) / (WIDTH * (s**2 - 1))
-    value, first, second = (chebyshev.chebval(w0, chebyshev.chebder(np.eye(s + 1), n)) for n in range(3))
+    derivatives = [chebyshev.chebval(w0, chebyshev.chebder(np.eye(s + 1), n)) for n in range(4)]
+    value, first, second, _ = derivatives
     b = np.empty(s + 1)
     b[2:] = second[2:] / first[2:] ** 2
     b[0], b[1] = b[2], 1 / w0
@@ -113,15 +114,16 @@ def _coefficients(s: int) -> tuple[float, tuple[tuple[float, float, float, float
     for j in range(2, s + 1):
         mu, nu, m = 2 * b[j] * w0 / b[j - 1], -b[j] / b[j - 2], 2 * b[j] * w1 / b[j - 1]
         rest.append((float(mu), float(nu), float(m), float(-(1 - b[j - 1] * value[j - 1]) * m)))
-    return float(b[1] * w1), tuple(rest), _weights(s, w0, w1, b)
+    return float(b[1] * w1), tuple(rest), _weights(s, w0, w1, b, derivatives)
 
 
-def _weights(s: int, w0: float, w1: float, b: np.ndarray) -> tuple[float, ...]:
+def _weights(s: int, w0: float, w1: float, b: np.ndarray, derivatives: Sequence[np.ndarray]) -> tuple[float, ...]:
     """Of the combination, by a linear program: the stability polynomial of Y_j is 1 - b_j T_j(w0) + b_j T_j(w0 + w1 z).
 
-    At z = 0 that of the combination has the value and the first two derivatives of exp, for second order.
+    At z = 0 that of the combination has the value and the first two derivatives of exp, for second order. derivatives:
+    T_j and its first three at w0, for j = 0..s.
     """
-    value, first, second, third = (chebyshev.chebval(w0, chebyshev.chebder(np.eye(s + 1), n)) for n in range(4))
+    value, first, second, third = derivatives
     x = np.cos(np.linspace(0, np.pi, 12 * s + 1))
     x = x[x < w0 - w1 * DECAYED]
     stiff = 1 - b * value + b * chebyshev.chebvander(x, s)

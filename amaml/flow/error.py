@@ -24,12 +24,11 @@ def relative_distance(a: Tensor, b: Tensor) -> float:
     return part / whole if whole else (0.0 if part == 0 else math.inf)
 
 
-def error_of_finest(distances: Sequence[float], order: float) -> float:
+def error_of_finest(distances: Sequence[float], order: int) -> float:
     """The relative error of the finest gradient, from the distances between each resolution and the next finer one.
 
-    order: the lowest of the schemes involved, at which their errors fall where every step is halved. With one distance
-    it is believed, up to TRUSTED_ORDER; with more, a distance that shrank by less than that order promises is believed
-    instead.
+    order: the lowest of the schemes involved. With one distance it is believed, up to TRUSTED_ORDER; with more, a
+    distance that shrank by less than that order promises is believed instead.
     """
     shrinking = 2.0 ** -min(order, TRUSTED_ORDER)
     if not math.isfinite(distances[-1]):
