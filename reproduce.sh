@@ -72,7 +72,10 @@ compare)
     case "$target $*" in
     *--dry-run* | *--status* | *--help*) ;;
     efficiency*) benchmarks ;;
-    paper-* | horizons*) module benchmarks.paper ;; # the tables and pictures of results/paper
+    paper-* | horizons*)
+        case "$target" in horizons) module benchmarks.directions ;; esac
+        module benchmarks.paper # the tables and pictures of results/paper
+        ;;
     esac
     ;;
 esac

@@ -2,8 +2,8 @@
 
     python -m benchmarks.paper
 
-reads the runs of the targets paper-figure, paper-tables and horizons, as far as they are there, and the paper's numbers
-(paper.toml), and writes into results/paper: cells.csv, figure.md, tables.md, horizons.md and the pictures.
+reads the runs of the targets below, as far as they are there, and the paper's numbers (paper.toml), and writes into
+results/paper: cells.csv, figure.md, tables.md, horizons.md and the pictures.
 """
 
 import json
@@ -28,7 +28,7 @@ PAPER = tomllib.loads(Path(__file__).with_name("paper.toml").read_text())
 TARGETS = {
     "figure": ("paper-figure",),
     "tables": ("paper-tables", "paper-tables-movielens1m"),
-    "horizons": ("horizons",),
+    "horizons": ("horizons", "horizons-maml"),
 }
 EPOCHS = (0, 10, 100, 500, 1000)  # of fine-tuning, in cells.csv, and the last; of the inner loop every step recorded
 EQUAL_UPDATES = 900  # at which horizons are compared, besides at equal seconds
@@ -182,25 +182,25 @@ def horizons(results: list[Result]) -> str:
     """A table a domain: the error by the own inner loop at the trained horizon, and under fine-tuning."""
     sections = []
     for domain in _order(results, "domain"):
-        rows = [["method", "inner steps", "updates", "seconds an update", *_HORIZON_COLUMNS]]
+        rows = [["method", "inner steps", "updates", "seeds", "seconds an update", *_HORIZON_COLUMNS]]
         for method in _order(results, "method", domain=domain):
             for steps in _order(results, "inner_steps", domain=domain, method=method):
                 place = {"domain": domain, "method": method, "inner_steps": steps}
                 inner, tuned = (select(results, p, **place) for p in ("inner", "finetune"))
-                last = inner[0].last["update"]
-                for updates in sorted({min(EQUAL_UPDATES, last), last}):
+                lasts = {r.last["update"] for r in inner}
+                for updates in sorted({min(EQUAL_UPDATES, last) for last in lasts} | lasts):
                     rows.append([method, steps, str(updates), *_after(updates, inner, tuned)])
         sections.append(f"## {domain}, 128 wide ({_seeds(results, domain=domain)})\n\n{as_markdown(rows)}")
     return "\n\n".join(["nRMSE; " + _INTERVALS, *sections]) + "\n"
 
 
 def _after(updates: int, inner: list[Result], tuned: list[Result]) -> list[str]:
-    """A row of the horizons' table, from seconds on."""
-    inner, tuned = ([r.until(updates) for r in results] for results in (inner, tuned))
+    """A row of the horizons' table, from seeds on, of the seeds that were trained for so long."""
+    inner, tuned = ([r.until(updates) for r in rs if r.last["update"] >= updates] for rs in (inner, tuned))
     places = (("test", 0), ("test", -1), ("support", -1))
     least = over_seeds([min(r.last["test"]["mean"]) for r in tuned])
     seconds = np.mean([r.seconds for r in inner])
-    return [f"{seconds:.3g}", *(over_seeds([r.at(*place) for r in inner]) for place in places), least]
+    return [str(len(inner)), f"{seconds:.3g}", *(over_seeds([r.at(*place) for r in inner]) for place in places), least]
 
 
 _INTERVALS = "mean ± 95% interval over the seeds. Made by `python -m benchmarks.paper` from the runs' test.json."

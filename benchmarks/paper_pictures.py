@@ -108,10 +108,11 @@ def _horizons(results: list[Result], domain: str, updates: int) -> Figure:
         style = {"linewidth": 1.6, "markersize": 5} | STYLES[method]
         steps = sorted({int(r.labels["inner_steps"]) for r in mine})
         groups = [[r for r in mine if int(r.labels["inner_steps"]) == n] for n in steps]
-        ends = [[r.until(updates).at("test", -1) for r in group] for group in groups]
+        ends = [[r.until(_reached(group, updates)).at("test", -1) for r in group] for group in groups]
         means = [np.mean(e) for e in ends]
         left.plot(steps, means, **style)
-        fewer = [(n, mean) for n, mean, group in zip(steps, means, groups, strict=True) if _fewer(group[0], updates)]
+        at = zip(steps, means, groups, strict=True)
+        fewer = [(n, mean) for n, mean, group in at if _reached(group, updates) < updates]
         if fewer:
             left.plot(*zip(*fewer, strict=True), **style | {"linestyle": "none", "markerfacecolor": "white"}, zorder=4)
         left.fill_between(steps, [min(e) for e in ends], [max(e) for e in ends], color=style["color"], alpha=0.13)
@@ -139,17 +140,22 @@ def _horizons(results: list[Result], domain: str, updates: int) -> Figure:
     return figure
 
 
-def _fewer(result: Result, updates: int) -> bool:
-    return result.last["update"] < updates
+def _reached(group: list[Result], updates: int) -> int:
+    """The number of updates at which the seeds of one method and number of steps are compared."""
+    return min(updates, *(r.last["update"] for r in group))
 
 
 def _exceptions(results: list[Result], updates: int) -> str:
     """What the open marks are: runs of fewer updates."""
-    fewer = {
-        (r.labels["method"], int(r.labels["inner_steps"])): r.last["update"] for r in results if _fewer(r, updates)
-    }
-    parts = [f"{NAMES[method]} {count} with {steps} steps" for (method, steps), count in fewer.items()]
-    return f"\n(open marks: {', '.join(parts)})" if parts else ""
+    groups: dict[tuple[str, int], list[Result]] = {}
+    for r in results:
+        groups.setdefault((r.labels["method"], int(r.labels["inner_steps"])), []).append(r)
+    fewer: dict[tuple[int, int], list[str]] = {}
+    for (method, steps), group in groups.items():
+        if (reached := _reached(group, updates)) < updates:
+            fewer.setdefault((reached, steps), []).append(NAMES[method])
+    parts = [f"{', '.join(names)} {count} with {steps} steps" for (count, steps), names in fewer.items()]
+    return f"\n(open marks: {'; '.join(parts)})" if parts else ""
 
 
 def _over_seconds(axis: Axes, results: list[Result], style: dict[str, Any]) -> tuple[float, float]:

@@ -124,7 +124,23 @@ def test_the_horizons_table_has_both_protocols_in_its_columns():
     tuned = result({"support": [0.9, 0.5, 0.1], "test": [1.1, 0.35, 0.7]}, **place)
     assert inner.until(300) == inner
     text = paper.horizons([inner, tuned])
-    assert "| fomaml | 200 | 300 | 0.25 | 1.100 | 0.400 | 0.300 | 0.350 |" in text
+    assert "| fomaml | 200 | 300 | 1 | 0.25 | 1.100 | 0.400 | 0.300 | 0.350 |" in text
+
+
+def test_seeds_of_different_lengths_are_compared_where_all_have_been():
+    """Two seeds of 300 updates, one of them trained on to 900."""
+    place = {"domain": "Alpine2D", "method": "fomaml", "inner_steps": "1000"}
+    pairs = []
+    for unit in ("inner step", "epoch"):
+        short = result({"support": [0.9, 0.6, 0.3], "test": [1.1, 0.8, 0.4]}, unit, **place)
+        long = result({"support": [0.9, 0.6, 0.3], "test": [1.1, 0.8, 0.6]}, unit, **place | {"seed": "1"})
+        last = {**long.last, "update": 900, "test": {"mean": [1.1, 0.8, 0.2]}}
+        pairs += [short, dataclasses.replace(long, tests=[*long.tests, last])]
+    text = paper.horizons(pairs)
+    assert "| fomaml | 1000 | 300 | 2 | 0.25 | 1.100 ± 0.000 | 0.500 ± 1.271 |" in text
+    assert "| fomaml | 1000 | 900 | 1 | 0.25 | 1.100 | 0.200 |" in text
+    left = paper_pictures._horizons(pairs[:2], "Alpine2D", 900).axes[0]
+    assert [list(line.get_ydata()) for line in left.lines] == [[0.5], [0.5]]  # one of them the open mark
 
 
 def test_seeds_that_were_tested_at_other_updates_share_a_curve():

@@ -50,10 +50,11 @@ def test_parsl_is_set_up_only_where_cells_are_to_run(machine):
 
 
 def test_the_papers_targets_make_their_tables_after_their_cells(machine):
-    for target in ("paper-figure", "paper-tables", "horizons"):
+    for target in ("paper-figure", "paper-tables", "horizons", "horizons-maml"):
         machine.log.unlink(missing_ok=True)
         machine.start("reproduce.sh", target, HAS=f"{CORE} parsl")
-        assert modules(machine) == [f"configs.reproduce {target}", "benchmarks.paper"]
+        directions = ["benchmarks.directions"] if target == "horizons" else []
+        assert modules(machine) == [f"configs.reproduce {target}", *directions, "benchmarks.paper"]
         machine.log.unlink()
         machine.start("reproduce.sh", target, "--dry-run", HAS=CORE)
         assert modules(machine) == [f"configs.reproduce {target} --dry-run"]
