@@ -70,7 +70,9 @@ def test_every_cell_is_read_by_every_protocol_with_its_command(cells):
 def test_the_table_sets_means_over_seeds_beside_the_papers_numbers(cells):
     text = paper.tables(cells)
     row = next(line for line in text.splitlines() if line.startswith("| amaml"))
-    _, _, published, unseen, seen, tuned_unseen, tuned_seen, epoch, _ = (part.strip() for part in row.split("|"))
+    _, _, published, unseen, seen, tuned_unseen, tuned_seen, epoch, verdict, _ = (
+        part.strip() for part in row.split("|")
+    )
     assert published == "0.074 ± 0.005"
     half = 12.706 * 0.1  # Student's t with one degree of freedom, standard error of 0 and 0.2
     assert unseen == f"0.800 ± {half:.3f}"
@@ -78,7 +80,11 @@ def test_the_table_sets_means_over_seeds_beside_the_papers_numbers(cells):
     assert tuned_unseen == f"0.900 ± {half:.3f}"
     assert tuned_seen == "0.010 ± 0.000"
     assert epoch == "10 to 100"  # where the seen error is first below 0.074
+    assert verdict == "seen only, Adam"
     assert "| *item mean* |  | 0.850 ± 0.000 |" in text
+    assert "| amaml | 0.094 ± 0.008 |  |  |  |  |  | not run: no data |" in text  # MovieLens1M
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in lines} == {9}
 
 
 def test_a_line_of_cells_csv_for_every_epoch_of_the_tables(cells):
@@ -115,7 +121,38 @@ def test_the_figure_keeps_support_and_test_apart_and_leaves_out_empty_panels():
     text = paper.figure([result(points, panel="Alpine2D-100", method="amaml", setting="ours")])
     assert text.count("## ") == 1
     assert "## Alpine2D-100 (seed 0; the paper's Alpine 100/100)" in text
-    assert "| amaml | 0.70 → 0.35 |  |  | 0.900 → 0.100 | 1.100 → 0.700 |" in text
+    assert "| amaml | 0.70 → 0.35 |  |  | 0.900 → 0.100 | 1.100 → 0.700 | not run; not run |" in text
+
+
+@pytest.mark.parametrize(
+    ("support", "test", "verdict"),
+    [
+        (0.346, 0.45, "reproduced"),  # 0.35 at two digits
+        (0.344, 0.45, "test points only"),
+        (0.44, 0.46, "support set only"),
+        (0.2, 0.3, "not: ours lower"),
+        (0.5, 0.6, "not: ours higher"),
+        (0.3, 0.6, "not: between our two"),
+    ],
+)
+def test_a_number_of_the_figure_is_reproduced_where_both_errors_are_near(support, test, verdict):
+    """Two seeds whose mean counts; the paper's number is 0.40."""
+    found = [result({"support": [0, 0, support + d], "test": [0, 0, test - d]}) for d in (0.2, -0.2)]
+    assert paper._verdict(0.4, found, 1000) == verdict
+
+
+@pytest.mark.parametrize(
+    ("unseen", "seen", "passed", "verdict"),
+    [
+        (0.11, 0.5, [10.0], "reproduced"),
+        (0.13, 0.09, [10.0], "seen only, inner loop"),
+        (0.13, 0.11, [10.0, 20.0], "seen only, Adam"),
+        (0.13, 0.11, [10.0, float("inf")], "not"),
+    ],
+)
+def test_a_number_of_the_tables_is_reproduced_where_unseen_ratings_have_it(unseen, seen, passed, verdict):
+    inner = [result({"support": [1, 1, seen], "test": [1, 1, unseen]}, "inner step")]
+    assert paper._table_verdict((0.1, 0.01), inner, passed) == verdict
 
 
 def test_the_horizons_table_has_both_protocols_in_its_columns():
