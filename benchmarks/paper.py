@@ -214,7 +214,7 @@ def horizons(results: list[Result]) -> str:
     """A table a domain: the error by the own inner loop at the trained horizon, and under fine-tuning."""
     sections = []
     for domain in _order(results, "domain"):
-        rows = [["method", "inner steps", "updates", "seeds", "seconds an update", *_HORIZON_COLUMNS]]
+        rows = [["method", "inner steps", "updates", "seeds", "seconds an update (median)", *_HORIZON_COLUMNS]]
         for method in _order(results, "method", domain=domain):
             for steps in _order(results, "inner_steps", domain=domain, method=method):
                 place = {"domain": domain, "method": method, "inner_steps": steps}
@@ -231,7 +231,7 @@ def _after(updates: int, inner: list[Result], tuned: list[Result]) -> list[str]:
     inner, tuned = ([r.until(updates) for r in rs if r.last["update"] >= updates] for rs in (inner, tuned))
     places = (("test", 0), ("test", -1), ("support", -1))
     least = over_seeds([min(r.last["test"]["mean"]) for r in tuned])
-    seconds = np.mean([r.seconds for r in inner])
+    seconds = np.median([r.seconds for r in inner])
     return [str(len(inner)), f"{seconds:.3g}", *(over_seeds([r.at(*place) for r in inner]) for place in places), least]
 
 

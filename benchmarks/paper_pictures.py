@@ -162,7 +162,7 @@ def _over_seconds(axis: Axes, results: list[Result], style: dict[str, Any]) -> t
     """Draw the error over the seconds of meta-training; where the line ends."""
     found = [{test["update"]: test["test"]["mean"][-1] for test in r.tests} for r in results]
     updates = sorted(set.intersection(*map(set, found)))  # at which every seed was tested
-    seconds = np.array(updates) * np.mean([r.seconds for r in results])
+    seconds = np.array(updates) * np.median([r.seconds for r in results])
     values = np.array([[one[update] for update in updates] for one in found])
     axis.plot(seconds, values.mean(0), **style)
     axis.fill_between(seconds, values.min(0), values.max(0), color=style["color"], alpha=0.13)
