@@ -72,10 +72,11 @@ compare)
     case "$target $*" in
     *--dry-run* | *--status* | *--help*) ;;
     efficiency*) benchmarks ;;
-    paper-* | horizons*)
-        case "$target" in horizons) module benchmarks.directions ;; esac
-        module benchmarks.paper # the tables and pictures of results/paper
+    "horizons "*)
+        module benchmarks.directions
+        module benchmarks.paper
         ;;
+    paper-* | horizons-*) module benchmarks.paper ;; # the tables and pictures of results/paper
     esac
     ;;
 esac

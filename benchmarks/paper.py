@@ -132,24 +132,26 @@ def figure(results: list[Result]) -> str:
     for panel, theirs in PAPER["panels"].items():
         if not select(results, "finetune", panel=panel):
             continue
-        rows = [["method", "paper"]]
-        for setting in ("released", "ours"):
-            rows[0] += [f"{setting}, support", f"{setting}, test"]
-        rows[0].append("released: verdict at epoch 0, 1000")
+        rows = [_FIGURE_HEAD]
         for method in _order(results, "method", panel=panel):
-            published = PAPER["figure"][theirs].get(method)
-            row = [method, "" if published is None else "{:.2f} → {:.2f}".format(*published)]
-            for setting in ("released", "ours"):
-                found = select(results, "finetune", panel=panel, method=method, setting=setting)
-                for points in ("support", "test"):
-                    ends = [over_seeds([r.at(points, epoch) for r in found]) for epoch in (0, 1000)]
-                    row.append(" → ".join(ends) if found else "")
-            found = select(results, "finetune", panel=panel, method=method, setting="released")
-            verdicts = [_verdict(p, found, epoch) for p, epoch in zip(published or (), (0, 1000), strict=False)]
-            rows.append([*row, "; ".join(verdicts)])
+            found = select(results, "finetune", panel=panel, method=method)
+            rows.append(_figure_row(method, PAPER["figure"][theirs].get(method), found))
         sections.append(f"## {panel} ({_seeds(results, panel=panel)}; the paper's {theirs})\n\n{as_markdown(rows)}")
     verdict = f"Reproduced: our mean, at the paper's two digits, lies within {NEAR} of the paper's number."
     return "\n\n".join(["nRMSE at fine-tuning epoch 0 → 1000; " + _INTERVALS, verdict, *sections]) + "\n"
+
+
+def _figure_row(method: str, published: tuple[float, float] | None, found: list[Result]) -> list[str]:
+    """The paper's start and end, ours at both settings on both kinds of points, and a verdict on each of the two."""
+    row = [method, "{:.2f} → {:.2f}".format(*published) if published else ""]
+    for setting in ("released", "ours"):
+        mine = select(found, "finetune", setting=setting)
+        for points in ("support", "test"):
+            ends = [over_seeds([r.at(points, epoch) for r in mine]) for epoch in (0, 1000)]
+            row.append(" → ".join(ends) if mine else "")
+    released = select(found, "finetune", setting="released")
+    verdicts = [_verdict(value, released, epoch) for value, epoch in zip(published or (), (0, 1000), strict=False)]
+    return [*row, "; ".join(verdicts)]
 
 
 def _verdict(published: float, found: list[Result], epoch: int) -> str:
@@ -236,6 +238,15 @@ def _after(updates: int, inner: list[Result], tuned: list[Result]) -> list[str]:
 
 
 _INTERVALS = "mean ± 95% interval over the seeds. Made by `python -m benchmarks.paper` from the runs' test.json."
+_FIGURE_HEAD = [
+    "method",
+    "paper",
+    "released, support",
+    "released, test",
+    "ours, support",
+    "ours, test",
+    "released: verdict at epoch 0; at 1000",
+]
 _TABLE_COLUMNS = [
     "inner loop, unseen",
     "inner loop, seen",
