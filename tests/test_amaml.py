@@ -266,6 +266,20 @@ def test_a_tolerance_that_a_dtype_cannot_reach_is_refused_with_the_one_it_can():
     assert relative_error(gradient.value.double(), reference.value) < 6e-4
 
 
+def test_steps_that_leave_the_finite_numbers_are_taken_again_where_the_flow_does_not():
+    """A predicted variance that falls as the mean fits: lambda_max grows a hundredfold within a few steps."""
+
+    def negative_log_likelihood(prediction, target):
+        mean, log_variance = prediction.chunk(2, -1)
+        return (log_variance + (mean - target) ** 2 * torch.exp(-log_variance)).mean() / 2
+
+    theta, apply = seeded(lambda: nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 2)), 2)
+    tasks = regression(tasks=1)
+    gradient = AMAML(apply, negative_log_likelihood, 0.01, 250, rtol=3e-2).meta_gradient(theta, tasks)
+    reference = AMAML(apply, negative_log_likelihood, 0.01, 250, rtol=1e-3).meta_gradient(theta, tasks)
+    assert relative_error(gradient.value, reference.value) < 3e-2
+
+
 def test_a_flow_that_leaves_the_finite_numbers_is_an_error():
     def exploding(prediction, target):
         return -prediction.exp().mean()

@@ -16,6 +16,7 @@ MOST_PRODUCTS = 10  # of one estimate of lambda_max
 SETTLED = 1.25  # ratio of two successive products, at which one stops
 UNCHANGED = 1.1  # ratio of a first product to what was found before, at which one stops; of the sharpest, either way
 RANDOM = 0.3  # size of the random part of the first start, over that of the direction it begins with
+LEFT = "the inner loop left the finite numbers; try a smaller inner_lr or fewer inner steps"
 
 
 class Sharp(NamedTuple):
@@ -63,7 +64,7 @@ class Curvature:
             before = self.found
             values, self.vectors = largest_eigenvalue(matvec, self.vectors, 1)
             if not math.isfinite(sum(now := values.tolist())):
-                raise Diverged("the inner loop left the finite numbers; try a smaller inner_lr or fewer inner steps")
+                raise Diverged(LEFT)
             self.found = [max(value, torch.finfo(u.dtype).eps) for value in now]
             grown = any(new > growth * old for new, old in zip(self.found, before, strict=True))
             if not grown and max(self.found) * drop >= max(before):

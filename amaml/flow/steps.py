@@ -22,8 +22,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from amaml.errors import Diverged
 from amaml.flow.chebyshev import Chebyshev, fewest_stages
-from amaml.flow.curvature import Curvature, Sharp
+from amaml.flow.curvature import LEFT, Curvature, Sharp
 from amaml.flow.schemes import BOSH3, DOPRI5, EULER, MIDPOINT, RK3, RK4, Embedded, Move, Scheme
 from amaml.flow.trajectory import Trajectory
 
@@ -34,6 +35,7 @@ LOOKAHEAD = 20  # blocks that are planned ahead
 STRETCH = 1.1  # steps may be so much longer where that saves one; within MARGIN
 PREFERENCE = 1.2  # a scheme of higher order may cost so much more for each order: it errs less than asked for
 RETAKEN = 4.0  # lambda_max is taken to be so many times larger at most, when a block is taken again
+LOST = 5  # times that a block which left the finite numbers is taken again
 BLOCK = 28  # gradients between two estimates of lambda_max
 LAYER = {2: 9.0, 3: 3.5, 4: 2.5}  # z = h * lambda_max of the first step, over rtol^(1/order): very long horizons
 MORE = {2: 1.0, 3: 1.5, 4: 1.4}  # times LAYER over horizons that are long but not very long
@@ -113,9 +115,10 @@ class Plan:
             self._graded(trajectory, choice, curvature)
 
     def _graded(self, trajectory: Trajectory, choice: tuple[Candidate, ...], curvature: Curvature) -> None:
-        """Block by block. One at whose end lambda_max turns out too large for its last step is taken again."""
+        """Block by block. One is taken again where it left the finite numbers, or where lambda_max at its end turns out
+        too large for its last step."""
         candidates = tuple(c.limited_by(HEUN) for c in choice) if self.heun_backward else choice
-        t, rate, now = trajectory.time, 0.0, curvature.at(trajectory.final)
+        t, rate, now, lost = trajectory.time, 0.0, curvature.at(trajectory.final), 0
         sharp, trajectory.at_start = max(now), trajectory.at_start or curvature.sharpest
         law = StepLaw(candidates, self.horizon, self.tolerance, trajectory.at_start.value)
         while t < self.horizon:
@@ -124,6 +127,12 @@ class Plan:
             u, count = trajectory.final, len(trajectory.moves)
             trajectory.extend(_block(law.plan(t, sharp, rate)))
             last = trajectory.moves[-1]
+            if not trajectory.final.isfinite().all():  # waits for the device
+                if lost == LOST:
+                    raise Diverged(LEFT)
+                trajectory.rewind(count, u)
+                sharp, lost = RETAKEN * sharp, lost + 1
+                continue
             if last.end < self.horizon:
                 later = curvature.at(trajectory.final)
                 rate = max(abs(math.log(b / a)) for a, b in zip(now, later, strict=True)) / (last.end - t)
@@ -132,7 +141,7 @@ class Plan:
                     sharp = min(max(later), RETAKEN * sharp)
                     continue
                 now, sharp = later, max(later)
-            t = last.end
+            t, lost = last.end, 0
 
     def _adaptive(self, trajectory: Trajectory, scheme: Embedded, curvature: Curvature) -> None:
         """In four parts, since lambda_max, which bounds the step, grows along the path; retaken like the blocks."""
