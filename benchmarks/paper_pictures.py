@@ -116,7 +116,8 @@ def _horizons(results: list[Result], domain: str, updates: int) -> Figure:
         if fewer:
             left.plot(*zip(*fewer, strict=True), **style | {"linestyle": "none", "markerfacecolor": "white"}, zorder=4)
         left.fill_between(steps, [min(e) for e in ends], [max(e) for e in ends], color=style["color"], alpha=0.13)
-        best = groups[int(np.argmin(means))]
+        last = [np.mean([r.until(_reached(group)).at("test", -1) for r in group]) for group in groups]
+        best = groups[int(np.argmin(last))]
         name = f"{NAMES[method]}, {best[0].labels['inner_steps']} steps"
         ends_left[NAMES[method]], ends_right[name] = (steps[-1], means[-1]), _over_seconds(right, best, style)
         colors[NAMES[method]] = colors[name] = style["color"]
@@ -126,7 +127,7 @@ def _horizons(results: list[Result], domain: str, updates: int) -> Figure:
     right.set(xscale="log", xlabel="seconds of meta-training, one CPU thread")
     right.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     right.xaxis.set_minor_formatter(NullFormatter())
-    right.set_title("each method at its best number of steps", fontsize=10)
+    right.set_title("each method at the number of steps that ends lowest", fontsize=10)
     left.set_title(f"after {updates} meta-updates{_exceptions(results, updates)}", fontsize=10)
     for axis, ends in ((left, ends_left), (right, ends_right)):
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -140,9 +141,9 @@ def _horizons(results: list[Result], domain: str, updates: int) -> Figure:
     return figure
 
 
-def _reached(group: list[Result], updates: int) -> int:
-    """The number of updates at which the seeds of one method and number of steps are compared."""
-    return min(updates, *(r.last["update"] for r in group))
+def _reached(group: list[Result], most: float = np.inf) -> int:
+    """The number of updates, of most at most, at which the seeds of one method and number of steps are compared."""
+    return min(most, *(r.last["update"] for r in group))
 
 
 def _exceptions(results: list[Result], updates: int) -> str:
