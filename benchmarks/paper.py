@@ -144,12 +144,11 @@ def figure(results: list[Result]) -> str:
 def _figure_row(method: str, published: tuple[float, float] | None, found: list[Result]) -> list[str]:
     """The paper's start and end, ours at both settings on both kinds of points, and a verdict on each of the two."""
     row = [method, "{:.2f} → {:.2f}".format(*published) if published else ""]
-    for setting in ("released", "ours"):
-        mine = select(found, "finetune", setting=setting)
+    released, ours = (select(found, "finetune", setting=setting) for setting in ("released", "ours"))
+    for mine in (released, ours):
         for points in ("support", "test"):
             ends = [over_seeds([r.at(points, epoch) for r in mine]) for epoch in (0, 1000)]
             row.append(" → ".join(ends) if mine else "")
-    released = select(found, "finetune", setting="released")
     verdicts = [_verdict(value, released, epoch) for value, epoch in zip(published or (), (0, 1000), strict=False)]
     return [*row, "; ".join(verdicts)]
 

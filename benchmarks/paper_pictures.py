@@ -103,16 +103,16 @@ def _horizons(results: list[Result], domain: str, updates: int) -> Figure:
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     ends_left, ends_right, colors = {}, {}, {}
-    for method in (m for m in STYLES if any(r.labels["method"] == m for r in results)):
-        mine = [r for r in results if r.labels["method"] == method]
+    found = _grouped(results)
+    for method in (m for m in STYLES if any(m == other for other, _ in found)):
         style = {"linewidth": 1.6, "markersize": 5} | STYLES[method]
-        steps = sorted({int(r.labels["inner_steps"]) for r in mine})
-        groups = [[r for r in mine if int(r.labels["inner_steps"]) == n] for n in steps]
-        ends = [[r.until(_reached(group, updates)).at("test", -1) for r in group] for group in groups]
+        steps = sorted(n for other, n in found if other == method)
+        groups = [found[method, n] for n in steps]
+        reached = [_reached(group, updates) for group in groups]
+        ends = [[r.until(n).at("test", -1) for r in group] for group, n in zip(groups, reached, strict=True)]
         means = [np.mean(e) for e in ends]
         left.plot(steps, means, **style)
-        at = zip(steps, means, groups, strict=True)
-        fewer = [(n, mean) for n, mean, group in at if _reached(group, updates) < updates]
+        fewer = [(n, mean) for n, mean, count in zip(steps, means, reached, strict=True) if count < updates]
         if fewer:
             left.plot(*zip(*fewer, strict=True), **style | {"linestyle": "none", "markerfacecolor": "white"}, zorder=4)
         left.fill_between(steps, [min(e) for e in ends], [max(e) for e in ends], color=style["color"], alpha=0.13)
@@ -141,6 +141,14 @@ def _horizons(results: list[Result], domain: str, updates: int) -> Figure:
     return figure
 
 
+def _grouped(results: list[Result]) -> dict[tuple[str, int], list[Result]]:
+    """The seeds of every method and number of inner steps."""
+    groups: dict[tuple[str, int], list[Result]] = {}
+    for r in results:
+        groups.setdefault((r.labels["method"], int(r.labels["inner_steps"])), []).append(r)
+    return groups
+
+
 def _reached(group: list[Result], most: float = np.inf) -> int:
     """The number of updates, of most at most, at which the seeds of one method and number of steps are compared."""
     return min(most, *(r.last["update"] for r in group))
@@ -148,11 +156,8 @@ def _reached(group: list[Result], most: float = np.inf) -> int:
 
 def _exceptions(results: list[Result], updates: int) -> str:
     """What the open marks are: runs of fewer updates."""
-    groups: dict[tuple[str, int], list[Result]] = {}
-    for r in results:
-        groups.setdefault((r.labels["method"], int(r.labels["inner_steps"])), []).append(r)
     fewer: dict[tuple[int, int], list[str]] = {}
-    for (method, steps), group in groups.items():
+    for (method, steps), group in _grouped(results).items():
         if (reached := _reached(group, updates)) < updates:
             fewer.setdefault((reached, steps), []).append(NAMES[method])
     parts = [f"{', '.join(names)} {count} with {steps} steps" for (count, steps), names in fewer.items()]
