@@ -28,9 +28,8 @@ if TYPE_CHECKING:
     from amaml.experiment.folder import Checkpoint
     from amaml.experiment.session import Session
 
-# what a checkpoint's theta was made with: its network, and its training
-NETWORK = "method", "learn_rates", "network", "width", "activation", "norm"
-TRAINING = "meta_updates", "meta_batch", "meta_lr", "meta_optimizer", "meta_schedule", "clip"
+# what the training of a checkpoint's theta was
+TRAINING = "method", "start_from", "meta_updates", "meta_batch", "meta_lr", "meta_optimizer", "meta_schedule", "clip"
 
 
 def experiment(s: Settings, group: Group) -> None:
@@ -54,13 +53,14 @@ def experiment(s: Settings, group: Group) -> None:
                     f"{folder.path} is finished; --evaluate {folder.path} tests or draws it, --overwrite runs it again"
                 )
             return
+        origin = None if start else group.of_first(lambda: opening.origin(asdict(s)))
         to_compile = group.of_first(lambda: opening.compiles(s.compile, s.meta_updates, start))
         e = group.together(lambda: build(s, group))
         count = group.of_first(lambda: threads.choose(e.training_work, start and start.threads))
         threads.choose(e.training_work, count)  # as many in every process
         with compiled(to_compile), group.stop as stop:
             session = Session(folder, e, stop, to_compile, shown=group.first)
-            begin(session, start, s, group)
+            begin(session, start, origin, s, group)
             with closing(events.Events(folder)) if s.tensorboard and group.first else nullcontext() as session.events:
                 train(session, s)
             if group.first:
@@ -70,14 +70,22 @@ def experiment(s: Settings, group: Group) -> None:
                 print(folder.path)
 
 
-def begin(session: Session, start: Checkpoint | None, s: Settings, group: Group) -> None:
-    """Take over the checkpoint and make the folder ready; a process that does not write gets what it has to read."""
+def begin(session: Session, start: Checkpoint | None, origin: Checkpoint | None, s: Settings, group: Group) -> None:
+    """Take over the checkpoint, or the theta to begin with, and make the folder ready.
+
+    A process that does not write gets what it has to read.
+    """
     from amaml.experiment.folder import Mirror
+
+    def take_over() -> None:
+        if start is not None:
+            session.restore(start)
+        elif origin is not None:
+            session.begin_at(origin)
 
     def prepare() -> Mirror:
         folder = session.folder
-        if start is not None:
-            session.restore(start)
+        take_over()
         if s.overwrite:
             folder.clear()
         folder.create(asdict(s))
@@ -88,8 +96,7 @@ def begin(session: Session, start: Checkpoint | None, s: Settings, group: Group)
     mirror = group.of_first(prepare)
     if not group.first:
         session.folder = mirror
-        if start is not None:
-            session.restore(start)
+        take_over()
 
 
 def build(s: Settings, group: Group) -> Experiment:
@@ -113,11 +120,10 @@ def train(session: Session, s: Settings) -> None:
 
 def evaluate(flags: dict[str, Any], group: Group) -> None:
     """Meta-test a run folder or a checkpoint under its own settings and the flags given beside it."""
-    from amaml.experiment import machine, report
-    from amaml.experiment.folder import RunFolder, load_checkpoint
+    from amaml.experiment import machine, opening, report
+    from amaml.experiment.folder import RunFolder, checkpoint_at, load_checkpoint
 
-    given = Path(flags["evaluate"])
-    path = given / "checkpoint.pt" if given.is_dir() else given
+    path = checkpoint_at(flags["evaluate"])
     checkpoint = group.of_first(lambda: load_checkpoint(path))
     own = checkpoint.settings
     s = checked(
@@ -125,7 +131,7 @@ def evaluate(flags: dict[str, Any], group: Group) -> None:
         source=f" in {path}",
     )
     check_together(flags, s)
-    for name in (*NETWORK, *TRAINING):
+    for name in (*opening.NETWORK, *TRAINING):
         made = own.get(name)  # an older run knows fewer settings
         if name in flags and getattr(s, name) != made:
             raise InputError(f"{path} was made with {flag_name(name)} {made}, not {getattr(s, name)}; leave it out")
@@ -146,7 +152,7 @@ def evaluate(flags: dict[str, Any], group: Group) -> None:
         picture = e.picture(theta)
     print(report.table(f"{path} on {s.domain}, {s.shots} shots", entry))
     made = {"settings": {name: value for name, value in asdict(s).items() if name not in CONTROL}, **entry}
-    made["evaluated"] = str(given)
+    made["evaluated"] = str(Path(flags["evaluate"]))
     print(folder.write_evaluation(f"{s.domain}-{s.shots}shot-{s.protocol}", made, picture))
 
 

@@ -11,7 +11,8 @@ the axes. Flags that change together are an axis of tables under a name of its o
     override = [{ when = { method = "maml" }, inner_steps = 5 }]
     then = [{ out = "{out}-5shot", shots = 5 }]           # --evaluate the finished run with these flags
 
-{name} in out is the place on an axis (a table's label), or the value of a flag. Every file in configs/targets is one.
+{name} in out, and in start_from, is the place on an axis (a table's label), or the value of a flag. Every file in
+configs/targets is one.
 """
 
 import itertools
@@ -103,6 +104,8 @@ def _cell(fixed: dict[str, Any], place: tuple, content: dict[str, Any], start: P
             flags |= {name: value for name, value in rule.items() if name != "when"}
     where = f"{path}, cell {'/'.join(labels.values())}"
     folder = Path(_filled(content["out"], flags | labels, where))
+    if "start_from" in flags:
+        flags["start_from"] = _filled(str(flags["start_from"]), flags | labels, where)
     s = _checked(flags, where)
     steps = [Step(_command({**flags, "out": str(folder), "resume": True}), folder / "summary.json")]
     for extra in content.get("then", []):

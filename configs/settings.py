@@ -160,6 +160,9 @@ class Settings:
     deterministic: bool = _flag(
         _switch, "CUDA: only operations that give the same bits every time, slower ones where need be", default=False
     )
+    start_from: str | None = _flag(
+        _path, "begin with the theta of this run folder or checkpoint (default: random weights)"
+    )
     seed: int = _flag(_seed, "seed of tasks, episodes and initial weights")
     test_interval: int = _flag(_index, "meta-updates between meta-tests; 0 tests only at the end", test=True)
     test_tasks: int = _flag(_count, "meta-test tasks", test=True)
@@ -248,6 +251,11 @@ def check_together(flags: Iterable[str], s: Settings) -> None:
     """Raise InputError for settings that do not go together, and for a flag that nothing chosen has a use for."""
     if s.norm == "batch" and min(s.shots, s.queries) < 2:
         raise InputError(f"--norm batch needs at least 2 points, got --shots {s.shots} and --queries {s.queries}")
+    if s.start_from is not None and s.method == "scratch":
+        raise InputError(
+            f"--start-from {s.start_from} is not for --method scratch, whose theta is random; test that theta by "
+            f"--evaluate {s.start_from}"
+        )
     if s.draw > s.test_tasks:
         raise InputError(f"--draw {s.draw} is more than --test-tasks {s.test_tasks}; choose at most {s.test_tasks}")
     if s.resume and s.overwrite:

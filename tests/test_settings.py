@@ -27,6 +27,7 @@ OPTIONAL = {
     "meta_schedule",
     "inner_batch",
     "prox",
+    "start_from",
     "out",
     "data_root",
     "evaluate",

@@ -29,8 +29,8 @@ IMAGES_AT_ONCE = 50  # meta-test tasks of images that go through a network toget
 class Experiment:
     """The settings, the domain (a data.Domain), the network as a function, theta (P,), the learner.
 
-    theta: trained in place. start: the random initialisation that it begins as. each: how the chunks of a batch of
-    tasks are gone through, see amaml.chunked.
+    theta: trained in place. start: the random initialisation, as which it begins unless --start-from says otherwise.
+    each: how the chunks of a batch of tasks are gone through, see amaml.chunked.
     """
 
     settings: Any

@@ -285,6 +285,12 @@ def usable(folder: Path) -> Iterator[None]:
         raise InputError(f"cannot use the folder {folder}: {reason}; choose another --out") from fault
 
 
+def checkpoint_at(given: str) -> Path:
+    """The checkpoint that a run folder, or the path of a checkpoint itself, names."""
+    path = Path(given)
+    return path / "checkpoint.pt" if path.is_dir() else path
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint to the CPU, weights only; raises InputError for a file that is missing, corrupt or another."""
     try:

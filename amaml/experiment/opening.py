@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from amaml.errors import InputError
-from amaml.experiment.folder import Checkpoint, RunFolder
+from amaml.experiment.folder import Checkpoint, RunFolder, checkpoint_at, load_checkpoint
 from amaml.experiment.registry import flag_name
 from amaml.flow.derivatives import compiler_found
 
+NETWORK = "learn_rates", "network", "width", "activation", "norm"  # what theta belongs to
 LONG_RUN = 500  # updates from which --compile auto compiles
 
 
@@ -72,6 +73,25 @@ class Asked:
     def _tests_as(self, there: dict[str, Any]) -> bool:
         """Whether the last meta-test of settings on disk is that of these."""
         return all(there.get(name) == self.settings[name] for name in self.testing - {"test_interval"})
+
+
+def origin(settings: dict[str, Any]) -> Checkpoint | None:
+    """The checkpoint whose theta a new run begins with, None for random weights.
+
+    Raises InputError where it cannot be read, or is one of another network.
+    """
+    if settings["start_from"] is None:
+        return None
+    path = checkpoint_at(settings["start_from"])
+    checkpoint = load_checkpoint(path)
+    for name in NETWORK:
+        there = checkpoint.settings.get(name)
+        if there != settings[name]:
+            raise InputError(
+                f"--start-from {path} has a theta made with {flag_name(name)} {there or 'none'}, not "
+                f"{settings[name] or 'none'}; give the same, or another run"
+            )
+    return checkpoint
 
 
 def compiles(compile: str, updates: int, start: Checkpoint | None) -> bool:

@@ -177,13 +177,7 @@ class Session:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take over theta, the optimiser's state and the counters."""
-        if checkpoint.theta.shape != self.theta.shape:
-            raise InputError(
-                f"the checkpoint in {self.folder.path} holds {checkpoint.theta.numel()} parameters, the network has "
-                f"{self.theta.numel()}; start anew with --overwrite"
-            )
-        with torch.no_grad():
-            self.theta.copy_(checkpoint.theta)
+        self._copy(checkpoint.theta, f"the checkpoint in {self.folder.path}", "start anew with --overwrite")
         self.optimizer.load_state_dict(checkpoint.optimizer)
         self.update = self.last_saved = checkpoint.update
         self.clock = Clock(checkpoint.timed_updates, checkpoint.timed_seconds)
@@ -191,6 +185,17 @@ class Session:
             self.experiment.learner.control.load_state_dict(checkpoint.control)
         skipped = [m["update"] for m in self.folder.metrics() if m.get("skipped") and m["update"] <= self.update]
         self._skips = Skips(skipped[-SKIP_WINDOW:], warned=bool(skipped))
+
+    def begin_at(self, origin: Checkpoint) -> None:
+        """Take over nothing but theta, that of another run."""
+        self._copy(origin.theta, f"--start-from {self.settings.start_from}", "give a run of the same network and data")
+
+    def _copy(self, theta: Tensor, place: str, remedy: str) -> None:
+        if theta.shape != self.theta.shape:
+            sizes = f"{theta.numel()} parameters, the network has {self.theta.numel()}"
+            raise InputError(f"{place} holds {sizes}; {remedy}")
+        with torch.no_grad():
+            self.theta.copy_(theta)
 
     def run(self) -> None:
         """Train to the last update and test where due; raises Diverged or Stopped with a good checkpoint on disk."""
