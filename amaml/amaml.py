@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from amaml.checks import validated
-from amaml.errors import InputError, OverBudget, unknown
+from amaml.errors import Diverged, InputError, OverBudget, unknown
 from amaml.flow.adjoint import ADJOINTS, Unstable
 from amaml.flow.control import TOLERATED, Control, Observation
 from amaml.flow.curvature import Sharp
@@ -125,6 +125,11 @@ class AMAML:
         budget = self._limit(state.budget(self.inner_steps))
         first = self._solve(theta, tasks, self._plan(self.rtol * state.gain, state.known), spent, budget)
         cost, norm = spent.total, first.value.norm().item()
+        if not (math.isfinite(norm) or first.terminal.isfinite().all()):  # no finer solve would change that
+            raise Diverged(
+                "the gradient of the query loss at the adapted parameters is not finite; look at the loss, or try a "
+                "smaller inner_lr or fewer inner steps"
+            )
         if self.solver == "euler" and self.adjoint == "discrete":
             return MetaGradient(first.value, first.query_loss, spent, gradients=first.gradients)
         seen = Observation(cost, first.sharpest, norm, None, 0, first.at_start)

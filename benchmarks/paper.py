@@ -29,6 +29,7 @@ TARGETS = {
     "figure": ("paper-figure",),
     "tables": ("paper-tables", "paper-tables-movielens1m"),
     "horizons": ("horizons", "horizons-maml"),
+    "trained on": ("horizons-on",),
 }
 EPOCHS = (0, 10, 100, 500, 1000)  # of fine-tuning, in cells.csv, and the last; of the inner loop every step recorded
 EQUAL_UPDATES = (450, 900)  # at which horizons are compared: at the first all, at the second those of up to 200 steps
@@ -123,7 +124,8 @@ def _names(part: str, labels: dict[str, str]) -> tuple[str, str, str]:
         return labels["panel"], labels["method"], labels["setting"]
     if part == "tables":
         return labels["panel"], labels["run"], f"{labels['steps']} steps"
-    return f"{labels['domain']}, 128 wide", labels["method"], f"{labels['inner_steps']} steps"
+    setting = f"{labels['inner_steps']} steps" if part == "horizons" else "200 steps, from Reptile's theta"
+    return f"{labels['domain']}, 128 wide", labels["method"], setting
 
 
 def figure(results: list[Result]) -> str:
@@ -236,6 +238,26 @@ def _after(updates: int, inner: list[Result], tuned: list[Result]) -> list[str]:
     return [str(len(inner)), f"{seconds:.3g}", *(over_seeds([r.at(*place) for r in inner]) for place in places), least]
 
 
+def trained_on(results: list[Result], horizons: list[Result]) -> str:
+    """A row a domain and seed: Reptile's theta, and what each method makes of it in how many seconds."""
+    methods = _order(results, "method")
+    rows = [["domain", "seed", "Reptile", *(cell for m in methods for cell in (f"then {m}", "updates", "seconds"))]]
+    for domain in _order(results, "domain"):
+        for seed in _order(results, "seed", domain=domain):
+            place = {"domain": domain, "seed": seed}
+            before = select(horizons, "inner", method="reptile", inner_steps="200", **place)
+            cells = [over_seeds([r.at("test", -1) for r in before])]
+            for method in methods:
+                after = select(results, "inner", method=method, **place)
+                cells += _spent(after[0]) if after else [""] * 3
+            rows.append([domain, seed, *cells])
+    return f"## Trained on from the theta that Reptile reaches over 200 steps\n\n{as_markdown(rows)}\n"
+
+
+def _spent(r: Result) -> list[str]:
+    return [over_seeds([r.at("test", -1)]), str(r.last["update"]), f"{r.last['update'] * r.seconds:.0f}"]
+
+
 _INTERVALS = "mean ± 95% interval over the seeds. Made by `python -m benchmarks.paper` from the runs' test.json."
 _FIGURE_HEAD = [
     "method",
@@ -290,6 +312,8 @@ def main() -> None:
     for part, make in (("figure", figure), ("tables", tables), ("horizons", horizons)):
         if found[part]:
             contents[f"{part}.md"] = make(found[part])
+    if found["trained on"]:
+        contents["horizons.md"] += "\n" + trained_on(found["trained on"], found["horizons"])
     for name, content in contents.items():
         write_atomically(OUT / name, content.encode())
     paper_pictures.draw(found["figure"], found["horizons"], PAPER, EQUAL_UPDATES[0], OUT)

@@ -207,3 +207,19 @@ def test_missing_targets_that_a_loss_leaves_out_are_no_mistake(method):
         return (known * (prediction - target.nan_to_num()) ** 2).sum() / known.sum()
 
     assert method(apply, masked).meta_gradient(theta, tasks).value.isfinite().all()
+
+
+def test_data_that_are_not_finite_cost_one_solve(monkeypatch):
+    (theta, apply), tasks = linear(), regression()
+    solved, solve = [], AMAML._solve
+    monkeypatch.setattr(AMAML, "_solve", lambda *arguments: solved.append(1) or solve(*arguments))
+    with pytest.raises(InputError, match="query_y holds NaN in 3 of 3 tasks"):
+        AMAML(apply, half_mse, 0.05, 5).meta_gradient(theta, changed(tasks, query_y=tasks.query_y * torch.nan))
+    assert len(solved) == 1
+
+
+def test_a_query_loss_without_a_gradient_is_told_at_once(monkeypatch):
+    (theta, apply), tasks = linear(), regression()
+    learner = AMAML(apply, half_mse, 0.05, 5, query_loss=lambda p, t: (p - p).square().sum().sqrt())  # 0 / 0
+    with pytest.raises(Diverged, match="gradient of the query loss at the adapted parameters is not finite"):
+        learner.meta_gradient(theta, tasks)

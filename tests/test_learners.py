@@ -53,7 +53,7 @@ def test_contract(name, dtype):
 @pytest.mark.parametrize("name", LEARNERS)
 def test_the_mean_over_tasks_is_the_mean_of_single_tasks(name):
     (theta, apply), tasks = mlp(), regression()
-    options = {"rtol": 1e-9} if name in ("AMAML-dopri5", "AMAML-bosh3") else {}
+    options = {"rtol": 1e-6} if name in ("AMAML-dopri5", "AMAML-bosh3") else {}
 
     def value(some):  # of a fresh learner, which measures its error
         return make(name, apply, **options).meta_gradient(theta, some).value

@@ -180,6 +180,21 @@ def test_seeds_of_different_lengths_are_compared_where_all_have_been():
     assert [list(line.get_ydata()) for line in left.lines] == [[0.5], [0.5]]  # one of them the open mark
 
 
+def test_what_reptiles_theta_becomes_stands_beside_it():
+    points, place = {"support": [0.9, 0.6, 0.3], "test": [1.1, 0.8, 0.4]}, {"domain": "Alpine2D", "seed": "1"}
+    before = result(points, "inner step", method="reptile", inner_steps="200", **place)
+    others = [
+        result(points, "inner step", method=m, inner_steps=k, **place) for m, k in (("reptile", "50"), ("amaml", "200"))
+    ]
+    ends = {"amaml": 0.2, "reptile": 0.3}
+    after = [result(points | {"test": [0.4, 0.3, end]}, "inner step", method=m, **place) for m, end in ends.items()]
+    text = paper.trained_on(after, [*others, before])
+    assert "| domain | seed | Reptile | then amaml | updates | seconds | then reptile | updates | seconds |" in text
+    assert "| Alpine2D | 1 | 0.400 | 0.200 | 300 | 75 | 0.300 | 300 | 75 |" in text
+    text = paper.trained_on(after[:1], [*others, before])
+    assert "| Alpine2D | 1 | 0.400 | 0.200 | 300 | 75 |" in text
+
+
 def test_seeds_that_were_tested_at_other_updates_share_a_curve():
     """A run that was made longer in steps has been tested where the others were not."""
     place = {"domain": "Alpine2D", "method": "amaml", "inner_steps": "200"}

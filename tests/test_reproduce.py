@@ -50,7 +50,7 @@ def test_parsl_is_set_up_only_where_cells_are_to_run(machine):
 
 
 def test_the_papers_targets_make_their_tables_after_their_cells(machine):
-    for target in ("paper-figure", "paper-tables", "horizons", "horizons-maml"):
+    for target in ("paper-figure", "paper-tables", "horizons", "horizons-maml", "horizons-on"):
         machine.log.unlink(missing_ok=True)
         machine.start("reproduce.sh", target, HAS=f"{CORE} parsl")
         directions = ["benchmarks.directions"] if target == "horizons" else []

@@ -43,14 +43,14 @@ def _kept_and_gradient(solver, checkpoints, steps=60):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("checkpoints", [1, 2, 3, 7, 20])
-def test_recomputed_trajectories_give_the_same_bits(solver, checkpoints):
+def test_recomputed_trajectories_give_the_same_bits(solver):
     whole, expected = _kept_and_gradient(solver, None)
-    again, value = _kept_and_gradient(solver, checkpoints)
-    assert torch.equal(value, expected)
     assert whole.recomputations == 0
-    assert again.recomputations > 0
-    assert (again.gradients, again.hvps) == (whole.gradients, whole.hvps)
+    for checkpoints in (1, 2, 3, 7, 20):
+        again, value = _kept_and_gradient(solver, checkpoints)
+        assert torch.equal(value, expected), checkpoints
+        assert again.recomputations > 0, checkpoints
+        assert (again.gradients, again.hvps) == (whole.gradients, whole.hvps), checkpoints
 
 
 @pytest.mark.parametrize("checkpoints", [4, 9])
@@ -69,7 +69,7 @@ def test_no_more_states_are_alive_than_asked_for(checkpoints):
     assert alive() <= checkpoints + base
     lam, _ = query_gradient(apply, half_mse, trajectory.final, tasks)
     for i, (_, stages) in enumerate(trajectory.backwards()):
-        if i % 8 == 0:
+        if i % 16 == 0:
             assert alive() <= checkpoints + len(stages) + base + 1
 
 
