@@ -63,7 +63,7 @@ def table(cells: list[Cell]) -> str:
             value = float(np.mean(json.loads(made.read_text())["cosine"]))
             row.setdefault(int(cell.labels["inner_steps"]), []).append(value)
     steps = sorted({n for row in found.values() for n in row})
-    rows = [["domain", "method", *(f"{n} steps" for n in steps)]]
+    rows = [["domain", "method", *(f"{n} step" + "s" * (n > 1) for n in steps)]]
     rows += [[*place, *(over_seeds(row.get(n, [])) for n in steps)] for place, row in found.items()]
     text = f"{__doc__.splitlines()[0]} `python -m benchmarks.directions`, {BATCHES} batches of 5 tasks.\n\n"
     return text + as_markdown(rows) + "\n"

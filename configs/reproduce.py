@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from amaml.errors import InputError, unknown
 from amaml.experiment import cells, parallel
+from amaml.experiment.ending import pipe_closed
 from configs.grid import Grid, read_grid, shown, target_path
 from configs.settings import CONTROL, METHODS
 
@@ -126,20 +127,25 @@ def start(grid: Grid, place: parallel.Place) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status: 0 all cells are done, 1 some failed, 2 a mistake in the input, 130 after a stop."""
+    """Exit status: 0 all cells are done, 1 some failed, 2 a mistake in the input, 130 a stop, 141 a closed pipe."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
             signal.signal(number, _interrupt)
     try:
         if arguments[:1] == ["compare"]:
-            return compare(comparison_parser().parse_args(arguments[1:]))
-        return reproduce(parser().parse_args(arguments))
+            status = compare(comparison_parser().parse_args(arguments[1:]))
+        else:
+            status = reproduce(parser().parse_args(arguments))
+        sys.stdout.flush()
+        return status
     except InputError as fault:
         print(f"reproduce.sh: {' '.join(str(fault).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("reproduce.sh: stopped; the same command goes on", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        return pipe_closed()
 
 
 def _interrupt(*_: Any) -> NoReturn:

@@ -36,8 +36,7 @@ def status_of(program: Callable[[], int | None], quiet: bool = False) -> int:
     except KeyboardInterrupt:
         return failed("interrupted", 130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor at the end, when Python empties its buffer
-        return CLOSED_PIPE
+        return pipe_closed()
     except Lost as lost:
         return failed(lost, 1)
     except (MemoryError, RuntimeError) as error:
@@ -47,6 +46,12 @@ def status_of(program: Callable[[], int | None], quiet: bool = False) -> int:
             return failed(f"{str(error).partition('.')[0]}; leave out --deterministic, or compute on the cpu", 2)
         raise
     return status or 0
+
+
+def pipe_closed() -> int:
+    """The exit status after a BrokenPipeError; Python, which empties its buffer at the end, meets no other."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return CLOSED_PIPE
 
 
 def _is_memory(error: Exception) -> bool:
