@@ -316,7 +316,7 @@ def main() -> None:
         contents["horizons.md"] += "\n" + trained_on(found["trained on"], found["horizons"])
     for name, content in contents.items():
         write_atomically(OUT / name, content.encode())
-    paper_pictures.draw(found["figure"], found["horizons"], PAPER, EQUAL_UPDATES[0], OUT)
+    paper_pictures.draw(found["figure"], found["horizons"], found["trained on"], PAPER, EQUAL_UPDATES[0], OUT)
 
 
 if __name__ == "__main__":

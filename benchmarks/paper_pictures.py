@@ -42,15 +42,28 @@ TOP = 1.6  # of the figure's axes; what starts above is told in figure.md
 matplotlib.use("Agg")
 
 
-def draw(figure: list[Result], horizons: list[Result], paper: dict[str, Any], updates: int, out: Path) -> None:
-    """figure-SETTING and horizons-DOMAIN in a folder, as far as there are results; updates: for equal updates."""
+def draw(
+    figure: list[Result],
+    horizons: list[Result],
+    trained_on: list[Result],
+    paper: dict[str, Any],
+    updates: int,
+    out: Path,
+) -> None:
+    """figure-SETTING and horizons-DOMAIN in a folder, as far as there are results; updates: for equal updates.
+
+    trained_on: runs that began with Reptile's last theta of 200 steps.
+    """
     for setting in ("released", "ours"):
         shown = [r for r in figure if r.labels["setting"] == setting and r.protocol == "finetune"]
         if shown:
             _panels(shown, setting, paper).savefig(out / f"figure-{setting}.png", dpi=110)
     for domain in dict.fromkeys(r.labels["domain"] for r in horizons):
-        shown = [r for r in horizons if r.labels["domain"] == domain and r.protocol == "inner"]
-        _horizons(shown, domain, updates).savefig(out / f"horizons-{domain}.png", dpi=110)
+        shown, after = (
+            [r for r in some if r.labels["domain"] == domain and r.protocol == "inner"]
+            for some in (horizons, trained_on)
+        )
+        _horizons(shown, domain, updates, after).savefig(out / f"horizons-{domain}.png", dpi=110)
 
 
 def _seeds(results: list[Result]) -> str:
@@ -98,8 +111,11 @@ def _panels(results: list[Result], setting: str, paper: dict[str, Any]) -> Figur
     return figure
 
 
-def _horizons(results: list[Result], domain: str, updates: int) -> Figure:
-    """Left the error after the own inner loop over the horizon, at equal updates; right over the seconds."""
+def _horizons(results: list[Result], domain: str, updates: int, trained_on: list[Result] = ()) -> Figure:
+    """Left the error after the own inner loop over the horizon, at equal updates; right over the seconds.
+
+    trained_on: what became of Reptile's theta of 200 steps; right, from the end of Reptile's line.
+    """
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     ends_left, ends_right, colors = {}, {}, {}
@@ -121,6 +137,12 @@ def _horizons(results: list[Result], domain: str, updates: int) -> Figure:
         name = f"{NAMES[method]}, {best[0].labels['inner_steps']} steps"
         ends_left[NAMES[method]], ends_right[name] = (steps[-1], means[-1]), _over_seconds(right, best, style)
         colors[NAMES[method]] = colors[name] = style["color"]
+    start = ends_right.get(f"{NAMES['reptile']}, 200 steps")
+    for method in (m for m in STYLES if start and any(m == r.labels["method"] for r in trained_on)):
+        group = [r for r in trained_on if r.labels["method"] == method]
+        style = {"linewidth": 1.6, "markersize": 5} | STYLES[method]
+        name = "Reptile, longer" if method == "reptile" else f"Reptile, then {NAMES[method]}"
+        ends_right[name], colors[name] = _one_step(right, start, group, style), style["color"]
     left.set(xscale="log", xlabel="inner steps in meta-training, and at the meta-test", ylabel="nRMSE on test points")
     left.xaxis.set_major_locator(FixedLocator([1, 5, 20, 50, 200, 1000]))
     left.xaxis.set_minor_locator(NullLocator())
@@ -173,3 +195,13 @@ def _over_seconds(axis: Axes, results: list[Result], style: dict[str, Any]) -> t
     axis.plot(seconds, values.mean(0), **style)
     axis.fill_between(seconds, values.min(0), values.max(0), color=style["color"], alpha=0.13)
     return seconds[-1], values.mean(0)[-1]
+
+
+def _one_step(
+    axis: Axes, start: tuple[float, float], results: list[Result], style: dict[str, Any]
+) -> tuple[float, float]:
+    """Draw a line from where it starts to the last meta-test of runs that went on from there; where it ends."""
+    seconds = start[0] + np.median([r.seconds for r in results]) * _reached(results)
+    end = seconds, float(np.mean([r.at("test", -1) for r in results]))
+    axis.plot(*zip(start, end, strict=True), **style | {"linestyle": ":"}, markevery=[1])
+    return end

@@ -91,6 +91,18 @@ def test_runs_are_gathered_by_what_differs_between_them(runs):
     ]
 
 
+def test_seeds_that_start_from_the_same_seed_of_other_runs_are_one_variant(tmp_path):
+    for seed in (0, 1):
+        for other in ("reptile", "fomaml"):
+            start = f"results/{other}/seed{seed}"
+            write_run(tmp_path / f"{other}{seed}", [1.0], [1.0], method="amaml", seed=seed, start_from=start)
+    (panel,) = panels(read_runs([tmp_path]))
+    assert [(v.label, sorted(v.runs)) for v in panel.variants] == [
+        ("amaml, start_from results/fomaml/seed*", [0, 1]),
+        ("amaml, start_from results/reptile/seed*", [0, 1]),
+    ]
+
+
 def test_other_tests_are_other_panels(runs):
     write_run(runs / "other", [1.0], [1.0], method="amaml", shots=20)
     write_run(runs / "inner", [1.0], [1.0], method="amaml", protocol="inner", unit="inner step")

@@ -206,6 +206,15 @@ def test_seeds_that_were_tested_at_other_updates_share_a_curve():
     assert end == (axis.lines[0].get_xdata()[0], 0.4)
 
 
+def test_what_was_trained_on_starts_where_reptile_ends():
+    points, place = {"support": [0.9, 0.6, 0.3], "test": [1.1, 0.8, 0.4]}, {"domain": "Alpine2D", "inner_steps": "200"}
+    reptile = result(points, "inner step", method="reptile", **place)
+    after = result(points | {"test": [0.4, 0.3, 0.2]}, "inner step", method="amaml", domain="Alpine2D")
+    right = paper_pictures._horizons([reptile], "Alpine2D", 300, [after]).axes[1]
+    assert [line.get_xdata().tolist() for line in right.lines] == [[75.0], [75.0, 150.0]]
+    assert [line.get_ydata().tolist() for line in right.lines] == [[0.4], [0.4, 0.2]]
+
+
 def test_the_horizons_picture_says_which_runs_were_shorter():
     points = {"support": [0.9, 0.6, 0.3], "test": [1.1, 0.8, 0.4]}
     runs = [result(points, "inner step", method=m, inner_steps="200", domain="Alpine2D") for m in ("maml", "amaml")]

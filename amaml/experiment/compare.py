@@ -111,7 +111,16 @@ def _read_run(file: Path) -> list[Run]:
     }
     # a run that was made longer under another protocol was not tested by the former one at its end
     tested = (tests for tests in _by_unit(entries) if tests[-1]["update"] == summary["updates"])
-    return [Run(file.parent, settings, tests, **common) for tests in tested]
+    return [Run(file.parent, _of_any_seed(settings), tests, **common) for tests in tested]
+
+
+def _of_any_seed(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings, whose start_from does not name the run's own seed: the seeds of one variant belong together."""
+    if settings.get("start_from") is None:
+        return settings
+    own = f"seed{settings['seed']}"
+    parts = ("seed*" if part == own else part for part in settings["start_from"].split("/"))
+    return settings | {"start_from": "/".join(parts)}
 
 
 def _by_unit(entries: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -135,6 +144,7 @@ def _read_evaluation(file: Path) -> list[Run]:
     costs = (trained.seconds, trained.gradients, trained.hvps) if trained else ()
     metric = entry.get("metric") or (trained.metric if trained else "metric")
     command = shlex.join(["python", "run.py", "--evaluate", str(source or file.parent)])
+    settings = _of_any_seed(settings)
     return [Run(file.parent, settings, tests, metric, entry["update"], command, *costs) for tests in _by_unit([entry])]
 
 
