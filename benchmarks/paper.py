@@ -312,7 +312,7 @@ def main() -> None:
     for part, make in (("figure", figure), ("tables", tables), ("horizons", horizons)):
         if found[part]:
             contents[f"{part}.md"] = make(found[part])
-    if found["trained on"]:
+    if found["horizons"] and found["trained on"]:
         contents["horizons.md"] += "\n" + trained_on(found["trained on"], found["horizons"])
     for name, content in contents.items():
         write_atomically(OUT / name, content.encode())
