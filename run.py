@@ -24,6 +24,8 @@ from amaml.files import cache_folder
 from configs.settings import CONTROL, TEST, Settings, check_together, checked, merged, parse_flags
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from amaml.experiment.build import Experiment
     from amaml.experiment.folder import Checkpoint
     from amaml.experiment.session import Session
@@ -70,7 +72,7 @@ def experiment(s: Settings, group: Group) -> None:
                 print(folder.path)
 
 
-def begin(session: Session, start: Checkpoint | None, origin: Checkpoint | None, s: Settings, group: Group) -> None:
+def begin(session: Session, start: Checkpoint | None, origin: Tensor | None, s: Settings, group: Group) -> None:
     """Take over the checkpoint, or the theta to begin with, and make the folder ready.
 
     A process that does not write gets what it has to read.

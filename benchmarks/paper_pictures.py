@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ NAMES = {
     "scratch": "scratch",
     "pretrained": "pretrained",
 }
+LINE = {"linewidth": 1.6, "markersize": 5}  # of the horizons, where a style does not say
 TOP = 1.6  # of the figure's axes; what starts above is told in figure.md
 matplotlib.use("Agg")
 
@@ -111,7 +113,7 @@ def _panels(results: list[Result], setting: str, paper: dict[str, Any]) -> Figur
     return figure
 
 
-def _horizons(results: list[Result], domain: str, updates: int, trained_on: list[Result] = ()) -> Figure:
+def _horizons(results: list[Result], domain: str, updates: int, trained_on: Sequence[Result] = ()) -> Figure:
     """Left the error after the own inner loop over the horizon, at equal updates; right over the seconds.
 
     trained_on: what became of Reptile's theta of 200 steps; right, from the end of Reptile's line.
@@ -121,7 +123,7 @@ def _horizons(results: list[Result], domain: str, updates: int, trained_on: list
     ends_left, ends_right, colors = {}, {}, {}
     found = _grouped(results)
     for method in (m for m in STYLES if any(m == other for other, _ in found)):
-        style = {"linewidth": 1.6, "markersize": 5} | STYLES[method]
+        style = LINE | STYLES[method]
         steps = sorted(n for other, n in found if other == method)
         groups = [found[method, n] for n in steps]
         reached = [_reached(group, updates) for group in groups]
@@ -140,7 +142,7 @@ def _horizons(results: list[Result], domain: str, updates: int, trained_on: list
     start = ends_right.get(f"{NAMES['reptile']}, 200 steps")
     for method in (m for m in STYLES if start and any(m == r.labels["method"] for r in trained_on)):
         group = [r for r in trained_on if r.labels["method"] == method]
-        style = {"linewidth": 1.6, "markersize": 5} | STYLES[method]
+        style = LINE | STYLES[method]
         name = "Reptile, longer" if method == "reptile" else f"Reptile, then {NAMES[method]}"
         ends_right[name], colors[name] = _one_step(right, start, group, style), style["color"]
     left.set(xscale="log", xlabel="inner steps in meta-training, and at the meta-test", ylabel="nRMSE on test points")

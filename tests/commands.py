@@ -73,6 +73,15 @@ def assert_same_run(out: Path, other: Path) -> None:
     assert content(out, "summary.json")["at_epochs"] == content(other, "summary.json")["at_epochs"]
 
 
+def into_a_closed_pipe(command: list[str], cwd: Path) -> tuple[int, str]:
+    """Exit status and stderr of a command whose output nobody reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=cwd)
+    os.close(writer)
+    return ended.returncode, ended.stderr
+
+
 def error_line(capsys) -> str:
     """The one line on stderr that a mistake gets, after those of the meta-tests, and nothing on stdout."""
     captured = capsys.readouterr()

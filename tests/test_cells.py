@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import ROOT
+from commands import ROOT, into_a_closed_pipe
 from test_grid import write_grid
 
 from amaml.experiment import cells, parallel, supervise
@@ -33,11 +33,7 @@ compile = "off"
 
 def test_a_closed_pipe_ends_quietly(tmp_path):
     command = [sys.executable, "-m", "configs.reproduce", str(write_grid(tmp_path, TINY)), "--dry-run"]
-    reader, writer = os.pipe()
-    os.close(reader)
-    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    os.close(writer)
-    assert (ended.returncode, ended.stderr) == (141, "")
+    assert into_a_closed_pipe(command, ROOT) == (141, "")
 
 
 def test_dry_run_prints_the_commands_of_what_is_not_done(tmp_path, capsys, monkeypatch):

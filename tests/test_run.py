@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from commands import ROOT, TINY, assert_same_run, checkpoint, content, files, metrics, start
+from commands import ROOT, TINY, assert_same_run, checkpoint, content, files, into_a_closed_pipe, metrics, start
 from tqdm import tqdm
 
 import run
@@ -200,13 +200,9 @@ def test_a_closed_pipe_ends_quietly(tmp_path, monkeypatch, unbuffered):
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     start(tmp_path / "run")
     for flags, statuses in ((["--help"], {0, 141} if unbuffered else {141}), ([*TINY, "--out", "run"], {141})):
-        reader, writer = os.pipe()
-        os.close(reader)
-        command = [sys.executable, str(ROOT / "run.py"), *flags]
-        ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
-        os.close(writer)
-        assert ended.returncode in statuses
-        assert ended.stderr == ""
+        status, stderr = into_a_closed_pipe([sys.executable, str(ROOT / "run.py"), *flags], tmp_path)
+        assert status in statuses
+        assert stderr == ""
 
 
 @pytest.mark.parametrize("ends", ["done", "mistake"])

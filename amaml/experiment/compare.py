@@ -6,7 +6,7 @@ are one variant, named after its method and, where a method has several, after t
 
 import shlex
 from collections.abc import Iterable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,8 @@ def read_runs(paths: list[Path]) -> list[Run]:
                 f"{path} holds no finished run (a folder with summary.json); give a run or a folder of runs"
             )
         for file in found:
-            runs += _read_run(file) if file.name == "summary.json" else _read_evaluation(file)
+            read = _read_run(file) if file.name == "summary.json" else _read_evaluation(file)
+            runs += [replace(run, settings=_of_any_seed(run.settings)) for run in read]
     return list({(run.folder.resolve(), run.unit, str(run.settings)): run for run in runs}.values())
 
 
@@ -111,7 +112,7 @@ def _read_run(file: Path) -> list[Run]:
     }
     # a run that was made longer under another protocol was not tested by the former one at its end
     tested = (tests for tests in _by_unit(entries) if tests[-1]["update"] == summary["updates"])
-    return [Run(file.parent, _of_any_seed(settings), tests, **common) for tests in tested]
+    return [Run(file.parent, settings, tests, **common) for tests in tested]
 
 
 def _of_any_seed(settings: dict[str, Any]) -> dict[str, Any]:
@@ -144,7 +145,6 @@ def _read_evaluation(file: Path) -> list[Run]:
     costs = (trained.seconds, trained.gradients, trained.hvps) if trained else ()
     metric = entry.get("metric") or (trained.metric if trained else "metric")
     command = shlex.join(["python", "run.py", "--evaluate", str(source or file.parent)])
-    settings = _of_any_seed(settings)
     return [Run(file.parent, settings, tests, metric, entry["update"], command, *costs) for tests in _by_unit([entry])]
 
 

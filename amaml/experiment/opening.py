@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from amaml.errors import InputError
 from amaml.experiment.folder import Checkpoint, RunFolder, checkpoint_at, load_checkpoint
 from amaml.experiment.registry import flag_name
@@ -75,8 +77,8 @@ class Asked:
         return all(there.get(name) == self.settings[name] for name in self.testing - {"test_interval"})
 
 
-def origin(settings: dict[str, Any]) -> Checkpoint | None:
-    """The checkpoint whose theta a new run begins with, None for random weights.
+def origin(settings: dict[str, Any]) -> Tensor | None:
+    """The theta (P,) of another run that a new one begins with, None for random weights.
 
     Raises InputError where it cannot be read, or is one of another network.
     """
@@ -91,7 +93,7 @@ def origin(settings: dict[str, Any]) -> Checkpoint | None:
                 f"--start-from {path} has a theta made with {flag_name(name)} {there or 'none'}, not "
                 f"{settings[name] or 'none'}; give the same, or another run"
             )
-    return checkpoint
+    return checkpoint.theta
 
 
 def compiles(compile: str, updates: int, start: Checkpoint | None) -> bool:

@@ -186,9 +186,9 @@ class Session:
         skipped = [m["update"] for m in self.folder.metrics() if m.get("skipped") and m["update"] <= self.update]
         self._skips = Skips(skipped[-SKIP_WINDOW:], warned=bool(skipped))
 
-    def begin_at(self, origin: Checkpoint) -> None:
-        """Take over nothing but theta, that of another run."""
-        self._copy(origin.theta, f"--start-from {self.settings.start_from}", "give a run of the same network and data")
+    def begin_at(self, theta: Tensor) -> None:
+        """Take over the theta (P,) of another run."""
+        self._copy(theta, f"--start-from {self.settings.start_from}", "give a run of the same network and data")
 
     def _copy(self, theta: Tensor, place: str, remedy: str) -> None:
         if theta.shape != self.theta.shape:
