@@ -12,7 +12,7 @@ usage() {
 usage: bash reproduce.sh TARGET|GRID.toml [--seeds 0 1 2] [--only AXIS=A,B] [--workers N] [--gpus [N]]
                          [--slurm PARTITION] [--walltime H:M:S] [--account A] [--jobs N] [--dry-run] [--status]
        bash reproduce.sh compare RUN_OR_FOLDER... [--out FOLDER]
-  GRID.toml: a grid of your own (configs/grid.py says how one looks); it writes below the folder you start from
+  GRID.toml: a grid of your own (experiment/grid.py says how one looks); it writes below the folder you start from
 targets:
 TEXT
     local file
@@ -58,17 +58,17 @@ case $target in
 compare)
     find_environment requirements.txt
     place=$caller
-    module configs.reproduce "$@"
+    module experiment.reproduce "$@"
     ;;
 *.toml)
     find_engine "$@"
     place=$caller
-    module configs.reproduce "$@"
+    module experiment.reproduce "$@"
     ;;
 *)
     [ -f "configs/targets/$target.toml" ] || usage
     find_engine "$@"
-    module configs.reproduce "$@"
+    module experiment.reproduce "$@"
     case "$target $*" in
     *--dry-run* | *--status* | *--help*) ;;
     efficiency*) benchmarks ;;

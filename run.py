@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 import data
 from amaml.errors import Diverged, InputError
-from amaml.experiment.ending import status_of
-from amaml.experiment.launch import launch
-from amaml.experiment.processes import Group, check_device, joined
-from amaml.experiment.registry import WITH_KINKS, flag_name
-from amaml.files import cache_folder
-from configs.settings import CONTROL, TEST, Settings, check_together, checked, merged, parse_flags
+from data.files import cache_folder
+from experiment.ending import status_of
+from experiment.launch import launch
+from experiment.processes import Group, check_device, joined
+from experiment.registry import WITH_KINKS, flag_name
+from experiment.settings import CONTROL, TEST, Settings, check_together, checked, merged, parse_flags
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from amaml.experiment.build import Experiment
-    from amaml.experiment.folder import Checkpoint
-    from amaml.experiment.session import Session
+    from experiment.build import Experiment
+    from experiment.folder import Checkpoint
+    from experiment.session import Session
 
 # what the training of a checkpoint's theta was
 TRAINING = "method", "start_from", "meta_updates", "meta_batch", "meta_lr", "meta_optimizer", "meta_schedule", "clip"
@@ -36,10 +36,10 @@ TRAINING = "method", "start_from", "meta_updates", "meta_batch", "meta_lr", "met
 
 def experiment(s: Settings, group: Group) -> None:
     """Train, test and report one run in its folder; a finished one is only reported. The first process alone writes."""
-    from amaml.experiment import events, machine, opening, report, threads
-    from amaml.experiment.folder import RunFolder
-    from amaml.experiment.session import Session
-    from amaml.flow.derivatives import compiled
+    from amaml.engine.derivatives import compiled
+    from experiment import events, machine, opening, report, threads
+    from experiment.folder import RunFolder
+    from experiment.session import Session
 
     if s.tensorboard:
         events.check_installed()
@@ -77,7 +77,7 @@ def begin(session: Session, start: Checkpoint | None, origin: Tensor | None, s: 
 
     A process that does not write gets what it has to read.
     """
-    from amaml.experiment.folder import Mirror
+    from experiment.folder import Mirror
 
     def take_over() -> None:
         if start is not None:
@@ -103,7 +103,7 @@ def begin(session: Session, start: Checkpoint | None, origin: Tensor | None, s: 
 
 def build(s: Settings, group: Group) -> Experiment:
     """Data, network and learner."""
-    from amaml.experiment import build, machine
+    from experiment import build, machine
 
     machine.check_device(s.device)
     check_device(s.device, group)
@@ -122,8 +122,8 @@ def train(session: Session, s: Settings) -> None:
 
 def evaluate(flags: dict[str, Any], group: Group) -> None:
     """Meta-test a run folder or a checkpoint under its own settings and the flags given beside it."""
-    from amaml.experiment import machine, opening, report
-    from amaml.experiment.folder import RunFolder, checkpoint_at, load_checkpoint
+    from experiment import machine, opening, report
+    from experiment.folder import RunFolder, checkpoint_at, load_checkpoint
 
     path = checkpoint_at(flags["evaluate"])
     checkpoint = group.of_first(lambda: load_checkpoint(path))

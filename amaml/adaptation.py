@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from amaml.chunked import Chunked
+from amaml.engine import derivatives
+from amaml.engine.derivatives import Loss
 from amaml.errors import InputError, unknown
-from amaml.flow import derivatives
 from amaml.flow.control import Control
-from amaml.flow.derivatives import Loss
 from amaml.learner import MetaLearner
 from amaml.models import check_module, predict
 from amaml.points import Points

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from amaml.checks import validated
+from amaml.engine.derivatives import Loss
 from amaml.errors import Diverged, InputError, OverBudget, unknown
+from amaml.flow.accuracy import error_of_finest, relative_distance, rounding
 from amaml.flow.adjoint import ADJOINTS, Unstable
 from amaml.flow.control import TOLERATED, Control, Observation
 from amaml.flow.curvature import Sharp
-from amaml.flow.derivatives import Loss
-from amaml.flow.error import error_of_finest, relative_distance, rounding
 from amaml.flow.field import Evaluations, GradientFlow
 from amaml.flow.quadrature import wanted
 from amaml.flow.schemes import Move

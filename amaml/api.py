@@ -3,9 +3,9 @@
 from amaml.adaptation import Adaptation
 from amaml.amaml import AMAML
 from amaml.chunked import Chunked
+from amaml.engine.derivatives import compiled
 from amaml.errors import Diverged, InputError, OverBudget
 from amaml.flow.control import Control
-from amaml.flow.derivatives import compiled
 from amaml.learner import MetaGradient, MetaLearner
 from amaml.losses import accuracy, half_mse, mse, rmse
 from amaml.models import flatten, load, mlp, predict

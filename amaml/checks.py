@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from amaml.engine import derivatives
 from amaml.errors import Diverged, InputError
-from amaml.flow import derivatives
 from amaml.learner import MetaGradient
 from amaml.models import Apply
 from amaml.tasks import Tasks

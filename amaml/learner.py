@@ -6,10 +6,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from amaml.engine import derivatives
+from amaml.engine.derivatives import Loss
 from amaml.errors import InputError
-from amaml.flow import derivatives
 from amaml.flow.control import Observation
-from amaml.flow.derivatives import Loss
 from amaml.flow.field import Evaluations, GradientFlow
 from amaml.models import Apply
 from amaml.tasks import Tasks

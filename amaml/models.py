@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
+from amaml.engine.graphs import differentiable_twice
 from amaml.errors import InputError, unknown
-from amaml.flow.graphs import differentiable_twice
 from amaml.points import Points, first
 
 Apply = Callable[[Tensor, Tensor], Tensor]  # (theta (P,), x (points, *input)) -> prediction (points, *output)

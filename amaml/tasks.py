@@ -109,7 +109,7 @@ class Tasks:
 
     @property
     def support(self) -> tuple[Any, Any]:
-        """x and y of the support sets as amaml.flow.derivatives takes them, with what is shared and the weights."""
+        """x and y of the support sets as amaml.engine.derivatives takes them, with what is shared and the weights."""
         return self._set(self.support_x, self.support_y, self.support_weight)
 
     @property

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from amaml.amaml import AMAML
-from amaml.flow.derivatives import Loss
+from amaml.engine.derivatives import Loss
 from amaml.models import Flattened
 
 

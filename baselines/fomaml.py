@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from amaml.checks import validated
-from amaml.flow.derivatives import Loss
+from amaml.engine.derivatives import Loss
 from amaml.flow.quadrature import Quadrature, Wanted, wanted
 from amaml.learner import MetaGradient, check_inner_loop, gradient_descent, query_gradient_with, support_flow
 from amaml.models import Apply

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from amaml.checks import validated
+from amaml.engine.derivatives import Loss
 from amaml.errors import InputError
-from amaml.flow.derivatives import Loss
 from amaml.flow.linalg import conjugate_gradient
 from amaml.flow.quadrature import Quadrature, wanted
 from amaml.learner import (

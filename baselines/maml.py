@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from amaml.checks import validated
+from amaml.engine import derivatives
+from amaml.engine.derivatives import Loss
 from amaml.errors import InputError, unknown
-from amaml.flow import derivatives
-from amaml.flow.derivatives import Loss
 from amaml.flow.field import Evaluations
 from amaml.learner import MetaGradient, check_count, check_inner_loop, query_gradient
 from amaml.models import Apply

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from amaml.checks import validated
-from amaml.flow import derivatives
-from amaml.flow.derivatives import Loss
+from amaml.engine import derivatives
+from amaml.engine.derivatives import Loss
 from amaml.flow.field import Evaluations
 from amaml.learner import MetaGradient, check_inner_loop, gradient_descent, support_flow
 from amaml.models import Apply

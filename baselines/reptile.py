@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from amaml.checks import validated
-from amaml.flow import derivatives
-from amaml.flow.derivatives import Loss
+from amaml.engine import derivatives
+from amaml.engine.derivatives import Loss
 from amaml.learner import MetaGradient, check_inner_loop, gradient_descent, support_flow
 from amaml.models import Apply
 from amaml.tasks import Tasks

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from amaml.checks import validated
-from amaml.flow import derivatives
-from amaml.flow.derivatives import Loss
+from amaml.engine import derivatives
+from amaml.engine.derivatives import Loss
 from amaml.flow.field import Evaluations
 from amaml.learner import MetaGradient, check_inner_loop, gradient_descent, support_flow
 from amaml.models import Apply

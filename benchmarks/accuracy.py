@@ -15,11 +15,11 @@ from typing import NamedTuple
 import torch
 
 from amaml import AMAML, Diverged
-from amaml.files import write_atomically
-from amaml.flow import derivatives
+from amaml.engine import derivatives
 from amaml.flow.control import TOLERATED
 from benchmarks.families import Family, families
 from benchmarks.reference import converged
+from data.files import write_atomically
 
 INNER_LR = 0.01
 STEPS = (50, 200, 1000, 5000)  # horizons 0.5 to 50

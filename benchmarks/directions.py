@@ -15,15 +15,15 @@ import numpy as np
 from torch.nn.functional import cosine_similarity
 
 import data
-from amaml.experiment.build import build
-from amaml.experiment.cells import Cell
-from amaml.experiment.compare_tables import as_markdown
-from amaml.experiment.folder import load_checkpoint
-from amaml.files import write_atomically
 from amaml.flow.control import Control
 from benchmarks.paper import OUT, over_seeds
-from configs.grid import read_grid, target_path
-from configs.settings import checked
+from data.files import write_atomically
+from experiment.build import build
+from experiment.cells import Cell
+from experiment.compare_tables import as_markdown
+from experiment.folder import load_checkpoint
+from experiment.grid import read_grid, target_path
+from experiment.settings import checked
 
 METHODS = ("fomaml", "reptile")
 BATCHES, FIRST = 4, 10**6  # episodes FIRST, FIRST + 1, ...

@@ -9,8 +9,8 @@ from torch.nn.functional import cross_entropy
 
 import data
 from amaml import Tasks, half_mse
-from amaml.experiment.networks import initialise
 from amaml.models import Apply
+from experiment.networks import initialise
 
 TASKS = 5
 

@@ -31,12 +31,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from amaml import AMAML, Diverged, MetaGradient
-from amaml.experiment.folder import environment
-from amaml.flow import derivatives
-from amaml.flow.error import relative_distance
+from amaml.engine import derivatives
+from amaml.flow.accuracy import relative_distance
 from benchmarks import report
 from benchmarks.problems import LIMITS, Problem, methods, problem
 from benchmarks.reference import converged
+from experiment.folder import environment
 
 STEPS = (1, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 TURN = 0.5  # seconds

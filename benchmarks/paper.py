@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from amaml.experiment.compare_tables import as_csv, as_markdown, shown
-from amaml.experiment.evaluation import mean_and_interval
-from amaml.files import write_atomically
 from benchmarks import paper_pictures
-from configs.grid import read_grid, target_path
+from data.files import write_atomically
+from experiment.compare_tables import as_csv, as_markdown, shown
+from experiment.evaluation import mean_and_interval
+from experiment.grid import read_grid, target_path
 
 OUT = Path("results/paper")
 PAPER = tomllib.loads(Path(__file__).with_name("paper.toml").read_text())

@@ -12,11 +12,11 @@ from torch.nn.functional import cross_entropy
 
 import data
 from amaml import AMAML, Tasks, flatten, half_mse, mlp
-from amaml.experiment.networks import conv4, resnet12
 from amaml.models import Apply
 from baselines import FOMAML, IMAML, MAML, Reptile
 from benchmarks.packages import Higher, TorchMAML
 from benchmarks.released import Released
+from experiment.networks import conv4, resnet12
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from amaml import AMAML, Tasks
-from amaml.flow.error import relative_distance
+from amaml.flow.accuracy import relative_distance
 from amaml.flow.field import Evaluations
 from amaml.flow.steps import Plan, bisected
 

@@ -5,9 +5,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from amaml.files import write_atomically
 from benchmarks.efficiency_picture import figure
 from benchmarks.paper import PAPER
+from data.files import write_atomically
 
 
 def write(folder: Path, name: str, result: dict[str, Any]) -> None:

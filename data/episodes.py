@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from amaml.engine.derivatives import Loss
 from amaml.errors import InputError
-from amaml.flow.derivatives import Loss
 from amaml.losses import accuracy, half_mse, mse, rmse
 from amaml.tasks import Tasks
 

@@ -21,8 +21,8 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import distance_transform_edt
 from torch.nn.functional import affine_grid, grid_sample
 
-from amaml.files import cache_folder
 from data.episodes import generator
+from data.files import cache_folder
 from data.image_cache import ImageSet, cached
 
 FACES = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "STIXGeneral")

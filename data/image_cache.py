@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from amaml.files import replacing
+from data.files import replacing
 
 
 @dataclass(frozen=True)

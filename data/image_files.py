@@ -18,9 +18,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from amaml.errors import InputError
-from amaml.files import cache_folder
 from data import sources
 from data.episodes import generator
+from data.files import cache_folder
 from data.image_cache import ImageSet, cached
 
 VERSION = 1  # part of every fingerprint; a change in how pixels are made needs another

@@ -8,7 +8,7 @@ import torch
 from test_image_files import as_pickles, cifar
 from test_omniglot import omniglot
 
-from amaml.experiment import build, report
+from experiment import build, report
 
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for run.py, which otherwise measures how many are fastest

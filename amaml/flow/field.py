@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from amaml.engine import derivatives
+from amaml.engine.derivatives import Loss
 from amaml.errors import OverBudget
-from amaml.flow import derivatives
-from amaml.flow.derivatives import Loss
 from amaml.models import Apply
 from amaml.tasks import Tasks
 

@@ -1,0 +1,1 @@
+"""How a function of tensors is batched over tasks, traced, compiled and replayed."""

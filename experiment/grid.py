@@ -1,0 +1,176 @@
+"""A grid of runs as data: a TOML file becomes cells, a cell the commands that make it.
+
+Every key that is a flag of run.py holds its value, or a list of values, which is an axis: the cells are the product of
+the axes. Flags that change together are an axis of tables under a name of its own:
+
+    out = "results/mine/{panel}/{method}/seed{seed}"      # the folder of a cell's run
+    seed = [0, 1, 2]
+    method = ["amaml", "maml"]
+    panel = [{ label = "Alpine", domain = "Alpine2D", shots = 100 }, { label = "Cos", domain = "CosMixture" }]
+    meta_updates = 2000
+    override = [{ when = { method = "maml" }, inner_steps = 5 }]
+    then = [{ out = "{out}-5shot", shots = 5 }]           # --evaluate the finished run with these flags
+
+{name} in out, and in start_from, is the place on an axis (a table's label), or the value of a flag. Every file in
+configs/targets is one.
+"""
+
+import itertools
+import os
+import shlex
+import string
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from amaml.errors import InputError, unknown
+from experiment.cells import Cell, Grid, Step
+from experiment.settings import CONTROL, FIELDS, Settings, flag_name, merged
+
+ROOT = Path(__file__).parent.parent
+TARGETS = ROOT / "configs" / "targets"
+OTHERS = ("about", "out", "override", "then")  # keys that are no axis
+PLAIN = ("domain", "method")  # their values need no name in a folder
+
+
+def read_grid(path: Path, seeds: list[int] | None = None, device: str | None = None) -> Grid:
+    """The grid of a file, with other seeds or another device than its own if these are given.
+
+    Raises InputError for a file that cannot be read, a key or value that cannot be used, or cells that share a folder.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise InputError(f"cannot read the grid {path}: {fault}; it must be a TOML file") from fault
+    content |= {"seed": seeds} if seeds else {}
+    content |= {"device": device} if device else {}
+    fixed, axes = _split(content, path)
+    out = content.get("out", _default_out(path.stem, axes))
+    start = Path(os.path.dirname(out.split("{")[0]))
+    cells = [_cell(fixed, place, content | {"out": out}, start, path) for place in itertools.product(*axes.values())]
+    _check_folders(cells, path)
+    return Grid(path.stem, cells, start / ".cells" / path.stem)
+
+
+def target_path(name: str) -> Path:
+    """A target's file, or a grid's own; raises InputError for a name that is neither."""
+    if name.endswith(".toml"):
+        return Path(name)
+    known = [path.stem for path in TARGETS.glob("*.toml")]
+    if name not in known:
+        raise unknown("target", name, known)
+    return TARGETS / f"{name}.toml"
+
+
+Axis = list[tuple[str, str, dict[str, Any]]]  # (its name, the label, the flags) of every place
+
+
+def _split(content: dict[str, Any], path: Path) -> tuple[dict[str, Any], dict[str, Axis]]:
+    """The flags that every cell has, and the axes, the seed's first."""
+    fixed, axes = {}, {}
+    for key, value in content.items():
+        if key in OTHERS:
+            continue
+        if key in FIELDS and not isinstance(value, list):
+            fixed[key] = value
+        elif key in FIELDS and value:
+            axes[key] = [(key, str(v), {key: v}) for v in value]
+        elif isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
+            axes[key] = [(key, _label(v), {k: v[k] for k in v if k != "label"}) for v in value]
+        elif key in FIELDS or isinstance(value, list):
+            raise InputError(f"{path}: {key} must be a value, or a list of at least one value or table; got {value!r}")
+        else:
+            raise unknown(f"key in {path}", key, [*FIELDS, *OTHERS])
+    return fixed, dict(sorted(axes.items(), key=lambda axis: axis[0] != "seed"))
+
+
+def _label(table: dict[str, Any]) -> str:
+    return str(table["label"]) if "label" in table else "-".join(str(value) for value in table.values())
+
+
+def _default_out(stem: str, axes: dict[str, Axis]) -> str:
+    parts = [f"{{{name}}}" if name in PLAIN or name not in FIELDS else f"{name}{{{name}}}" for name in axes]
+    return "/".join(["results", stem, *(p for p in parts if "{seed}" not in p), *(p for p in parts if "{seed}" in p)])
+
+
+def _cell(fixed: dict[str, Any], place: tuple, content: dict[str, Any], start: Path, path: Path) -> Cell:
+    """The cell at a place on every axis; start is the folder of all of them."""
+    labels, flags = {name: label for name, label, _ in place}, dict(fixed)
+    for _, _, own in place:
+        flags |= own
+    for rule in content.get("override", []):
+        if _applies(rule.get("when", {}), {name: str(value) for name, value in (flags | labels).items()}, path):
+            flags |= {name: value for name, value in rule.items() if name != "when"}
+    where = f"{path}, cell {'/'.join(labels.values())}"
+    folder = Path(_filled(content["out"], flags | labels, where))
+    if "start_from" in flags:
+        flags["start_from"] = _filled(str(flags["start_from"]), flags | labels, where)
+    s = _checked(flags, where)
+    steps = [Step(_command({**flags, "out": str(folder), "resume": True}), folder / "summary.json")]
+    for extra in content.get("then", []):
+        other = Path(_filled(extra.get("out", "{out}"), flags | labels | {"out": folder}, where))
+        own = {name: value for name, value in extra.items() if name != "out"}
+        _checked(flags | own, where)
+        device = {"device": flags["device"]} if "device" in flags else {}
+        command = _command({"evaluate": str(folder), **device, **own, "out": str(other)})
+        steps.append(Step(command, other / "evaluation*.json"))
+    settings = {name: getattr(s, name) for name in flags if name not in CONTROL}
+    return Cell(os.path.relpath(folder, start), labels, settings, folder, tuple(steps))
+
+
+def _applies(when: dict[str, Any], values: dict[str, str], path: Path) -> bool:
+    for name, wanted in when.items():
+        if name not in values:
+            raise unknown(f"axis or flag of an override in {path}", name, values)
+        if values[name] not in [str(w) for w in (wanted if isinstance(wanted, list) else [wanted])]:
+            return False
+    return True
+
+
+def _filled(template: str, values: dict[str, Any], where: str) -> str:
+    for _, name, _, _ in string.Formatter().parse(template):
+        if name is not None and name not in values:
+            raise unknown(f"{{name}} in the folder of {where}", name, values)
+    return template.format(**values)
+
+
+def _checked(flags: dict[str, Any], where: str) -> Settings:
+    """The settings of a cell; raises InputError where run.py would."""
+    try:
+        s = merged(flags)
+        for name in flags:
+            if name in CONTROL - {"data_root", "checkpoint_interval", "draw", "tensorboard"}:
+                raise InputError(f"{name} is not for a grid; leave it out")
+    except InputError as fault:
+        raise InputError(f"{where}: {fault}") from fault
+    return s
+
+
+def _command(flags: dict[str, Any]) -> list[str]:
+    """run.py with these flags, in the order of the settings."""
+    command = [sys.executable, str(ROOT / "run.py")]
+    for name in sorted(flags, key=list(FIELDS).index):
+        if flags[name] is not False:
+            command += [flag_name(name)] if flags[name] is True else [flag_name(name), str(flags[name])]
+    return command
+
+
+def _check_folders(cells: list[Cell], path: Path) -> None:
+    seen: dict[Path, Cell] = {}
+    if any(len({step.makes for step in cell.steps}) < len(cell.steps) for cell in cells):
+        raise InputError(f"{path}: entries of `then` share a folder; give each an out of its own")
+    for cell in cells:
+        for step in cell.steps:
+            other = seen.setdefault(step.makes, cell)
+            if other is not cell:
+                differ = next((n for n in cell.labels if cell.labels[n] != other.labels[n]), "seed")
+                raise InputError(f"{path}: two cells share the folder {step.makes.parent}; put {{{differ}}} in out")
+
+
+def shown(command: list[str]) -> str:
+    """A command as one would type it here."""
+    here = Path.cwd()
+    return shlex.join(
+        str(Path(p).relative_to(here)) if Path(p).is_absolute() and Path(p).is_relative_to(here) else p for p in command
+    )

@@ -1,0 +1,147 @@
+"""The networks of the experiments: fully connected ones, and the convolutional ones of few-shot image classification.
+
+Batch norm uses the statistics of the batch it sees, never running ones: a prediction then depends on the other query
+points of its task ("transductive"), as in MAML and Reptile. Pooling is torch's max_pool2d: under vmap its first and
+second derivatives are exact, and 1.3 times as fast (CPU) as a maximum over a reshaped axis.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amaml.errors import InputError, unknown
+from amaml.models import ACTIVATIONS, Apply, flatten, mlp
+from experiment.registry import NETWORKS
+
+Shape = tuple[int, int, int]  # channels, height, width
+
+
+def build_network(settings: Any, domain: Any) -> nn.Module:
+    """The network that settings.network names, for a domain's points; raises InputError where these are no images."""
+    if settings.network not in ("mlp", "linear") and not domain.images:
+        raise InputError(f"--network {settings.network} takes images, {settings.domain} has none; choose mlp or linear")
+    return NETWORKS[settings.network].call(settings, domain.input_shape, domain.outputs)
+
+
+def flat_mlp(input_shape: tuple[int, ...], outputs: int, **options: Any) -> nn.Module:
+    """amaml.models.mlp for points of any shape."""
+    return _flattened(input_shape, mlp(math.prod(input_shape), outputs, **options))
+
+
+def flat_linear(input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    """A linear layer for points of any shape."""
+    return _flattened(input_shape, nn.Linear(math.prod(input_shape), outputs))
+
+
+def _flattened(input_shape: tuple[int, ...], network: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), network) if len(input_shape) > 1 else network
+
+
+def conv4(
+    input_shape: Shape, outputs: int, filters: int = 64, strided: bool = False, activation: str = "relu"
+) -> nn.Sequential:
+    """Conv-4: 4 x [3 x 3 convolution, batch norm, activation, halving], then a linear layer (Vinyals et al. 2016).
+
+    Halving is 2 x 2 max-pooling and the features are flattened; where strided, as in MAML's Omniglot network (Finn et
+    al. 2017, section 5.2), the convolutions have stride 2 and the features are averaged over space. MAML has 64 filters
+    on Omniglot and 32 on mini-ImageNet. ReLU is the field's; a smooth activation ("gelu") with strides makes the inner
+    loop a smooth flow. Weights are Xavier-uniform, biases zero.
+
+    Raises InputError for images that cannot be pooled four times.
+    """
+    if activation not in ACTIVATIONS:
+        raise unknown("activation", activation, ACTIVATIONS)
+    channels, *size = input_shape
+    layers: list[nn.Module] = []
+    for _ in range(4):
+        layers += [
+            nn.Conv2d(channels, filters, 3, stride=2 if strided else 1, padding=1),
+            nn.BatchNorm2d(filters, track_running_stats=False),
+            ACTIVATIONS[activation](),
+        ]
+        if not strided:
+            layers.append(nn.MaxPool2d(2))
+        channels = filters
+    if strided:
+        return _initialised(nn.Sequential(*layers, _SpaceMean(), nn.Linear(filters, outputs)))
+    height, width = _pooled(size)
+    return _initialised(nn.Sequential(*layers, nn.Flatten(), nn.Linear(filters * height * width, outputs)))
+
+
+def resnet12(input_shape: Shape, outputs: int, widths: Sequence[int] = (64, 128, 256, 512)) -> nn.Sequential:
+    """ResNet-12: a residual block of three 3 x 3 convolutions for every width, average over space, linear layer.
+
+    As in Mishra et al. 2018 and Lee et al. 2019, without their dropout, which has no deterministic gradient.
+    Weights are Xavier-uniform, biases zero. Raises InputError for images that cannot be pooled once a block.
+    """
+    _pooled(input_shape[1:], len(widths))
+    channels = [input_shape[0], *widths]
+    blocks = [_Residual(before, after) for before, after in zip(channels, channels[1:], strict=False)]
+    return _initialised(nn.Sequential(*blocks, _SpaceMean(), nn.Linear(widths[-1], outputs)))
+
+
+def resnet12_of_width(input_shape: Shape, outputs: int, width: int = 64) -> nn.Sequential:
+    """ResNet-12 whose first block has so many filters and every further one twice as many as the one before."""
+    return resnet12(input_shape, outputs, [width * k for k in (1, 2, 4, 8)])
+
+
+class _Residual(nn.Module):
+    """Three convolutions beside a 1 x 1 one, added, leaky ReLU, 2 x 2 max-pooling."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *_normed(inputs, width, 3),
+            nn.LeakyReLU(0.1),
+            *_normed(width, width, 3),
+            nn.LeakyReLU(0.1),
+            *_normed(width, width, 3),
+        )
+        self.shortcut = nn.Sequential(*_normed(inputs, width, 1))
+        self.end = nn.Sequential(nn.LeakyReLU(0.1), nn.MaxPool2d(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(self.body(x) + self.shortcut(x))
+
+
+class _SpaceMean(nn.Module):
+    """(points, channels, height, width) -> (points, channels)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((-2, -1))
+
+
+def _normed(inputs: int, width: int, kernel: int) -> tuple[nn.Module, nn.Module]:
+    convolution = nn.Conv2d(inputs, width, kernel, padding=kernel // 2, bias=False)  # batch norm has one
+    return convolution, nn.BatchNorm2d(width, track_running_stats=False)
+
+
+def _pooled(size: Sequence[int], times: int = 4) -> tuple[int, int]:
+    """Height and width after so many halvings."""
+    height, width = (side >> times for side in size)
+    if not (height and width):
+        raise InputError(
+            f"images of {size[0]} x {size[1]} cannot be halved {times} times; use {2**times} x {2**times} up"
+        )
+    return height, width
+
+
+@torch.no_grad()
+def _initialised(network: nn.Sequential) -> nn.Sequential:
+    for part in network.modules():
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            if part.bias is not None:
+                part.bias.zero_()
+    return network
+
+
+def initialise(build: Callable[[], nn.Module], seed: int, dtype: torch.dtype, device: str) -> tuple[Tensor, Apply]:
+    """flatten(build()) with weights drawn from a seed; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = build()
+    return flatten(module.to(device=device, dtype=dtype))

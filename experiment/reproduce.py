@@ -1,0 +1,157 @@
+"""The program behind reproduce.sh: run the cells of a grid, say how far they are, or compare finished runs."""
+
+import argparse
+import signal
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from amaml.errors import InputError, unknown
+from experiment import cells, parallel
+from experiment.ending import pipe_closed
+from experiment.grid import Grid, read_grid, shown, target_path
+from experiment.settings import CONTROL, METHODS
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see --help")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of reproduce.sh."""
+    parser = _Parser(prog="reproduce.sh", description=__doc__, allow_abbrev=False)
+    parser.add_argument("target", help="a target (configs/targets), or a grid of your own, GRID.toml")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", action="extend", metavar="N", help="seeds, instead of the grid's own"
+    )
+    parser.add_argument(
+        "--only", nargs="+", action="extend", default=[], metavar="AXIS=A,B", help="only these places on an axis"
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="cells at once, in each job (default: free cores)")
+    parser.add_argument(
+        "--gpus",
+        type=int,
+        nargs="?",
+        const=-1,
+        default=0,
+        metavar="N",
+        help="a GPU for every worker; N are on a machine (default: as many as this one has)",
+    )
+    parser.add_argument("--slurm", metavar="PARTITION", help="run in pilot jobs on this partition")
+    parser.add_argument("--walltime", default="04:00:00", metavar="H:M:S", help="of a pilot job (default 04:00:00)")
+    parser.add_argument("--account", metavar="A", help="whom SLURM charges")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="pilot jobs at a time (default 1)")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands of the cells that are not done")
+    parser.add_argument("--status", action="store_true", help="say how many are done, and how long the rest takes")
+    return parser
+
+
+def comparison_parser() -> argparse.ArgumentParser:
+    """The flags of reproduce.sh compare."""
+    parser = _Parser(prog="reproduce.sh compare", description="Tables and pictures of many runs.", allow_abbrev=False)
+    parser.add_argument("paths", nargs="+", type=Path, metavar="RUN_OR_FOLDER", help="runs, or folders of runs")
+    parser.add_argument("--out", type=Path, default=Path("results/comparison"), help="default: results/comparison")
+    parser.add_argument("--epochs", type=int, nargs="+", metavar="N", help="epochs, or inner steps, of the tables")
+    parser.add_argument("--reference", default="amaml", help="the variant of the paired differences (default amaml)")
+    return parser
+
+
+def compare(given: argparse.Namespace) -> int:
+    """Write the tables and pictures of what is given, and print the tables."""
+    from experiment import compare, compare_pictures, compare_tables
+
+    panels = compare.panels(compare.read_runs(given.paths), CONTROL, METHODS)
+    given.out.mkdir(parents=True, exist_ok=True)
+    pictures = {panel.name: compare_pictures.draw(panel, given.out) for panel in panels}
+    print(compare_tables.write(panels, pictures, given.out, given.epochs, given.reference))
+    print(given.out)
+    return 0
+
+
+def reproduce(given: argparse.Namespace) -> int:
+    """Run, print or describe the cells that are asked for."""
+    grid = grid_of(given)
+    if given.status:
+        print(cells.describe(cells.states(grid), given.workers or parallel.free_cores()))
+        return 0
+    if given.dry_run:
+        commands = [shown(step.command) for cell in grid.cells if not cells.done(cell) for step in cell.steps]
+        print("\n".join(commands) or "every cell is done")
+        return 0
+    return start(grid, place_of(given))
+
+
+def grid_of(given: argparse.Namespace) -> Grid:
+    """The cells that were asked for."""
+    grid = read_grid(target_path(given.target), given.seeds, "cuda" if given.gpus else None)
+    for condition in given.only:
+        name, _, values = condition.partition("=")
+        if name not in grid.cells[0].labels:
+            raise unknown("axis of --only", name, grid.cells[0].labels)
+        known = {cell.labels[name] for cell in grid.cells}
+        for value in values.split(","):
+            if value not in known:
+                raise unknown(f"{name} of --only", value, known)
+        grid = replace(grid, cells=[cell for cell in grid.cells if cell.labels[name] in values.split(",")])
+    return grid
+
+
+def place_of(given: argparse.Namespace) -> parallel.Place:
+    """Where to run them."""
+    gpus = given.gpus
+    if gpus < 0:
+        import torch
+
+        gpus = torch.cuda.device_count()
+        if not gpus:
+            raise InputError("--gpus: this machine has none; leave it out, or with --slurm say how many a node has")
+    workers = given.workers if given.workers is not None else gpus or (1 if given.slurm else parallel.free_cores())
+    for name, value in (("--workers", workers), ("--jobs", given.jobs)):
+        if value < 1:
+            raise InputError(f"{name} must be a positive integer, got {value}")
+    if gpus and workers > gpus:
+        raise InputError(f"--workers {workers} is more than the {gpus} GPUs of --gpus; every worker has one for itself")
+    return parallel.Place(workers, gpus, given.slurm, given.walltime, given.account, given.jobs if given.slurm else 1)
+
+
+def start(grid: Grid, place: parallel.Place) -> int:
+    """Run the cells; 0 where all are done, 1 where some failed."""
+    parallel.check_parsl()
+    failed = parallel.run(grid, place)
+    if failed:
+        print(f"{failed} of {len(grid.cells)} cells failed; what they printed is below {grid.records}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status: 0 all cells are done, 1 some failed, 2 a mistake in the input, 130 a stop, 141 a closed pipe."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _interrupt)
+    try:
+        if arguments[:1] == ["compare"]:
+            status = compare(comparison_parser().parse_args(arguments[1:]))
+        else:
+            status = reproduce(parser().parse_args(arguments))
+        sys.stdout.flush()
+        return status
+    except InputError as fault:
+        print(f"reproduce.sh: {' '.join(str(fault).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("reproduce.sh: stopped; the same command goes on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return pipe_closed()
+
+
+def _interrupt(*_: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,328 @@
+"""The settings of an experiment: one table, from which the flags, the checks and the help text are made.
+
+Nothing here loads torch, which takes seconds: a mistake in a flag is told at once.
+"""
+
+import argparse
+import re
+import tomllib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+from amaml.errors import InputError, unknown
+from data import DOMAINS, ITEM_FEATURES
+from experiment.registry import (
+    ACTIVATIONS,
+    ADJOINTS,
+    BOTH,
+    INNER_OPTIMIZERS,
+    LEARN_RATES,
+    META_OPTIMIZERS,
+    META_SCHEDULES,
+    METHODS,
+    NETWORKS,
+    NORMS,
+    PROTOCOLS,
+    SOLVERS,
+    Entry,
+    flag_name,
+)
+
+FOLDER = Path(__file__).parents[1] / "configs"
+Check = Callable[[str, Any], Any]  # (flag, value) -> the value in its type; raises InputError
+
+
+def _number(kind: type, accept: Callable[[Any], bool], allowed: str) -> Check:
+    def check(flag: str, value: Any) -> Any:
+        try:
+            number = kind(value)
+        except (TypeError, ValueError, OverflowError):
+            number = None
+        altered = not isinstance(value, str) and number != value  # a fraction given for an integer
+        if number is None or altered or isinstance(value, bool) or not accept(number):
+            raise InputError(f"{flag} must be {allowed}, got {value!r}")
+        return number
+
+    return check
+
+
+def _choice(allowed: Iterable[str]) -> Check:
+    names = tuple(allowed)
+
+    def check(flag: str, value: Any) -> str:
+        if value not in names:
+            raise unknown(flag.removeprefix("--"), str(value), names)
+        return value
+
+    return check
+
+
+def _option(allowed: tuple[str, ...]) -> Check:
+    """A choice of which the first is the same as leaving it out: None."""
+
+    def check(flag: str, value: Any) -> str | None:
+        name = _choice(allowed)(flag, value)
+        return None if name == allowed[0] else name
+
+    return check
+
+
+def _or_off(check: Check) -> Check:
+    """A number of which zero is the same as leaving it out: None."""
+    return lambda flag, value: check(flag, value) or None
+
+
+def _device(flag: str, value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"cpu|cuda(:\d+)?", value):
+        raise InputError(f"{flag} must be cpu, cuda or cuda:N, got {value!r}")
+    return value
+
+
+_count = _number(int, lambda n: 1 <= n < 2**31, "a positive integer below 2**31")
+_index = _number(int, lambda n: 0 <= n < 2**31, "zero or a positive integer below 2**31")
+_seed = _number(int, lambda n: 0 <= n < 2**63, "zero or a positive integer below 2**63")
+_pictures = _number(int, lambda n: 0 <= n <= 100, "an integer from 0 to 100")
+# a float32 and the products of two settings must hold these
+_positive = _number(float, lambda x: 0 < x < 1e30, "a positive number below 1e30")
+_nonnegative = _number(float, lambda x: 0 <= x < 1e30, "zero or a positive number below 1e30")
+_fraction = _number(float, lambda x: 0 < x < 1, "a number between 0 and 1")
+
+
+def _path(flag: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise InputError(f"{flag} must be a path, got {value!r}")
+    return value
+
+
+def _switch(flag: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"{flag} must be true or false, got {value!r}")
+    return value
+
+
+def _flag(check: Check, help: str, default: Any = None, control: bool = False, test: bool = False) -> Any:
+    """A setting; control marks those that steer the program and leave the numbers of a run alone, test those that
+    leave its theta alone and say how it is tested."""
+    return field(default=default, metadata={"check": check, "help": help, "control": control, "test": test})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that makes an experiment. The fields without a default here have theirs in defaults.toml."""
+
+    domain: str = _flag(_choice(DOMAINS), f"task family: {', '.join(DOMAINS)}")
+    shots: int = _flag(_count, "support points a task; of each class for images")
+    queries: int = _flag(_count, "query points a task; of each class for images")
+    inner_steps: int = _flag(_count, "inner steps; the flow's horizon is inner_lr times this")
+    inner_lr: float = _flag(_positive, "size of an inner step, in units of the flow's time")
+    device: str = _flag(_device, "where to compute: cpu, cuda, cuda:0, ...")
+    method: str = _flag(_choice(METHODS), f"meta-learning method: {', '.join(METHODS)}")
+    meta_updates: int = _flag(_count, "meta-updates, steps of the optimiser of theta")
+    meta_batch: int = _flag(_count, "tasks a meta-update")
+    meta_lr: float = _flag(_positive, "step size of the optimiser of theta")
+    meta_optimizer: str = _flag(_choice(META_OPTIMIZERS), f"optimiser of theta: {', '.join(META_OPTIMIZERS)}")
+    meta_schedule: str | None = _flag(
+        _option(META_SCHEDULES),
+        "step size over the updates: constant, cosine (falls to zero along half a cosine) (default: constant)",
+    )
+    clip: float | None = _flag(
+        _or_off(_nonnegative), "largest norm of the meta-gradient, longer ones are shortened; 0: none (default: none)"
+    )
+    solver: str = _flag(_choice(SOLVERS), f"scheme of A-MAML's flow: {', '.join(SOLVERS)}; euler is gradient descent")
+    adjoint: str = _flag(_choice(ADJOINTS), "A-MAML's backward pass: discrete (exact transpose), continuous (paper)")
+    rtol: float = _flag(_fraction, "relative accuracy of A-MAML's flow (unused by euler)")
+    prox: float | None = _flag(_nonnegative, "proximal term of A-MAML (default 0) and iMAML (default 2)")
+    learn_rates: str | None = _flag(
+        _option(LEARN_RATES),
+        "amaml, anil: learn inner_lr as well: none, scalar (one for all), parameter (one for each) (default: none)",
+    )
+    cg_steps: int = _flag(_count, "iMAML: conjugate-gradient iterations")
+    cg_damping: float = _flag(_nonnegative, "iMAML: damping of the linear system")
+    inner_optimizer: str = _flag(_choice(INNER_OPTIMIZERS), f"MAML: inner optimiser: {', '.join(INNER_OPTIMIZERS)}")
+    inner_batch: int | None = _flag(_count, "MAML: support points an inner step, others for every step (default: all)")
+    checkpoint_every: int | None = _flag(
+        _count, "MAML: steps between the states kept, about the root of --inner-steps for least memory (default: none)"
+    )
+    trajectory_checkpoints: int | None = _flag(
+        _count, "A-MAML: states of a trajectory kept at most, the rest computed again (default: by their size)"
+    )
+    task_chunk: int | None = _flag(
+        _count,
+        "tasks that go through the network at once (default: all; of several processes, their share of --meta-batch)",
+    )
+    processes: int | None = _flag(
+        _count, "processes that share the run, on a GPU each for cuda (default: 1, or those of torchrun)", control=True
+    )
+    compile: str = _flag(_choice(("auto", "on", "off")), "torch.compile: auto (runs of 500 updates or more), on, off")
+    dtype: str = _flag(_choice(("float64", "float32")), "precision: float64, float32")
+    deterministic: bool = _flag(
+        _switch, "CUDA: only operations that give the same bits every time, slower ones where need be", default=False
+    )
+    start_from: str | None = _flag(
+        _path, "begin with the theta of this run folder or checkpoint (default: random weights)"
+    )
+    seed: int = _flag(_seed, "seed of tasks, episodes and initial weights")
+    test_interval: int = _flag(_index, "meta-updates between meta-tests; 0 tests only at the end", test=True)
+    test_tasks: int = _flag(_count, "meta-test tasks", test=True)
+    protocol: str = _flag(
+        _choice((*PROTOCOLS, BOTH)),
+        "adaptation at meta-test: finetune (Adam epochs), inner (the inner loop of the method), both",
+        test=True,
+    )
+    test_epochs: int = _flag(_index, "finetune: Adam epochs at meta-test", test=True)
+    test_steps: int | None = _flag(_count, "inner: inner steps at meta-test (default: --inner-steps)", test=True)
+    checkpoint_interval: int = _flag(_count, "meta-updates between checkpoints, at most 30 s apart", control=True)
+    network: str = _flag(_choice(NETWORKS), f"network: {', '.join(NETWORKS)}")
+    width: int = _flag(_count, "units of each hidden layer, or filters of the first convolution")
+    activation: str = _flag(_choice(ACTIVATIONS), f"activation of mlp and conv4: {', '.join(ACTIVATIONS)}")
+    norm: str = _flag(_choice(NORMS), "normalisation of the mlp: none, batch (the batch's own statistics)")
+    ways: int = _flag(_count, "images: classes of a task")
+    item_features: str = _flag(_choice(ITEM_FEATURES), f"ratings: an item's 100 inputs: {', '.join(ITEM_FEATURES)}")
+    train_tasks: int = _flag(_count, "ratings: meta-train users")
+    unseen: int = _flag(_count, "ratings: unseen items that every meta-test user has at least")
+    out: str | None = _flag(_path, "folder of the run (default results/DOMAIN/...)", control=True)
+    data_root: str | None = _flag(_path, "folder of data files (default $AMAML_DATA)", control=True)
+    resume: bool = _flag(_switch, "go on from the folder's checkpoint, if it has one", default=False, control=True)
+    overwrite: bool = _flag(_switch, "discard what the folder holds and start anew", default=False, control=True)
+    evaluate: str | None = _flag(_path, "only meta-test this run folder or checkpoint", control=True)
+    tensorboard: bool = _flag(
+        _switch, "also write event files for TensorBoard, which shows them while the run goes on", False, control=True
+    )
+    draw: int = _flag(_pictures, "draw this many fitted meta-test tasks", default=0, control=True)
+
+    def folder(self) -> Path:
+        """--out, or the run's place under results/."""
+        if self.out is not None:
+            return Path(self.out)
+        episode = f"{self.shots}shot-{self.queries}query"
+        return Path("results", self.domain, episode, f"{self.inner_steps}steps", self.method, f"seed{self.seed}")
+
+
+FIELDS = {f.name: f for f in fields(Settings)}
+CONTROL = frozenset(name for name, f in FIELDS.items() if f.metadata["control"])
+TEST = frozenset(name for name, f in FIELDS.items() if f.metadata["test"])
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A file of settings; a table of a method's name in it holds what differs for that method, as a dict.
+
+    Raises InputError for a file that cannot be read or holds a setting that cannot be used.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise InputError(f"cannot read the configuration {path}: {fault}; it must be a TOML file") from fault
+    return {name: _table(name, value, path) or _valid(name, value, f" in {path}") for name, value in values.items()}
+
+
+def _table(name: str, value: Any, path: Path) -> dict[str, Any]:
+    """The settings of a method's table; empty for anything else."""
+    if name not in METHODS or not isinstance(value, dict):
+        return {}
+    for own in {"domain", "method"} & set(value):
+        raise InputError(f"{own} in {path} is not for the table [{name}]; take it out of the table")
+    return {own: _valid(own, setting, f" in {path}") for own, setting in value.items()}
+
+
+def _valid(name: str, value: Any, source: str) -> Any:
+    if name not in FIELDS:
+        raise unknown(f"setting{source}", name, FIELDS)
+    if value is None and type(None) in get_args(FIELDS[name].type):
+        return None
+    return FIELDS[name].metadata["check"](flag_name(name) + source, value)
+
+
+def checked(values: dict[str, Any], source: str = "") -> Settings:
+    """Settings of the right types and ranges; raises InputError for the first that is not, or is missing."""
+    values = {name: _valid(name, value, source) for name, value in values.items()}
+    for name, setting in FIELDS.items():
+        if name not in values and setting.default is None and type(None) not in get_args(setting.type):
+            raise InputError(f"{flag_name(name)}{source} is missing")
+    return Settings(**values)
+
+
+def _used_by(entries: dict[str, Entry]) -> set[str]:
+    return {name for entry in entries.values() for name in entry.uses}
+
+
+def check_together(flags: Iterable[str], s: Settings) -> None:
+    """Raise InputError for settings that do not go together, and for a flag that nothing chosen has a use for."""
+    if s.norm == "batch" and min(s.shots, s.queries) < 2:
+        raise InputError(f"--norm batch needs at least 2 points, got --shots {s.shots} and --queries {s.queries}")
+    if s.start_from is not None and s.method == "scratch":
+        raise InputError(
+            f"--start-from {s.start_from} is not for --method scratch, whose theta is random; test that theta by "
+            f"--evaluate {s.start_from}"
+        )
+    if s.draw > s.test_tasks:
+        raise InputError(f"--draw {s.draw} is more than --test-tasks {s.test_tasks}; choose at most {s.test_tasks}")
+    if s.resume and s.overwrite:
+        raise InputError("--resume goes on with a run and --overwrite discards it; choose one of them")
+    groups = {
+        "method": {name: entry.uses for name, entry in METHODS.items()},
+        "network": {name: entry.uses for name, entry in NETWORKS.items()},
+        "protocol": {name: entry.uses for name, entry in PROTOCOLS.items()} | {BOTH: _used_by(PROTOCOLS)},
+        "domain": {name: set(kind.uses) for name, kind in DOMAINS.items()},
+    }
+    for flag in flags:
+        for group, uses in groups.items():
+            users, chosen = [name for name, used in uses.items() if flag in used], getattr(s, group)
+            if users and chosen not in users:
+                raise InputError(
+                    f"{flag_name(flag)} {getattr(s, flag)} is for {flag_name(group)} {' or '.join(users)}, not for "
+                    f"{chosen}; leave it out"
+                )
+
+
+def _files(domain: str) -> list[Path]:
+    """What differs from defaults.toml for a domain: the file of its kind, and its own, which wins; those that exist."""
+    shared = DOMAINS[domain].defaults if domain in DOMAINS else None
+    paths = [FOLDER / f"{name}.toml" for name in (shared, domain) if name]
+    return [path for path in paths if path.exists()]
+
+
+def merged(flags: dict[str, Any]) -> Settings:
+    """defaults.toml, what the domain's kind shares, the domain's own file, their tables for the method, the flags."""
+    if "domain" not in flags:
+        raise InputError(f"--domain is missing; choose one of: {', '.join(DOMAINS)}")
+    values, tables = read_toml(FOLDER / "defaults.toml"), {name: {} for name in METHODS}
+    for path in _files(str(flags["domain"])):
+        own = read_toml(path)
+        for name in tables:
+            tables[name] |= own.pop(name, {})
+        values |= own
+    values |= flags
+    s = checked(values | tables.get(values.get("method"), {}) | flags)
+    check_together(flags, s)
+    return s
+
+
+def parse_flags(arguments: list[str]) -> dict[str, Any]:
+    """The flags given; raises InputError for one that cannot be used, or does not exist (naming the nearest)."""
+    parser = _Parser(
+        prog="run.py",
+        description="Meta-train, meta-test and report one experiment. A flag wins over configs/DOMAIN.toml (or "
+        "synthetic.toml), which wins over configs/defaults.toml.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    defaults = read_toml(FOLDER / "defaults.toml")
+    for name, setting in FIELDS.items():
+        text = setting.metadata["help"] + (f" (default {defaults[name]})" if name in defaults else "")
+        if setting.metadata["check"] is _switch:
+            parser.add_argument(flag_name(name), action="store_true", help=text)
+        else:
+            parser.add_argument(flag_name(name), help=text, metavar="X")
+    namespace, unread = parser.parse_known_args(arguments)
+    if unread:
+        raise unknown("flag", unread[0].split("=")[0], [flag_name(name) for name in FIELDS])
+    return {name: _valid(name, value, "") for name, value in vars(namespace).items()}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake as an InputError, like every other part of the program."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see --help")

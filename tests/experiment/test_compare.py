@@ -1,0 +1,283 @@
+"""What compare says of many runs, against numbers worked out by hand; the runs are files written for the purpose."""
+
+import csv
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from experiment import compare, reproduce
+from experiment.compare import read_runs
+from experiment.compare_tables import costs, differences, errors, predictors
+from experiment.settings import CONTROL, METHODS, merged
+
+SIZES = {"domain": "CosMixture", "shots": 10, "queries": 10, "inner_steps": 5, "meta_updates": 20, "test_tasks": 4}
+
+
+def write_run(folder: Path, test, support, updates=(10, 20), tasks_ci95=0.5, unit="epoch", **flags) -> Path:
+    """The files of a finished run; test and support are the last meta-test's curves, 1 higher at the one before."""
+    settings = asdict(merged(SIZES | flags))
+    epochs = [0, 10, 100][: len(test)]
+
+    def points(values, more):
+        return {"mean": [v + more for v in values], "ci95": [tasks_ci95] * len(values)}
+
+    mean = float(settings["seed"])  # of a predictor
+    tests = [
+        {
+            "update": update,
+            "tasks": 4,
+            "unit": unit,
+            "epochs": epochs,
+            "predictors": {"mean": [mean, 0.25]},
+        }
+        | {"support": points(support, more), "test": points(test, more)}
+        for update, more in zip(updates, range(len(updates) - 1, -1, -1), strict=True)
+    ]
+    folder.mkdir(parents=True)
+    lines = [{"update": n, "query_loss": 1.0, "gradients": 4 + n % 2, "hvps": 3} for n in range(1, 21)]
+    contents = {
+        "config.json": json.dumps({"settings": settings, "command": ["--seed", str(settings["seed"])]}),
+        "test.json": json.dumps(tests),
+        "metrics.jsonl": "\n".join(map(json.dumps, lines)) + "\n",
+        "summary.json": json.dumps({"metric": "nRMSE", "updates": updates[-1], "seconds_per_update": 0.25}),
+    }
+    for name, content in contents.items():
+        (folder / name).write_text(content)
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """amaml on seeds 0 to 2, maml on seeds 0, 1 and 7, two rates of fomaml on seed 0."""
+    folder = tmp_path / "runs"
+    for seed, value in enumerate((0.5, 0.6, 0.7)):
+        write_run(folder / f"amaml{seed}", [0.9, 0.8, value], [0.9, 0.5, 0.1], method="amaml", seed=seed)
+    for seed, value in ((0, 0.8), (1, 0.7), (7, 0.9)):
+        write_run(folder / f"maml{seed}", [0.9, 0.8, value], [0.9, 0.5, 0.2], method="maml", seed=seed)
+    for rate in (0.01, 0.02):
+        write_run(folder / f"fomaml-{rate}", [1, 1, 1], [1, 1, 1], method="fomaml", inner_lr=rate)
+    return folder
+
+
+def panels(runs):
+    return compare.panels(runs, CONTROL, METHODS)
+
+
+def student(values) -> float:
+    """Half the 95% interval of a mean, Student's t."""
+    spread = np.std(values, ddof=1) / math.sqrt(len(values))
+    return scipy.stats.t.ppf(0.975, len(values) - 1) * spread
+
+
+def test_runs_are_gathered_by_what_differs_between_them(runs):
+    (panel,) = panels(read_runs([runs]))
+    assert panel.title == "CosMixture, 10 shots, 10 queries, 5 inner steps, fine-tuned, 4 seeds"
+    assert [(v.label, sorted(v.runs)) for v in panel.variants] == [
+        ("amaml", [0, 1, 2]),
+        ("maml", [0, 1, 7]),
+        ("fomaml, inner_lr 0.01", [0]),
+        ("fomaml, inner_lr 0.02", [0]),
+    ]
+    assert panel.differences == [
+        "clip: 0.1 (amaml); None (maml, fomaml, inner_lr 0.01, fomaml, inner_lr 0.02)",
+        "inner_lr: 0.01 (amaml, maml, fomaml, inner_lr 0.01); 0.02 (fomaml, inner_lr 0.02)",
+        "prox: 0.1 (amaml); None (maml, fomaml, inner_lr 0.01, fomaml, inner_lr 0.02)",
+    ]
+
+
+def test_seeds_that_start_from_the_same_seed_of_other_runs_are_one_variant(tmp_path):
+    for seed in (0, 1):
+        for other in ("reptile", "fomaml"):
+            start = f"results/{other}/seed{seed}"
+            write_run(tmp_path / f"{other}{seed}", [1.0], [1.0], method="amaml", seed=seed, start_from=start)
+    (panel,) = panels(read_runs([tmp_path]))
+    assert [(v.label, sorted(v.runs)) for v in panel.variants] == [
+        ("amaml, start_from results/fomaml/seed*", [0, 1]),
+        ("amaml, start_from results/reptile/seed*", [0, 1]),
+    ]
+
+
+def test_other_tests_are_other_panels(runs):
+    write_run(runs / "other", [1.0], [1.0], method="amaml", shots=20)
+    write_run(runs / "inner", [1.0], [1.0], method="amaml", protocol="inner", unit="inner step")
+    assert [(p.name, len(p.variants)) for p in panels(read_runs([runs]))] == [
+        ("CosMixture-10-10-epochs", 4),
+        ("CosMixture-10-10-inner-steps", 1),
+        ("CosMixture-20-10-epochs", 1),
+    ]
+
+
+def test_means_and_intervals_are_over_seeds_and_apart_over_tasks(runs):
+    (panel,) = panels(read_runs([runs]))
+    head, amaml, maml, fomaml, _ = errors(panel, "test", panel.epochs(None))
+    assert head == ["method", "seeds", "epoch 0", "epoch 10", "epoch 100"]
+    assert amaml == [
+        "amaml",
+        "3",
+        "0.900 ± 0.000 (± 0.500)",
+        "0.800 ± 0.000 (± 0.500)",
+        f"0.600 ± {student([0.5, 0.6, 0.7]):.3f} (± 0.500)",
+    ]
+    assert maml[4] == f"0.800 ± {student([0.8, 0.7, 0.9]):.3f} (± 0.500)"
+    assert fomaml[4] == "1.000 (± 0.500)"  # one seed has no interval
+    assert errors(panel, "support", [100])[1][2] == "0.100 ± 0.000 (± 0.500)"
+
+
+def test_differences_pair_the_seeds_that_both_have(runs):
+    (panel,) = panels(read_runs([runs]))
+    _, maml, *fomaml = differences(panel, panel.variants[0], [100])
+    assert maml == ["maml", "2", f"+0.200 ± {student([0.3, 0.1]):.3f}"]  # 0.8 - 0.5 and 0.7 - 0.6
+    assert [row[1:] for row in fomaml] == [["1", "+0.500"]] * 2
+
+
+def test_costs_are_seconds_and_evaluations_of_an_update(runs):
+    (panel,) = panels(read_runs([runs]))
+    assert costs(panel)[1] == ["amaml", "20", "0.2500", "4.5", "3.0"]
+
+
+def test_simple_predictors_are_shown_once_for_all_methods(runs):
+    (panel,) = panels(read_runs([runs]))
+    assert predictors(panel)[1:] == [["mean", "4", f"2.500 ± {student([0, 1, 2, 7]):.3f} (± 0.250)"]]
+
+
+def test_a_test_by_both_protocols_is_two(runs):
+    file = runs / "amaml0" / "test.json"
+    entries = json.loads(file.read_text())
+    for entry in entries:
+        entry["also"] = [entry | {"unit": "inner step", "epochs": [0, 1, 5]}]
+    other = entries[0] | {"epochs": [0, 10, 50], "also": []}  # by a protocol that the run was asked for before
+    file.write_text(json.dumps([other, *entries]))
+    epochs, inner = read_runs([runs / "amaml0"])
+    assert [(t["update"], t["epochs"]) for t in epochs.tests] == [(10, [0, 10, 100]), (20, [0, 10, 100])]
+    assert [(t["update"], t["epochs"]) for t in inner.tests] == [(10, [0, 1, 5]), (20, [0, 1, 5])]
+
+
+def test_an_evaluation_is_another_test_of_its_run(runs):
+    source = runs / "amaml0"
+    entry = json.loads((source / "test.json").read_text())[-1] | {"unit": "inner step", "epochs": [0, 1, 5]}
+    settings = json.loads((source / "config.json").read_text())["settings"]
+    other = runs / "amaml0-inner"
+    other.mkdir()
+    (other / "evaluation.json").write_text(
+        json.dumps({"settings": settings | {"protocol": "inner", "evaluate": str(source)}, **entry})
+    )
+    epochs, inner = panels(read_runs([runs]))
+    assert len(epochs.variants) == 4
+    assert (inner.metric, inner.unit, inner.epochs(None)) == ("nRMSE", "inner step", [0, 1, 5])
+    assert costs(inner)[1][2] == "0.2500"
+
+
+def test_the_test_of_an_earlier_theta_is_not_that_of_a_longer_run(runs):
+    file = runs / "amaml0" / "test.json"
+    before, last = json.loads(file.read_text())
+    file.write_text(json.dumps([before, last | {"unit": "inner step", "epochs": [0, 1, 5]}]))
+    (inner,) = read_runs([runs / "amaml0"])
+    assert (inner.unit, [t["update"] for t in inner.tests]) == ("inner step", [20])
+
+
+def test_an_evaluation_of_an_earlier_checkpoint_does_not_stand_for_the_run(runs):
+    source = runs / "amaml0"
+    entry = json.loads((source / "test.json").read_text())[0]
+    settings = json.loads((source / "config.json").read_text())["settings"]
+    early = runs.parent / "early"
+    early.mkdir()
+    (early / "evaluation.json").write_text(json.dumps({"settings": settings, "metric": "nRMSE", **entry}))
+    for paths in ([early, runs], [runs, early]):
+        (panel,) = panels(read_runs(paths))
+        assert panel.variants[0].runs[0].folder == source
+
+
+def test_variants_with_other_lengths_of_test_keep_their_own_end(runs):
+    write_run(runs / "short", [1.0, 0.4], [1.0, 0.4], method="reptile")
+    (panel,) = panels(read_runs([runs]))
+    assert panel.epochs(None) == [0, 10, 100, None]
+    row = next(row for row in errors(panel, "test", panel.epochs(None)) if row[0] == "reptile")
+    assert row[4:] == ["", "0.400 (± 0.500)"]
+
+
+def test_the_files_hold_the_same_numbers(runs, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert reproduce.main(["compare", str(runs), "--out", str(out), "--epochs", "0", "100"]) == 0
+    printed = capsys.readouterr().out
+    name = "CosMixture-10-10-epochs"
+    pictures = {f"{name}-{what}.{kind}" for what in ("adaptation", "training") for kind in ("svg", "pdf", "png")}
+    assert {p.name for p in out.iterdir()} == {"comparison.md", "comparison.tex", "table.csv", "cells.csv", *pictures}
+    text = (out / "comparison.md").read_text()
+    assert printed == f"{text}\n{out}\n"
+    assert f"![{name}-training]({name}-training.png)" in text
+    cell = f"0.600 ± {student([0.5, 0.6, 0.7]):.3f} (± 0.500)"
+    assert f"| amaml | 3 | 0.900 ± 0.000 (± 0.500) | {cell} |" in text
+    latex = (out / "comparison.tex").read_text()
+    assert r"  amaml & 3 & 0.900 $\pm$ 0.000 ($\pm$ 0.500) & " + cell.replace("±", r"$\pm$") + r" \\" in latex
+    assert r"inner\_lr 0.02" in latex
+    rows = list(csv.DictReader((out / "table.csv").read_text().splitlines()))
+    (row,) = [r for r in rows if (r["method"], r["points"], r["epoch"]) == ("amaml", "test", "100")]
+    assert float(row["mean"]) == pytest.approx(0.6)
+    assert float(row["seeds_ci95"]) == pytest.approx(student([0.5, 0.6, 0.7]))
+    assert (row["tasks_ci95"], row["seeds"]) == ("0.5", "3")
+    cells = list(csv.DictReader((out / "cells.csv").read_text().splitlines()))
+    assert len(cells) == 8 * 2
+    assert cells[1] == {
+        "panel": name,
+        "method": "amaml",
+        "setting": "",
+        "seed": "0",
+        "protocol": "finetune",
+        "epoch": "100",
+        "support": "0.1",
+        "test": "0.5",
+        "command": "python run.py --seed 0",
+    }
+
+
+def test_the_pictures_show_every_curve_under_its_name(runs, tmp_path, monkeypatch):
+    from experiment import compare_pictures
+
+    figures = []
+    monkeypatch.setattr(compare_pictures, "_save", lambda figure, path: figures.append(figure) or path)
+    (panel,) = panels(read_runs([runs]))
+    compare_pictures.draw(panel, tmp_path)
+    adaptation, training = figures
+    for figure in figures:
+        assert "CosMixture, 10 shots, 10 queries, 5 inner steps, fine-tuned, 4 seeds" in figure.get_suptitle()
+        for axis in figure.axes:
+            assert sorted(text.get_text() for text in axis.texts) == sorted(v.label for v in panel.variants)
+    test, support = adaptation.axes
+    np.testing.assert_allclose(test.lines[0].get_ydata(), [0.9, 0.8, 0.6])
+    np.testing.assert_allclose(support.lines[1].get_ydata(), [0.9, 0.5, 0.2])
+    band = test.collections[0].get_paths()[0].vertices
+    assert {0.5, 0.7} <= set(band[band[:, 0] == 100, 1].round(6))
+    updates, seconds = training.axes
+    np.testing.assert_allclose(updates.lines[0].get_xydata(), [[10, 1.6], [20, 0.6]])
+    np.testing.assert_allclose(seconds.lines[0].get_xdata(), [2.5, 5.0])
+
+
+def test_a_grey_print_tells_the_curves_apart(runs, tmp_path):
+    from experiment.compare_pictures import _style
+
+    (panel,) = panels(read_runs([runs]))
+    styles = [_style(panel, i) for i in range(4)]
+    grey = [float(np.dot(s["color"][:3], (0.2126, 0.7152, 0.0722))) for s in styles]
+    assert np.diff(grey).min() > 0.1
+    assert len({(str(s["linestyle"]), s["marker"]) for s in styles}) == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["nowhere"], "nowhere holds no finished run"),
+        (["{runs}", "--reference", "mml"], "unknown variant of --reference 'mml'; did you mean 'maml'"),
+        (["{runs}", "--epoch", "3"], "unrecognized arguments: --epoch 3"),
+    ],
+)
+def test_a_mistake_gets_one_line(runs, tmp_path, capsys, flags, message):
+    arguments = [flag.format(runs=runs) for flag in flags]
+    assert reproduce.main(["compare", *arguments, "--out", str(tmp_path / "out")]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1

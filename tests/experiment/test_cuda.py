@@ -1,0 +1,105 @@
+"""Everything that differs on a GPU, against the CPU; needs one."""
+
+import pytest
+import torch
+from helpers.commands import assert_same_run, checkpoint, content, start
+from helpers.problems import classification, convnet, mlp, regression, relative_error
+
+import amaml
+import baselines
+import run
+from amaml import AMAML, Chunked, half_mse
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
+]
+
+DEVICE = "cuda:0"
+SAME = 1e-10  # relative, in float64
+LEARNERS = {
+    "A-MAML auto": lambda *a: AMAML(*a),
+    **{f"A-MAML {solver}": lambda *a, s=solver: AMAML(*a, solver=s) for solver in ("euler", "rk4", "rkc", "dopri5")},
+    "A-MAML continuous": lambda *a: AMAML(*a, solver="rk4", adjoint="continuous"),
+    "A-MAML in chunks": lambda *a: Chunked(AMAML(*a), 2),
+    "A-MAML, checkpoints": lambda *a: AMAML(*a, checkpoints=3),
+    "MAML": lambda *a: baselines.MAML(*a),
+    "MAML, checkpoints": lambda *a: baselines.MAML(*a, checkpoint_every=3),
+    "MAML, Adam": lambda *a: baselines.MAML(*a, inner_optimizer="adam", inner_batch=2),
+    **{name: getattr(baselines, name) for name in ("FOMAML", "IMAML", "Reptile", "Scratch", "Pretrained")},
+}
+LONG = ["--device", DEVICE, "--method", "amaml", "--checkpoint-interval", "2", "--test-interval", "3"]
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["traced", "compiled"])
+@pytest.mark.parametrize("make", LEARNERS.values(), ids=LEARNERS)
+def test_a_learner_computes_what_it_does_on_the_cpu(make, compiled):
+    (theta, apply), tasks = mlp(), regression()
+    here, there = make(apply, half_mse, 0.05, 12), make(apply, half_mse, 0.05, 12)
+    moved = theta.to(DEVICE), tasks.to(DEVICE)
+    for _ in range(4):  # a CUDA graph is warmed up, recorded, replayed
+        expected = here.meta_gradient(theta, tasks)
+        with amaml.compiled(compiled):
+            found = there.meta_gradient(*moved)
+        assert found.value.device == moved[0].device
+        assert (found.value.cpu() - expected.value).norm() <= SAME * expected.value.norm()
+        torch.testing.assert_close(found.query_loss.cpu(), expected.query_loss, rtol=SAME, atol=0)
+    with amaml.compiled(compiled):
+        phi = there.adapt(*moved)
+    assert relative_error(phi.cpu(), here.adapt(theta, tasks)) < SAME
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["traced", "compiled"])
+def test_a_convolutional_network_does_too(compiled):
+    theta, apply = convnet()
+    tasks, loss = classification(), torch.nn.functional.cross_entropy
+    expected = baselines.MAML(apply, loss, 0.05, 3).meta_gradient(theta, tasks)
+    with amaml.compiled(compiled):
+        found = baselines.MAML(apply, loss, 0.05, 3).meta_gradient(theta.to(DEVICE), tasks.to(DEVICE))
+    assert relative_error(found.value.cpu(), expected.value) < 1e-9  # cuDNN sums in another order
+
+
+@pytest.mark.parametrize("compile", ["off", "on"])
+def test_a_run_resumes_to_the_bit(tmp_path, compile):
+    flags = [*LONG, "--deterministic", "--compile", compile]
+    start(tmp_path / "whole", *flags)
+    start(tmp_path / "run", *flags, "--meta-updates", "3")
+    assert start(tmp_path / "run", *flags, "--resume") == 0
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("compile", ["off", "on"])
+def test_a_whole_experiment_ends_as_on_the_cpu(tmp_path, compile):
+    flags = ["--method", "amaml", "--protocol", "both", "--draw", "2", "--test-epochs", "10"]
+    assert start(tmp_path / "cpu", *flags) == 0
+    assert start(tmp_path / "cuda", *flags, "--device", DEVICE, "--compile", compile) == 0
+    here, there = (checkpoint(tmp_path / name)["theta"].cpu() for name in ("cpu", "cuda"))
+    assert relative_error(there, here) < 1e-8  # Adam's first steps divide by the size of the gradient
+    tests = [content(tmp_path / name, "test.json")[-1] for name in ("cpu", "cuda")]
+    assert tests[1]["test"]["mean"] == pytest.approx(tests[0]["test"]["mean"], rel=1e-6)
+    assert (tmp_path / "cuda" / "fits.png").exists()
+    assert content(tmp_path / "cuda", "config.json")["device"] == torch.cuda.get_device_name(DEVICE)
+
+
+def test_a_run_of_the_cpu_is_evaluated_on_the_gpu(tmp_path):
+    start(tmp_path / "run")
+    flags = ["--evaluate", str(tmp_path / "run"), "--device", DEVICE, "--out", str(tmp_path / "there")]
+    assert run.main(flags) == 0
+    there = content(tmp_path / "there", "evaluation-CosMixture-4shot-finetune.json")
+    here = content(tmp_path / "run", "test.json")[-1]
+    assert there["test"]["mean"] == pytest.approx(here["test"]["mean"], rel=1e-8)
+
+
+def test_two_processes_want_a_gpu_each(tmp_path, capfd):
+    assert start(tmp_path / "run", "--device", "cuda", "--processes", str(torch.cuda.device_count() + 1)) == 2
+    assert "processes need a GPU each" in capfd.readouterr().err
+    assert start(tmp_path / "run", "--device", DEVICE, "--processes", "2") == 2
+    assert "choose --device cuda, one for each" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_gpus_make_the_bits_of_one(tmp_path):
+    flags = ["--method", "amaml", "--meta-batch", "4", "--task-chunk", "1", "--device", "cuda", "--deterministic"]
+    assert start(tmp_path / "one", *flags) == 0
+    assert start(tmp_path / "two", *flags, "--processes", "2") == 0
+    assert_same_run(tmp_path / "two", tmp_path / "one")

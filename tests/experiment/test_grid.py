@@ -1,0 +1,164 @@
+"""Grids in TOML and the cells that they are; mistakes in them and on the command line."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.commands import ROOT
+
+import run
+from amaml import InputError
+from experiment import parallel, reproduce
+from experiment.grid import TARGETS, read_grid
+
+
+def write_grid(folder: Path, text: str, name: str = "grid") -> Path:
+    path = folder / f"{name}.toml"
+    path.write_text(text)
+    return path
+
+
+def flags_of(command: list[str]) -> dict[str, str]:
+    """--name value pairs of a command; a bare flag is true."""
+    flags, words = {}, command[2:]
+    for i, word in enumerate(words):
+        if word.startswith("--"):
+            bare = i + 1 == len(words) or words[i + 1].startswith("--")
+            flags[word] = "true" if bare else words[i + 1]
+    return flags
+
+
+def test_a_grid_is_the_product_of_its_axes_with_the_seed_slowest(tmp_path):
+    grid = read_grid(
+        write_grid(
+            tmp_path,
+            """
+            out = "results/mine/{panel}/{method}-{width}/seed{seed}"
+            method = ["fomaml", "imaml"]
+            panel = [{ label = "cos", domain = "CosMixture", shots = 7 }, { domain = "Alpine2D", shots = 9 }]
+            seed = [3, 4]
+            width = 8
+            override = [
+                { when = { method = "imaml", panel = ["cos"] }, prox = 0.5 },
+                { when = { domain = "Alpine2D" }, inner_steps = 6 },
+            ]
+            then = [{ out = "{out}-{shots}shot-5", shots = 5, draw = 1 }]
+            """,
+        )
+    )
+    assert [tuple(cell.labels.values()) for cell in grid.cells] == [
+        (seed, method, panel)
+        for seed in ("3", "4")
+        for method in ("fomaml", "imaml")
+        for panel in ("cos", "Alpine2D-9")
+    ]
+    assert [cell.settings.get("prox") for cell in grid.cells[:4]] == [None, None, 0.5, None]
+    assert [cell.settings.get("inner_steps") for cell in grid.cells[:2]] == [None, 6]
+    cell = grid.cells[2]
+    assert cell.name == "cos/imaml-8/seed3"
+    assert grid.records == Path("results/mine/.cells/grid")
+    assert cell.steps[0].command[:2] == [sys.executable, str(ROOT / "run.py")]
+    assert flags_of(cell.steps[0].command) == {
+        "--domain": "CosMixture",
+        "--shots": "7",
+        "--method": "imaml",
+        "--prox": "0.5",
+        "--seed": "3",
+        "--width": "8",
+        "--out": "results/mine/cos/imaml-8/seed3",
+        "--resume": "true",
+    }
+    assert cell.steps[0].makes == Path("results/mine/cos/imaml-8/seed3/summary.json")
+    other = "results/mine/cos/imaml-8/seed3-7shot-5"
+    assert flags_of(cell.steps[1].command) == {
+        "--evaluate": "results/mine/cos/imaml-8/seed3",
+        "--shots": "5",
+        "--draw": "1",
+        "--out": other,
+    }
+    assert cell.steps[1].makes == Path(other, "evaluation*.json")
+
+
+def test_a_grid_without_a_folder_gets_one_that_says_what_ran(tmp_path):
+    path = write_grid(tmp_path, 'seed = [0]\nrtol = [0.01, 0.1]\nmethod = ["amaml"]\ndomain = "CosMixture"', "sweep")
+    assert [str(cell.folder) for cell in read_grid(path).cells] == [
+        f"results/sweep/rtol{rtol}/amaml/seed0" for rtol in (0.01, 0.1)
+    ]
+    assert [cell.labels["seed"] for cell in read_grid(path, seeds=[5, 6]).cells] == ["5", "5", "6", "6"]
+    on_gpu = read_grid(path, device="cuda").cells[0]
+    assert flags_of(on_gpu.steps[0].command)["--device"] == "cuda"
+    assert on_gpu.settings["device"] == "cuda"  # by which it is found to be done
+
+
+@pytest.mark.parametrize("path", sorted(TARGETS.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_target_makes_commands_that_run_py_accepts(path, monkeypatch):
+    grid, seen = read_grid(path), []
+    monkeypatch.setattr(run, "experiment", lambda settings, group: seen.append(settings))
+    assert run.main(grid.cells[0].steps[0].command[2:]) == 0
+    assert str(seen[0].folder()) == str(grid.cells[0].folder)
+    assert path.read_text().startswith('about = "')
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("domain = ", "cannot read the grid .*grid.toml.*TOML"),
+        ('domain = "CosMixture"\nmethods = "maml"', "unknown key in .*'methods'; did you mean 'method'"),
+        ('domain = "CosMixture"\nseed = []', "seed must be a value, or a list of at least one value"),
+        ('domain = "CosMixture"\npanel = [1, 2]', "panel must be a value, or a list of at least one value or table"),
+        ('domain = "CosMixture"\nmethod = ["maml", "maml2"]', "cell maml2: unknown method 'maml2'"),
+        ('domain = "CosMixture"\npanel = [{ shot = 3 }]', "cell 3: unknown setting 'shot'"),
+        ('domain = "CosMixture"\nwidth = 0', "--width must be a positive integer"),
+        ('domain = "CosMixture"\noverwrite = true', "overwrite is not for a grid"),
+        ('domain = "CosMixture"\nout = "a"\nseed = [1, 2]', "two cells share the folder a; put {seed} in out"),
+        ('domain = "CosMixture"\nthen = [{ shots = 5 }, { shots = 6 }]', "entries of `then` share a folder"),
+        ('domain = "CosMixture"\nout = "{sead}"', "unknown {name} in the folder of .*'sead'"),
+        ('domain = "CosMixture"\noverride = [{ when = { mehtod = "a" } }]', "unknown axis or flag .*'mehtod'"),
+        ('domain = "CosMixture"\nthen = [{ shots = -1 }]', "--shots must be a positive integer"),
+    ],
+)
+def test_a_mistake_in_a_grid_gets_one_line_before_anything_runs(tmp_path, capsys, text, message):
+    path = write_grid(tmp_path, text)
+    with pytest.raises(InputError, match=message):
+        read_grid(path)
+    assert reproduce.main([str(path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("reproduce.sh: ")
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["paper-figur"], "unknown target 'paper-figur'; did you mean 'paper-figure'"),
+        (["methods", "--worker", "2"], "unrecognized arguments: --worker 2"),
+        (["methods", "--workers", "0"], "--workers must be a positive integer, got 0"),
+        (["methods", "--gpus", "2", "--workers", "3"], "--workers 3 is more than the 2 GPUs"),
+        (["methods", "--only", "metod=maml"], "unknown axis of --only 'metod'; did you mean 'method'"),
+        (["methods", "--only", "method=mml"], "unknown method of --only 'mml'; did you mean 'maml'"),
+    ],
+)
+def test_a_mistake_on_the_command_line_gets_one_line(capsys, monkeypatch, flags, message):
+    monkeypatch.setattr(parallel, "run", None)
+    monkeypatch.setattr(parallel, "check_parsl", lambda: None)
+    assert reproduce.main(flags) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_cell_may_start_from_another_cells_run(tmp_path):
+    grid = read_grid(
+        write_grid(
+            tmp_path,
+            """
+            out = "results/on/{method}/seed{seed}"
+            start_from = "results/first/seed{seed}"
+            domain = "CosMixture"
+            method = ["amaml", "reptile"]
+            seed = [3, 4]
+            """,
+        )
+    )
+    starts = [flags_of(cell.steps[0].command)["--start-from"] for cell in grid.cells]
+    assert starts == [cell.settings["start_from"] for cell in grid.cells]
+    assert starts == ["results/first/seed3"] * 2 + ["results/first/seed4"] * 2

@@ -1,0 +1,117 @@
+"""Convolutional networks: sizes, the layers in order, and derivatives under vmap against independent ones."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import amaml
+from amaml.engine import derivatives
+from amaml.errors import InputError
+from experiment.networks import conv4, resnet12
+
+IMAGE = (2, 16, 16)
+NETWORKS = {
+    "pooled": lambda: conv4(IMAGE, 3, filters=4),
+    "strided": lambda: conv4(IMAGE, 3, filters=4, strided=True),
+    "smooth": lambda: conv4(IMAGE, 3, filters=4, strided=True, activation="gelu"),
+    "residual": lambda: resnet12(IMAGE, 3, widths=(4,)),  # one block, since every other is traced for a second
+}
+
+
+@pytest.fixture(params=NETWORKS, scope="module")
+def problem(request):
+    """The module, apply, parameters phi of two tasks of five images each, directions of unit length, the tasks."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        module = NETWORKS[request.param]().double()
+        theta, apply = amaml.flatten(module)
+        phi = theta + 0.1 * torch.randn(2, len(theta), dtype=torch.float64)
+        v = F.normalize(torch.randn_like(phi))
+        return module, apply, phi, v, torch.randn(2, 5, *IMAGE, dtype=torch.float64), torch.randint(3, (2, 5))
+
+
+def one_by_one(module, phi, x, y):
+    """The gradients by torch.autograd, a task at a time, without vmap and tracing."""
+    rows = []
+    for task in range(len(phi)):
+        nn.utils.vector_to_parameters(phi[task], module.parameters())
+        gradient = torch.autograd.grad(F.cross_entropy(module(x[task]), y[task]), list(module.parameters()))
+        rows.append(torch.cat([part.reshape(-1) for part in gradient]))
+    return torch.stack(rows)
+
+
+def test_gradients_are_those_of_one_task_at_a_time(problem):
+    module, apply, phi, _, x, y = problem
+    gradients = derivatives.gradients(apply, F.cross_entropy, phi, x, y)
+    torch.testing.assert_close(gradients, one_by_one(module, phi, x, y), rtol=1e-9, atol=1e-12)
+
+
+def test_hvps_are_central_differences_of_the_gradient(problem):
+    module, apply, phi, v, x, y = problem
+    step = 1e-6
+    ahead, behind = (one_by_one(module, phi + signed * v, x, y) for signed in (step, -step))
+    products = derivatives.hvps(apply, F.cross_entropy, phi, v, x, y)
+    assert (products.norm(dim=1) > 1e-2).all()
+    torch.testing.assert_close(products, (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("strided", [False, True])
+def test_conv4_is_the_composition_of_the_field(strided):
+    module = conv4(IMAGE, 3, filters=4, strided=strided).double()
+    x = hidden = torch.randn(5, *IMAGE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    parameters = list(module.parameters())
+    for kernel, bias, scale, shift in zip(*[iter(parameters[:16])] * 4, strict=True):
+        hidden = F.conv2d(hidden, kernel, bias, stride=2 if strided else 1, padding=1)
+        mean, variance = hidden.mean((0, 2, 3), keepdim=True), hidden.var((0, 2, 3), correction=0, keepdim=True)
+        hidden = (hidden - mean) / (variance + 1e-5).sqrt() * scale[:, None, None] + shift[:, None, None]
+        hidden = hidden.clamp_min(0)
+        if not strided:
+            hidden = hidden.unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2)).amax((-1, -3))
+    features = hidden.mean((-2, -1)) if strided else hidden.flatten(1)
+    torch.testing.assert_close(module(x), features @ parameters[16].T + parameters[17])
+
+
+@pytest.mark.parametrize(
+    ("module", "parameters"),
+    [
+        (lambda: conv4((3, 84, 84), 5, filters=32), 32901),  # MAML's mini-ImageNet network
+        (lambda: conv4((1, 28, 28), 5), 112261),
+        (lambda: conv4((1, 28, 28), 20, strided=True), 113236),
+        (lambda: resnet12((3, 84, 84), 5, widths=(8, 16)), 7557),
+    ],
+)
+def test_sizes(module, parameters):
+    network = module()
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    assert not list(network.buffers())  # no running statistics
+
+
+def test_resnet12_halves_once_a_block():
+    network = resnet12((3, 20, 20), 7, widths=(2, 3, 4, 5))
+    shapes = []
+    for block in network[:4]:
+        block.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape)))
+    assert network(torch.randn(6, 3, 20, 20)).shape == (6, 7)
+    assert shapes == [(6, 2, 10, 10), (6, 3, 5, 5), (6, 4, 2, 2), (6, 5, 1, 1)]
+
+
+@pytest.mark.parametrize("build", NETWORKS.values(), ids=NETWORKS)
+def test_weights_are_xavier_uniform_and_biases_zero(build):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = build()
+    for part in network.modules():
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            fan = sum(part.weight.shape[:2]) * part.weight[0, 0].numel()
+            bound = (6 / fan) ** 0.5
+            assert 0.6 * bound < part.weight.abs().max() <= bound
+            assert part.bias is None or not part.bias.any()
+
+
+def test_images_too_small_to_pool_are_refused():
+    with pytest.raises(InputError, match="8 x 8 cannot be halved 4 times; use 16 x 16"):
+        conv4((1, 8, 8), 5)
+    with pytest.raises(InputError, match="halved 4 times"):
+        resnet12((1, 15, 20), 5)
+    assert conv4((1, 8, 8), 5, strided=True)(torch.zeros(2, 1, 8, 8)).shape == (2, 5)

@@ -1,0 +1,235 @@
+"""run.py from its flags to its results."""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers.commands import ROOT, TINY, assert_same_run, checkpoint, content, files, into_a_closed_pipe, metrics, start
+from tqdm import tqdm
+
+import run
+from amaml import AMAML, InputError, half_mse, mlp
+from baselines import FOMAML, IMAML, MAML, Pretrained, Reptile, Scratch
+from experiment.networks import initialise
+from experiment.registry import METHODS
+from experiment.settings import FIELDS, merged, parse_flags, read_toml
+
+FOLDER = {"config.json", "metrics.jsonl", "test.json", "checkpoint.pt", "summary.json", "curves.png"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_from_flags_to_results(tmp_path, capsys, method):
+    out = tmp_path / method
+    assert start(out, "--method", method) == 0
+    captured = capsys.readouterr()
+    assert set(files(out)) == FOLDER
+    assert [m["update"] for m in metrics(out)] == [1, 2, 3, 4, 5, 6]
+    trained = method != "scratch"
+    assert all(m["query_loss"] > 0 for m in metrics(out))
+    assert all((m["gradient_norm"] > 0) == (m["gradients"] > 0) == trained for m in metrics(out))
+    (line,) = captured.err.splitlines()  # no bar where the output is no terminal
+    assert re.fullmatch(
+        r"update 6/6, query loss [\d.]+, .* updates/s, 0:00:00 left, meta-test after update 6: .*", line
+    )
+    assert captured.out == content(out, "summary.json")["table"] + f"\n{out}\n"
+    saved = checkpoint(out)
+    first, _ = initialise(lambda: mlp(1, 1, 4), 0, torch.float64, "cpu")
+    assert saved["settings"]["method"] == method
+    assert saved["update"] == 6
+    moved = (saved["theta"] - first).abs()
+    assert moved.min() > 1e-4 if trained else moved.max() == 0  # Adam moves every parameter by about 6e-3
+
+
+def test_each_name_stands_for_its_method():
+    def learner(*flags):
+        s = merged(parse_flags(["--domain", "CosMixture", "--inner-steps", "7", "--inner-lr", "0.5", *flags]))
+        inner_loop = {"inner_lr": s.inner_lr, "inner_steps": s.inner_steps}
+        return METHODS[s.method].call(s, apply=None, loss=half_mse, **inner_loop)
+
+    common = {"apply": None, "loss": half_mse, "inner_lr": 0.5, "inner_steps": 7}
+    flow = ["--solver", "dopri5", "--adjoint", "continuous", "--rtol", "0.01", "--prox", "0.25"]
+    implicit = ["--cg-steps", "3", "--cg-damping", "0.125"]
+    assert learner("--method", "amaml", *flow) == AMAML(
+        **common, solver="dopri5", adjoint="continuous", rtol=0.01, prox=0.25
+    )
+    assert learner("--method", "amaml").prox == 0.1  # synthetic.toml's
+    assert learner("--method", "amaml", "--prox", "0") == AMAML(**common, prox=0.0, rtol=0.01)
+    assert learner("--method", "maml") == MAML(**common)
+    options = ["--checkpoint-every", "2", "--inner-batch", "3", "--inner-optimizer", "adam"]
+    assert learner("--method", "maml", *options) == MAML(
+        **common, checkpoint_every=2, inner_batch=3, inner_optimizer="adam"
+    )
+    assert learner("--method", "maml1") == MAML(**common | {"inner_steps": 1})
+    assert learner("--method", "fomaml") == FOMAML(**common)
+    assert learner("--method", "imaml", *implicit) == IMAML(**common, cg_steps=3, damping=0.125, prox=2.0)
+    assert learner("--method", "imaml", "--prox", "0.5").prox == 0.5
+    assert learner("--method", "reptile") == Reptile(**common)
+    assert learner("--method", "scratch") == Scratch(**common)
+    assert learner("--method", "pretrained") == Pretrained(**common)
+
+
+@pytest.mark.parametrize("protocol", ["finetune", "inner"])
+def test_maml_with_another_inner_loop_runs_to_its_results(tmp_path, protocol):
+    options = ["--inner-optimizer", "adam", "--inner-batch", "3", "--checkpoint-every", "1", "--clip", "1e-6"]
+    assert start(tmp_path, "--method", "maml", *options, "--meta-optimizer", "sgd", "--protocol", protocol) == 0
+    assert all(m["recomputations"] == 1 for m in metrics(tmp_path))
+    first, _ = initialise(lambda: mlp(1, 1, 4), 0, torch.float64, "cpu")
+    assert 0 < (checkpoint(tmp_path)["theta"] - first).norm() < 6.1e-9  # 6 updates of 1e-3 times a norm of 1e-6
+
+
+def test_the_default_folder_says_what_ran(tmp_path, monkeypatch, quick, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run.main([*TINY, "--seed", "3"]) == 0
+    expected = "results/CosMixture/4shot-4query/2steps/fomaml/seed3"
+    assert capsys.readouterr().out.splitlines()[-1] == expected
+    assert set(files(tmp_path)) == {f"{expected}/{name}" for name in FOLDER}
+
+
+def test_the_configuration_tells_all_that_a_number_needs(tmp_path, quick):
+    start(tmp_path / "run", "--meta-lr", "0.5")
+    config = content(tmp_path / "run", "config.json")
+    assert set(config["settings"]) == set(FIELDS)
+    assert config["settings"]["meta_lr"] == 0.5
+    assert {"python", "torch", "torchdiffeq", "numpy", "scipy"} <= set(config["versions"])
+    assert config["versions"]["torch"] == torch.__version__
+    assert config["threads"] == 1
+    assert config["device"]
+    git = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True)
+    assert config["commit"] == (git.stdout.strip() if git.returncode == 0 else None)
+
+
+def test_the_summary_repeats_the_last_meta_test(tmp_path, quick):
+    out = tmp_path / "run"
+    start(out, "--test-interval", "4", "--test-epochs", "15")
+    tests, summary = content(out, "test.json"), content(out, "summary.json")
+    assert [t["update"] for t in tests] == [4, 6]
+    assert all(t["epochs"] == [0, 10, 15] and t["tasks"] == 2 for t in tests)
+    assert [row["epoch"] for row in summary["at_epochs"]] == [0, 10, 15]
+    for i, row in enumerate(summary["at_epochs"]):
+        for points in ("support", "test"):
+            assert row[points] == tests[-1][points]["mean"][i] != tests[0][points]["mean"][i]
+            assert row[f"{points}_ci95"] == tests[-1][points]["ci95"][i] > 0
+            assert f"{row[points]:.4f} +- {row[f'{points}_ci95']:.4f}" in summary["table"]
+    assert summary["metric"] == "nRMSE"
+    assert summary["updates"] == 6
+    assert 0 < summary["seconds_per_update"] < 5
+    assert 50 < summary["peak_memory_mib"] < 50_000
+
+
+def test_errors_in_other_units_are_no_nrmse(tmp_path, quick):
+    start(tmp_path / "run", "--domain", "Sinusoid", "--width", "4")
+    assert content(tmp_path / "run", "summary.json")["metric"] == "MSE"
+
+
+def test_one_test_task_has_no_interval_and_the_files_stay_json(tmp_path, quick):
+    out = tmp_path / "run"
+    assert start(out, "--test-tasks", "1") == 0
+
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    for name in ("test.json", "summary.json"):
+        json.loads((out / name).read_text(), parse_constant=refuse)
+    assert content(out, "summary.json")["at_epochs"][0]["test_ci95"] is None
+    assert "+-" not in content(out, "summary.json")["table"]
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path, quick):
+    for name, seed in (("one", "5"), ("two", "5"), ("other", "6")):
+        start(tmp_path / name, "--seed", seed)
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+    assert not torch.equal(checkpoint(tmp_path / "one")["theta"], checkpoint(tmp_path / "other")["theta"])
+    assert content(tmp_path / "one", "test.json")[0]["test"] != content(tmp_path / "other", "test.json")[0]["test"]
+
+
+def test_a_finished_run_is_shown_and_not_run_again(tmp_path, quick, capsys, monkeypatch):
+    out = tmp_path / "run"
+    start(out)
+    before, table = files(out), capsys.readouterr().out.splitlines()[:-1]
+    monkeypatch.setattr(run, "build", None)
+    for flags in ((), ("--resume",)):
+        assert start(out, *flags) == 0
+        shown = capsys.readouterr().out.splitlines()
+        assert shown[:-1] == table
+        assert "--overwrite" in shown[-1]
+    assert files(out) == before
+
+
+def test_overwrite_runs_again_and_leaves_nothing_of_the_old_run(tmp_path, quick):
+    out = tmp_path / "run"
+    start(out, "--method", "reptile")
+    (out / "fits.png").write_bytes(b"of the old run")
+    assert start(out, "--overwrite") == 0
+    assert start(tmp_path / "fresh") == 0
+    assert set(files(out)) == FOLDER
+    assert_same_run(out, tmp_path / "fresh")
+
+
+def test_a_terminal_gets_a_bar_with_loss_rate_and_time_left(tmp_path, quick, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    monkeypatch.setattr(tqdm, "monitor_interval", 0)
+    start(tmp_path / "run")
+    last = terminal.getvalue().replace("\n", "\r").split("\r")
+    assert any("6/6" in shown and "query_loss=" in shown and "update" in shown and "<" in shown for shown in last)
+
+
+def test_help_documents_every_flag_with_its_default(capsys):
+    with pytest.raises(SystemExit) as end:
+        run.main(["--help"])
+    assert end.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for name, value in read_toml(ROOT / "configs" / "defaults.toml").items():
+        about = FIELDS[name].metadata["help"]
+        assert f"--{name.replace('_', '-')} X {about} (default {value})" in text
+    for name in FIELDS:
+        assert f"--{name.replace('_', '-')} " in text
+
+
+@pytest.mark.parametrize("unbuffered", ["1", ""])
+def test_a_closed_pipe_ends_quietly(tmp_path, monkeypatch, unbuffered):
+    """Also that of --help; some versions of argparse look away where Python does not buffer."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    start(tmp_path / "run")
+    for flags, statuses in ((["--help"], {0, 141} if unbuffered else {141}), ([*TINY, "--out", "run"], {141})):
+        status, stderr = into_a_closed_pipe([sys.executable, str(ROOT / "run.py"), *flags], tmp_path)
+        assert status in statuses
+        assert stderr == ""
+
+
+@pytest.mark.parametrize("ends", ["done", "mistake"])
+def test_deterministic_algorithms_are_asked_for_where_the_run_asks(tmp_path, quick, monkeypatch, ends):
+    seen, build = [], run.build
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+
+    def noted(s, group):
+        seen.append((torch.are_deterministic_algorithms_enabled(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
+        if ends == "mistake":
+            raise InputError("a mistake")
+        return build(s, group)
+
+    monkeypatch.setattr(run, "build", noted)
+    start(tmp_path / "run")
+    start(tmp_path / "same", "--deterministic")
+    assert seen == [(False, None), (True, ":4096:8")]
+    assert not torch.are_deterministic_algorithms_enabled()
+    if ends == "done":
+        assert_same_run(tmp_path / "run", tmp_path / "same")
+
+
+def test_the_program_starts_and_reports_a_mistake_with_status_2(tmp_path):
+    command = [sys.executable, str(ROOT / "run.py"), "--domain", "Alpine3D"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert ended.stderr.startswith("run.py: unknown domain 'Alpine3D'; did you mean 'Alpine2D'?")
+    assert ended.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

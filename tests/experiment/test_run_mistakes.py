@@ -1,0 +1,225 @@
+"""What a user's mistakes get: one line with value, allowed and remedy; nothing lost, nothing half-written."""
+
+import pytest
+from helpers.commands import content, error_line, files, start
+
+import data
+import run
+from experiment import opening
+
+LIMITS = {"shots": 1000, "queries": 1000, "meta-batch": 100, "test-tasks": 100}
+COUNTS = [
+    *LIMITS,
+    "inner-steps",
+    "meta-updates",
+    "width",
+    "cg-steps",
+    "checkpoint-interval",
+    "ways",
+    "task-chunk",
+    "processes",
+    "test-steps",
+]
+FINETUNE = ["--protocol", "finetune"]  # the sizes of TINY are for it
+MISTAKES = [
+    (["--domain", "alpine2d"], ["unknown domain 'alpine2d'", "did you mean 'Alpine2D'?", "CosMixture2D-slides"]),
+    (["--domain", "Sinusiod"], ["'Sinusiod'", "did you mean 'Sinusoid'?"]),
+    (["--method", "mamal"], ["unknown method 'mamal'", "did you mean 'maml'?", "reptile"]),
+    (["--metod", "maml"], ["unknown flag '--metod'", "did you mean '--method'?", "--meta-updates"]),
+    (["--meta_updates", "3"], ["'--meta_updates'", "did you mean '--meta-updates'?"]),
+    (["--meta-upd", "3"], ["'--meta-upd'", "did you mean '--meta-updates'?"]),
+    (["maml"], ["unknown flag 'maml'"]),
+    (["--shots"], ["--shots", "expected one argument", "--help"]),
+    (["--resume=yes"], ["--resume", "'yes'", "--help"]),
+    *((["--" + name, "0"], [f"--{name} must be a positive integer", "'0'"]) for name in COUNTS),
+    *((["--" + name, str(most + 1)], [f"--{name} {most + 1}", f"at most {most}"]) for name, most in LIMITS.items()),
+    *((["--shots", bad], ["--shots must be a positive integer", repr(bad)]) for bad in ("-3", "2.5", "ten", "", "nan")),
+    *((["--shots", bad], ["--shots must be a positive integer"]) for bad in ("inf", "1e3", "9" * 400, "2147483648")),
+    (["--test-epochs", "-1"], ["--test-epochs must be zero or a positive integer", "'-1'"]),
+    (["--seed", "-1"], ["--seed must be zero or a positive integer below 2**63", "'-1'"]),
+    (["--seed", str(2**63)], ["--seed must be zero or a positive integer below 2**63", str(2**63)]),
+    *(
+        (["--inner-lr", x], ["--inner-lr must be a positive number below 1e30", repr(x)])
+        for x in ("0", "-0.1", "nan", "inf", "x", "1e31")
+    ),
+    (["--rtol", "1"], ["--rtol must be a number between 0 and 1", "'1'"]),
+    (["--prox", "-1"], ["--prox must be zero or a positive number", "'-1'"]),
+    (["--prox", "0", "--method", "imaml"], ["prox", "positive", "0.0"]),
+    (["--device", "cuda:99"], ["--device 'cuda:99' is not there", "this machine has: cpu"]),
+    (["--device", "gpu"], ["--device must be cpu, cuda or cuda:N, got 'gpu'"]),
+    (["--solver", "rk44"], ["unknown solver 'rk44'", "did you mean 'rk4'?"]),
+    (["--adjoint", "exact"], ["unknown adjoint 'exact'", "discrete"]),
+    (["--dtype", "float16"], ["unknown dtype 'float16'", "float64"]),
+    (["--activation", "Tanh"], ["unknown activation 'Tanh'", "did you mean 'tanh'?"]),
+    (["--norm", "layer"], ["unknown norm 'layer'", "batch"]),
+    (["--norm", "batch", "--shots", "1"], ["--norm batch", "at least 2", "--shots 1"]),
+    (["--meta-optimizer", "adamw"], ["unknown meta-optimizer 'adamw'", "did you mean 'adam'?"]),
+    (["--network", "conv4"], ["--network conv4", "CosMixture", "choose mlp or linear"]),
+    (["--network", "resnet"], ["unknown network 'resnet'", "did you mean 'resnet12'?"]),
+    (["--inner-optimizer", "adam"], ["--inner-optimizer adam is for --method maml or maml1", "not for fomaml"]),
+    (["--method", "amaml", "--inner-batch", "2"], ["--inner-batch 2 is for --method maml", "amaml"]),
+    (["--method", "imaml", "--checkpoint-every", "2"], ["--checkpoint-every 2 is for --method maml", "leave it out"]),
+    (["--method", "maml", "--inner-batch", "5"], ["--inner-batch 5", "at most 4"]),
+    (["--clip", "-1"], ["--clip must be zero or a positive number", "'-1'"]),
+    (["--protocol", "innner"], ["unknown protocol 'innner'", "did you mean 'inner'?"]),
+    (["--compile", "yes"], ["unknown compile 'yes'", "auto"]),
+    (["--domain", "Jester", *FINETUNE], ["Jester", "--data-root", "AMAML_DATA"]),
+    (["--domain", "Jester", "--data-root", "nowhere", *FINETUNE], ["Jester", "nowhere"]),
+    (["--domain", "MiniImageNet", "--network", "conv4", *FINETUNE], ["MiniImageNet", "--data-root"]),
+    (["--domain", "Glyphs", "--ways", "10000", *FINETUNE], ["--ways 10000", "choose at most"]),
+    (["--draw", "101"], ["--draw must be an integer from 0 to 100", "'101'"]),
+    (["--draw", "3"], ["--draw 3", "at most 2"]),
+    (["--out", ""], ["--out must be a path", "''"]),
+    (["--resume", "--overwrite"], ["--resume", "--overwrite", "choose one"]),
+    (["--evaluate", "nowhere"], ["cannot read the checkpoint nowhere", "No such file"]),
+]
+
+
+@pytest.mark.parametrize(("flags", "fragments"), MISTAKES, ids=lambda value: " ".join(value)[:40])
+def test_a_wrong_flag_gets_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys, flags, fragments):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AMAML_DATA", raising=False)
+    assert start("run", *flags) == 2
+    line = error_line(capsys)
+    for fragment in fragments:
+        assert fragment in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_compiling_needs_a_compiler(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(opening, "compiler_found", lambda: False)
+    assert start(tmp_path / "run", "--compile", "on") == 2
+    assert "--compile on needs a C++ compiler" in error_line(capsys)
+    assert list(tmp_path.iterdir()) == []
+    assert not opening.compiles("auto", 5000, None)
+
+
+def test_no_domain_is_a_mistake_that_names_them_all(capsys):
+    assert run.main(["--shots", "5"]) == 2
+    line = error_line(capsys)
+    assert all(name in line for name in data.DOMAINS)
+
+
+def test_tasks_of_many_inputs_are_not_drawn_which_stops_no_run(tmp_path):
+    flags = ["--domain", "Logistic", *FINETUNE, "--network", "mlp", "--draw", "1"]
+    with pytest.warns(RuntimeWarning, match=r"these have \(50,\): there will be no picture"):
+        assert start(tmp_path / "run", *flags) == 0
+    assert "summary.json" in files(tmp_path / "run")
+    assert "fits.png" not in files(tmp_path / "run")
+
+
+@pytest.mark.parametrize("flags", [(), ("--overwrite",), ("--resume",)], ids=str)
+@pytest.mark.parametrize(
+    ("out", "fragment"),
+    [
+        ("file", "is a file"),
+        ("file/below", "Not a directory"),
+        ("/proc/amaml", "No such file"),
+        ("x" * 300, "File name too long"),
+        ("foreign", "no run"),
+        ("project", "no run"),
+    ],
+    ids=lambda value: value[:12],
+)
+def test_an_out_that_cannot_be_used_is_refused_and_left_alone(tmp_path, monkeypatch, capsys, out, fragment, flags):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.tex").write_text("precious")
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "config.json").write_text('{"name": "another program"}')
+    before = files(tmp_path)
+    assert start(out, *flags) == 2
+    line = error_line(capsys)
+    assert fragment in line
+    assert out[:50] in line
+    assert "--out" in line
+    assert files(tmp_path) == before
+
+
+def test_even_a_name_of_two_lines_gets_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "two\nlines").write_text("precious")
+    assert start("two\nlines") == 2
+    assert "two lines is a file" in error_line(capsys)
+
+
+def test_overwrite_refuses_a_run_folder_that_holds_something_else(tmp_path, quick, capsys):
+    out = tmp_path / "run"
+    start(out)
+    (out / "notes.txt").write_text("precious")
+    (out / "more").mkdir()
+    before = files(out)
+    capsys.readouterr()
+    assert start(out, "--overwrite") == 2
+    assert "more" in error_line(capsys)
+    assert files(out) == before
+
+
+@pytest.mark.parametrize("mistake", [["--shots", "2000"], ["--test-tasks", "101"], ["--norm", "batch", "--shots", "1"]])
+def test_a_mistake_beside_overwrite_loses_no_run(tmp_path, quick, mistake):
+    out = tmp_path / "run"
+    start(out)
+    before = files(out)
+    assert start(out, "--overwrite", *mistake) == 2
+    assert files(out) == before
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--domain", "CosMixture-slides"),
+        ("--method", "maml"),
+        ("--shots", "5"),
+        ("--inner-lr", "0.02"),
+        ("--width", "5"),
+        ("--seed", "1"),
+        ("--meta-optimizer", "sgd"),
+    ],
+    ids=" ".join,
+)
+def test_an_out_of_another_configuration_is_refused(tmp_path, quick, capsys, flags, finished):
+    out = tmp_path / "run"
+    start(out)
+    if not finished:
+        (out / "summary.json").unlink()
+    before = files(out)
+    old = content(out, "config.json")["settings"][flags[0].removeprefix("--").replace("-", "_")]
+    capsys.readouterr()
+    assert start(out, *flags, "--resume") == 2
+    line = error_line(capsys)
+    assert f"{out} holds a run with {flags[0]} {old}, not {flags[1]}" in line
+    assert "--out" in line
+    assert "--overwrite" in line
+    assert files(out) == before
+
+
+def test_an_unfinished_run_is_neither_lost_nor_continued_unasked(tmp_path, quick, capsys):
+    out = tmp_path / "run"
+    start(out)
+    (out / "summary.json").unlink()
+    before = files(out)
+    capsys.readouterr()
+    assert start(out) == 2
+    line = error_line(capsys)
+    assert "unfinished" in line
+    assert "--resume" in line
+    assert "--overwrite" in line
+    assert start(out, "--resume", "--meta-updates", "5") == 2
+    assert "--meta-updates 5 is less than the 6 already made" in error_line(capsys)
+    assert files(out) == before
+
+
+def test_a_finished_run_of_another_length_says_so(tmp_path, quick, capsys):
+    out = tmp_path / "run"
+    start(out)
+    capsys.readouterr()
+    assert start(out, "--meta-updates", "8") == 2
+    line = error_line(capsys)
+    assert "a finished run of 6 updates" in line
+    assert "--resume" in line
+    (out / "checkpoint.pt").unlink()
+    assert start(out, "--meta-updates", "8", "--resume") == 2
+    assert "checkpoint.pt" in error_line(capsys)
+    assert (out / "summary.json").exists()

@@ -1,0 +1,234 @@
+"""A run that is stopped or killed, anywhere, and resumed ends with the same bits as one that never was."""
+
+import os
+import random
+import signal
+import time
+from itertools import count
+
+import pytest
+from helpers.commands import assert_same_run, checkpoint, content, error_line, files, metrics, spawn, start
+
+import run
+from experiment import evaluation, folder
+
+OFTEN = ["--checkpoint-interval", "2", "--test-interval", "3"]
+
+
+class Killed(BaseException):
+    """SIGKILL as the folder sees it: nothing after this happens."""
+
+
+def killed_at_write(monkeypatch, moment: int):
+    """From now on, the process dies in the middle of its moment-th write of a file."""
+    write, append, clock = folder.write_atomically, folder.RunFolder.append_metrics, count()
+
+    def dying_write(path, content):
+        if next(clock) == moment:
+            path.with_name(path.name + ".tmp").write_bytes(content[: len(content) // 2])
+            raise Killed
+        write(path, content)
+
+    def dying_append(folder, records):
+        if next(clock) == moment:
+            append(folder, records)
+            text = (folder.path / "metrics.jsonl").read_bytes()
+            (folder.path / "metrics.jsonl").write_bytes(text[:-20])
+            raise Killed
+        append(folder, records)
+
+    monkeypatch.setattr(folder, "write_atomically", dying_write)
+    monkeypatch.setattr(folder.RunFolder, "append_metrics", dying_append)
+
+
+def test_a_falling_step_size_goes_on_where_it_was_and_ends_where_it_was_to(tmp_path, quick, monkeypatch):
+    flags = [*OFTEN, "--meta-schedule", "cosine"]
+    start(tmp_path / "whole", *flags)
+    start(tmp_path / "constant", *OFTEN)
+    assert not checkpoint(tmp_path / "whole")["theta"].equal(checkpoint(tmp_path / "constant")["theta"])
+    with monkeypatch.context() as patch:
+        killed_at_write(patch, 6)
+        with pytest.raises(Killed):
+            start(tmp_path / "killed", *flags)
+    assert start(tmp_path / "killed", *flags, "--resume") == 0
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+    assert start(tmp_path / "whole", *flags, "--meta-updates", "8", "--resume") == 2  # it would have been another run
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_run_killed_in_any_of_its_writes_resumes_to_the_bit(tmp_path, quick, monkeypatch, optimizer):
+    flags = [*OFTEN, "--meta-optimizer", optimizer]
+    start(tmp_path / "whole", *flags)
+    for moment in count():
+        out = tmp_path / f"killed{moment}"
+        with monkeypatch.context() as patch:
+            killed_at_write(patch, moment)
+            try:
+                start(out, *flags)
+                break
+            except Killed:
+                pass
+        assert not (out / "summary.json").exists()
+        assert start(out, *flags, "--resume") == 0
+        assert_same_run(out, tmp_path / "whole")
+        assert set(files(out)) - {name + ".tmp" for name in folder.FILES} == set(files(tmp_path / "whole"))
+    assert moment >= 12  # configuration, metrics, tests, checkpoints, curves, summary: each write died once
+
+
+@pytest.mark.parametrize("method", ["amaml", "imaml"])
+def test_a_run_killed_again_and_again_resumes_to_the_bit(tmp_path, quick, monkeypatch, method):
+    flags = [*OFTEN, "--meta-updates", "9", "--method", method]
+    start(tmp_path / "whole", *flags)
+    out = tmp_path / "run"
+    for moment in (4, 5, 6, 6, 7):
+        with monkeypatch.context() as patch:
+            killed_at_write(patch, moment)
+            with pytest.raises(Killed):
+                start(out, *flags, "--resume")
+    assert start(out, *flags, "--resume") == 0
+    assert_same_run(out, tmp_path / "whole")
+
+
+def wait_for(process, condition, what):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None, f"ended before {what}: {process.communicate()}"
+        assert time.monotonic() < deadline, f"no {what} in 60 s"
+        time.sleep(0.005)
+
+
+def test_sigterm_and_sigkill_lose_nothing_of_a_process(tmp_path):
+    out, flags = tmp_path / "run", ["--meta-updates", "480", "--checkpoint-interval", "20", "--test-interval", "200"]
+    first = spawn(out, *flags)
+    wait_for(first, (out / "checkpoint.pt").exists, "checkpoint")
+    first.send_signal(signal.SIGTERM)
+    stdout, stderr = first.communicate(timeout=60)
+    update = checkpoint(out)["update"]
+    assert first.returncode == 128 + signal.SIGTERM
+    assert stdout == ""
+    assert stderr == f"run.py: stopped after update {update}; go on with --resume\n"
+    assert len(metrics(out)) == update < 480
+
+    second = spawn(out, *flags, "--resume")
+    wait_for(second, lambda: checkpoint(out)["update"] > update, "further checkpoint")
+    moment = random.uniform(0, 0.5)
+    time.sleep(moment)
+    second.kill()
+    second.communicate(timeout=60)
+    reached = checkpoint(out)["update"]
+
+    assert start(out, *flags, "--resume") == 0
+    start(tmp_path / "whole", *flags)
+    try:
+        assert_same_run(out, tmp_path / "whole")
+    except AssertionError as fault:
+        fault.add_note(f"stopped after update {update}, killed {moment:.3f} s later with the checkpoint of {reached}")
+        raise
+
+
+def signalled(monkeypatch, step: int | None, number: int, test: int = 0, repeat: int = 1):
+    """Send a signal while episode step is drawn, or (step None) in the middle of the test-th meta-test."""
+    build, fine_tune, tests = run.build, evaluation.fine_tune, count()
+
+    def send():
+        for _ in range(repeat):
+            os.kill(os.getpid(), number)
+
+    def noisy_build(*settings):
+        e = build(*settings)
+        draw = e.domain.episode
+        monkeypatch.setattr(e.domain, "episode", lambda n: (send() if n == step else None, draw(n))[1])
+        return e
+
+    def noisy_test(*arguments, on_record, **named):
+        current = next(tests)
+
+        def record(epoch):
+            if step is None and current == test and epoch == 10:
+                send()
+            on_record(epoch)
+
+        return fine_tune(*arguments, on_record=record, **named)
+
+    monkeypatch.setattr(run, "build", noisy_build)
+    monkeypatch.setattr(evaluation, "fine_tune", noisy_test)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("where", "update", "tests"),
+    [({"step": 0}, 0, []), ({"step": 3}, 3, [3]), ({"step": None}, 3, []), ({"step": None, "test": 1}, 6, [3])],
+    ids=["before update 1", "before update 4", "first test", "last test"],
+)
+def test_a_stop_saves_at_once_and_resumes_to_the_bit(
+    tmp_path, quick, monkeypatch, capsys, number, where, update, tests
+):
+    out, flags = tmp_path / "run", ["--checkpoint-interval", "100", "--test-interval", "3", "--test-epochs", "25"]
+    start(tmp_path / "whole", *flags)
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        signalled(patch, number=number, **where)
+        assert start(out, *flags) == 128 + number
+    assert error_line(capsys) == f"run.py: stopped after update {update}; go on with --resume\n"
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert checkpoint(out)["update"] == update
+    assert [m["update"] for m in metrics(out)] == list(range(1, update + 1))
+    assert [t["update"] for t in content(out, "test.json")] == tests
+    assert start(out, *flags, "--resume") == 0
+    assert_same_run(out, tmp_path / "whole")
+
+
+def test_a_second_interrupt_ends_at_once(tmp_path, quick, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        signalled(patch, step=1, number=signal.SIGINT, repeat=2)
+        assert start(tmp_path / "run") == 130
+    assert error_line(capsys) == "run.py: interrupted\n"
+    start(tmp_path / "whole")
+    assert start(tmp_path / "run", "--resume") == 0
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_resume_starts_where_there_is_nothing_to_resume(tmp_path, quick):
+    assert start(tmp_path / "run", "--resume") == 0
+    start(tmp_path / "whole")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_finished_run_is_extended_to_what_a_longer_one_had_been(tmp_path, quick, monkeypatch, capsys):
+    out = tmp_path / "run"
+    start(out)
+    with monkeypatch.context() as patch:  # a kill must not leave the short run's summary for the long run's
+        killed_at_write(patch, 1)
+        with pytest.raises(Killed):
+            start(out, "--meta-updates", "10", "--resume")
+    assert not (out / "summary.json").exists()
+    assert start(out, "--meta-updates", "10", "--resume") == 0
+    start(tmp_path / "whole", "--meta-updates", "10")
+    assert (out / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+    assert content(out, "summary.json")["at_epochs"] == content(tmp_path / "whole", "summary.json")["at_epochs"]
+    assert [t["update"] for t in content(out, "test.json")] == [6, 10]
+    assert content(out, "config.json")["settings"]["meta_updates"] == 10
+
+
+def test_steering_flags_may_change_between_start_and_resume(tmp_path, quick, monkeypatch):
+    start(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        signalled(patch, step=2, number=signal.SIGTERM)
+        start(tmp_path / "run")
+    assert start(tmp_path / "run", "--resume", "--checkpoint-interval", "1", "--draw", "1") == 0
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert (tmp_path / "run" / "fits.png").exists()
+
+
+def test_the_clock_of_a_resumed_run_goes_on(tmp_path, quick, monkeypatch):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        signalled(patch, step=3, number=signal.SIGTERM)
+        start(out)
+    before = checkpoint(out)
+    assert before["timed_updates"] == 2  # the first update of a process also traces the network
+    start(out, "--resume")
+    after = checkpoint(out)
+    assert after["timed_updates"] == 4
+    assert after["timed_seconds"] > before["timed_seconds"] > 0

@@ -1,0 +1,250 @@
+"""Settings: defaults, files and flags, and what each value must be."""
+
+import dataclasses
+import importlib
+import inspect
+import re
+import tomllib
+
+import pytest
+
+import data
+from amaml import AMAML, InputError, models
+from amaml.flow import adjoint, steps
+from baselines import IMAML, inner
+from data import images, ratings, synthetic
+from experiment import registry, settings
+from experiment.settings import CONTROL, FIELDS, FOLDER, Settings, checked, flag_name, merged, parse_flags, read_toml
+
+DEFAULTS = read_toml(FOLDER / "defaults.toml")
+OPTIONAL = {
+    "clip",
+    "checkpoint_every",
+    "learn_rates",
+    "meta_schedule",
+    "inner_batch",
+    "prox",
+    "start_from",
+    "out",
+    "data_root",
+    "evaluate",
+    "trajectory_checkpoints",
+    "task_chunk",
+    "processes",
+    "test_steps",
+}
+
+
+@pytest.fixture
+def configs(tmp_path, monkeypatch):
+    """A folder of configuration files to break: the real defaults, and no domain's file."""
+    (tmp_path / "defaults.toml").write_text((FOLDER / "defaults.toml").read_text())
+    monkeypatch.setattr(settings, "FOLDER", tmp_path)
+    return tmp_path
+
+
+def test_every_setting_has_one_default():
+    in_code = {name for name, f in FIELDS.items() if f.default is not None}
+    assert in_code == {"resume", "overwrite", "draw", "deterministic", "tensorboard"}
+    assert set(DEFAULTS) == set(FIELDS) - in_code - OPTIONAL - {"domain"}
+
+
+def test_the_defaults_are_those_of_the_main_job():
+    s = merged({"domain": "Alpine2D"})
+    assert (s.method, s.shots, s.queries, s.inner_steps, s.inner_lr) == ("amaml", 100, 100, 200, 0.01)
+    assert (s.width, s.activation, s.norm, s.dtype, s.adjoint) == (32, "tanh", "none", "float32", "discrete")
+    assert (s.meta_lr, s.meta_schedule, s.prox, s.clip, s.protocol) == (0.003, "cosine", 0.1, 0.1, "both")
+    assert merged({"domain": "Alpine2D", "clip": 0}).clip is None
+    s = merged({"domain": "Alpine2D", "method": "fomaml"})
+    assert (s.prox, s.clip) == (None, None)
+    s = merged({"domain": "Sinusoid"})
+    assert (s.width, s.activation) == (40, "relu")
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_files_hold_overrides_only(path):
+    values = read_toml(path)
+    if path.stem != "defaults":
+        assert path.stem in {*data.DOMAINS, *(kind.defaults for kind in data.DOMAINS.values())}
+        tables = [values.pop(name) for name in registry.METHODS if name in values]
+        assert all(DEFAULTS.get(name) != value for table in (values, *tables) for name, value in table.items())
+
+
+def test_a_domains_file_may_say_what_differs_for_one_method(tmp_path, monkeypatch):
+    for name in ("defaults", "synthetic"):
+        (tmp_path / f"{name}.toml").write_text((FOLDER / f"{name}.toml").read_text())
+    (tmp_path / "Alpine2D.toml").write_text("[imaml]\ncg_steps = 7\n[amaml]\nrtol = 0.5\n")
+    monkeypatch.setattr(settings, "FOLDER", tmp_path)
+    alpine = {"domain": "Alpine2D"}
+    assert (merged(alpine).prox, merged(alpine).cg_steps) == (0.1, 5)
+    assert merged(alpine | {"method": "imaml"}).prox is None
+    assert merged(alpine | {"method": "imaml"}).cg_steps == 7
+    assert merged(alpine | {"prox": 0.0}).prox == 0.0
+    assert (merged(alpine).rtol, merged({"domain": "CosMixture"}).rtol) == (0.5, 0.01)  # of its kind: prox alone
+    (tmp_path / "Alpine2D.toml").write_text('method = "imaml"\n[imaml]\nprox = 3.0\n[amaml]\nprox = 4.0\n')
+    assert merged(alpine).prox == 3.0
+    assert merged(alpine | {"method": "amaml"}).prox == 4.0
+
+
+@pytest.mark.parametrize(
+    ("table", "fragment"),
+    [
+        ("[amalm]\nprox = 1.0", "amalm"),
+        ("[maml]\nshotz = 5", "shotz"),  # also where another method is chosen
+        ("[maml]\nshots = 0", "--shots"),
+        ('[amaml]\nmethod = "maml"', "method in .* is not for the table"),
+    ],
+)
+def test_a_mistake_in_a_methods_table_is_told(configs, table, fragment):
+    (configs / "Alpine2D.toml").write_text(table)
+    with pytest.raises(InputError, match=fragment):
+        merged({"domain": "Alpine2D"})
+
+
+@pytest.mark.parametrize("domain", sorted(data.DOMAINS))
+def test_every_domain_has_usable_settings(domain):
+    assert merged({"domain": domain}).domain == domain
+
+
+def test_flags_win_over_the_domains_file_which_wins_over_the_defaults(configs):
+    (configs / "Alpine2D.toml").write_text("width = 7\nseed = 3\n")
+    s = merged(parse_flags(["--domain", "Alpine2D", "--seed", "4"]))
+    assert (s.width, s.seed, s.shots) == (7, 4, 100)
+    assert merged({"domain": "CosMixture"}).width == 32
+
+
+def test_flags_have_the_types_of_their_settings():
+    flags = parse_flags(["--shots", "7", "--inner-lr=1e-2", "--resume", "--out", "a b", "--prox", "0"])
+    assert flags == {"shots": 7, "inner_lr": 0.01, "resume": True, "out": "a b", "prox": 0.0}
+    assert type(flags["prox"]) is float
+    assert parse_flags([]) == {}
+    assert parse_flags(["--shots", "7", "--shots", "8"]) == {"shots": 8}
+
+
+@pytest.mark.parametrize(
+    ("text", "fragment"),
+    [
+        ("widht = 3", "unknown setting in {path} 'widht'; did you mean 'width'?"),
+        ("width = 'three'", "--width in {path} must be a positive integer below 2**31, got 'three'"),
+        ("width = 2.5", "--width in {path} must be a positive integer"),
+        ("width = true", "--width in {path} must be a positive integer"),
+        ("width = inf", "--width in {path} must be a positive integer"),
+        ("inner_lr = nan", "--inner-lr in {path} must be a positive number"),
+        ("inner_lr = [1]", "--inner-lr in {path} must be a positive number"),
+        ("method = 'mml'", "unknown method in {path} 'mml'; did you mean 'maml'?"),
+        ("resume = 'false'", "--resume in {path} must be true or false, got 'false'"),
+        ("out = 3", "--out in {path} must be a path, got 3"),
+        ("width = ", "cannot read the configuration {path}"),
+        ("\x00", "cannot read the configuration {path}"),
+    ],
+)
+def test_a_mistake_in_a_file_names_the_file(configs, text, fragment):
+    path = configs / "Alpine2D.toml"
+    path.write_text(text)
+    with pytest.raises(InputError) as fault:
+        merged({"domain": "Alpine2D"})
+    assert fragment.format(path=path) in str(fault.value)
+
+
+def test_a_file_that_cannot_be_read_is_a_mistake(configs):
+    (configs / "Alpine2D.toml").mkdir()
+    with pytest.raises(InputError, match="cannot read the configuration .*Alpine2D.toml"):
+        merged({"domain": "Alpine2D"})
+    (configs / "CosMixture.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="cannot read the configuration .*CosMixture.toml"):
+        merged({"domain": "CosMixture"})
+
+
+def test_whole_numbers_may_be_written_with_a_point_in_a_file(configs):
+    (configs / "Alpine2D.toml").write_text("width = 8.0\ninner_lr = 1\n")
+    s = merged({"domain": "Alpine2D"})
+    assert (s.width, s.inner_lr) == (8, 1.0)
+    assert type(s.width) is int
+
+
+def test_settings_must_be_complete_and_known():
+    whole = DEFAULTS | {"domain": "Logistic"} | read_toml(FOLDER / "Logistic.toml")
+    assert checked(whole) == merged({"domain": "Logistic"})
+    for name in whole:
+        with pytest.raises(InputError, match=f"{flag_name(name)} in the file is missing"):
+            checked({k: v for k, v in whole.items() if k != name}, " in the file")
+        with pytest.raises(InputError, match=name.replace("_", ".")):
+            checked(whole | {name: None})
+    with pytest.raises(InputError, match="unknown setting 'widht'; did you mean 'width'"):
+        checked(whole | {"widht": 3})
+    assert checked(whole | dict.fromkeys(OPTIONAL)) == checked(whole)
+
+
+def test_the_default_folder_names_what_tells_runs_apart():
+    flags = ["--shots", "5", "--queries", "6", "--inner-steps", "7", "--method", "maml1", "--seed", "8"]
+    s = merged(parse_flags(["--domain", "Sinusoid", *flags]))
+    assert str(s.folder()) == "results/Sinusoid/5shot-6query/7steps/maml1/seed8"
+    assert str(merged({"domain": "Sinusoid", "out": "x/y"}).folder()) == "x/y"
+
+
+def test_what_steers_the_program_is_set_apart_from_what_makes_the_numbers():
+    steering = {"checkpoint_interval", "out", "data_root", "resume", "overwrite", "evaluate", "draw", "processes"}
+    steering |= {"tensorboard"}
+    assert steering == CONTROL
+
+
+def test_settings_are_read_only():
+    s = merged({"domain": "Alpine2D"})
+    assert isinstance(s, Settings)
+    with pytest.raises(AttributeError):
+        s.width = 3
+
+
+def test_the_files_are_toml_that_says_where_it_comes_from():
+    for path in FOLDER.glob("*.toml"):
+        assert path.read_text().startswith("# ")
+        tomllib.loads(path.read_text())
+
+
+def test_the_names_are_those_of_the_tables_where_they_are_used():
+    """The registry and data know them without loading torch."""
+    assert tuple(steps.SOLVERS) == registry.SOLVERS
+    assert tuple(adjoint.ADJOINTS) == registry.ADJOINTS
+    assert tuple(inner.INNER_OPTIMIZERS) == registry.INNER_OPTIMIZERS
+    assert (tuple(models.ACTIVATIONS), models.NORMS) == (registry.ACTIVATIONS, registry.NORMS)
+    assert ratings.ITEM_FEATURES == data.ITEM_FEATURES
+    others = {"Sinusoid", "Logistic", "Jester", "MovieLens100K", "MovieLens1M"}
+    assert set(data.DOMAINS) == {*synthetic.FAMILIES, *images.IMAGES, *others}
+
+
+@pytest.mark.parametrize("table", ["METHODS", "NETWORKS", "META_OPTIMIZERS", "PROTOCOLS"])
+def test_every_entry_of_the_registry_names_a_function_its_keywords_and_settings(table):
+    for entry in getattr(registry, table).values():
+        module, name = entry.function.split(":")
+        parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+        free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        assert free or {*entry.flags.values(), *entry.fixed} <= set(parameters)
+        assert entry.uses <= set(FIELDS)
+
+
+def test_the_help_tells_the_default_prox_of_each_method():
+    default = [f.default for method in (AMAML, IMAML) for f in dataclasses.fields(method) if f.name == "prox"]
+    assert FIELDS["prox"].metadata["help"].endswith("A-MAML (default {:g}) and iMAML (default {:g})".format(*default))
+
+
+@pytest.mark.parametrize(
+    ("flags", "fragment"),
+    [
+        ({"method": "reptile", "cg_steps": 9}, "--cg-steps 9 is for --method imaml, not for reptile; leave it out"),
+        ({"method": "fomaml", "solver": "rk4"}, "--solver rk4 is for --method amaml"),
+        ({"method": "maml", "prox": 1.0}, "--prox 1.0 is for --method amaml or anil or imaml"),
+        ({"network": "linear", "width": 9}, "--width 9 is for --network mlp or conv4"),
+        ({"network": "conv4", "norm": "batch"}, "--norm batch is for --network mlp"),
+        ({"protocol": "inner", "test_epochs": 9}, "--test-epochs 9 is for --protocol finetune"),
+        ({"protocol": "finetune", "test_steps": 9}, "--test-steps 9 is for --protocol inner or both, not for finetune"),
+        ({"ways": 9}, "--ways 9 is for --domain Omniglot or MiniImageNet"),
+    ],
+    ids=str,
+)
+def test_a_flag_that_nothing_chosen_uses_is_refused(flags, fragment):
+    with pytest.raises(InputError, match=re.escape(fragment)):
+        merged({"domain": "Alpine2D"} | flags)
+
+
+def test_a_domains_file_may_hold_settings_that_the_method_does_not_use():
+    assert merged({"domain": "Omniglot", "method": "reptile"}).cg_damping == 1.0

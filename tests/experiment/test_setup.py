@@ -1,0 +1,290 @@
+"""What a fresh machine meets: experiment.sh, tests/run.sh, env.Dockerfile and the requirements.
+
+The shell scripts run with a stand-in for Python that records how it is called, so nothing is downloaded.
+"""
+
+import os
+import re
+import resource
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from helpers.commands import ROOT
+from packaging.requirements import Requirement
+
+from experiment.machine import packages
+
+NAMES = ("python3", "python", "python3.13", "python3.12", "python3.11")
+STAND_IN = """#!/usr/bin/env bash
+# A Python that has the packages in $HAS, or, inside .venv, those that pip was told to install there.
+here=$(dirname "$0")
+echo "${0##*/} $*" >> "$LOG"
+case "$0" in .venv/*|*/.venv/*) has=$(cat "$here/packages" 2>/dev/null) ;; *) has=$HAS ;; esac
+case "$1 $2" in
+    "- "*|"- ") [ -z "${OLD:-}" ] || exit 3; shift; lacking=""
+        for module in "$@"; do case " $has " in *" $module "*) ;; *) lacking="$lacking $module" ;; esac; done
+        echo $lacking; [ -z "$lacking" ] ;;
+    "-m data.download") printf '%s\\n' "in $PWD" "path $PYTHONPATH" "${@:2}" ;;
+    "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+    "-m pip") [ -z "${OFFLINE:-}" ] || exit 1
+        sed 's/==.*//; s/pytest-xdist/xdist/' "${@: -1}" | tr '\\n' ' ' >> "$here/packages" ;;
+    "-m ruff") exit "${RUFF:-0}" ;;
+    "-m pytest") echo "in $PWD" ;;
+    *run.py*) printf '%s\\n' "in $PWD" "${@:2}"; exit "${STATUS:-0}" ;;
+esac
+"""
+FIVE = ["Alpine2D", "100", "50", "200", "cpu"]
+AS_FLAGS = ["--domain", "Alpine2D", "--shots", "100", "--queries", "50", "--inner-steps", "200", "--device", "cpu"]
+CORE = " ".join(packages())
+PYTEST = "python3 -m pytest -n auto --dist worksteal"
+
+
+class Machine:
+    """A checkout of the scripts on a machine with stand-ins for Python."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root, self.bin, self.log = folder / "check out", folder / "bin", folder / "log"
+        for name in (
+            "experiment.sh",
+            "requirements.txt",
+            "tests/run.sh",
+            "tests/requirements.txt",
+            "configs/parsl-requirements.txt",
+            "configs/tensorboard-requirements.txt",
+            "configs/environment.sh",
+        ):
+            (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, self.root / name)
+        self.bin.mkdir()
+        for name in NAMES:
+            (self.bin / name).write_text(STAND_IN)
+            (self.bin / name).chmod(0o755)
+        self.folder = folder
+
+    def start(self, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+        self.log.write_text("")
+        return subprocess.run(
+            ["bash", str(self.root / script), *arguments],
+            env={"PATH": f"{self.bin}:/usr/bin:/bin", "HOME": str(self.folder), "LOG": str(self.log), "HAS": ""}
+            | environment,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+        )
+
+    def installed(self) -> list[str]:
+        """The requirement files that pip was given in the last start."""
+        return re.findall(r"^python -m pip install --no-cache-dir -r (\S+)$", self.log.read_text(), re.MULTILINE)
+
+
+@pytest.fixture
+def machine(tmp_path):
+    return Machine(tmp_path)
+
+
+@pytest.mark.parametrize("arguments", [[], FIVE[:4], [*FIVE[:4], "--seed"], ["Alpine2D", "--shots", *FIVE]], ids=str)
+def test_too_few_arguments_get_the_usage(machine, arguments):
+    ended = machine.start("experiment.sh", *arguments, HAS=CORE)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert "usage: bash experiment.sh DOMAIN SHOT QUERY INNER_STEPS DEVICE" in ended.stderr
+    assert machine.log.read_text() == ""
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_needs_a_python_and_no_packages(machine, flag):
+    ended = machine.start("experiment.sh", flag)
+    assert ended.returncode == 0
+    assert ended.stderr == ""
+    usage, _, flags = ended.stdout.partition(f"in {machine.root}\n")
+    assert usage.startswith("usage: bash experiment.sh DOMAIN SHOT QUERY INNER_STEPS DEVICE")
+    assert flags == "--help\n"
+    assert machine.installed() == []
+
+
+def test_flags_alone_are_passed_through(machine):
+    flags = ["--evaluate", "a run", "--shots", "5"]
+    assert machine.start("experiment.sh", *flags).stdout.splitlines() == [f"in {machine.folder}", *flags]
+    assert machine.start("experiment.sh", *flags, STATUS="2").returncode == 2
+
+
+def test_data_are_fetched_through_the_same_door_before_the_set_up_too(machine):
+    ended = machine.start("experiment.sh", "download", "Jester", "--data-root", "here")
+    expected = [f"in {machine.folder}", f"path {machine.root}", "data.download", "Jester", "--data-root", "here"]
+    assert ended.stdout.splitlines() == expected
+    assert machine.installed() == []
+
+
+def test_a_mistake_in_a_flag_is_told_within_a_second(tmp_path):
+    """In the processor time that the whole command takes, since other programs may be busy."""
+    if not (ROOT / ".venv" / "installed-requirements.txt").exists():
+        pytest.skip("needs a first start of experiment.sh")
+    environment = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+    command = ["bash", str(ROOT / "experiment.sh"), *FIVE, "--metod", "maml"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("run.py: unknown flag '--metod'; did you mean '--method'?")
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+
+
+def test_a_python_that_has_everything_is_used_as_it_is(machine):
+    ended = machine.start("experiment.sh", *FIVE, "--out", "a b", "--resume", HAS=CORE)
+    assert ended.returncode == 0
+    assert ended.stdout.splitlines() == [f"in {machine.folder}", *AS_FLAGS, "--out", "a b", "--resume"]
+    assert not (machine.root / ".venv").exists()
+
+
+def test_a_bare_python_gets_an_environment_once(machine):
+    first = machine.start("experiment.sh", *FIVE, "--seed", "3")
+    assert first.returncode == 0, first.stderr
+    assert machine.installed() == ["requirements.txt"]
+    assert first.stdout.splitlines() == [f"in {machine.folder}", *AS_FLAGS, "--seed", "3"]
+    assert machine.start("experiment.sh", *FIVE).returncode == 0
+    assert machine.installed() == []
+    assert "venv" not in machine.log.read_text()
+
+
+def test_the_second_start_looks_at_one_python(machine):
+    machine.start("experiment.sh", *FIVE)
+    machine.start("experiment.sh", *FIVE)
+    search, experiment = machine.log.read_text().splitlines()
+    assert search.startswith("python - torch ")
+    assert experiment.startswith(f"python {machine.root}/run.py --domain")
+
+
+@pytest.mark.parametrize("variable", ["VIRTUAL_ENV", "CONDA_PREFIX"])
+def test_the_active_environment_comes_first(machine, variable):
+    machine.start("experiment.sh", *FIVE)  # leaves a .venv that would do
+    active = machine.folder / "active env"
+    (active / "bin").mkdir(parents=True)
+    (active / "bin" / "python").write_text(STAND_IN.replace("*run.py*)", "*run.py*) echo the active one;"))
+    (active / "bin" / "python").chmod(0o755)
+    started = machine.start("experiment.sh", *FIVE, HAS=CORE, **{variable: str(active)})
+    assert started.stdout.startswith("the active one\n")
+    lacking = machine.start("experiment.sh", *FIVE, HAS="numpy", **{variable: str(active)})
+    assert lacking.stdout.startswith("in ")
+    assert machine.installed() == []
+
+
+def test_the_experiment_and_the_tests_share_an_environment_in_peace(machine):
+    machine.start("experiment.sh", *FIVE)
+    assert machine.start("tests/run.sh").returncode == 0
+    optional = ["configs/parsl-requirements.txt", "configs/tensorboard-requirements.txt"]
+    assert machine.installed() == ["requirements.txt", "tests/requirements.txt", *optional]
+    for script in ("experiment.sh", "tests/run.sh", "experiment.sh"):
+        assert machine.start(script, *FIVE).returncode == 0
+        assert machine.installed() == []
+
+
+def test_changed_requirements_are_installed(machine):
+    machine.start("experiment.sh", *FIVE)
+    with open(machine.root / "requirements.txt", "a") as file:
+        file.write("extra==1.0\n")
+    machine.start("experiment.sh", *FIVE)
+    assert machine.installed() == ["requirements.txt"]
+
+
+def test_an_installation_that_failed_is_tried_again(machine):
+    ended = machine.start("experiment.sh", *FIVE, OFFLINE="1")
+    assert ended.returncode == 2
+    assert "could not install requirements.txt" in ended.stderr
+    assert "run.py" not in machine.log.read_text()
+    assert machine.start("experiment.sh", *FIVE).returncode == 0
+    assert machine.installed() == ["requirements.txt"]
+
+
+def test_tensorboard_is_set_up_only_where_it_is_asked_for(machine):
+    machine.start("experiment.sh", *FIVE)
+    assert machine.installed() == ["requirements.txt"]
+    machine.start("experiment.sh", *FIVE, "--tensorboard")
+    assert machine.installed() == ["requirements.txt", "configs/tensorboard-requirements.txt"]
+
+
+def test_the_set_up_says_beforehand_what_it_costs_and_how_to_do_without(machine):
+    ended = machine.start("experiment.sh", *FIVE, HAS="numpy torch scipy", OFFLINE="1")
+    before = ended.stderr.split("could not install")[0]
+    assert f"installing requirements.txt into {machine.root}/.venv, once" in before
+    assert "a download of 3 GB and 5 GB on disk; with a CPU build, 0.3 GB\n  and 1.2 GB" in before
+    assert "(python3 has torch: python3 -m pip install torchdiffeq matplotlib tqdm)." in before
+    assert "(none here has torch)." in machine.start("experiment.sh", *FIVE, OFFLINE="1").stderr
+    assert machine.start("experiment.sh", *FIVE, HAS=CORE).stderr == ""
+
+
+def test_an_old_python_is_not_enough(machine):
+    ended = machine.start("experiment.sh", *FIVE, HAS=CORE, OLD="1")
+    assert ended.returncode == 2
+    assert "3.11" in ended.stderr
+
+
+def test_the_experiments_exit_status_is_passed_on(machine):
+    assert machine.start("experiment.sh", *FIVE, HAS=CORE, STATUS="143").returncode == 143
+
+
+def test_the_checks_are_ruff_and_pytest_and_stop_at_the_first_fault(machine):
+    tools = CORE + " pytest xdist hypothesis ruff parsl tensorboard"
+    ended = machine.start("tests/run.sh", "-k", "a b", HAS=tools)
+    assert ended.returncode == 0
+    assert ended.stdout == f"in {machine.root}\n"
+    calls = machine.log.read_text().splitlines()[-3:]
+    assert calls == ["python3 -m ruff format --check .", "python3 -m ruff check .", PYTEST + " -k a b"]
+    assert machine.start("tests/run.sh", HAS=tools, RUFF="1").returncode == 1
+    assert "-m pytest" not in machine.log.read_text()
+
+
+def test_the_integration_runs_exactly_the_tests_command():
+    lines = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if not line.startswith("#")]
+    assert lines == ['exec bash "$(dirname "${BASH_SOURCE[0]}")/../tests/run.sh"']
+
+
+@pytest.mark.parametrize("script", ["experiment.sh", "tests/run.sh", ".ci/run"])
+def test_scripts_can_be_started_directly(script):
+    assert os.access(ROOT / script, os.X_OK)
+    assert subprocess.run(["bash", "-n", ROOT / script]).returncode == 0
+
+
+def requirements(path: str) -> dict[str, Requirement]:
+    lines = [line for line in (ROOT / path).read_text().splitlines() if line and not line.startswith("#")]
+    return {parsed.name: parsed for parsed in map(Requirement, lines)}
+
+
+def test_requirements_pin_what_the_library_asks_for():
+    pins, project = requirements("requirements.txt"), tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    ranges = {parsed.name: parsed.specifier for parsed in map(Requirement, project["dependencies"])}
+    assert set(ranges) == {"torch", "torchdiffeq", "scipy"}
+    assert packages() == list(pins)  # what a run writes down
+    tools = requirements("tests/requirements.txt")
+    for name, pin in (pins | tools).items():
+        (version,) = re.fullmatch(r"==([\d.]+)", str(pin.specifier)).groups()
+        assert name not in ranges or ranges[name].contains(version)
+    assert project["requires-python"] == ">=3.11"
+
+
+def docker() -> list[list[str]]:
+    lines = (ROOT / "env.Dockerfile").read_text().splitlines()
+    return [line.split(maxsplit=1) for line in lines if line and not line.startswith("#")]
+
+
+def test_the_image_installs_as_experiment_sh_does_and_copies_nothing_else():
+    steps = docker()
+    assert re.fullmatch(r"python:3\.1[1-9]-slim", steps[0][1])
+    copied = [words.split() for step, words in steps if step in ("COPY", "ADD")]
+    assert copied == [["requirements.txt", "/tmp/requirements.txt"]]
+    assert (ROOT / copied[0][0]).is_file()
+    runs = " && ".join(words for step, words in steps if step == "RUN")
+    assert "g++" in runs
+    (line,) = re.findall(r'"\$PYTHON" (-m pip install .*) "\$file"', (ROOT / "configs/environment.sh").read_text())
+    assert f"cd /tmp && python {line} requirements.txt" in runs
+    assert not {"ENTRYPOINT", "CMD", "WORKDIR", "USER"} & {step for step, _ in steps}  # docker run gives them
+
+
+def test_the_image_and_its_use_name_files_that_exist():
+    usage = (ROOT / "env.Dockerfile").read_text().splitlines()[:2]
+    assert usage[0] == "# docker build -f env.Dockerfile -t amaml ."
+    command = 'docker run --gpus all -v "$PWD":/amaml -w /amaml amaml bash experiment.sh Alpine2D 100 100 200 cuda:0'
+    assert usage[1] == f"# {command}"
+    assert (ROOT / "experiment.sh").is_file()

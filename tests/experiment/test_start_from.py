@@ -1,0 +1,89 @@
+"""--start-from: a run begins with the theta of another, and with nothing else of it."""
+
+import shutil
+
+import pytest
+import torch
+from helpers.commands import TINY, assert_same_run, checkpoint, content, error_line, files, start
+from test_processes import Run
+from test_run_resume import OFTEN, Killed, killed_at_write
+
+import data
+import run
+from experiment.build import build
+from experiment.settings import merged, parse_flags
+
+SGD = ["--meta-optimizer", "sgd", "--meta-lr", "0.1"]
+
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+
+
+@pytest.fixture
+def reptile(tmp_path, quick):
+    """The folder of a finished run."""
+    start(tmp_path / "reptile", "--method", "reptile")
+    return tmp_path / "reptile"
+
+
+@pytest.mark.parametrize("named", ["", "checkpoint.pt"])
+def test_the_first_update_is_a_step_from_the_other_runs_theta(tmp_path, reptile, named):
+    flags = ["--method", "maml", "--meta-updates", "1", *SGD]
+    assert start(tmp_path / "maml", *flags, "--start-from", str(reptile / named)) == 0
+    s = merged(parse_flags([*TINY, *flags]))
+    domain = data.of_settings(s)
+    theta = checkpoint(reptile)["theta"]
+    expected = theta - 0.1 * build(s, domain).learner.meta_gradient(theta, domain.episode(0)).value
+    torch.testing.assert_close(checkpoint(tmp_path / "maml")["theta"], expected, rtol=1e-12, atol=0)
+    assert content(tmp_path / "maml", "config.json")["settings"]["start_from"] == str(reptile / named)
+
+
+def test_what_it_is_compared_with_is_the_random_initialisation(tmp_path, reptile):
+    start(tmp_path / "on", "--start-from", str(reptile))
+    scratch = [content(out, "test.json")[-1]["scratch"] for out in (reptile, tmp_path / "on")]
+    assert scratch[0] == scratch[1]
+
+
+def test_it_resumes_to_the_bit_without_the_other_run(tmp_path, reptile, monkeypatch):
+    flags = ["--start-from", str(reptile), *OFTEN]
+    start(tmp_path / "whole", *flags)
+    with monkeypatch.context() as patch:
+        killed_at_write(patch, 6)
+        with pytest.raises(Killed):
+            start(tmp_path / "parts", *flags)
+    shutil.move(reptile, tmp_path / "elsewhere")
+    assert start(tmp_path / "parts", *flags, "--resume") == 0
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+    assert run.main(["--evaluate", str(tmp_path / "parts")]) == 0
+
+
+def test_every_process_begins_with_it(tmp_path, reptile):
+    flags = ["--meta-batch", "4", "--task-chunk", "1", "--compile", "off", "--start-from", str(reptile)]
+    start(tmp_path / "1", *flags)
+    assert Run(2, tmp_path / "2", *flags).end() == ([0, 0], [])
+    assert_same_run(tmp_path / "2", tmp_path / "1")
+
+
+def test_a_theta_that_does_not_fit_gets_one_line_and_nothing_is_lost(tmp_path, reptile, capsys):
+    start(tmp_path / "there")
+    before = files(tmp_path)
+    for flags, words in {
+        ("--width", "5"): ["--start-from", "checkpoint.pt", "--width 4", "not 5"],
+        ("--activation", "relu"): ["--activation tanh", "not relu"],
+        ("--domain", "CosMixture2D"): ["33 parameters", "the network has 37"],
+        ("--method", "scratch"): ["--method scratch", f"--evaluate {reptile}"],
+        ("--start-from", str(tmp_path / "nowhere")): ["nowhere", "checkpoint.pt of this program"],
+    }.items():
+        capsys.readouterr()
+        assert start(tmp_path / "there", "--overwrite", "--start-from", str(reptile), *flags) == 2
+        line = error_line(capsys)
+        assert all(word in line for word in words), line
+        assert files(tmp_path) == before
+
+
+def test_another_start_is_another_run(tmp_path, reptile, capsys):
+    start(tmp_path / "there")
+    capsys.readouterr()
+    assert start(tmp_path / "there", "--start-from", str(reptile), "--resume") == 2
+    assert "--start-from None" in error_line(capsys)
+    assert run.main(["--evaluate", str(tmp_path / "there"), "--start-from", str(reptile)]) == 2
+    assert "was made with --start-from None" in error_line(capsys)

@@ -1,0 +1,558 @@
+"""The meta-gradients of everything that enters the inner loss, against unrolled autograd, task by task."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers.problems import generator, relative_error
+from torch import nn
+from torch.func import functional_call
+
+import amaml
+from amaml import Adaptation, Control, InputError, Tasks
+from amaml.adaptation import METHODS
+from amaml.engine import derivatives
+from amaml.points import first
+from amaml.split import adapted_names
+from baselines import FOMAML, IMAML, MAML, Pretrained, Reptile, Scratch
+
+STEPS = 7
+
+
+class Body(nn.Module):
+    """A shared body of two layers and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 4), nn.Tanh())
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+class Convolutional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 3, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(3), nn.Tanh(), nn.Flatten()
+        )
+        self.head = nn.Linear(48, 3)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+class Encoder(nn.Module):
+    """A transformer layer over embedded sequences with padding, from a dict of two tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, activation="gelu", batch_first=True)
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, tokens, mask):
+        seen = self.body(tokens, src_key_padding_mask=mask) * ~mask.unsqueeze(-1)
+        return self.head(seen.sum(-2) / (~mask).sum(-1, keepdim=True))
+
+
+def half_squares(prediction, target):
+    return 0.5 * (prediction - target).square()
+
+
+def half_mse(prediction, target):
+    return half_squares(prediction, target).mean()
+
+
+def per_point(prediction, labels):
+    return nn.functional.cross_entropy(prediction, labels, reduction="none")
+
+
+def random(*shape):
+    return torch.randn(shape, generator=generator(len(shape)), dtype=torch.float64)
+
+
+def regression():
+    return Tasks(random(3, 6, 2), random(3, 6, 1), random(3, 5, 2), random(3, 5, 1)[:, :, :])
+
+
+def images():
+    labels = [torch.randint(3, (2, n), generator=generator(n)) for n in (4, 6)]
+    return Tasks(random(2, 4, 1, 8, 8), labels[0], random(2, 6, 1, 8, 8), labels[1])
+
+
+def sequences():
+    def points(n):
+        mask = torch.arange(3) >= torch.randint(1, 4, (2, n, 1), generator=generator(n))
+        return {"tokens": random(2, n, 3, 4), "mask": mask}
+
+    return Tasks(points(5), random(2, 5, 1), points(4), random(2, 4, 1))
+
+
+def mlp():
+    return amaml.mlp(2, 1, 5)
+
+
+# network, tasks, loss of every point, the part that adapts, inner_lr, prox
+CASES = {
+    "mlp": (mlp, regression, half_squares, None, 0.1, 0.3),
+    "head of a body": (Body, regression, half_squares, ("head",), 0.1, 0.3),
+    "body of a head": (Body, regression, half_squares, ("body.2", "body.0.bias"), 0.1, 0.0),
+    "conv head": (Convolutional, images, per_point, ("head",), 0.05, 0.1),
+    "conv": (Convolutional, images, per_point, None, 0.05, 0.1),
+    "transformer head": (Encoder, sequences, half_squares, ("head", "body.linear2"), 0.1, 0.2),
+}
+RATES = ("scalar", "each")
+
+
+class Problem:
+    """A module, tasks with weights, rates and prox, all of which require a gradient."""
+
+    def __init__(self, case: str, rates: str = "scalar") -> None:
+        build, tasks, self.loss, self.adapt, lr, prox = CASES[case]
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            self.module = build().double()
+        t = tasks()
+        weights = [1 + random(*first(x).shape[:2]).sigmoid() for x in (t.support_x, t.query_x)]
+        leaves = {"support_weight": weights[0], "query_weight": weights[1]}
+        self.tasks = Tasks(t.support_x, t.support_y, t.query_x, t.query_y, **leaves)
+        self.leaves = {n: v.requires_grad_() for n, v in self.tasks.leaves().items() if v.is_floating_point()}
+        self.adapted = adapted_names(self.module, self.adapt)
+        self.prox = torch.tensor(prox, dtype=torch.float64, requires_grad=True)
+        if rates == "scalar":
+            self.lr = torch.tensor(lr, dtype=torch.float64, requires_grad=True)
+            self.inputs = [self.lr]
+        else:  # scalars for biases, of a shape of their own for weights, and one that does not move
+            shapes = {n: p.shape for n, p in self.module.named_parameters() if n in self.adapted}
+            self.lr = {n: lr * (1 + random(*s).sigmoid() if len(s) > 1 else torch.ones(())) for n, s in shapes.items()}
+            self.lr = {n: rate.double().requires_grad_() for n, rate in self.lr.items()}
+            self.lr[self.adapted[0]].data.reshape(-1)[0] = 0.0
+            self.inputs = list(self.lr.values())
+        self.inputs += [self.prox, *self.module.parameters(), *self.leaves.values()]
+
+    def meta(self, **options) -> Adaptation:
+        options = {"inner_lr": self.lr, "prox": self.prox, "solver": "euler"} | options
+        return Adaptation(self.module, self.loss, inner_steps=STEPS, adapt=self.adapt, **options)
+
+    def unrolled(self):
+        """The mean query loss with its graph, by steps of autograd."""
+        module = copy.deepcopy(self.module).train()
+        parameters = dict(self.module.named_parameters())
+
+        def loss_of(phi, x, y, weight):
+            args, kwargs = ((), x) if isinstance(x, dict) else ((x,), {})
+            with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+                prediction = functional_call(module, parameters | phi, args, kwargs)
+            values = self.loss(prediction, y)
+            return (weight * values.reshape(len(weight), -1).mean(1)).sum() / weight.sum()
+
+        total = 0.0
+        for i in range(len(self.tasks)):
+            task = self.tasks[i : i + 1]
+            rows = [
+                {k: v[0] for k, v in x.items()} if isinstance(x, dict) else x[0]
+                for x in vars(task).values()
+                if x is not None
+            ]
+            support_x, support_y, query_x, query_y, support_weight, query_weight = rows
+            theta = {name: parameters[name] for name in self.adapted}
+            phi = theta
+            for _ in range(STEPS):
+                pull = sum((phi[n] - theta[n]).square().sum() for n in phi)
+                inner = loss_of(phi, support_x, support_y, support_weight) + self.prox / 2 * pull
+                gradients = torch.autograd.grad(inner, list(phi.values()), create_graph=True)
+                rates = self.lr if isinstance(self.lr, dict) else dict.fromkeys(phi, self.lr)
+                phi = {n: p - rates[n] * g for (n, p), g in zip(phi.items(), gradients, strict=True)}
+            total = total + loss_of(phi, query_x, query_y, query_weight) / len(self.tasks)
+        return total
+
+
+def compared(problem: Problem, value, reference, tolerance: float) -> None:
+    """Every gradient, by itself, against the reference's."""
+    assert abs(value.item() / reference.item() - 1) < tolerance
+    found = torch.autograd.grad(value, problem.inputs, allow_unused=True)
+    expected = torch.autograd.grad(reference, problem.inputs, allow_unused=True)
+    for i, (a, b) in enumerate(zip(found, expected, strict=True)):
+        assert b.norm() > 0, i
+        assert relative_error(a, b) < tolerance, i
+
+
+@pytest.mark.parametrize("rates", RATES)
+@pytest.mark.parametrize("case", CASES)
+def test_euler_is_unrolled_autograd(case, rates):
+    problem = Problem(case, rates)
+    compared(problem, problem.meta()(problem.tasks), problem.unrolled(), 1e-10)
+
+
+def again(meta: Adaptation, **options) -> Adaptation:
+    """The same module with other options of A-MAML, and the graphs that were traced."""
+    chunk = options.pop("task_chunk", None)
+    other = copy.copy(meta)
+    other.task_chunk, other._learner = chunk, replace(meta._learner, control=Control(), **options)
+    return other
+
+
+def limit(problem: Problem, meta: Adaptation) -> list[torch.Tensor]:
+    """Every gradient of the flow, by ever finer steps of gradient descent, which the test above shows to be right."""
+    gradients = []
+    for n in (8, 16):
+        finer = again(meta, inner_steps=n * STEPS)
+        rate = {k: v / n for k, v in problem.lr.items()} if isinstance(problem.lr, dict) else problem.lr / n
+        gradients.append(torch.autograd.grad(finer(problem.tasks, inner_lr=rate), problem.inputs))
+    return [2 * b - a for a, b in zip(*gradients, strict=True)]
+
+
+OPTIONS = (
+    {"solver": "rkc"},
+    {"solver": "dopri5"},
+    {"adjoint": "continuous"},
+    {"checkpoints": 2},
+    {"task_chunk": 2},
+)
+FLOWS = [(case, "scalar", ({},)) for case in CASES] + [("head of a body", rates, OPTIONS) for rates in RATES]
+
+
+@pytest.mark.parametrize(("case", "rates", "many"), FLOWS)
+def test_the_flow_is_the_limit_of_ever_finer_steps(case, rates, many):
+    problem = Problem(case, rates)
+    meta = problem.meta()
+    expected = limit(problem, meta)
+    for options in many:
+        found = torch.autograd.grad(again(meta, **{"solver": "auto"} | options)(problem.tasks), problem.inputs)
+        for i, (a, b) in enumerate(zip(found, expected, strict=True)):
+            assert relative_error(a, b) < 1e-3, (options, i)
+
+
+def test_chunks_and_checkpoints_change_nothing():
+    problem = Problem("head of a body", "each")
+    meta = problem.meta()
+    expected = torch.autograd.grad(meta(problem.tasks), problem.inputs)
+    for options in ({"checkpoints": 2}, {"task_chunk": 2}):
+        found = torch.autograd.grad(again(meta, **options)(problem.tasks), problem.inputs)
+        assert max(relative_error(a, b) for a, b in zip(found, expected, strict=True)) < 1e-12
+
+
+def small(**options) -> tuple[Adaptation, Tasks]:
+    """The head of a body on tasks that require no gradient."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        module = Body().double()
+    options = {"loss": half_mse, "inner_lr": 0.1, "inner_steps": 5, "adapt": ("head",)} | options
+    options |= {} if options.get("method") in METHODS else {"solver": options.get("solver", "euler")}
+    return Adaptation(module, **options), regression()
+
+
+def test_it_is_a_module_like_any_other():
+    meta, tasks = small()
+    assert set(map(id, meta.parameters())) == set(map(id, meta.module.parameters()))
+    assert {name.split(".")[0] for name in meta.state_dict()} == {"module"}
+    optimizer = torch.optim.SGD(meta.parameters(), lr=0.5)
+    values = []
+    for _ in range(4):
+        optimizer.zero_grad()
+        value = meta(tasks)
+        value.backward()
+        optimizer.step()
+        values.append(value.item())
+    assert values == sorted(values, reverse=True)
+    other, _ = small()
+    other.load_state_dict(meta.state_dict())
+    assert other(tasks).item() == meta(tasks).item() == copy.deepcopy(meta)(tasks).item() < values[-1]
+    assert meta.float()(tasks.to(torch.float32)).dtype == torch.float32
+
+
+def test_adapt_and_predict_agree_with_the_value():
+    meta, tasks = small()
+    phi = meta.adapt(tasks)
+    assert phi.shape == (3, 5)
+    assert not phi.requires_grad
+    prediction = meta.predict(phi, tasks.query_x)
+    assert abs(half_mse(prediction, tasks.query_y).item() - meta(tasks).item()) < 1e-14
+    head = copy.deepcopy(meta.module)
+    head.head.load_state_dict({name[5:]: value[1] for name, value in meta.unflatten(phi).items()})
+    torch.testing.assert_close(prediction[1], head(tasks.query_x[1]), rtol=1e-12, atol=1e-14)
+
+
+def test_nothing_is_computed_that_nobody_asked_for(monkeypatch):
+    meta, tasks = small()
+    meta.module.body.requires_grad_(False)
+    monkeypatch.setattr(derivatives, "pull_backs", None)
+    monkeypatch.setattr(derivatives, "losses_and_gradients", None)
+    meta(tasks).backward()
+    assert meta.latest.evaluations.hvps == 5
+    assert meta.module.body[0].weight.grad is None
+    monkeypatch.setattr(derivatives, "hvps", None)
+    with torch.no_grad():
+        value = meta(tasks)
+    assert abs(value.item() - meta.latest.query_loss.mean().item()) < 1e-14
+    with pytest.raises(TypeError):
+        meta.requires_grad_()(tasks)
+
+
+def test_a_second_derivative_is_refused():
+    meta, tasks = small()
+    (gradient,) = torch.autograd.grad(meta(tasks), meta.module.head.weight, create_graph=True)
+    with pytest.raises(InputError, match="first derivatives alone.*leave create_graph out"):
+        gradient.sum().backward()
+    (2 * meta(tasks)).backward()
+    torch.testing.assert_close(meta.module.head.weight.grad, 2 * gradient.detach())
+
+
+def test_rates_and_prox_that_are_parameters_are_trained():
+    meta, tasks = small(
+        inner_lr={"head.weight": nn.Parameter(torch.full((1, 4), 0.1)), "head.bias": nn.Parameter(torch.tensor(0.1))},
+        prox=nn.Parameter(torch.tensor(0.2)),
+    )
+    meta(tasks).backward()
+    assert len(list(meta.parameters())) == 9
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in meta.parameters())
+    assert {"inner_lr.rate/head/weight", "prox"} < meta.state_dict().keys()
+    logarithm = torch.tensor(0.1).log().requires_grad_()
+    for _ in range(2):  # a graph of its own for every call
+        meta(tasks, inner_lr=logarithm.exp()).backward()
+    scalar = sum((p.grad * p.detach()).sum().item() for p in meta.inner_lr.parameters())
+    assert abs(logarithm.grad.item() / (2 * scalar) - 1) < 1e-5  # float32 rates
+
+
+def test_the_functional_form_has_the_same_gradients():
+    problem = Problem("mlp")
+    theta, apply = amaml.flatten(problem.module)
+    learner = amaml.AMAML(apply, problem.loss, problem.lr, STEPS, solver="euler", prox=problem.prox)
+    g = learner.meta_gradient(theta, problem.tasks)
+    problem.meta()(problem.tasks).backward()
+    assert g.gradients.keys() == {"inner_lr", "prox", *problem.leaves}
+    for name, gradient in g.gradients.items():
+        tensor = {"inner_lr": problem.lr, "prox": problem.prox}.get(name, problem.leaves.get(name))
+        torch.testing.assert_close(gradient, tensor.grad, rtol=1e-12, atol=1e-15)
+
+
+def test_maml_is_the_gradient_of_the_steps():
+    tasks, values = regression(), []
+    for options in ({"method": "maml"}, {"solver": "euler"}):
+        meta, _ = small(**options)
+        values.append(torch.autograd.grad(meta(tasks), list(meta.parameters())))
+    assert all(torch.equal(a, b) for a, b in zip(*values, strict=True))
+
+
+def adapted(meta: Adaptation, task: Tasks, prox: float = 0.0, steps: int = 5):
+    """The adapted head of one task with its graph to the module, by autograd."""
+    module, theta = meta.module, dict(meta.module.head.named_parameters())
+    x, y = task.support_x[0], task.support_y[0]
+    head = theta
+    for _ in range(steps):
+        pull = sum((head[n] - theta[n]).square().sum() for n in head)
+        inner = half_mse(functional_call(module.head, head, (module.body(x),)), y) + prox / 2 * pull
+        gradients = torch.autograd.grad(inner, list(head.values()), create_graph=True)
+        head = {n: p - 0.1 * g for (n, p), g in zip(head.items(), gradients, strict=True)}
+    return head
+
+
+def outer(meta: Adaptation, head, task: Tasks, loss=half_mse):
+    return loss(functional_call(meta.module.head, head, (meta.module.body(task.query_x[0]),)), task.query_y[0])
+
+
+def test_fomaml_takes_the_query_loss_s_own_gradients():
+    meta, tasks = small(method="fomaml")
+    names, expected = [n for n, _ in meta.module.named_parameters()], 0.0
+    for i in range(len(tasks)):
+        head = {n: p.detach().requires_grad_() for n, p in adapted(meta, tasks[i : i + 1]).items()}
+        inputs = [*meta.module.body.parameters(), *head.values()]
+        rows = torch.autograd.grad(outer(meta, head, tasks[i : i + 1]), inputs)
+        expected = expected + torch.cat([row.reshape(-1) for row in rows]) / len(tasks)
+    found = torch.autograd.grad(meta(tasks), list(meta.parameters()))
+    assert names[-1] == "head.bias"
+    assert relative_error(torch.cat([g.reshape(-1) for g in found]), expected) < 1e-12
+
+
+def test_imaml_is_the_implicit_function_theorem_for_everything():
+    prox = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    meta, tasks = small(method="imaml", inner_steps=400, prox=prox, cg_steps=20)
+    tasks = Tasks(tasks.support_x.requires_grad_(), tasks.support_y, tasks.query_x, tasks.query_y)
+    inputs = [prox, tasks.support_x, *meta.parameters()]
+    total = sum(outer(meta, adapted(meta, tasks[i : i + 1], prox, 400), tasks[i : i + 1]) for i in range(3)) / 3
+    expected = torch.autograd.grad(total, inputs)  # unrolled to convergence
+    found = torch.autograd.grad(meta(tasks), inputs)
+    for i, (a, b) in enumerate(zip(found, expected, strict=True)):
+        assert relative_error(a, b) < 1e-8, i
+
+
+@pytest.mark.parametrize(
+    ("method", "name"), [("fomaml", "support_x"), ("imaml", "inner_lr"), ("reptile", "shared.body.0.weight")]
+)
+def test_what_a_method_does_not_define_is_refused(method, name):
+    tensors = {"inner_lr": torch.tensor(0.1, requires_grad=True)} if name == "inner_lr" else {}
+    meta, tasks = small(method=method, **tensors)
+    if name == "support_x":
+        tasks.support_x.requires_grad_()
+    with pytest.raises(InputError, match=f"method {method} defines no meta-gradient of {name}.*amaml or maml.*detach"):
+        meta(tasks)
+    if method == "reptile":
+        meta.module.body.requires_grad_(False)
+        meta(tasks).backward()
+        step = torch.cat([p.reshape(-1) for p in meta.module.head.parameters()]) - meta.adapt(tasks).mean(0)
+        found = torch.cat([p.grad.reshape(-1) for p in meta.module.head.parameters()])
+        torch.testing.assert_close(found, step.detach())
+
+
+def test_the_outer_loss_may_be_another_one():
+    meta, tasks = small(query_loss=lambda prediction, target: (prediction - target).abs().mean())
+    absolute = meta.query_loss
+    total = sum(outer(meta, adapted(meta, tasks[i : i + 1]), tasks[i : i + 1], absolute) for i in range(3)) / 3
+    expected = torch.autograd.grad(total, list(meta.parameters()))
+    value = meta(tasks)
+    assert abs(value.item() - total.item()) < 1e-14
+    for a, b in zip(torch.autograd.grad(value, list(meta.parameters())), expected, strict=True):
+        assert relative_error(a, b) < 1e-12
+    for method in ("fomaml", "imaml"):
+        other, _ = small(method=method, query_loss=absolute)
+        assert (
+            abs(other(tasks).item() - half_mse(other.predict(other.adapt(tasks), tasks.query_x), tasks.query_y)) > 0.01
+        )
+
+
+def test_every_baseline_takes_weights_and_dicts():
+    problem = Problem("transformer head")
+    theta, apply = amaml.flatten(problem.module)
+    for method in (MAML, FOMAML, IMAML, Reptile, Pretrained, Scratch):
+        g = method(apply, problem.loss, 0.1, 3).meta_gradient(theta, problem.tasks.detach())
+        assert g.value.isfinite().all()
+        assert not g.gradients
+    whole = amaml.AMAML(apply, problem.loss, 0.1, 3, solver="euler").meta_gradient(theta, problem.tasks.detach())
+    unrolled = MAML(apply, problem.loss, 0.1, 3).meta_gradient(theta, problem.tasks.detach())
+    assert relative_error(unrolled.value, whole.value) < 1e-12
+
+
+def test_ragged_tasks_are_those_by_themselves():
+    meta, whole = small(loss=half_squares)
+    sizes = [(4, 5), (6, 2), (1, 3)]
+    parts = [
+        (whole.support_x[i, :s], whole.support_y[i, :s], whole.query_x[i, :q], whole.query_y[i, :q])
+        for i, (s, q) in enumerate(sizes)
+    ]
+    tasks = Tasks.ragged(parts)
+    assert tasks.support_weight.sum(1).tolist() == [4, 6, 1]
+    single, _ = small()
+    expected = sum(single(Tasks(*(t[None] for t in part))) for part in parts) / 3
+    found = torch.autograd.grad(meta(tasks), list(meta.parameters()))
+    for a, b in zip(found, torch.autograd.grad(expected, list(single.parameters())), strict=True):
+        assert relative_error(a, b) < 1e-12
+
+
+def test_a_weight_of_two_is_a_point_taken_twice():
+    meta, t = small(loss=half_squares)
+    twice = Tasks(t.support_x[:, [0, 0, 1]], t.support_y[:, [0, 0, 1]], t.query_x, t.query_y)
+    weight = torch.tensor([[2.0, 1.0, 0.0]]).double().expand(3, 3)
+    weighted = Tasks(t.support_x[:, :3], t.support_y[:, :3], t.query_x, t.query_y, support_weight=weight)
+    single, _ = small()
+    assert abs(meta(weighted).item() - single(twice).item()) < 1e-14
+
+
+def test_mistakes_are_told():
+    t = regression()
+    with pytest.raises(InputError, match=r"unknown name in adapt.*'heads'; did you mean 'head'"):
+        small(adapt=("heads",))
+    with pytest.raises(InputError, match=r"adapt must be a tuple of names, got 'head'; write adapt=\('head',\)"):
+        small(adapt="head")
+    with pytest.raises(InputError, match=r"unknown method 'mamml'; did you mean 'maml'"):
+        small(method="mamml")
+    with pytest.raises(InputError, match=r"unknown keyword of method amaml 'solvr'; did you mean 'solver'"):
+        small(solvr="auto")
+    with pytest.raises(
+        InputError, match=r"inner_lr must have a rate for every adapted parameter: \['head.bias'\] missing"
+    ):
+        small(inner_lr={"head.weight": 0.1})
+    with pytest.raises(
+        InputError, match=r"inner_lr of head.bias has shape \(2,\); give a scalar, or a tensor of \(1,\)"
+    ):
+        small(inner_lr={"head.weight": 0.1, "head.bias": torch.ones(2)})
+    with pytest.raises(InputError, match=r"negative rate, -0.1, which no flow.*exp\(\)"):
+        small(inner_lr={"head.weight": -0.1, "head.bias": 0.1}, solver="auto")
+    with pytest.raises(InputError, match="method fomaml has no prox"):
+        small(method="fomaml", prox=0.1)
+    weighted = Tasks(t.support_x, t.support_y, t.query_x, t.query_y, query_weight=torch.ones(3, 5).double())
+    with pytest.raises(InputError, match=r"a loss for each of their 6 points, got shape \(\).*reduction=\"none\""):
+        small()[0](weighted)
+    with pytest.raises(InputError, match=r"support_weight must hold .* for each point, \(3, 6\), got \(3, 5\)"):
+        Tasks(t.support_x, t.support_y, t.query_x, t.query_y, support_weight=torch.ones(3, 5))
+    nothing = Tasks(t.support_x, t.support_y, t.query_x, t.query_y, support_weight=torch.zeros(3, 6).double())
+    with pytest.raises(InputError, match="support_weight adds up to zero for some task"):
+        small(loss=half_squares)[0](nothing)
+    with pytest.raises(InputError, match="tasks must be amaml.Tasks, got tuple"):
+        small()[0]((1, 2))
+    with pytest.raises(InputError, match=r"query set of task 1 \(from 0\) has tensors of \[2, 3\] points"):
+        Tasks.ragged(
+            [(t.support_x[0], t.support_y[0], t.query_x[0], t.query_y[0])] * 1
+            + [(t.support_x[0], t.support_y[0], t.query_x[0, :2], t.query_y[0, :3])]
+        )
+
+
+def test_batch_norm_keeps_its_running_statistics():
+    problem = Problem("conv head")
+    before = {name: buffer.clone() for name, buffer in problem.module.named_buffers()}
+    problem.meta()(problem.tasks).backward()
+    after = dict(problem.module.named_buffers())
+    assert all(torch.equal(after[name], buffer) for name, buffer in before.items())
+    assert problem.module.body[1].track_running_stats
+
+
+@pytest.mark.parametrize("solver", ["euler", "auto"])
+def test_single_precision_gives_the_same_to_its_rounding(solver):
+    gradients = []
+    for dtype in (torch.float64, torch.float32):
+        lr, prox = (torch.tensor(v, dtype=dtype, requires_grad=True) for v in (0.1, 0.3))
+        meta, tasks = small(solver=solver, inner_lr=lr, prox=prox, adapt=("head",))
+        meta.module.to(dtype)
+        tasks = tasks.to(dtype)
+        tasks.support_x.requires_grad_()
+        inputs = [lr, prox, *meta.module.parameters(), tasks.support_x]
+        gradients.append(torch.autograd.grad(meta(tasks), inputs))
+    for wide, narrow in zip(*gradients, strict=True):
+        assert narrow.dtype == torch.float32
+        assert relative_error(narrow.double(), wide) < 2e-5
+
+
+@pytest.mark.skipif(not derivatives.compiler_found(), reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_compiled_graphs_pull_back_the_same():
+    problem = Problem("head of a body")
+    meta = problem.meta()
+    tasks = meta._with_shared(problem.tasks).detach()
+    phi = meta._theta().detach().expand(3, -1)
+    arguments = meta.split, problem.loss, phi, torch.ones_like(phi), *tasks.support, (0, 1, 2, 6)
+    plain = derivatives.pull_backs(*arguments)
+    with derivatives.compiled():
+        fast = derivatives.pull_backs(*arguments)
+    torch.testing.assert_close(fast, plain, rtol=1e-10, atol=1e-12)
+
+
+class Weighing(nn.Module):
+    """A loss with a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
+
+    def forward(self, prediction, target):
+        return self.weight * half_mse(prediction, target)
+
+
+def test_what_would_get_no_gradient_is_refused():
+    with pytest.raises(InputError, match="the parameter weight of the loss requires a gradient"):
+        small(loss=Weighing())
+    small(loss=Weighing().requires_grad_(False))
+    module = Body().double()
+    module.register_buffer("scale", torch.ones(1, requires_grad=True))
+    with pytest.raises(InputError, match="the buffer scale of the module requires a gradient"):
+        Adaptation(module, half_mse, 0.1, 5)
+    meta, tasks = small()
+    with pytest.raises(InputError, match=r"leave Tasks\(shared=...\) out"):
+        meta(replace(tasks, shared={"scale": torch.ones(1)}))
+
+
+def test_a_tied_parameter_adapts_under_each_of_its_names():
+    module = nn.ModuleDict({"body": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+    module["head"].weight = module["body"].weight
+    assert adapted_names(module, ("head",)) == ["body.weight", "head.bias"]
+    assert adapted_names(module, ("body",)) == ["body.weight", "body.bias"]

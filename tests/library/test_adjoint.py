@@ -1,0 +1,188 @@
+"""The adjoints against closed forms, central differences and each other; schemes against their orders."""
+
+import pytest
+import torch
+from helpers.problems import Quadratic, classification, convnet, mlp, regression, relative_error, slope_error
+
+import amaml
+from amaml import AMAML, half_mse
+from amaml.engine import derivatives
+from amaml.flow.adjoint import continuous, discrete
+from amaml.flow.chebyshev import Chebyshev
+from amaml.flow.field import GradientFlow
+from amaml.flow.schemes import BOSH3, DOPRI5, EULER, MIDPOINT, RK3, RK4, Move
+from amaml.flow.steps import SOLVERS
+from amaml.flow.trajectory import Trajectory
+from amaml.learner import query_gradient
+from baselines import MAML
+
+FIXED = {"euler": EULER, "midpoint": MIDPOINT, "rk3": RK3, "rk4": RK4, "rkc3": Chebyshev(3), "rkc5": Chebyshev(5)}
+EMBEDDED = {"bosh3": BOSH3, "dopri5": DOPRI5}
+CASES = {
+    "mlp": (mlp, regression, half_mse),
+    "conv": (convnet, classification, torch.nn.functional.cross_entropy),
+}
+
+
+def total(adjoint, flow, trajectory, lam):
+    """The meta-gradient: lam(0) and the pull of the proximal term, averaged over the tasks."""
+    swept = adjoint(flow, trajectory, lam)
+    return (swept.lam + flow.prox * swept.sweep.pulled).mean(0)
+
+
+def fixed_steps(flow, scheme, horizon, count):
+    trajectory = Trajectory(flow)
+    times = [horizon * i / count for i in range(count + 1)]
+    trajectory.extend([Move(scheme, a, b, b - a) for a, b in zip(times[:-1], times[1:], strict=True)])
+    return trajectory
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_euler_with_the_discrete_adjoint_is_unrolled_maml(case):
+    network, make_tasks, loss = CASES[case]
+    (theta, apply), tasks = network(), make_tasks()
+    settings = {"inner_lr": 0.1, "inner_steps": 25}
+    ours = AMAML(apply, loss, solver="euler", **settings)
+    unrolled = MAML(apply, loss, **settings)
+    a, b = ours.meta_gradient(theta, tasks), unrolled.meta_gradient(theta, tasks)
+    assert relative_error(a.value, b.value) < 1e-12
+    torch.testing.assert_close(a.query_loss, b.query_loss, rtol=1e-12, atol=0)
+    torch.testing.assert_close(ours.adapt(theta, tasks), unrolled.adapt(theta, tasks), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", FIXED)
+@pytest.mark.parametrize("prox", [0.0, 0.7])
+def test_discrete_adjoint_is_the_derivative_of_the_forward_pass(case, name, prox):
+    network, make_tasks, loss = CASES[case]
+    (theta, apply), tasks = network(), make_tasks(tasks=2)
+    horizon = {"mlp": 0.3, "conv": 0.03}[case]  # of stable steps
+
+    def final(theta):
+        flow = GradientFlow(apply, loss, tasks, theta, prox)
+        return flow, fixed_steps(flow, FIXED[name], horizon, count=3)
+
+    def meta_loss(theta):
+        return derivatives.losses(apply, loss, final(theta)[1].final, tasks.query_x, tasks.query_y).mean()
+
+    flow, trajectory = final(theta)
+    lam, _ = query_gradient(apply, loss, trajectory.final, tasks)
+    assert slope_error(total(discrete, flow, trajectory, lam), meta_loss, theta) < 1e-7
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_discrete_adjoint_of_an_adaptive_scheme_is_the_derivative_over_its_own_steps(name):
+    """The steps torchdiffeq chose are kept while theta moves: replayed here, stage by stage, from the tableau."""
+    (theta, apply), tasks = mlp(), regression(tasks=2)
+    scheme = EMBEDDED[name]
+    flow = GradientFlow(apply, half_mse, tasks, theta, prox=0.3)
+    trajectory = Trajectory(flow)
+    trajectory.final = scheme.choose(flow, 0.0, 2.0, flow.start, 1e-3, trajectory.record, max_step=1.0)
+    moves = list(trajectory.moves)
+    assert len(moves) > 1
+    assert abs(moves[-1].end - 2.0) < 1e-12
+
+    def replay(theta):
+        field = GradientFlow(apply, half_mse, tasks, theta, prox=0.3)
+        u = field.start
+        for move in moves:
+            slopes = []
+            for row in scheme.a:
+                slopes.append(field(0.0, u + move.h * sum(a * k for a, k in zip(row, slopes, strict=True))))
+            u = u + move.h * sum(b * k for b, k in zip(scheme.b, slopes, strict=True))
+        return u
+
+    def meta_loss(theta):
+        return derivatives.losses(apply, half_mse, replay(theta), tasks.query_x, tasks.query_y).mean()
+
+    torch.testing.assert_close(replay(theta), trajectory.final, rtol=1e-12, atol=1e-14)
+    lam, _ = query_gradient(apply, half_mse, trajectory.final, tasks)
+    assert slope_error(total(discrete, flow, trajectory, lam), meta_loss, theta) < 1e-7
+
+
+@pytest.mark.parametrize("name", ["euler", "midpoint", "rk3", "rk4", "rkc3"])
+def test_schemes_on_a_quadratic_are_their_stability_polynomials(name):
+    q, scheme, h, count = Quadratic(), FIXED[name], 0.2, 7
+    z = -h * q.hessian
+    coefficients = {
+        "euler": [1, 1],
+        "midpoint": [1, 1, 1 / 2],
+        "rk3": [1, 1, 1 / 2, 1 / 6],
+        "rk4": [1, 1, 1 / 2, 1 / 6, 1 / 24],
+        "rkc3": [1, 1, 1 / 2, 5.9 / 64],  # so that it is -0.9 at -4, the end of its interval
+    }[name]
+    step = sum(c * torch.linalg.matrix_power(z, k) for k, c in enumerate(coefficients))
+    flow = GradientFlow(q.apply, half_mse, q.tasks, q.theta)
+    trajectory = fixed_steps(flow, scheme, h * count, count)
+    lam, _ = query_gradient(q.apply, half_mse, trajectory.final, q.tasks)
+    value = total(discrete, flow, trajectory, lam)
+    assert relative_error(value, q.gradient(torch.linalg.matrix_power(step, count))) < 1e-12
+    assert len(trajectory.moves) == count
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("prox", [0.0, 0.5])
+def test_every_solver_converges_to_the_exact_flow_of_a_quadratic(name, prox):
+    q, horizon = Quadratic(), 3.0
+    eye = torch.eye(len(q.theta), dtype=torch.float64)
+    regularised = q.hessian + prox * eye
+    decay = torch.linalg.matrix_exp(-horizon * regularised)
+    # u(T) = decay theta + (I - decay) (H + prox)^-1 (H u* + prox theta), with theta twice where prox > 0
+    pull = torch.linalg.solve(regularised, eye - decay)
+    propagator = decay + prox * pull
+    shift = (pull @ q.hessian @ q.minimum[..., None])[..., 0]
+    expected = q.gradient(propagator, shift)
+    learner = AMAML(q.apply, half_mse, 3e-4, 10_000, solver=name, rtol=1e-6, prox=prox)
+    if name == "euler":
+        learner = AMAML(q.apply, half_mse, 3e-3, 1000, solver=name, prox=prox)
+    tolerance = {"euler": 1e-2, "bosh3": 1e-4, "dopri5": 1e-4}.get(name, 1e-5)
+    assert relative_error(learner.meta_gradient(q.theta, q.tasks).value, expected) < tolerance
+
+
+def _gradient(adjoint, name, count, prox=0.0):
+    (theta, apply), tasks = mlp(), regression()
+    flow = GradientFlow(apply, half_mse, tasks, theta, prox)
+    trajectory = fixed_steps(flow, FIXED[name], horizon=2.0, count=count)
+    lam, _ = query_gradient(apply, half_mse, trajectory.final, tasks)
+    return total(adjoint, flow, trajectory, lam)
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_discrete_meta_gradients_converge_with_the_order_of_the_scheme(name):
+    reference = _gradient(discrete, "rk4", 256)
+    coarse, fine = (relative_error(_gradient(discrete, name, n), reference) for n in (16, 32))
+    order = torch.log2(torch.tensor(coarse / fine)).item()
+    assert abs(order - FIXED[name].order) < 0.35
+
+
+@pytest.mark.parametrize("prox", [0.0, 0.6])
+def test_the_continuous_adjoint_converges_to_the_discrete_one_at_second_order(prox):
+    errors = [
+        relative_error(_gradient(continuous, "rk4", n, prox), _gradient(discrete, "rk4", n, prox)) for n in (16, 32)
+    ]
+    order = torch.log2(torch.tensor(errors[0] / errors[1])).item()
+    assert abs(order - 2) < 0.3
+
+
+def test_the_continuous_adjoint_takes_n_steps_for_n_intervals():
+    """On a scalar quadratic with H = 1 each Heun step multiplies lam by 1 - h + h^2/2, exactly n times."""
+    x = torch.ones(1, 1, 1, dtype=torch.float64)
+    tasks = amaml.Tasks(x, 0 * x, x, 0 * x)
+    theta = torch.tensor([2.0], dtype=torch.float64)
+    flow = GradientFlow(Quadratic.apply, half_mse, tasks, theta)
+    n, h = 5, 0.1
+    trajectory = fixed_steps(flow, EULER, n * h, n)
+    lam = torch.tensor([[3.0]], dtype=torch.float64)
+    before = flow.evaluations.hvps
+    value = continuous(flow, trajectory, lam).lam
+    assert abs(value.item() - 3 * (1 - h + h**2 / 2) ** n) < 1e-14
+    assert flow.evaluations.hvps - before == 2 * n
+
+
+def test_one_hvp_for_each_stage_of_each_step():
+    (theta, apply), tasks = mlp(), regression()
+    for name, stages in (("euler", 1), ("midpoint", 2), ("rk4", 4), ("rkc3", 3), ("rkc5", 5)):
+        flow = GradientFlow(apply, half_mse, tasks, theta)
+        trajectory = fixed_steps(flow, FIXED[name], 1.0, 5)
+        discrete(flow, trajectory, torch.ones_like(trajectory.final))
+        assert (flow.evaluations.gradients, flow.evaluations.hvps) == (5 * stages, 5 * stages)

@@ -1,0 +1,225 @@
+"""Mistakes in what a learner is given: one line each, from every method, that names what is wrong and the remedy."""
+
+import pytest
+import torch
+from helpers.problems import classification, linear, regression, relative_error
+from torch import nn
+from torch.nn import functional as F
+
+import amaml
+from amaml import AMAML, Diverged, InputError, Tasks, half_mse
+from baselines import FOMAML, IMAML, MAML, Pretrained, Reptile, Scratch
+
+METHODS = {
+    "AMAML": lambda apply, loss, lr=0.05, steps=5: AMAML(apply, loss, lr, steps),
+    "AMAML-euler": lambda apply, loss, lr=0.05, steps=5: AMAML(apply, loss, lr, steps, solver="euler"),
+    "MAML": lambda apply, loss, lr=0.05, steps=5: MAML(apply, loss, lr, steps),
+    "FOMAML": lambda apply, loss, lr=0.05, steps=5: FOMAML(apply, loss, lr, steps),
+    "IMAML": lambda apply, loss, lr=0.05, steps=5: IMAML(apply, loss, lr, steps),
+    "Reptile": lambda apply, loss, lr=0.05, steps=5: Reptile(apply, loss, lr, steps),
+}
+
+
+@pytest.fixture(params=METHODS)
+def method(request):
+    return METHODS[request.param]
+
+
+def refused(method, apply, theta, tasks, message, loss=half_mse, error=InputError):
+    """Both calls of the method end in the error."""
+    learner = method(apply, loss, 0.05, 5)
+    for call in (learner.meta_gradient, learner.adapt):
+        with pytest.raises(error, match=message):
+            call(theta, tasks)
+
+
+def changed(tasks: Tasks, **tensors) -> Tasks:
+    names = ("support_x", "support_y", "query_x", "query_y")
+    return Tasks(**{name: tensors.get(name, getattr(tasks, name)) for name in names})
+
+
+def test_what_is_no_theta_is_refused(method):
+    (theta, apply), tasks = linear(), regression()
+    refused(
+        method, apply, [theta[:2], theta[2:]], tasks, r"theta must be one flat tensor.*got list of 2; amaml.flatten"
+    )
+    refused(method, apply, theta[None], tasks, r"theta must be one flat tensor.*got shape \(1, 3\)")
+    refused(
+        method,
+        apply,
+        theta.long(),
+        tasks,
+        r"theta must be one flat tensor \(P,\) of floating-point numbers, got shape \(3,\) of torch.int64",
+    )
+    refused(method, apply, theta[:-1], tasks, r"theta has 2 numbers, the module has 3 parameters")
+
+
+def test_a_module_is_no_apply(method):
+    theta, _ = linear()
+    refused(method, nn.Linear(2, 1), theta, regression(), r"apply must be a function.*got Linear; amaml.flatten")
+
+
+@pytest.mark.parametrize("name", ["support_x", "support_y", "query_x", "query_y"])
+def test_another_dtype_than_theta_is_refused(method, name):
+    (theta, apply), tasks = linear(), regression()
+    single = changed(tasks, **{name: getattr(tasks, name).float()})
+    refused(
+        method, apply, theta, single, rf"{name} is torch.float32, theta is torch.float64.*tasks.to\(torch.float64\)"
+    )
+
+
+def test_what_is_no_tensor_is_refused():
+    t = regression()
+    with pytest.raises(
+        InputError, match=r"support_x must be a torch.Tensor, got ndarray; torch.as_tensor\(support_x\)"
+    ):
+        changed(t, support_x=t.support_x.numpy())
+    with pytest.raises(InputError, match="query_y must be a torch.Tensor, got list"):
+        changed(t, query_y=t.query_y.tolist())
+    with pytest.raises(InputError, match="support_y must be a torch.Tensor, got NoneType"):
+        Tasks(t.support_x, None, t.query_x, t.query_y)
+    with pytest.raises(InputError, match="tasks must be amaml.Tasks, got tuple"):
+        FOMAML(linear()[1], half_mse, 0.1, 3).adapt(linear()[0], (t.support_x, t.support_y))
+
+
+def test_class_numbers_keep_their_type():
+    tasks = classification().to(torch.float32)
+    assert tasks.support_x.dtype == torch.float32
+    assert tasks.support_y.dtype == torch.int64
+
+
+@pytest.mark.parametrize("loss", [half_mse, F.mse_loss, F.l1_loss, lambda p, t: ((p.exp() - t) ** 2).mean()])
+@pytest.mark.parametrize("flat", ["targets", "predictions"])
+@pytest.mark.filterwarnings("ignore:Using a target size")
+def test_targets_that_would_broadcast_are_refused(loss, flat):
+    (theta, network), tasks = linear(), regression(shots=5)
+    message = r"predictions \(5, 1\) and targets \(5,\)"
+    apply = network
+    if flat == "targets":
+        tasks = changed(tasks, support_y=tasks.support_y[..., 0], query_y=tasks.query_y[..., 0])
+    else:
+        apply, message = lambda theta, x: network(theta, x)[:, 0], r"predictions \(5,\) and targets \(5, 1\)"
+    refused(METHODS["FOMAML"], apply, theta, tasks, message + r" of a task.*reshape", loss)
+
+
+def test_targets_that_would_broadcast_are_refused_by_every_method(method):
+    (theta, apply), tasks = linear(), regression(shots=5)
+    refused(method, apply, theta, changed(tasks, support_y=tasks.support_y[..., 0]), r"targets \(5,\)")
+
+
+def test_half_mse_wants_equal_shapes_where_nothing_is_silent_too():
+    for metric in (half_mse, amaml.mse, amaml.rmse):
+        with pytest.raises(InputError, match=r"predictions \(5, 3\) and targets \(5, 1\)"):
+            metric(torch.zeros(5, 3), torch.zeros(5, 1))
+    with pytest.raises(InputError, match=r"predictions \(5, 3\) and targets \(5, 1\)"):
+        amaml.accuracy(torch.zeros(5, 3), torch.zeros(5, 1, dtype=torch.int64))
+
+
+def test_losses_that_reshape_are_their_authors_own():
+    (theta, apply), tasks = linear(), regression(shots=5)
+    flat = changed(tasks, support_y=tasks.support_y[..., 0], query_y=tasks.query_y[..., 0])
+    expected = FOMAML(apply, half_mse, 0.05, 5).meta_gradient(theta, tasks).value
+    for loss in (
+        lambda p, t: half_mse(p.squeeze(-1), t),
+        lambda p, t: half_mse(p, t[:, None]),
+        lambda p, t: half_mse(p.flatten(), t.flatten()),
+    ):
+        assert relative_error(FOMAML(apply, loss, 0.05, 5).meta_gradient(theta, flat).value, expected) < 1e-13
+    quantiles = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+
+    def pinball(prediction, target):  # three predictions a target
+        error = target - prediction * quantiles
+        return torch.maximum(quantiles * error, (quantiles - 1) * error).mean()
+
+    assert FOMAML(apply, pinball, 0.05, 5).meta_gradient(theta, tasks).value.isfinite().all()
+
+
+def test_a_loss_that_is_not_one_number_is_refused(method):
+    (theta, apply), tasks = linear(), regression(shots=5)
+    message = r"must be a tensor of one floating-point number, got torch.float64 of shape \(5, 1\); take the mean"
+    refused(method, apply, theta, tasks, message, lambda p, t: (p - t) ** 2)
+    refused(method, apply, theta, tasks, "one floating-point number, got float", lambda p, t: 0.0)
+    refused(
+        method, apply, theta, tasks, "one floating-point number, got torch.int64", lambda p, t: (p - t).sum().long()
+    )
+
+
+def test_a_loss_that_branches_on_values_is_refused(method):
+    (theta, apply), tasks = linear(), regression(shots=5)
+
+    def clipped(prediction, target):
+        error = half_mse(prediction, target)
+        return error if error < 1.0 else error.sqrt()
+
+    refused(method, apply, theta, tasks, "branches on the values of a tensor.*torch.where", clipped)
+
+
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+@pytest.mark.parametrize("name", ["support_x", "support_y", "query_x", "query_y"])
+def test_what_is_not_finite_is_named_with_its_task(method, name, value):
+    (theta, apply), tasks = linear(), regression(tasks=4)
+    tensor = getattr(tasks, name).clone()
+    tensor[2, 1] = tensor[3, 0] = value
+    kind = "NaN" if value != value else "infinity"
+    with pytest.raises(InputError, match=rf"{name} holds {kind} in 2 of 4 tasks \(number 2, 3, from 0\)"):
+        method(apply, half_mse).meta_gradient(theta, changed(tasks, **{name: tensor}))
+    if name.startswith("support"):
+        with pytest.raises(InputError, match=rf"{name} holds {kind} in 2 of 4 tasks"):
+            method(apply, half_mse).adapt(theta, changed(tasks, **{name: tensor}))
+
+
+def test_a_theta_that_is_not_finite_is_named(method):
+    (theta, apply), tasks = linear(), regression()
+    theta = theta.clone()
+    theta[1] = torch.nan
+    refused(method, apply, theta, tasks, "theta holds NaN")
+
+
+@pytest.mark.parametrize("kind", [Pretrained, Scratch])
+def test_methods_without_an_inner_loop_in_training_check_too(kind):
+    (theta, apply), tasks = linear(), regression(shots=5)
+    refused(kind, apply, theta, tasks.to(torch.float32), "support_x is torch.float32, theta is torch.float64", half_mse)
+    refused(kind, apply, theta * torch.nan, tasks, "theta holds NaN", half_mse)
+    with pytest.raises(InputError, match="query_y holds NaN in 3 of 3 tasks"):
+        kind(apply, half_mse, 0.1, 3).meta_gradient(theta, changed(tasks, query_y=tasks.query_y * torch.nan))
+    with pytest.raises(Diverged, match="phi is not finite"):
+        kind(apply, lambda p, t: (p - t).pow(4).mean(), 1e3, 400).adapt(100 * theta, tasks)
+
+
+def test_an_inner_loop_that_diverges_raises_in_every_method(method):
+    (theta, apply), tasks = linear(), regression()
+
+    def quartic(prediction, target):
+        return (prediction - target).pow(4).mean()
+
+    learner = method(apply, quartic, 1e3, 400)
+    for call in (learner.meta_gradient, learner.adapt):
+        with pytest.raises(Diverged, match="try a smaller inner_lr"):
+            call(100 * theta, tasks)
+
+
+def test_missing_targets_that_a_loss_leaves_out_are_no_mistake(method):
+    (theta, apply), tasks = linear(), regression()
+    tasks.support_y[1, 2] = torch.nan
+
+    def masked(prediction, target):
+        known = ~target.isnan()
+        return (known * (prediction - target.nan_to_num()) ** 2).sum() / known.sum()
+
+    assert method(apply, masked).meta_gradient(theta, tasks).value.isfinite().all()
+
+
+def test_data_that_are_not_finite_cost_one_solve(monkeypatch):
+    (theta, apply), tasks = linear(), regression()
+    solved, solve = [], AMAML._solve
+    monkeypatch.setattr(AMAML, "_solve", lambda *arguments: solved.append(1) or solve(*arguments))
+    with pytest.raises(InputError, match="query_y holds NaN in 3 of 3 tasks"):
+        AMAML(apply, half_mse, 0.05, 5).meta_gradient(theta, changed(tasks, query_y=tasks.query_y * torch.nan))
+    assert len(solved) == 1
+
+
+def test_a_query_loss_without_a_gradient_is_told_at_once(monkeypatch):
+    (theta, apply), tasks = linear(), regression()
+    learner = AMAML(apply, half_mse, 0.05, 5, query_loss=lambda p, t: (p - p).square().sum().sqrt())  # 0 / 0
+    with pytest.raises(Diverged, match="gradient of the query loss at the adapted parameters is not finite"):
+        learner.meta_gradient(theta, tasks)

@@ -1,0 +1,91 @@
+"""lambda_max: from below, settled, and not missed where the field does not show it."""
+
+import pytest
+import torch
+from helpers.problems import mlp, regression
+from torch.func import jacrev, vmap
+
+from amaml import Tasks, half_mse
+from amaml.flow.curvature import Curvature, Sharp
+from amaml.flow.field import GradientFlow
+
+
+def test_lambda_max_is_settled_before_it_is_believed():
+    (theta, apply), tasks = mlp(), regression(shots=20)
+    flow = GradientFlow(apply, half_mse, tasks, theta)
+    exact = vmap(jacrev(jacrev(lambda u, x, y: half_mse(apply(u, x), y))), (None, 0, 0))
+    largest = torch.linalg.eigvalsh(exact(theta, tasks.support_x, tasks.support_y))[:, -1]
+    found = torch.tensor(Curvature(flow).at(flow.start), dtype=torch.float64)
+    assert (found <= largest * (1 + 1e-9)).all()
+    assert (found > 0.9 * largest).all()
+
+
+def products(flow: GradientFlow, curvature: Curvature, u) -> int:
+    before = flow.evaluations.hvps
+    curvature.at(u)
+    return flow.evaluations.hvps - before
+
+
+def test_a_look_that_finds_nothing_changed_takes_one_product():
+    (theta, apply), tasks = mlp(), regression(shots=20)
+    flow = GradientFlow(apply, half_mse, tasks, theta)
+    curvature = Curvature(flow)
+    first = products(flow, curvature, flow.start)
+    assert first >= 3
+    curvature.at(flow.start)
+    assert products(flow, curvature, flow.start + 1e-3) == 1
+    for other in (3.0, 0.0):  # lambda_max larger, and smaller
+        assert products(flow, curvature, other * flow.start) > 1
+
+
+@pytest.mark.parametrize(("factor", "taken"), [(1.0, 1), (3.0, 2), (0.3, 2)])
+def test_what_another_batch_had_is_checked_by_one_product_and_found_anew_where_it_is_wrong(factor, taken):
+    theta, apply = mlp()
+    flow = GradientFlow(apply, half_mse, regression(shots=20), theta)
+    look = Curvature(flow)
+    look.at(flow.start)
+    assert look.sharpest.value == max(look.found)
+    known = Curvature(flow, known=look.sharpest._replace(value=factor * look.sharpest.value))
+    assert products(flow, known, flow.start) == taken
+    assert known.sharpest.value == pytest.approx(look.sharpest.value, rel=0.1)
+    direction = known.sharpest.direction
+    assert direction.untyped_storage().nbytes() == direction.nbytes  # a checkpoint holds it, and not the whole batch
+
+
+def test_a_stiff_direction_is_found_from_call_to_call_although_none_of_them_looks_long():
+    """H = diag(50, 1, ..., 1), and what is known is another eigenvector: each call begins where the last one ended."""
+    flow = hidden()
+    known = Sharp(1.0, torch.eye(40, dtype=torch.float64)[1])
+    for _ in range(3):
+        curvature = Curvature(flow, known=known)
+        curvature.at(flow.start)
+        known = curvature.sharpest
+    assert known.value > 40
+
+
+def test_two_products_that_agree_within_a_fourth_are_enough():
+    """H = diag(1, 1/2): from (1, 1) the products are 0.79, 0.92 and 0.98 long."""
+    x = torch.tensor([1.0, 0.5], dtype=torch.float64).mul(2).sqrt().diag()[None]
+    y, theta = torch.zeros(1, 2, 1, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    flow = GradientFlow(lambda u, x: (x @ u)[:, None], half_mse, Tasks(x, y, x, y), theta)
+    start = torch.ones(1, 2, dtype=torch.float64)
+    for known in (None, Sharp(0.79, start[0])):  # which is not believed where the start is given
+        assert products(flow, Curvature(flow, start, known), flow.start) == 2
+
+
+def test_a_stiff_direction_that_the_field_does_not_hold_is_seen():
+    flow = hidden()
+    assert flow.at_start[0, 0] == 0
+    assert Curvature(flow).at(flow.start)[0] > 40
+
+
+def hidden() -> GradientFlow:
+    """H = diag(50, 1, ..., 1) with theta optimal in the first direction."""
+    diagonal = torch.ones(40, dtype=torch.float64)
+    diagonal[0] = 50
+    x = (40 * diagonal).sqrt().diag()[None]
+    target = torch.ones(40, dtype=torch.float64)
+    theta = torch.zeros(40, dtype=torch.float64)
+    theta[0] = 1
+    y = (x @ target)[..., None]
+    return GradientFlow(lambda u, x: (x @ u)[:, None], lambda p, t: half_mse(p, t), Tasks(x, y, x, y), theta)

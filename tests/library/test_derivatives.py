@@ -1,0 +1,124 @@
+"""Derivatives against autograd, dense algebra and central differences."""
+
+import pytest
+import torch
+from helpers.problems import classification, convnet, mlp, regression
+
+import amaml
+from amaml.engine import derivatives, linalg
+
+CASES = {
+    "mlp": (mlp, regression, amaml.half_mse),
+    "conv": (convnet, classification, torch.nn.functional.cross_entropy),
+}
+
+
+@pytest.fixture(params=CASES)
+def problem(request):
+    network, tasks, loss = CASES[request.param]
+    (theta, apply), tasks = network(), tasks()
+    generator = torch.Generator().manual_seed(3)
+    noise = 0.1 * torch.randn(len(tasks), len(theta), generator=generator, dtype=torch.float64)
+    return apply, loss, theta + noise, tasks.support_x, tasks.support_y
+
+
+def test_gradients_are_those_of_autograd_task_by_task(problem):
+    apply, loss, phi, x, y = problem
+    gradients, losses = derivatives.gradients_and_losses(apply, loss, phi, x, y)
+    for i in range(len(phi)):
+        row = phi[i].clone().requires_grad_()
+        value = loss(apply(row, x[i]), y[i])
+        (expected,) = torch.autograd.grad(value, row)
+        torch.testing.assert_close(gradients[i], expected, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(losses[i], value.detach(), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(derivatives.gradients(apply, loss, phi, x, y), gradients, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(derivatives.losses(apply, loss, phi, x, y), losses, rtol=1e-12, atol=1e-14)
+
+
+def test_hvps_are_central_differences_of_the_gradient(problem):
+    apply, loss, phi, x, y = problem
+    v = torch.randn(phi.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    step = 1e-5
+    up, down = (derivatives.gradients(apply, loss, phi + s * v, x, y) for s in (step, -step))
+    expected = (up - down) / (2 * step)
+    torch.testing.assert_close(derivatives.hvps(apply, loss, phi, v, x, y), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_a_graph_is_traced_once_for_each_shape(problem):
+    apply, loss, phi, x, y = problem
+    calls = []
+
+    def counted(prediction, target):
+        calls.append(len(prediction))
+        return loss(prediction, target)
+
+    derivatives.gradients(apply, counted, phi, x, y)
+    first = len(calls)
+    for _ in range(2):
+        derivatives.gradients(apply, counted, phi, x, y)
+    assert len(calls) == first
+    derivatives.gradients(apply, counted, phi[:1], x[:1], y[:1])
+    assert len(calls) > first
+
+
+def test_traced_graphs_hold_no_autograd_graph(problem):
+    apply, loss, phi, x, y = problem
+    assert not derivatives.gradients(apply, loss, phi.clone().requires_grad_(), x, y).requires_grad
+
+
+def _positive_definite(tasks: int, size: int) -> torch.Tensor:
+    a = torch.randn(tasks, size, size, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    return a @ a.mT + torch.eye(size, dtype=torch.float64)
+
+
+def test_conjugate_gradient_solves_to_rounding_in_as_many_iterations_as_unknowns():
+    a = _positive_definite(3, 6)
+    b = torch.randn(3, 6, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    x = linalg.conjugate_gradient(lambda v: (a @ v[..., None])[..., 0], b, iterations=9)
+    torch.testing.assert_close(x, torch.linalg.solve(a, b), rtol=1e-9, atol=1e-11)
+
+
+def test_conjugate_gradient_on_the_identity_is_done_after_one_iteration_and_stays():
+    b = torch.randn(3, 6, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    for iterations in (1, 5):
+        assert torch.equal(linalg.conjugate_gradient(lambda v: v, b, iterations), b)
+
+
+def test_conjugate_gradient_keeps_the_x_of_a_row_that_meets_negative_curvature():
+    """Of three systems the first is positive definite, the second not along the second direction, the third not at all.
+
+    By hand: the first step goes b'b / b'Ab along b.
+    """
+    diagonal = torch.tensor([[1.0, 2.0, 3.0], [-1.0, 1.0, 5.0], [-1.0, -2.0, -3.0]], dtype=torch.float64)
+    b = torch.ones(3, 3, dtype=torch.float64)
+    expected = torch.stack([b[0] / diagonal[0], b[1] * 3 / 5, torch.zeros(3, dtype=torch.float64)])
+    for iterations in (3, 4, 7):
+        x = linalg.conjugate_gradient(lambda v: diagonal * v, b, iterations)
+        torch.testing.assert_close(x, expected, rtol=1e-12, atol=0)
+
+
+def test_conjugate_gradient_leaves_a_zero_row_zero():
+    b = torch.zeros(2, 4, dtype=torch.float64)
+    assert torch.equal(linalg.conjugate_gradient(lambda v: 2 * v, b, 3), b)
+
+
+def test_largest_eigenvalue_of_each_task():
+    a = _positive_definite(3, 6)
+    start = torch.ones(3, 6, dtype=torch.float64)
+    value, vector = linalg.largest_eigenvalue(lambda v: (a @ v[..., None])[..., 0], start, iterations=300)
+    expected = torch.linalg.eigvalsh(a)[:, -1]
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close((a @ vector[..., None])[..., 0], value[:, None] * vector, rtol=1e-6, atol=1e-6)
+
+
+def test_data_is_detached():
+    """(a b.data)^2 / 2 has the Hessian diag(b^2, 0) in (a, b); .data would hide b from one derivative alone."""
+    theta, x = torch.tensor([[0.3, 0.7]], dtype=torch.float64), torch.ones(1, 1, 1, dtype=torch.float64)
+
+    def apply(theta, x):
+        return theta[0] * theta[1].data * x
+
+    for direction, expected in ([1.0, 0.0], [0.49, 0.0]), ([0.0, 1.0], [0.0, 0.0]):
+        v = torch.tensor([direction], dtype=torch.float64)
+        hvp = derivatives.hvps(apply, amaml.half_mse, theta, v, x, 0 * x)
+        torch.testing.assert_close(hvp, torch.tensor([expected], dtype=torch.float64))

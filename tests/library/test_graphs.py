@@ -1,0 +1,290 @@
+"""Traced graphs against what apply and loss are now: nothing that changed outside a graph may stay in it."""
+
+import functools
+import gc
+import warnings
+import weakref
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers.problems import linear, regression, relative_error
+from torch import nn
+
+from amaml import AMAML, InputError, compiled, half_mse
+from amaml.engine import derivatives, graphs
+from baselines import FOMAML, IMAML, MAML, Reptile
+
+LEARNERS = {
+    "AMAML": lambda apply, loss: AMAML(apply, loss, 0.05, 5, solver="euler"),
+    "MAML": lambda apply, loss: MAML(apply, loss, 0.05, 5),
+    "FOMAML": lambda apply, loss: FOMAML(apply, loss, 0.05, 5),
+    "IMAML": lambda apply, loss: IMAML(apply, loss, 0.05, 5),
+    "Reptile": lambda apply, loss: Reptile(apply, loss, 0.05, 5),
+}
+
+
+def number(value: float) -> torch.Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+WEIGHT = number(1.0)  # read by a loss as a global
+
+
+class Weighted:
+    """A loss that reads a Python number and a tensor of its own, in a method that it calls."""
+
+    def __init__(self):
+        self.factor, self.weights = 1.0, {"tensors": [number(1.0)]}
+
+    def __call__(self, prediction, target):
+        return self.factor * self.tensor() * half_mse(prediction, target)
+
+    def tensor(self):
+        return self.weights["tensors"][0]
+
+
+# each returns apply, loss, a function that changes what these use, and whether a new tensor is all that it puts in
+
+
+def python_value(apply):
+    used = {"b": 1.0}
+    return apply, lambda p, t: used["b"] * half_mse(p, t), lambda: used.update(b=3.0), False
+
+
+def rebound_tensor(apply):
+    weight = number(1.0)
+
+    def change():
+        nonlocal weight
+        weight = number(3.0)
+
+    return apply, lambda p, t: weight * half_mse(p, t), change, True
+
+
+def tensor_changed_in_place(apply):
+    weight = number(1.0)
+    return apply, lambda p, t: weight * half_mse(p, t), lambda: weight.fill_(3.0), True
+
+
+def global_tensor(apply):
+    def change():
+        global WEIGHT
+        WEIGHT = WEIGHT * 3
+
+    return apply, lambda p, t: WEIGHT * half_mse(p, t), change, True
+
+
+def attribute(apply):
+    loss = Weighted()
+    return apply, loss, lambda: setattr(loss, "factor", 3.0), False
+
+
+def tensor_of_an_object(apply):
+    loss = Weighted()
+    return apply, loss, lambda: loss.weights.update(tensors=[number(3.0)]), True
+
+
+def partial_argument(apply):
+    used = [number(1.0)]
+    loss = functools.partial(lambda used, p, t: used[0] * half_mse(p, t), used)
+    return apply, loss, lambda: used.__setitem__(0, number(3.0)), True
+
+
+def bound_method(apply):
+    holder = Weighted()
+    return apply, holder.__call__, lambda: setattr(holder, "weights", {"tensors": [number(3.0)]}), True
+
+
+def name_in_a_module(apply):
+    used = SimpleNamespace(weight=number(1.0))
+    return apply, lambda p, t: used.weight * half_mse(p, t), lambda: setattr(used, "weight", number(3.0)), True
+
+
+def other_dtype(apply):
+    used = SimpleNamespace(weight=number(1.0))
+    return apply, lambda p, t: used.weight * half_mse(p, t), lambda: setattr(used, "weight", torch.tensor(3)), True
+
+
+def encoder(apply):
+    torch.manual_seed(3)
+    layer = nn.Linear(2, 2).double()
+
+    def change():
+        layer.weight = nn.Parameter(3 * layer.weight.detach())
+
+    return lambda theta, x: apply(theta, layer(x)), half_mse, change, True
+
+
+def mode_of_an_encoder(apply):
+    torch.manual_seed(3)
+    layer = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).double().eval()
+    layer[1].running_mean.fill_(2.0)
+
+    def batch_statistics():
+        layer[1].running_mean = layer[1].running_var = None
+
+    return lambda theta, x: apply(theta, layer(x)), half_mse, batch_statistics, False
+
+
+CHANGES = [
+    python_value,
+    rebound_tensor,
+    tensor_changed_in_place,
+    global_tensor,
+    attribute,
+    tensor_of_an_object,
+    partial_argument,
+    bound_method,
+    name_in_a_module,
+    other_dtype,
+    encoder,
+    mode_of_an_encoder,
+]
+
+
+CASES = [("FOMAML", make) for make in CHANGES] + [(m, make) for m in LEARNERS for make in (attribute, rebound_tensor)]
+
+
+@pytest.mark.parametrize(("method", "make"), CASES)
+def test_a_change_outside_the_graph_reaches_the_next_call(method, make):
+    (theta, network), tasks = linear(), regression(queries=4)
+    apply, loss, change, _ = make(network)
+    learner = LEARNERS[method](apply, loss)
+    before = learner.meta_gradient(theta, tasks), learner.adapt(theta, tasks)
+    change()
+    after = learner.meta_gradient(theta, tasks), learner.adapt(theta, tasks)
+    fresh = LEARNERS[method](lambda theta, x: apply(theta, x), loss)
+    assert relative_error(after[0].value, before[0].value) > 1e-3
+    assert relative_error(after[0].value, fresh.meta_gradient(theta, tasks).value) < 1e-12
+    assert relative_error(after[1], fresh.adapt(theta, tasks)) < 1e-12
+
+
+@pytest.mark.parametrize("make", CHANGES)
+def test_tensors_that_are_used_are_inputs_of_the_graph_and_need_no_new_one(make, monkeypatch):
+    (theta, network), tasks = linear(), regression()
+    apply, loss, change, tensor = make(network)
+    learner, traces = FOMAML(apply, loss, 0.05, 5), []
+    learner.meta_gradient(theta, tasks)
+    make_fx = graphs.make_fx
+    monkeypatch.setattr(graphs, "make_fx", lambda f: traces.append(f) or make_fx(f))
+    learner.meta_gradient(theta, tasks)
+    assert not traces
+    change()
+    learner.meta_gradient(theta, tasks)
+    assert bool(traces) == (not tensor or make is other_dtype)
+
+
+def test_a_change_between_two_shapes_reaches_both():
+    """Support sets of two sizes in turn, with one query set: its graph is older than the second size's."""
+    (theta, network), small, large = linear(), regression(shots=4), regression(shots=8)
+    used = {"b": 1.0}
+
+    def loss(prediction, target):
+        return used["b"] * half_mse(prediction, target)
+
+    learner = FOMAML(network, loss, 0.05, 5)
+    learner.meta_gradient(theta, small)
+    used["b"] = 3.0
+    for tasks in (large, small):
+        expected = FOMAML(network, lambda p, t: 3.0 * half_mse(p, t), 0.05, 5).meta_gradient(theta, tasks)
+        assert relative_error(learner.meta_gradient(theta, tasks).value, expected.value) < 1e-12
+
+
+def test_a_change_that_the_points_of_the_first_call_do_not_fit_is_no_error():
+    (theta, network), small, large = linear(), regression(shots=4, queries=4), regression(shots=6, queries=6)
+    used = {"points": 4}
+
+    def loss(prediction, target):
+        return half_mse(prediction.view(used["points"]), target.view(used["points"]))
+
+    learner = FOMAML(network, loss, 0.05, 5)
+    learner.meta_gradient(theta, small)
+    used["points"] = 6
+    expected = FOMAML(network, half_mse, 0.05, 5).meta_gradient(theta, large)
+    assert relative_error(learner.meta_gradient(theta, large).value, expected.value) < 1e-13
+
+
+@pytest.mark.skipif(not derivatives.compiler_found(), reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_change_outside_a_compiled_graph_reaches_the_next_call():
+    (theta, network), tasks = linear(), regression()
+    apply, loss, change, _ = rebound_tensor(network)
+    v = torch.ones(len(tasks), len(theta), dtype=torch.float64)
+    phi = theta.expand(len(tasks), -1)
+    with compiled():
+        before = derivatives.hvps(apply, loss, phi, v, tasks.support_x, tasks.support_y)
+        change()
+        after = derivatives.hvps(apply, loss, phi, v, tasks.support_x, tasks.support_y)
+    torch.testing.assert_close(after, 3 * before, rtol=1e-12, atol=1e-14)
+
+
+def test_a_loss_that_is_traced_anew_at_every_call_warns():
+    (theta, network), tasks = linear(), regression()
+    used = {"b": 1.0}
+    learner = FOMAML(network, lambda p, t: used["b"] * half_mse(p, t), 0.05, 2)
+    learner.meta_gradient(theta, tasks)
+
+    def change():
+        used["b"] += 1.0
+        learner.meta_gradient(theta, tasks)
+
+    change()
+    change()
+    with pytest.warns(RuntimeWarning, match="keep a number that changes in a tensor"):
+        change()
+    change()
+
+
+@pytest.mark.parametrize("method", LEARNERS)
+def test_autocast_is_refused_before_and_after_the_first_call(method):
+    (theta, network), tasks = linear(), regression()
+    theta, tasks = theta.float(), tasks.to(torch.float32)
+    learner = LEARNERS[method](lambda theta, x: network(theta, x), half_mse)
+    for _ in range(2):
+        with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(InputError, match="autocast is on"):
+            learner.meta_gradient(theta, tasks)
+        with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(InputError, match="autocast is on"):
+            learner.adapt(theta, tasks)
+        assert learner.meta_gradient(theta, tasks).value.isfinite().all()
+
+
+def test_a_loss_that_counts_its_calls_is_refused():
+    (theta, network), tasks = linear(), regression()
+    calls = []
+
+    def loss(prediction, target):
+        calls.append(1)
+        return len(calls) * half_mse(prediction, target)
+
+    with pytest.raises(InputError, match="another value every time"):
+        FOMAML(network, loss, 0.05, 2).meta_gradient(theta, tasks)
+
+
+@pytest.mark.parametrize("method", LEARNERS)
+def test_what_a_learner_traced_goes_with_it(method):
+    (theta, network), tasks = linear(), regression()
+
+    def loss(prediction, target):
+        return half_mse(prediction, target)
+
+    learner = LEARNERS[method](network, loss)
+    learner.meta_gradient(theta, tasks)
+    ((*_, families),) = (entry for key, entry in graphs._families.items() if key == (id(network), id(loss)))
+    traced = [weakref.ref(graph.call) for family in families.values() for graph in family.graphs.values()]
+    traced += [weakref.ref(family.probe.graph.call) for family in families.values()]
+    assert len(traced) >= 3
+    loss = weakref.ref(loss)
+    del learner, families
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+    assert loss() is None
+    assert not any(graph() for graph in traced)
+
+
+def test_the_graphs_of_one_apply_and_loss_are_shared_by_learners(monkeypatch):
+    (theta, network), tasks = linear(), regression()
+    FOMAML(network, half_mse, 0.05, 5).meta_gradient(theta, tasks)
+    monkeypatch.setattr(graphs, "make_fx", None)
+    FOMAML(network, half_mse, 0.1, 3).meta_gradient(theta, tasks)

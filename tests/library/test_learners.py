@@ -1,0 +1,192 @@
+"""One contract for every method, and each method against an independent answer."""
+
+import pytest
+import torch
+from helpers.problems import Quadratic, mlp, regression, relative_error
+
+import amaml
+from amaml import AMAML, InputError, MetaGradient, Tasks, half_mse
+from amaml.flow.steps import SOLVERS
+from baselines import FOMAML, IMAML, MAML, Pretrained, Reptile, Scratch
+
+SETTINGS = {"inner_lr": 0.05, "inner_steps": 10}
+LEARNERS = {
+    **{f"AMAML-{solver}": (AMAML, {"solver": solver}) for solver in SOLVERS},
+    "AMAML-continuous": (AMAML, {"adjoint": "continuous"}),
+    "AMAML-prox": (AMAML, {"prox": 0.5}),
+    "MAML": (MAML, {}),
+    "FOMAML": (FOMAML, {}),
+    "IMAML": (IMAML, {}),
+    "Reptile": (Reptile, {}),
+    "Scratch": (Scratch, {}),
+    "Pretrained": (Pretrained, {}),
+}
+
+
+def make(name, apply, **changes):
+    method, options = LEARNERS[name]
+    return method(apply, half_mse, **SETTINGS | options | changes)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_contract(name, dtype):
+    (theta, apply), tasks = mlp(), regression()
+    theta, tasks = theta.to(dtype), tasks.to(dtype)
+    before, learner = theta.clone(), make(name, apply)
+    phi, gradient = learner.adapt(theta, tasks), learner.meta_gradient(theta, tasks)
+    assert isinstance(gradient, MetaGradient)
+    assert phi.shape == (len(tasks), len(theta))
+    assert gradient.value.shape == theta.shape
+    assert gradient.query_loss.shape == (len(tasks),)
+    for tensor in (phi, gradient.value, gradient.query_loss):
+        assert tensor.dtype == dtype
+        assert tensor.isfinite().all()
+        assert not tensor.requires_grad
+    assert torch.equal(theta, before)
+    assert theta.grad is None
+    with torch.no_grad():
+        assert torch.equal(make(name, apply).meta_gradient(theta, tasks).value, gradient.value)
+    assert (gradient.evaluations.gradients > 0) == (name != "Scratch")
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_the_mean_over_tasks_is_the_mean_of_single_tasks(name):
+    (theta, apply), tasks = mlp(), regression()
+    options = {"rtol": 1e-6} if name in ("AMAML-dopri5", "AMAML-bosh3") else {}
+
+    def value(some):  # of a fresh learner, which measures its error
+        return make(name, apply, **options).meta_gradient(theta, some).value
+
+    whole = value(tasks)
+    single = torch.stack([value(tasks[i : i + 1]) for i in range(len(tasks))])
+    # schemes that choose their steps choose others for a single task: equal to their accuracy
+    tolerance = 1e-12 if not name.startswith("AMAML") or name == "AMAML-euler" else 1e-3
+    assert (single.mean(0) - whole).norm() <= tolerance * whole.norm()
+
+
+def test_fomaml_is_maml_where_the_support_hessian_vanishes():
+    """A loss linear in the prediction of a linear model has no Hessian."""
+    tasks, theta = regression(inputs=4), torch.linspace(-1, 1, 4, dtype=torch.float64)
+
+    def linear(prediction, target):
+        return (prediction * target).mean()
+
+    a = FOMAML(Quadratic.apply, linear, **SETTINGS).meta_gradient(theta, tasks)
+    b = MAML(Quadratic.apply, linear, **SETTINGS).meta_gradient(theta, tasks)
+    assert relative_error(a.value, b.value) < 1e-13
+
+
+def test_fomaml_on_a_quadratic_is_the_query_gradient_at_phi():
+    q = Quadratic()
+    eye = torch.eye(4, dtype=torch.float64)
+    propagator = torch.linalg.matrix_power(eye - 0.05 * q.hessian, 10)
+    phi = q.minimum + (propagator @ (q.theta - q.minimum)[..., None])[..., 0]
+    expected = (q.query_hessian @ (phi - q.query_minimum)[..., None])[..., 0].mean(0)
+    value = FOMAML(q.apply, half_mse, **SETTINGS).meta_gradient(q.theta, q.tasks).value
+    assert relative_error(value, expected) < 1e-12
+
+
+def test_maml_on_a_quadratic():
+    q = Quadratic()
+    propagator = torch.linalg.matrix_power(torch.eye(4, dtype=torch.float64) - 0.05 * q.hessian, 10)
+    value = MAML(q.apply, half_mse, **SETTINGS).meta_gradient(q.theta, q.tasks).value
+    assert relative_error(value, q.gradient(propagator)) < 1e-12
+
+
+def _implicit(q: Quadratic, prox: float, damping: float) -> torch.Tensor:
+    """The dense solution of iMAML's linear system at the regularised minimum."""
+    eye = torch.eye(4, dtype=torch.float64)
+    phi = torch.linalg.solve(q.hessian + prox * eye, (q.hessian @ q.minimum[..., None])[..., 0] + prox * q.theta)
+    g = (q.query_hessian @ (phi - q.query_minimum)[..., None])[..., 0]
+    return torch.linalg.solve((1 + damping) * eye + q.hessian / (prox + damping), g).mean(0)
+
+
+@pytest.mark.parametrize("damping", [0.0, 1.0])
+def test_imaml_against_a_dense_solve(damping):
+    q = Quadratic()
+    learner = IMAML(q.apply, half_mse, 0.2, 400, prox=0.8, cg_steps=8, damping=damping)
+    assert relative_error(learner.meta_gradient(q.theta, q.tasks).value, _implicit(q, 0.8, damping)) < 1e-10
+
+
+@pytest.mark.filterwarnings("ignore:meta-gradients with an estimated error")
+def test_imaml_is_the_long_proximal_flow():
+    (theta, apply), tasks = mlp(), regression()
+    prox = 1.5
+    implicit = IMAML(apply, half_mse, 0.2, 300, prox=prox, cg_steps=60).meta_gradient(theta, tasks)
+    flow = AMAML(apply, half_mse, 0.1, 150, solver="rk4", rtol=1e-8, prox=prox).meta_gradient(theta, tasks)
+    assert relative_error(flow.value, implicit.value) < 1e-6
+
+
+def test_reptile_moves_towards_the_mean_of_the_adapted_parameters():
+    (theta, apply), tasks = mlp(), regression()
+    learner = Reptile(apply, half_mse, **SETTINGS)
+    expected = (theta - learner.adapt(theta, tasks)).mean(0)
+    assert relative_error(learner.meta_gradient(theta, tasks).value, expected) < 1e-13
+
+
+def test_pretrained_is_the_gradient_of_the_loss_on_all_points_of_all_tasks():
+    (theta, apply), t = mlp(), regression()
+    free = theta.clone().requires_grad_()
+    x, y = torch.cat([t.support_x, t.query_x], 1).flatten(0, 1), torch.cat([t.support_y, t.query_y], 1).flatten(0, 1)
+    (expected,) = torch.autograd.grad(half_mse(apply(free, x), y), free)
+    gradient = Pretrained(apply, half_mse, **SETTINGS).meta_gradient(theta, t)
+    assert relative_error(gradient.value, expected) < 1e-13
+    at_theta = torch.stack([half_mse(apply(theta, t.query_x[i]), t.query_y[i]) for i in range(len(t))])
+    torch.testing.assert_close(gradient.query_loss, at_theta)
+
+
+def test_scratch_leaves_theta_where_it_is():
+    (theta, apply), tasks = mlp(), regression()
+    gradient = Scratch(apply, half_mse, **SETTINGS).meta_gradient(theta, tasks)
+    assert torch.equal(gradient.value, torch.zeros_like(theta))
+    assert torch.equal(
+        gradient.query_loss, Pretrained(apply, half_mse, **SETTINGS).meta_gradient(theta, tasks).query_loss
+    )
+
+
+def test_adaptation_descends_the_support_loss_step_for_step():
+    (theta, apply), tasks = mlp(), regression()
+    phi = theta.clone().expand(len(tasks), -1).clone().requires_grad_()
+    for _ in range(10):
+        loss = torch.stack([half_mse(apply(phi[i], tasks.support_x[i]), tasks.support_y[i]) for i in range(3)])
+        (gradient,) = torch.autograd.grad(loss.sum(), phi)
+        phi = (phi - 0.05 * gradient).detach().requires_grad_()
+    for name in ("AMAML-euler", "MAML", "FOMAML", "Reptile", "Scratch", "Pretrained"):
+        torch.testing.assert_close(make(name, apply).adapt(theta, tasks), phi.detach(), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("change", [{"inner_lr": 0.0}, {"inner_lr": -1.0}, {"inner_steps": 0}, {"inner_steps": 2.5}])
+def test_bad_inner_loops_are_refused(name, change):
+    _, apply = mlp()
+    with pytest.raises(InputError, match=f"{next(iter(change))}.*got"):
+        make(name, apply, **change)
+
+
+def test_bad_choices_name_the_nearest():
+    _, apply = mlp()
+    with pytest.raises(InputError, match="did you mean 'rk4'"):
+        AMAML(apply, half_mse, 0.1, 10, solver="rk45")
+    with pytest.raises(InputError, match="did you mean 'discrete'"):
+        AMAML(apply, half_mse, 0.1, 10, adjoint="discreet")
+    with pytest.raises(InputError, match="rtol must lie between 0 and 1, got 2"):
+        AMAML(apply, half_mse, 0.1, 10, rtol=2)
+    with pytest.raises(InputError, match="positive prox.*got 0"):
+        IMAML(apply, half_mse, 0.1, 10, prox=0)
+    with pytest.raises(InputError, match="cg_steps must be a positive integer, got 0"):
+        IMAML(apply, half_mse, 0.1, 10, cg_steps=0)
+
+
+def test_tasks_that_disagree_are_refused():
+    t = regression()
+    with pytest.raises(InputError, match="same first axis"):
+        Tasks(t.support_x, t.support_y, t.query_x[:1], t.query_y[:1])
+    with pytest.raises(InputError, match="inputs and targets disagree"):
+        Tasks(t.support_x, t.support_y[:, :2], t.query_x, t.query_y)
+
+
+def test_a_diverging_inner_loop_is_an_error_not_a_number():
+    (theta, apply), tasks = mlp(), regression()
+    with pytest.raises(amaml.Diverged, match="try a smaller inner_lr"):
+        AMAML(apply, half_mse, 1e6, 1000, solver="rk4").meta_gradient(theta * 1e200, tasks)

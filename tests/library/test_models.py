@@ -1,0 +1,211 @@
+"""flatten and its way back: what a module loses is said, what it cannot be is refused, and all of it can be pickled."""
+
+import copy
+import multiprocessing
+import pickle
+
+import pytest
+import torch
+from helpers.problems import classification, convnet, generator, mlp, regression, relative_error
+from torch import nn
+from torch.nn import functional as F
+
+import amaml
+from amaml import AMAML, InputError, half_mse
+from baselines import FOMAML, IMAML, MAML, Reptile
+
+METHODS = [AMAML, MAML, FOMAML, IMAML, Reptile]
+
+
+def normed(points: int = 5) -> tuple[nn.Module, torch.Tensor]:
+    """A network with batch norm that has seen some data, and points for it."""
+    torch.manual_seed(2)
+    module = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 1)).double()
+    module(torch.randn(50, 2, dtype=torch.float64))
+    return module, torch.randn(points, 2, generator=generator(), dtype=torch.float64)
+
+
+def test_batch_norm_in_eval_mode_warns_and_names_the_layer():
+    module, x = normed()
+    with pytest.warns(UserWarning, match=r"batch norm '1' is in eval mode.*apply\(theta, x\) differs from module\(x\)"):
+        theta, apply = amaml.flatten(module.eval())
+    assert relative_error(apply(theta, x), module(x)) > 1e-3
+    theta, apply = amaml.flatten(module.train())  # a warning would be an error here
+    torch.testing.assert_close(apply(theta, x), module(x), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_point_with_batch_norm_is_refused(method):
+    theta, apply = amaml.flatten(normed()[0])
+    with pytest.raises(InputError, match="batch norm needs more than one value a channel.*more support"):
+        method(apply, half_mse, 0.1, 3).meta_gradient(theta, regression(shots=1))
+
+
+class Dropped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 1)
+
+    def forward(self, x):
+        return F.dropout(self.linear(x), 0.5, self.training)
+
+
+class Noisy(Dropped):
+    def forward(self, x):
+        return self.linear(x) + torch.randn(1, dtype=x.dtype)
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(2, 1, dropout=0.5, batch_first=True)
+
+    def forward(self, x):
+        return self.attention(x[None], x[None], x[None])[0][0, :, :1]
+
+
+class ByFunction(Dropped):
+    def forward(self, x):
+        y = self.linear(x)[None]
+        return F.scaled_dot_product_attention(y, y, y, dropout_p=0.5 if self.training else 0.0)[0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", [Dropped, Noisy, ByFunction])
+def test_random_draws_inside_the_network_are_refused(method, kind):
+    theta, apply = amaml.flatten(kind().double())
+    learner, tasks = method(apply, half_mse, 0.1, 3), regression()
+    for call in (learner.meta_gradient, learner.adapt):
+        with pytest.raises(InputError, match=r"draws random numbers.*no deterministic gradient; call module.eval\(\)"):
+            call(theta, tasks)
+
+
+@pytest.mark.parametrize("kind", [Dropped, Attending, ByFunction])
+def test_in_eval_mode_nothing_is_drawn(kind):
+    theta, apply = amaml.flatten(kind().double().eval())
+    assert FOMAML(apply, half_mse, 0.1, 3).meta_gradient(theta, regression()).value.isfinite().all()
+
+
+def test_random_slopes_are_refused():
+    theta, apply = amaml.flatten(nn.Sequential(nn.Linear(2, 1), nn.RReLU()).double())
+    with pytest.raises(InputError, match="RReLU draws random slopes.*use nn.LeakyReLU"):
+        FOMAML(apply, half_mse, 0.1, 3).meta_gradient(theta, regression())
+
+
+def test_running_statistics_that_are_updated_are_refused():
+    layers = nn.Unflatten(1, (1, 2)), nn.InstanceNorm1d(1, track_running_stats=True), nn.Flatten(), nn.Linear(2, 1)
+    module = nn.Sequential(*layers).double()
+    theta, apply = amaml.flatten(module)
+    with pytest.raises(InputError, match=r"updates running statistics.*call module.eval\(\)"):
+        FOMAML(apply, half_mse, 0.1, 3).meta_gradient(theta, regression())
+    theta, apply = amaml.flatten(module.eval())
+    assert FOMAML(apply, half_mse, 0.1, 3).meta_gradient(theta, regression()).value.isfinite().all()
+
+
+def test_layers_with_active_dropout_are_refused_by_name():
+    for module, name in (
+        (Attending(), "attention"),
+        (nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)), "1"),
+        (nn.TransformerEncoderLayer(4, 2), "self_attn"),
+    ):
+        with pytest.raises(InputError, match=f"dropout '{name}' is active and has no deterministic gradient"):
+            amaml.flatten(module)
+
+
+def test_a_lazy_layer_is_refused():
+    module = nn.Sequential(nn.LazyLinear(3), nn.Tanh())
+    with pytest.raises(
+        InputError, match=r"parameter '0.weight' has no shape yet \(a lazy layer\); call module\(x\) once"
+    ):
+        amaml.flatten(module)
+    module(torch.zeros(1, 2))
+    assert amaml.flatten(module)[0].shape == (9,)
+
+
+class Tied(nn.Module):
+    """Frozen, tied and trainable parameters, running statistics and a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(2, 2), nn.Linear(2, 2)
+        self.second.weight = self.first.weight
+        self.norm, self.frozen = nn.BatchNorm1d(2), nn.Linear(2, 2).requires_grad_(False)
+        self.register_buffer("scale", torch.tensor(2.0))
+
+    def forward(self, x):
+        return self.scale * self.frozen(self.norm(self.second(torch.tanh(self.first(x)))))
+
+
+def test_theta_goes_back_into_a_module():
+    torch.manual_seed(0)
+    module = Tied().double()
+    module(torch.randn(9, 2, dtype=torch.float64))
+    theta, apply = amaml.flatten(module)
+    before, changed = copy.deepcopy(module.state_dict()), theta + torch.arange(len(theta)).to(theta)
+    x = torch.randn(5, 2, dtype=torch.float64)
+    expected = apply(changed, x)
+
+    state = apply.unflatten(changed)
+    assert state.keys() == module.state_dict().keys()
+    for name in ("norm.running_mean", "norm.num_batches_tracked", "frozen.weight", "scale"):
+        assert torch.equal(state[name], before[name])
+    module.load_state_dict(state)  # strict
+    torch.testing.assert_close(module(x), expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(amaml.flatten(module)[0], changed)
+    state["first.weight"].zero_()  # copies all
+    assert torch.equal(apply(changed, x), expected)
+
+    module.load_state_dict(before)
+    amaml.load(module, changed)
+    assert torch.equal(amaml.flatten(module)[0], changed)
+    assert module.first.weight.requires_grad
+    assert torch.equal(module.norm.running_mean, before["norm.running_mean"])
+
+
+def test_a_theta_of_another_size_is_refused():
+    (theta, apply), module = mlp(), amaml.mlp(2, 1, 5).double()
+    for call in (
+        lambda: amaml.load(module, theta[1:]),
+        lambda: apply.unflatten(theta[1:]),
+        lambda: apply(theta[1:], torch.zeros(3, 2, dtype=torch.float64)),
+    ):
+        with pytest.raises(InputError, match="theta has 50 numbers, the module has 51 parameters"):
+            call()
+    with pytest.raises(InputError, match=r"theta has shape \(2, 51\), the module has 51"):
+        apply.unflatten(theta.expand(2, -1))
+
+
+def test_predictions_of_adapted_parameters():
+    (theta, apply), tasks = convnet(), classification()
+    phi = FOMAML(apply, F.cross_entropy, 0.1, 3).adapt(theta, tasks)
+    expected = torch.stack([apply(row, x) for row, x in zip(phi, tasks.query_x, strict=True)])
+    torch.testing.assert_close(amaml.predict(apply, phi, tasks.query_x), expected, rtol=1e-12, atol=1e-13)
+    with pytest.raises(InputError, match=r"phi must be \(tasks, P\).*predict\(apply, phi\[None\], x\[None\]\)"):
+        amaml.predict(apply, theta, tasks.query_x)
+    with pytest.raises(InputError, match=r"phi must be \(tasks, P\)"):
+        amaml.predict(apply, phi, tasks.query_x[:1])
+
+
+def _gradient(pickled: bytes) -> torch.Tensor:
+    torch.set_num_threads(1)
+    learner, theta, tasks = pickle.loads(pickled)
+    return learner.meta_gradient(theta, tasks).value.numpy()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_learner_can_be_pickled_after_its_first_call(method):
+    (theta, apply), tasks = mlp(), regression()
+    learner = method(apply, half_mse, 0.05, 4)
+    learner.meta_gradient(theta, tasks)
+    again = pickle.loads(pickle.dumps(learner))
+    assert torch.equal(again.meta_gradient(theta, tasks).value, learner.meta_gradient(theta, tasks).value)
+
+
+def test_a_spawned_worker_computes_the_same(tmp_path):
+    (theta, apply), tasks = mlp(), regression()
+    learner = MAML(apply, half_mse, 0.05, 4)
+    torch.save((theta, apply), tmp_path / "network.pt")
+    theta, apply = torch.load(tmp_path / "network.pt", weights_only=False)
+    value = learner.meta_gradient(theta, tasks).value.numpy()
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert (pool.apply(_gradient, (pickle.dumps((MAML(apply, half_mse, 0.05, 4), theta, tasks)),)) == value).all()

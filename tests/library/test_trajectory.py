@@ -1,0 +1,124 @@
+"""What is kept of a forward pass: fewer states, the same bits; rewinding; memory."""
+
+import gc
+
+import pytest
+import torch
+from helpers.problems import mlp, most_saved, regression
+
+from amaml import AMAML, half_mse
+from amaml.flow.adjoint import discrete
+from amaml.flow.field import GradientFlow
+from amaml.flow.schemes import RK4, Move
+from amaml.flow.steps import SOLVERS, Plan
+from amaml.flow.trajectory import Trajectory, _split
+from amaml.learner import query_gradient
+
+
+@pytest.mark.parametrize("checkpoints", [None, 4])
+def test_a_rewound_trajectory_goes_on_as_if_nothing_had_been(checkpoints):
+    (theta, apply), tasks = mlp(), regression()
+    flow = GradientFlow(apply, half_mse, tasks, theta)
+    moves = [Move(RK4, 0.1 * i, 0.1 * (i + 1), 0.1) for i in range(12)]
+    straight, wound = Trajectory(flow, checkpoints), Trajectory(flow, checkpoints)
+    straight.extend(moves)
+    wound.extend(moves[:5])
+    u = wound.final
+    wound.extend([Move(RK4, 0.5 + i, 1.5 + i, 1.0) for i in range(6)])
+    wound.rewind(5, u)
+    wound.extend(moves[5:])
+    lam = torch.ones_like(u)
+    assert wound.moves == straight.moves
+    assert torch.equal(wound.final, straight.final)
+    assert torch.equal(discrete(flow, wound, lam)[0], discrete(flow, straight, lam)[0])
+
+
+def _kept_and_gradient(solver, checkpoints, steps=60):
+    (theta, apply), tasks = mlp(), regression()
+    flow = GradientFlow(apply, half_mse, tasks, theta)
+    trajectory = Trajectory(flow, checkpoints)
+    Plan(solver, 0.05, steps, 1e-4).follow(trajectory)
+    lam, _ = query_gradient(apply, half_mse, trajectory.final, tasks)
+    return flow.evaluations, discrete(flow, trajectory, lam)[0]
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_recomputed_trajectories_give_the_same_bits(solver):
+    whole, expected = _kept_and_gradient(solver, None)
+    assert whole.recomputations == 0
+    for checkpoints in (1, 2, 3, 7, 20):
+        again, value = _kept_and_gradient(solver, checkpoints)
+        assert torch.equal(value, expected), checkpoints
+        assert again.recomputations > 0, checkpoints
+        assert (again.gradients, again.hvps) == (whole.gradients, whole.hvps), checkpoints
+
+
+@pytest.mark.parametrize("checkpoints", [4, 9])
+def test_no_more_states_are_alive_than_asked_for(checkpoints):
+    (theta, apply), tasks = mlp(), regression()
+    flow = GradientFlow(apply, half_mse, tasks, theta)
+    trajectory = Trajectory(flow, checkpoints)
+    Plan("euler", 0.05, 40).follow(trajectory)
+
+    def alive() -> int:
+        gc.collect()
+        states = [t for t in gc.get_objects() if type(t) is torch.Tensor and t.shape == trajectory.final.shape]
+        return len({t.data_ptr() for t in states})
+
+    base = 4  # the start, the field there, the final state and its gradient
+    assert alive() <= checkpoints + base
+    lam, _ = query_gradient(apply, half_mse, trajectory.final, tasks)
+    for i, (_, stages) in enumerate(trajectory.backwards()):
+        if i % 16 == 0:
+            assert alive() <= checkpoints + len(stages) + base + 1
+
+
+def test_large_trajectories_thin_out_by_themselves(monkeypatch):
+    monkeypatch.setattr("amaml.flow.trajectory.SMALL", 7000)
+    whole, _ = _kept_and_gradient("euler", None, steps=5)
+    thinned, value = _kept_and_gradient("euler", None, steps=200)
+    assert whole.recomputations == 0
+    assert 0 < thinned.recomputations < 3 * 200
+    monkeypatch.undo()
+    assert torch.equal(value, _kept_and_gradient("euler", None, steps=200)[1])
+
+
+def test_splits_leave_two_parts():
+    for states in (2, 3, 8):
+        for steps in range(2, 200):
+            assert 1 <= _split(steps, states) < steps
+
+
+def test_recomputation_stays_close_to_the_binomial_bound():
+    """With 9 states 100 steps are reversed with at most about 3 computations of each."""
+    evaluations, _ = _kept_and_gradient("euler", 20, steps=100)
+    assert evaluations.recomputations <= 3 * 100
+
+
+def test_no_graph_is_kept_across_steps():
+    from baselines import MAML
+
+    (theta, apply), tasks = mlp(), regression()
+    for solver in ("euler", "auto"):
+        assert most_saved(AMAML(apply, half_mse, 0.05, 40, solver=solver), theta, tasks) == 0
+    few, many = (most_saved(MAML(apply, half_mse, 0.05, steps), theta, tasks) for steps in (10, 40))
+    assert many > 3 * few > 0
+
+
+@pytest.mark.parametrize("checkpoints", [None, 3])
+def test_a_trajectory_can_be_rewound_in_the_middle_of_its_way_back(checkpoints):
+    (theta, apply), tasks = mlp(), regression()
+    flow = GradientFlow(apply, half_mse, tasks, theta)
+    moves = [Move(RK4, 0.1 * i, 0.1 * (i + 1), 0.1) for i in range(12)]
+    whole, turned = Trajectory(flow, checkpoints), Trajectory(flow, checkpoints)
+    whole.extend(moves)
+    turned.extend(moves)
+    for index, (_, kept) in zip(reversed(range(12)), turned.backwards(), strict=True):
+        stages = kept
+        if index == 7:
+            break
+    turned.rewind(7, stages[0])
+    turned.extend(moves[7:])
+    lam = torch.ones_like(whole.final)
+    assert torch.equal(turned.final, whole.final)
+    assert torch.equal(discrete(flow, turned, lam).lam, discrete(flow, whole, lam).lam)
