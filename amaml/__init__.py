@@ -1,24 +1,35 @@
-"""Meta-learning with adjoint methods: meta-gradients of long inner loops without a graph.
+"""Meta-learning with adjoint methods: meta-gradients of long inner loops without a graph."""
 
-The public names are those of amaml.api. They are loaded, and torch with them, when one of them is first asked for: a
-program can so check its flags, and tell a mistake as an amaml.errors.InputError, before the seconds that torch takes.
-"""
+from amaml.adaptation import Adaptation
+from amaml.amaml import AMAML
+from amaml.chunked import Chunked
+from amaml.engine.derivatives import compiled
+from amaml.errors import Diverged, InputError, OverBudget
+from amaml.flow.accuracy import Controller, Memory
+from amaml.learner import MetaGradient, MetaLearner
+from amaml.losses import accuracy, half_mse, mse, rmse
+from amaml.models import flatten, load, mlp, predict
+from amaml.tasks import Tasks
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from amaml.api import *  # noqa: F403
-
-
-def __getattr__(name: str) -> Any:
-    if name.startswith("__") and name != "__all__":
-        raise AttributeError(name)
-    try:
-        return getattr(import_module("amaml.api"), name)
-    except AttributeError:
-        raise AttributeError(f"module 'amaml' has no attribute {name!r}") from None
-
-
-def __dir__() -> list[str]:
-    return [*globals(), *__getattr__("__all__")]
+__all__ = [
+    "AMAML",
+    "Adaptation",
+    "Chunked",
+    "Controller",
+    "Memory",
+    "Diverged",
+    "InputError",
+    "MetaGradient",
+    "MetaLearner",
+    "OverBudget",
+    "Tasks",
+    "accuracy",
+    "compiled",
+    "flatten",
+    "half_mse",
+    "load",
+    "mlp",
+    "mse",
+    "predict",
+    "rmse",
+]

@@ -2,31 +2,31 @@
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from amaml.chunked import Chunked
+from amaml.amaml import AMAML
+from amaml.chunked import Chunked, Each, in_turn
 from amaml.engine import derivatives
 from amaml.engine.derivatives import Loss
 from amaml.errors import InputError, unknown
-from amaml.flow.control import Control
-from amaml.learner import MetaLearner
+from amaml.first_order import FOMAML, Reptile
+from amaml.imaml import IMAML
+from amaml.learner import Memory, MetaLearner
 from amaml.models import check_module, predict
 from amaml.points import Points
 from amaml.split import Split, adapted_names
 from amaml.tasks import Tasks
 
-ALL = ("",)  # names begin with it
-METHODS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
-    # what makes the learner, with which keywords; beginnings of the names of what has a meta-gradient
-    "amaml": ("amaml.amaml:AMAML", {}, ALL),
-    "maml": ("amaml.amaml:AMAML", {"solver": "euler"}, ALL),  # the exact gradient of the steps themselves
-    "fomaml": ("baselines:FOMAML", {}, ("theta", "shared.", "query_")),
-    "imaml": ("baselines:IMAML", {}, ("theta", "shared.", "query_", "support_", "prox")),
-    "reptile": ("baselines:Reptile", {}, ("theta",)),
+EVERYTHING = ("",)  # beginnings of the names of what has a meta-gradient: every name begins with it
+METHODS: dict[str, tuple[type[MetaLearner], dict[str, Any]]] = {  # the learner's class, and its fixed keywords
+    "amaml": (AMAML, {}),
+    "maml": (AMAML, {"solver": "euler"}),  # the exact gradient of the steps themselves
+    "fomaml": (FOMAML, {}),
+    "imaml": (IMAML, {}),
+    "reptile": (Reptile, {}),
 }
 Rate = float | Tensor | Mapping[str, float | Tensor]
 
@@ -55,11 +55,14 @@ class Adaptation(nn.Module):
     nn.Parameter it is one of this module's. A tensor that is computed anew for every update, as log_lr.exp(), goes
     into the call: meta(tasks, inner_lr=log_lr.exp()).
     method: "amaml", or "maml" for the gradient of the inner_steps descent steps themselves (the same engine with
-    solver "euler"), "fomaml", "imaml", "reptile": backward() raises InputError for what these do not define.
-    task_chunk: so many tasks go through the network at once. options: further keywords of the method, as solver,
-    adjoint, rtol, checkpoints of amaml.AMAML.
+    solver "euler"), "fomaml", "imaml", "reptile", or a class of learners (amaml.MetaLearner), such as baselines.MAML:
+    backward() raises InputError for what these do not define.
+    task_chunk: so many tasks go through the network at once; each: how the chunks are gone through (amaml.chunked).
+    options: further keywords of the method, as solver, adjoint, rtol, checkpoints of amaml.AMAML.
 
     latest: the MetaGradient of the last call that computed one, with the query loss of every task and the error.
+    memory: what the learner remembers from call to call; state_dict() holds it, so that a program that was interrupted
+    goes on as if it had not been.
 
     A call raises InputError for tasks that do not fit, amaml.Diverged where the inner loop leaves the finite numbers,
     and amaml.OverBudget, a Diverged, where the flow of one batch is too rough for its budget: leave that batch out.
@@ -72,23 +75,25 @@ class Adaptation(nn.Module):
         inner_lr: Rate,
         inner_steps: int,
         adapt: tuple[str, ...] | None = None,
-        method: str = "amaml",
+        method: str | type[MetaLearner] = "amaml",
         query_loss: Loss | None = None,
         prox: float | Tensor | None = None,
         task_chunk: int | None = None,
+        each: Each = in_turn,
         **options: Any,
     ) -> None:
         super().__init__()
-        if method not in METHODS:
+        if isinstance(method, str) and method not in METHODS:
             raise unknown("method", method, METHODS)
         check_module(module)
         _check_untrained(module, loss, query_loss)
         self.module, self.loss, self.query_loss, self.method = module, loss, query_loss, method
         self.split = Split(module, adapted_names(module, adapt))
         self.inner_lr = Rates(inner_lr, self.split.shapes) if isinstance(inner_lr, Mapping) else inner_lr
-        self.prox, self.task_chunk, self.latest = prox, task_chunk, None
+        self.prox, self.task_chunk, self.each, self.latest = prox, task_chunk, each, None
         options |= {} if query_loss is None else {"query_loss": query_loss}
         self._learner = _make(method, apply=self.split, loss=loss, inner_lr=1.0, inner_steps=inner_steps, **options)
+        self.memory: Memory = self._learner.init()
         self._at(self._theta(), None, None)
 
     def forward(self, tasks: Tasks, inner_lr: Rate | None = None, prox: float | Tensor | None = None) -> Tensor:
@@ -105,14 +110,15 @@ class Adaptation(nn.Module):
             phi = learner.adapt(theta.detach(), tasks)
             return derivatives.losses(self.split, self.query_loss or self.loss, phi, *tasks.detach().query).mean()
         for name in asked:
-            if not name.startswith(METHODS[self.method][2]):
+            if not name.startswith(getattr(inner, "gradients_of", EVERYTHING)):
                 raise InputError(
-                    f"method {self.method} defines no meta-gradient of {name}, which requires one; use method amaml or "
+                    f"method {self.name} defines no meta-gradient of {name}, which requires one; use method amaml or "
                     "maml, or take it without its gradient: .detach(), or .requires_grad_(False)"
                 )
 
         def compute() -> tuple[Tensor, list[Tensor]]:
-            self.latest = learner.meta_gradient(theta, tasks)
+            self.latest = learner.gradient(theta, tasks, self.memory)
+            self.memory = learner.update(self.memory, self.latest)
             gradients = {"theta": self.latest.value} | self.latest.gradients
             return self.latest.query_loss.mean(), [gradients[name].view_as(t) for name, t in asked.items()]
 
@@ -133,9 +139,19 @@ class Adaptation(nn.Module):
         return self.split.pieces(phi)
 
     @property
-    def control(self) -> Control | None:
-        """What A-MAML remembers of its error from call to call, to be saved with a checkpoint (amaml.Control)."""
-        return getattr(self._learner, "control", None)
+    def name(self) -> str:
+        """Of the method."""
+        return self.method if isinstance(self.method, str) else self.method.__name__
+
+    def get_extra_state(self) -> dict[str, Any] | None:
+        """The memory in state_dict(), as plain numbers and tensors."""
+        return self.memory.state_dict() if hasattr(self.memory, "state_dict") else None
+
+    def set_extra_state(self, state: dict[str, Any] | None) -> None:
+        """The memory from a state_dict()."""
+        self.memory = self._learner.init()
+        if state is not None:
+            self.memory.load_state_dict(state)
 
     def _theta(self) -> Tensor:
         parameters = dict(self.module.named_parameters())
@@ -159,13 +175,13 @@ class Adaptation(nn.Module):
             rate = Rates(rate, self.split.shapes)
         prox = self.prox if prox is None else prox
         if prox is not None and not hasattr(self._learner, "prox"):
-            raise InputError(f"method {self.method} has no prox; amaml, maml and imaml have one")
+            raise InputError(f"method {self.name} has no prox; amaml, maml and imaml have one")
         learner = replace(
             self._learner,
             inner_lr=rate.flat(theta) if isinstance(rate, Rates) else _like(rate, theta),
             **({} if prox is None else {"prox": _like(prox, theta)}),
         )
-        return learner if self.task_chunk is None else Chunked(learner, self.task_chunk)
+        return learner if self.task_chunk is None else Chunked(learner, self.task_chunk, self.each)
 
 
 class Rates(nn.Module):
@@ -242,15 +258,13 @@ def _check_untrained(module: nn.Module, *losses: Any) -> None:
             )
 
 
-def _make(method: str, **options: Any) -> MetaLearner:
+def _make(method: str | type[MetaLearner], **options: Any) -> MetaLearner:
     """The learner of a method; raises InputError for a keyword that it does not take."""
-    where, fixed, _ = METHODS[method]
-    module, name = where.split(":")
-    kind = getattr(import_module(module), name)
+    kind, fixed = METHODS[method] if isinstance(method, str) else (method, {})
     known = {f.name for f in fields(kind)} - fixed.keys()
     for option in options:
         if option not in known:
-            raise unknown(f"keyword of method {method}", option, known)
+            raise unknown(f"keyword of method {method if isinstance(method, str) else kind.__name__}", option, known)
     return kind(**options, **fixed)
 
 

@@ -1,50 +1,64 @@
 """A-MAML: the meta-gradient of a long inner loop from a forward flow and a backward adjoint."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from amaml.checks import validated
+from amaml.checks import check_precision, validated
 from amaml.engine.derivatives import Loss
 from amaml.errors import Diverged, InputError, OverBudget, unknown
-from amaml.flow.accuracy import error_of_finest, relative_distance, rounding
-from amaml.flow.adjoint import ADJOINTS, Unstable
-from amaml.flow.control import TOLERATED, Control, Observation
-from amaml.flow.curvature import Sharp
+from amaml.flow.accuracy import Controller, Memory, Observation, refined, relative_distance
+from amaml.flow.adjoint import ADJOINTS, Adjoint
+from amaml.flow.curvature import Curvature
 from amaml.flow.field import Evaluations, GradientFlow
-from amaml.flow.quadrature import wanted
-from amaml.flow.schemes import Move
-from amaml.flow.steps import HEUN, SOLVERS, Plan, bisected
+from amaml.flow.mesh import SOLVERS, FixedMesh, GradedMesh, Mesh, descends
+from amaml.flow.quadrature import NOTHING, Requested, requested
+from amaml.flow.schemes import HEUN, Scheme
 from amaml.flow.trajectory import Trajectory
-from amaml.learner import MetaGradient, check_count, check_inner_loop, check_rates, number, query_gradient_with
+from amaml.learner import (
+    MetaGradient,
+    check_count,
+    check_inner_loop,
+    check_rates,
+    mean_if_large,
+    number,
+    query_gradient_with,
+    with_own_memory,
+)
 from amaml.models import Apply
 from amaml.tasks import Tasks
 
-MEASURE = 2.5  # evaluations that a measurement may take over those of what it measures: bisected steps take 2
-FURTHER = 2.0  # budgets that a solve after a measurement may take: steps bisected twice take 4 times as many
-REACHED = 1e3  # roundings: no tolerance below this is asked of a dtype
+
+class Terminal(NamedTuple):
+    """Where a backward sweep begins: lam(T) (tasks, P), what it gains on the way, by the number of moves until there;
+    and the query loss (tasks,) with its gradients in what was requested of the query set."""
+
+    lam: Tensor
+    jumps: Mapping[int, Tensor] | None = None
+    query_loss: Tensor | None = None
+    direct: Sequence[Tensor] = ()
 
 
 class Solution(NamedTuple):
-    """One pass forward and backward: the mean gradient (P,), query loss (tasks,), the steps, and more.
+    """One pass forward and backward: a trajectory that has been read, where the sweep began, and its result."""
 
-    gradients: what was asked for beside theta, as in MetaGradient.
-    """
-
-    value: Tensor
-    query_loss: Tensor
-    moves: list[Move]
-    sharpest: float
-    at_start: Sharp | None
-    terminal: Tensor
+    trajectory: Trajectory
+    terminal: Terminal
+    of_tasks: Tensor
     gradients: dict[str, Tensor]
+    estimate: Tensor
+
+    @property
+    def value(self) -> Tensor:
+        """The mean gradient (P,)."""
+        return self.of_tasks.mean(0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AMAML:
     """Meta-Learning with Adjoint Methods (Li et al., AISTATS 2023), section 3.
 
@@ -58,11 +72,13 @@ class AMAML:
     Of inner_lr, prox and the tensors of tasks, those that require a gradient get it: MetaGradient.gradients. One
     scalar inner_lr is the horizon: the steps of the solver change with it in proportion.
 
-    solver: "euler" is gradient descent, inner_steps steps of inner_lr, and the meta-gradient that of unrolled MAML;
-    the others (amaml.flow.steps.SOLVERS) follow the flow with steps of their own, for a relative error rtol of value.
+    solver: "euler" is gradient descent, inner_steps steps of inner_lr, and the meta-gradient that of unrolled MAML. A
+    scheme (amaml.flow.schemes) or the name of one (amaml.flow.mesh.SOLVERS) follows the flow with steps of its own, for
+    a relative error rtol of value. "auto" follows it with the scheme that is the cheapest at each step, and is gradient
+    descent where the flow would cost as much: MetaGradient.solver tells.
     adjoint: "discrete", the exact transpose of the forward scheme, or "continuous", the paper's Heun scheme.
     checkpoints: how many states of a trajectory are kept at most (amaml.flow.trajectory); None decides by their size.
-    control: what the learner remembers of its error from call to call (amaml.flow.control), its own by default.
+    Its memory is what it knows of its error from call to call, an amaml.flow.accuracy.Memory.
     Costs one Hessian-vector product a stage (continuous: two a step); keeps states, never graphs.
     """
 
@@ -70,158 +86,237 @@ class AMAML:
     loss: Loss
     inner_lr: float | Tensor
     inner_steps: int
-    solver: str = "auto"
+    solver: str | Scheme = "auto"
     adjoint: str = "discrete"
     rtol: float = 1e-3
     prox: float | Tensor = 0.0
     checkpoints: int | None = None
     query_loss: Loss | None = None
-    control: Control = field(default_factory=Control, compare=False, repr=False)
+    controller: Controller = Controller()
 
     def __post_init__(self) -> None:
-        self._check_rates()
-        if self.solver not in SOLVERS:
+        if isinstance(self.solver, str) and self.solver not in SOLVERS:
             raise unknown("solver", self.solver, SOLVERS)
+        self._check_rates()
         if self.adjoint not in ADJOINTS:
             raise unknown("adjoint", self.adjoint, ADJOINTS)
         if not 0 < self.rtol < 1:
             raise InputError(f"rtol must lie between 0 and 1, got {self.rtol!r}")
         check_count("checkpoints", self.checkpoints, none=True)
 
-    @validated
-    def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
-        """u(T) for every task, (tasks, P)."""
-        self._check(theta)
-        limit = Control().budget(self.inner_steps)
-        flow = self._flow(theta.detach(), tasks, Evaluations(), self._limit(limit))
-        trajectory = Trajectory(flow, checkpoints=1)
-        self._plan(self.rtol).follow(trajectory)
-        return trajectory.final
+    def init(self) -> Memory:
+        """Nothing is known of the error."""
+        return Memory()
 
-    def meta_gradient(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
+    @validated
+    def adapt(self, theta: Tensor, tasks: Tasks, memory: Memory | None = None) -> Tensor:
+        """u(T) for every task, (tasks, P)."""
+        return self.forward(theta, tasks, memory, checkpoints=1).final
+
+    @validated
+    def gradient(self, theta: Tensor, tasks: Tasks, memory: Memory) -> MetaGradient:
         """The gradient in theta of the mean query loss of u(T), with its relative error.
 
         The first call measures the error, by solving again with every step bisected, and later ones do so now and
-        then and where something jumped (amaml.flow.control). A call that measures returns the finest gradient, with
-        its own error; others carry what was measured last of a call like them. "euler" with the discrete adjoint has
-        no such error: it is the gradient of the steps it makes. "euler" with the continuous adjoint is compared with
-        that one.
+        then and where they are unlike those (amaml.flow.accuracy). A call that measures returns the finest gradient,
+        with its own error; others carry what was measured of calls like them. Gradient descent with the discrete
+        adjoint has no such error: it is the gradient of the steps it makes. With the continuous adjoint it is compared
+        with that one.
 
-        An error above rtol in a first call, above TOLERATED * rtol in later ones, is brought down by further solves.
-        Raises OverBudget where one of them takes more than the budget of evaluations, Diverged where the flow leaves
-        the finite numbers.
+        An error above rtol in a first call, above the controller's ceiling in later ones, is brought down by further
+        solves. Where they take more than the budget of evaluations, or the flow leaves the finite numbers, "auto" makes
+        the steps of gradient descent instead; other solvers raise OverBudget, Diverged.
         """
-        gradient = self.look(theta, tasks)
-        if gradient.observation is not None:
-            self.control.learn(self.problem(theta), self.rtol, gradient.observation)
-        return gradient
-
-    @validated
-    def look(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
-        """meta_gradient without learning from it: what would be learnt is .observation, None for exact gradients."""
         self._check(theta)
-        theta, spent = theta.detach(), Evaluations()
-        state = self.control.about(self.problem(theta))
-        budget = self._limit(state.budget(self.inner_steps))
-        first = self._solve(theta, tasks, self._plan(self.rtol * state.gain, state.known), spent, budget)
-        cost, norm = spent.total, first.value.norm().item()
-        if not (math.isfinite(norm) or first.terminal.isfinite().all()):  # no finer solve would change that
+        memory = memory.about(self.problem(theta))
+        flow = self.flow(theta.detach(), tasks, self._limit(memory))
+        mesh, curvature = self._choose(flow, memory)
+        try:
+            return self._solved(flow, tasks, mesh, curvature, memory)
+        except Diverged as fault:
+            if self.solver != "auto" or isinstance(mesh, FixedMesh):
+                refused = isinstance(fault, OverBudget)
+                fault.observation = Observation(flow.evaluations.total, refused=refused, problem=self.problem(theta))
+                raise
+        return self._solved(flow, tasks, FixedMesh(self.inner_steps), curvature, memory)
+
+    def update(self, memory: Memory, seen: MetaGradient | Diverged) -> Memory:
+        """What is known of the error after a call that gave the gradient seen, or raised it."""
+        if seen.observation is None:
+            return memory
+        return self.controller.update(memory.about(seen.observation.problem), self.rtol, seen.observation)
+
+    meta_gradient = with_own_memory
+
+    def forward(
+        self,
+        theta: Tensor,
+        tasks: Tasks,
+        memory: Memory | None = None,
+        at: Sequence[int] = (),
+        checkpoints: int | None = None,
+    ) -> Trajectory:
+        """The flow from theta to u(T), .final, landing on the states after `at` inner steps, .landings.
+
+        At the tolerance that is known from the errors of meta-gradients; where none was measured, the error of
+        u(T) - theta is, and brought below rtol.
+        """
+        self._check(theta)
+        memory = (memory or Memory()).about(self.problem(theta))
+        flow = self.flow(theta.detach(), tasks, self._limit(memory))
+        (mesh, curvature), ends = self._choose(flow, memory), [self._rate * n for n in sorted({*at, self.inner_steps})]
+
+        def follow(mesh: Mesh) -> Trajectory:
+            return mesh.follow(Trajectory(mesh.flow(flow), checkpoints), ends, curvature)
+
+        try:
+            first = follow(mesh)
+            if memory.errors or isinstance(mesh, FixedMesh):
+                return first
+            rtol = max(self.rtol, self._rounding(theta))
+            order = min(move.scheme.order for move in first.moves)
+            return refined(
+                first, lambda coarse: follow(mesh.halved(coarse)), lambda one: one.final - flow.theta, order, rtol, rtol
+            )[0]
+        except Diverged:
+            if self.solver != "auto" or isinstance(mesh, FixedMesh):
+                raise
+            return follow(FixedMesh(self.inner_steps))
+
+    def backward(
+        self,
+        trajectory: Trajectory,
+        terminal: Callable[[Trajectory], Terminal],
+        request: Requested = NOTHING,
+        adjoint: str = "discrete",
+    ) -> Solution:
+        """From lam at the end of a trajectory, and what it gains on the way, to the gradients in theta (tasks, P) and
+        in what else was requested.
+
+        terminal is asked again where a step that lambda_max outran is taken anew, and all after it.
+        """
+        flow = trajectory.flow
+        while True:
+            begin = terminal(trajectory)
+            swept = ADJOINTS[adjoint](flow, trajectory, begin.lam, request, begin.jumps)
+            if isinstance(swept, Adjoint):
+                break
+            trajectory.rewind(swept.index, swept.state)
+            trajectory.mesh.follow(trajectory, trajectory.ends, Curvature(flow, swept.stiff))
+        of_tasks = swept.lam + flow.prox * swept.sweep.pulled if flow.prox else swept.lam
+        gradients = swept.sweep.gradients(list(begin.direct), self._rate)
+        return Solution(trajectory, begin, mean_if_large(of_tasks), gradients, swept.estimate)
+
+    def solve(
+        self, flow: GradientFlow, tasks: Tasks, mesh: Mesh, curvature: Curvature, adjoint: str = "discrete"
+    ) -> Solution:
+        """Forward, the gradient of the query loss, backward."""
+        request = requested(tasks, self.inner_lr, self.prox)
+
+        def terminal(trajectory: Trajectory) -> Terminal:
+            outer, phi = self.query_loss or self.loss, trajectory.final
+            lam, query_loss, direct = query_gradient_with(self.apply, outer, phi, flow.tasks, request.query)
+            return Terminal(lam, None, query_loss, direct)
+
+        trajectory = mesh.follow(Trajectory(flow, self.checkpoints), [self._rate * self.inner_steps], curvature)
+        return self.backward(trajectory, terminal, request, adjoint)
+
+    def _solved(
+        self, flow: GradientFlow, tasks: Tasks, mesh: Mesh, curvature: Curvature, memory: Memory
+    ) -> MetaGradient:
+        """The gradient on a mesh, with its error: none where it is exact, measured or carried otherwise."""
+        spent, descended = flow.evaluations, isinstance(mesh, FixedMesh)
+        exact = descended and (self.solver == "auto" or self.adjoint == "discrete")
+        before = spent.total if descended else 0  # to find out that the flow is as dear
+        first = self.solve(mesh.flow(flow), tasks, mesh, curvature, "discrete" if exact else self.adjoint)
+        best, error, cost, path = first, None, spent.total - before, first.trajectory
+        norm, estimate = self._finite(first)
+        seen = Observation(cost, path.sharpest, estimate, norm, None, before, False, descended)
+        seen = seen._replace(leading=path.at_start or curvature.leading, problem=self.problem(flow.theta))
+        measured = not exact and self.controller.due(memory, self.rtol, seen)
+        if measured and descended:
+            error = of_first = relative_distance(first.value, self.solve(flow, tasks, mesh, curvature).value)
+        elif measured:
+            best, error, of_first = self._refined(flow, tasks, first, mesh, memory)
+        elif not exact:
+            error = self.controller.carried(memory, seen)
+        spent.measuring = spent.total - cost
+        if measured:
+            seen = seen._replace(error=of_first, measuring=spent.measuring)
+        name = "euler" if descended else getattr(self.solver, "name", self.solver)
+        return MetaGradient(best.of_tasks, best.terminal.query_loss, spent, error, measured, seen, best.gradients, name)
+
+    def _refined(
+        self, flow: GradientFlow, tasks: Tasks, first: Solution, mesh: GradedMesh, memory: Memory
+    ) -> tuple[Solution, float, float]:
+        """The gradient with every step bisected, once or until its error is tolerated; its error, and the first one's.
+
+        The controller's ceiling is tolerated where errors were measured before, as for calls between two measurements.
+        """
+        spent, ceiling = flow.evaluations, self.controller.ceiling * self.rtol
+        least = 2 * spent.total  # what the halves of the first steps take
+
+        def halved(coarse: Solution) -> Solution:
+            limit = spent.total + max(least if coarse is first else 0, (1 if self.solver == "auto" else 2) * flow.limit)
+            return self.solve(
+                flow.limited(limit), tasks, mesh.halved(coarse.trajectory), Curvature(flow), self.adjoint
+            )
+
+        heun = [HEUN.order] if self.adjoint == "continuous" else []
+        order = min(heun + [move.scheme.order for move in first.trajectory.moves])
+        enough = ceiling if memory.errors else self.rtol
+        known = bool(memory.errors)
+        return refined(first, halved, lambda one: one.value, order, enough, ceiling, known, self._noise)
+
+    def _choose(self, flow: GradientFlow, memory: Memory) -> tuple[Mesh, Curvature]:
+        """The steps of a call, and what is known of the curvature at theta."""
+        curvature, fixed = Curvature(flow, known=memory.leading), FixedMesh(self.inner_steps)
+        if not self._schemes:
+            return fixed, curvature
+        backward = HEUN if self.adjoint == "continuous" else None
+        mesh = GradedMesh(self._schemes, self.rtol * memory.gain, backward)
+        if self.solver == "auto" and descends(flow, mesh, curvature, self._rate, self.inner_steps, memory):
+            return fixed, curvature
+        return mesh, curvature
+
+    def problem(self, theta: Tensor) -> tuple:
+        """What a memory is about."""
+        learned = ("learned" if isinstance(value, Tensor) else value for value in (self.prox, self.inner_lr))
+        settings = str(self.solver), self.adjoint, self.rtol, *learned, self.inner_steps
+        return (*settings, len(theta), str(theta.dtype))
+
+    def _finite(self, found: Solution) -> tuple[float, float]:
+        """The length of a gradient and the estimate of its relative error; waits for the device."""
+        norm, estimate = torch.stack([found.value.norm(), found.estimate]).tolist()
+        if not (math.isfinite(norm) or found.terminal.lam.isfinite().all()):  # no finer solve would change that
             raise Diverged(
                 "the gradient of the query loss at the adapted parameters is not finite; look at the loss, or try a "
                 "smaller inner_lr or fewer inner steps"
             )
-        if self.solver == "euler" and self.adjoint == "discrete":
-            return MetaGradient(first.value, first.query_loss, spent, gradients=first.gradients)
-        seen = Observation(cost, first.sharpest, norm, None, 0, first.at_start)
-        if not state.due(cost, first.sharpest, norm):
-            carried = state.carried(self.rtol, norm)
-            return MetaGradient(first.value, first.query_loss, spent, carried, False, seen, first.gradients)
-        if self.solver == "euler":
-            exact = self._solve(theta, tasks, self._plan(self.rtol), spent, budget, "discrete")
-            best, error = first, relative_distance(first.value, exact.value)
-            of_first = error
-        else:
-            best, error, of_first = self._refined(theta, tasks, first, spent, budget, bool(state.errors))
-        spent.measuring = spent.total - cost
-        seen = seen._replace(error=of_first, measuring=spent.measuring)
-        return MetaGradient(best.value, best.query_loss, spent, error, True, seen, best.gradients)
+        return norm, estimate / norm if norm else 0.0
 
-    def problem(self, theta: Tensor) -> tuple:
-        """What the control's measurements are about."""
-        learned = ("learned" if isinstance(value, Tensor) else value for value in (self.prox, self.inner_lr))
-        settings = self.solver, self.adjoint, self.rtol, *learned, self.inner_steps
-        return (*settings, len(theta), str(theta.dtype))
+    def _noise(self, found: Solution) -> float:
+        """What rounding leaves of the gradient's relative accuracy: in units of |lam(T)| of the largest task."""
+        largest, whole = torch.stack([found.terminal.lam.norm(dim=-1).amax(), found.value.norm()]).tolist()
+        return self._rounding(found.value) * largest / whole if whole else math.inf
 
-    def _refined(
-        self, theta: Tensor, tasks: Tasks, first: Solution, spent: Evaluations, budget: float, known: bool
-    ) -> tuple[Solution, float, float]:
-        """The gradient with every step bisected, once or until its error is tolerated.
+    def _rounding(self, theta: Tensor) -> float:
+        return self.controller.rounding * torch.finfo(theta.dtype).eps
 
-        known: whether errors of this problem were measured before. Then TOLERATED * rtol is, as for the calls between
-        two measurements; if not, rtol, and a distance above it is not divided by what the order of the scheme promises
-        before a second one has shown that order. budget: evaluations that the first solve was allowed; those after the
-        first measurement may take FURTHER times as many.
-        Returns it, its error and the error of the first one.
-        """
-        distances, coarse, error = [], first, math.inf
-        heun = [HEUN.order] if self.adjoint == "continuous" else []
-        order = min(heun + [move.scheme.order for move in first.moves])
-        enough = TOLERATED * self.rtol if known else self.rtol
-        limit = (1 + MEASURE) * spent.total
-        while True:
-            try:
-                fine = self._solve(theta, tasks, bisected(coarse.moves), spent, limit)
-            except OverBudget:
-                if error <= TOLERATED * self.rtol:
-                    break
-                raise OverBudget(
-                    f"the meta-gradient's measured relative error is {error:.2g}, above rtol {self.rtol:g}, and "
-                    f"{limit:.0f} evaluations do not suffice to bring it there; try a smaller inner_lr, fewer inner "
-                    "steps, a larger rtol or solver euler"
-                ) from None
-            distances.append(relative_distance(coarse.value, fine.value))
-            error, coarse = error_of_finest(distances, order), fine
-            shown = known or len(distances) > 1 or distances[-1] <= self.rtol
-            if (error <= enough and shown) or distances[-1] <= rounding(fine.value, fine.terminal):
-                break
-            limit = spent.total + FURTHER * budget
-        return coarse, error, relative_distance(first.value, coarse.value) + error
+    def flow(self, theta: Tensor, tasks: Tasks, limit: float = math.inf) -> GradientFlow:
+        """The vector field of the inner loop, that takes at most so many evaluations."""
+        prox = number(self.prox)
+        return GradientFlow(self.apply, self.loss, tasks.detach(), theta, prox, Evaluations(), limit, self._rates)
 
-    def _solve(
-        self,
-        theta: Tensor,
-        tasks: Tasks,
-        steps: Plan | Sequence[Move],
-        spent: Evaluations,
-        limit: float,
-        adjoint: str | None = None,
-    ) -> Solution:
-        """Forward and backward. A step that lambda_max outran is taken again from its start, and all after it."""
-        asked, flow = wanted(tasks, self.inner_lr, self.prox), self._flow(theta, tasks, spent, limit)
-        trajectory, plan = Trajectory(flow, self.checkpoints), steps
-        if isinstance(steps, Plan):
-            steps.follow(trajectory)
-        else:
-            trajectory.extend(steps)
-            plan = self._plan(self.rtol / 4)
-        while True:
-            outer, phi = self.query_loss or self.loss, trajectory.final
-            terminal, query_loss, direct = query_gradient_with(self.apply, outer, phi, flow.tasks, asked.query)
-            swept = ADJOINTS[adjoint or self.adjoint](flow, trajectory, terminal, asked)
-            if not isinstance(swept, Unstable):
-                break
-            trajectory.rewind(swept.index, swept.state)
-            plan.follow(trajectory, swept.stiff)
-        to_theta = swept.lam + flow.prox * swept.sweep.pulled if flow.prox else swept.lam
-        gradients = swept.sweep.gradients(direct, self._rate)
-        value, sharpest, at_start = to_theta.mean(0), trajectory.sharpest, trajectory.at_start
-        return Solution(value, query_loss, trajectory.moves, sharpest, at_start, terminal, gradients)
+    def _limit(self, memory: Memory) -> float:
+        """Evaluations of one solve; "auto" takes no more than gradient descent does."""
+        limit = self.controller.limit(memory, self.inner_steps) if self._schemes else math.inf
+        return min(limit, 2 * self.inner_steps) if self.solver == "auto" else limit
 
-    def _plan(self, tolerance: float, known: Sharp | None = None) -> Plan:
-        return Plan(self.solver, self._rate, self.inner_steps, tolerance, self.adjoint == "continuous", known)
-
-    def _flow(self, theta: Tensor, tasks: Tasks, spent: Evaluations, limit: float) -> GradientFlow:
-        return GradientFlow(self.apply, self.loss, tasks.detach(), theta, self._prox, spent, limit, self._rates)
+    @property
+    def _schemes(self) -> tuple[Scheme, ...]:
+        """To choose from; none for gradient descent."""
+        return SOLVERS[self.solver] if isinstance(self.solver, str) else (self.solver,)
 
     @property
     def _rates(self) -> Tensor | None:
@@ -233,35 +328,12 @@ class AMAML:
         """The flow's time that an inner step takes."""
         return number(self.inner_lr) if self._rates is None else 1.0
 
-    @property
-    def _prox(self) -> float:
-        return number(self.prox)
-
     def _check_rates(self) -> None:
         """Raise InputError unless inner_lr and prox make sense now; a tensor may have been trained in between."""
-        check_rates(self.inner_lr, signed=self.solver == "euler")
-        check_inner_loop(self._rate, self.inner_steps, prox=self._prox)
-
-    def _limit(self, budget: float) -> float:
-        """The budget of evaluations; "euler" makes the steps it is asked for."""
-        return math.inf if self.solver == "euler" else budget
+        check_rates(self.inner_lr, signed=not self._schemes)
+        check_inner_loop(self._rate, self.inner_steps, prox=number(self.prox))
 
     def _check(self, theta: Tensor) -> None:
         """Raise InputError for rates that do not fit, or a dtype that cannot hold a meta-gradient of error rtol."""
         self._check_rates()
-        if theta.dtype not in (torch.float32, torch.float64):
-            raise InputError(f"theta is {theta.dtype}, whose rounding spoils the adjoint; use float32 or float64")
-        rates = self._rates
-        if rates is not None and rates.shape != theta.shape:
-            raise InputError(f"inner_lr has shape {tuple(rates.shape)}; one rate, or one for each of {len(theta)}")
-        if rates is not None and (rates.dtype, rates.device) != (theta.dtype, theta.device):
-            raise InputError(
-                f"inner_lr is {rates.dtype} on {rates.device}, theta {theta.dtype} on {theta.device}; give "
-                "inner_lr.to(theta)"
-            )
-        reached = REACHED * torch.finfo(theta.dtype).eps
-        if self.solver != "euler" and self.rtol < reached:
-            raise InputError(
-                f"rtol {self.rtol:g} is more than {theta.dtype} can reach; use {reached:.1g} or more"
-                + (", or float64" if theta.dtype == torch.float32 else "")
-            )
+        check_precision(theta, self._rates, self.rtol if self._schemes else 1.0, self._rounding)

@@ -1,4 +1,4 @@
-"""What every learner checks before and after it computes, in one decorator for adapt and meta_gradient."""
+"""What every learner checks before and after it computes, in one decorator for adapt and gradient."""
 
 import functools
 from collections.abc import Callable
@@ -17,7 +17,7 @@ MOST_NAMED = 5  # tasks that an error names
 
 
 def validated(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Check theta and tasks before a learner's adapt or meta_gradient, and that its result is finite.
+    """Check theta and tasks before a learner's adapt or gradient, and that its result is finite.
 
     Before: types, dtypes and devices, and whether apply and loss still are what was traced. Afterwards: one look at the
     result, which waits for the device. A result that is not finite raises InputError where theta or the tasks are not
@@ -25,13 +25,13 @@ def validated(method: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.wraps(method)
-    def call(learner: Any, theta: Tensor, tasks: Tasks) -> Any:
+    def call(learner: Any, theta: Tensor, tasks: Tasks, *memory: Any) -> Any:
         check_input(learner.apply, theta, tasks)
         derivatives.refresh(learner.apply, learner.loss, theta)
         if getattr(learner, "query_loss", None) is not None:
             derivatives.refresh(learner.apply, learner.query_loss, theta)
         try:
-            result = method(learner, theta, tasks)
+            result = method(learner, theta, tasks, *memory)
         except Diverged:
             check_finite(theta, tasks)
             raise
@@ -69,6 +69,24 @@ def check_input(apply: Apply, theta: Tensor, tasks: Tasks) -> None:
                 f"{name} is on {tensor.device}, theta is on {theta.device}; move one of them: "
                 f"tasks.to({str(theta.device)!r})"
             )
+
+
+def check_precision(theta: Tensor, rates: Tensor | None, rtol: float, rounding: Callable[[Tensor], float]) -> None:
+    """Raise InputError for rates that do not fit theta, or a dtype that cannot hold a meta-gradient of error rtol."""
+    if theta.dtype not in (torch.float32, torch.float64):
+        raise InputError(f"theta is {theta.dtype}, whose rounding spoils the adjoint; use float32 or float64")
+    if rates is not None and rates.shape != theta.shape:
+        raise InputError(f"inner_lr has shape {tuple(rates.shape)}; one rate, or one for each of {len(theta)}")
+    if rates is not None and (rates.dtype, rates.device) != (theta.dtype, theta.device):
+        raise InputError(
+            f"inner_lr is {rates.dtype} on {rates.device}, theta {theta.dtype} on {theta.device}; give "
+            "inner_lr.to(theta)"
+        )
+    if rtol < rounding(theta):
+        raise InputError(
+            f"rtol {rtol:g} is more than {theta.dtype} can reach; use {rounding(theta):.1g} or more"
+            + (", or float64" if theta.dtype == torch.float32 else "")
+        )
 
 
 def check_finite(theta: Tensor, tasks: Tasks) -> None:

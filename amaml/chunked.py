@@ -7,10 +7,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from amaml.amaml import AMAML
-from amaml.flow.control import Control, Observation
+from amaml.flow.accuracy import Observation
 from amaml.flow.field import Evaluations
-from amaml.learner import MetaGradient, MetaLearner, check_count
+from amaml.learner import Memory, MetaGradient, MetaLearner, check_count, mean_if_large, with_own_memory
 from amaml.tasks import Tasks
 
 Part, Result = TypeVar("Part"), TypeVar("Result")
@@ -22,7 +21,7 @@ def in_turn(solve: Callable[[Part], Result], parts: list[Part]) -> list[Result]:
     return [solve(part) for part in parts]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Chunked:
     """A learner that sees at most size tasks at once.
 
@@ -44,21 +43,21 @@ class Chunked:
         """As the learner's, chunk by chunk."""
         return torch.cat([self.learner.adapt(theta, chunk) for chunk in self.chunks(tasks)])
 
-    def meta_gradient(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
-        """As the learner's; error is the largest that the chunks' errors add up to."""
-        call = self.learner.look if isinstance(self.learner, AMAML) else self.learner.meta_gradient
-        chunks = self.chunks(tasks)
-        folded = fold(
-            self.each(lambda chunk: call(theta, chunk), chunks), [len(chunk) / len(tasks) for chunk in chunks]
-        )
-        if folded.observation is not None:
-            self.learner.control.learn(self.learner.problem(theta), self.learner.rtol, folded.observation)
-        return folded
+    def init(self) -> Memory:
+        """As the learner's."""
+        return self.learner.init()
 
-    @property
-    def control(self) -> Control | None:
-        """The learner's, None where it has none."""
-        return getattr(self.learner, "control", None)
+    def gradient(self, theta: Tensor, tasks: Tasks, memory: Memory) -> MetaGradient:
+        """As the learner's, every chunk from the same memory; error: the most that the chunks' errors add up to."""
+        chunks = self.chunks(tasks)
+        parts = self.each(lambda chunk: self.learner.gradient(theta, chunk, memory), chunks)
+        return fold(parts, [len(chunk) / len(tasks) for chunk in chunks])
+
+    def update(self, memory: Memory, seen: MetaGradient) -> Memory:
+        """As the learner's, once, from all chunks."""
+        return self.learner.update(memory, seen)
+
+    meta_gradient = with_own_memory
 
     def chunks(self, tasks: Tasks) -> list[Tasks]:
         """The tasks, at most size at a time."""
@@ -68,17 +67,20 @@ class Chunked:
 
 def fold(parts: list[MetaGradient], shares: list[float]) -> MetaGradient:
     """The meta-gradient of a batch from those of its parts, in their order; shares: of the tasks, that add up to 1."""
-    value = sum(part.value * share for part, share in zip(parts, shares, strict=True))
+    if all(len(part.of_tasks) == len(part.query_loss) for part in parts):
+        of_tasks = mean_if_large(torch.cat([part.of_tasks for part in parts]))
+    else:
+        of_tasks = sum(part.value * share for part, share in zip(parts, shares, strict=True))[None]
     losses = torch.cat([part.query_loss for part in parts])
     gradients = {name: _of_whole(name, parts, shares) for name in parts[0].gradients}
     spent = Evaluations.of_parts([part.evaluations for part in parts], shares)
     seen = [part.observation for part in parts]
     if any(one is None for one in seen):
-        return MetaGradient(value, losses, spent, gradients=gradients)
-    norm = value.norm().item()
+        return MetaGradient(of_tasks, losses, spent, gradients=gradients)
+    norm = of_tasks.mean(0).norm().item()
     error = _added([part.error for part in parts], seen, shares, norm)
     measured = all(part.measured for part in parts)
-    return MetaGradient(value, losses, spent, error, measured, _fold_seen(seen, shares, norm), gradients)
+    return MetaGradient(of_tasks, losses, spent, error, measured, _fold_seen(seen, shares, norm), gradients)
 
 
 def _of_whole(name: str, parts: list[MetaGradient], shares: list[float]) -> torch.Tensor:

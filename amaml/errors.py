@@ -9,7 +9,12 @@ class InputError(ValueError):
 
 
 class Diverged(RuntimeError):
-    """A loss, a state or a gradient stopped being finite or trustworthy; the message says what to try."""
+    """A loss, a state or a gradient stopped being finite or trustworthy; the message says what to try.
+
+    observation: what the learner's update() learns from the call.
+    """
+
+    observation = None
 
 
 class OverBudget(Diverged):

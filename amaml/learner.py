@@ -1,51 +1,106 @@
 """What a meta-learning method is, and the pieces that several of them share."""
 
+import functools
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from amaml.engine import derivatives
 from amaml.engine.derivatives import Loss
-from amaml.errors import InputError
-from amaml.flow.control import Observation
+from amaml.errors import Diverged, InputError
+from amaml.flow.accuracy import Observation
 from amaml.flow.field import Evaluations, GradientFlow
 from amaml.models import Apply
 from amaml.tasks import Tasks
+
+LARGE = 2**26  # bytes of (tasks, P) above which the tasks' gradients are averaged at once
+Memory = Any  # what a learner remembers from call to call; () where it remembers nothing
 
 
 @dataclass(frozen=True)
 class MetaGradient:
     """What a learner hands to the optimiser of theta.
 
-    value (P,) is the direction to descend, the mean over the tasks; query_loss (tasks,) the loss of each task's
-    adapted parameters on its query set; evaluations what it cost. error is the relative error of value, |value -
-    exact| / |exact|: of this very gradient where measured is true, else as it was measured last on a call like this;
-    None where value is exact or is not a gradient at all. observation: what A-MAML's control learns from the call.
-    gradients: of the mean query loss in everything else that was asked for, by name: "inner_lr", "prox", and the names
+    of_tasks (tasks, P): the direction of each task, of which value (P,) is the mean; where that many numbers are large
+    (LARGE), their mean alone, (1, P). query_loss (tasks,): the loss of each task's adapted parameters on its query set.
+    evaluations: what it cost. error: the relative error of value, |value - exact| / |exact|: of this very gradient
+    where measured is true, otherwise as it was measured last on a call like this; None where value is exact or is not a
+    gradient at all. observation: what the learner's update() learns from the call.
+    solver: what A-MAML followed the inner loop with; "euler" where it made the steps of gradient descent.
+    gradients: of the mean query loss in everything else that was requested, by name: "inner_lr", "prox", and the names
     of Tasks.leaves(); each has the shape of its tensor.
     """
 
-    value: Tensor
+    of_tasks: Tensor
     query_loss: Tensor
     evaluations: Evaluations
     error: float | None = None
     measured: bool = False
     observation: Observation | None = None
     gradients: dict[str, Tensor] = field(default_factory=dict)
+    solver: str | None = None
+
+    @functools.cached_property
+    def value(self) -> Tensor:
+        """The direction to descend, the mean over the tasks, (P,)."""
+        return self.of_tasks.mean(0)
 
 
 class MetaLearner(Protocol):
-    """A method: pure functions of theta (P,) and a batch of tasks. theta is never modified."""
+    """A method: pure functions of theta (P,), a batch of tasks and a memory. None of them is ever modified."""
+
+    def init(self) -> Memory:
+        """The memory before the first call."""
+        ...
 
     def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
         """The parameters adapted to the support set of each task, (tasks, P)."""
         ...
 
-    def meta_gradient(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
+    def gradient(self, theta: Tensor, tasks: Tasks, memory: Memory) -> MetaGradient:
         """The direction in which an optimiser descends the mean query loss of the adapted parameters."""
         ...
+
+    def update(self, memory: Memory, seen: MetaGradient) -> Memory:
+        """The memory after a call that gave the gradient seen."""
+        ...
+
+    def meta_gradient(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
+        """gradient() with a memory that belongs to this object, for those who call it in a loop."""
+        ...
+
+
+def no_memory(learner: MetaLearner) -> Memory:
+    """init() of a learner that remembers nothing."""
+    return ()
+
+
+def unchanged(learner: MetaLearner, memory: Memory, seen: MetaGradient) -> Memory:
+    """update() of a learner that remembers nothing."""
+    return memory
+
+
+def with_own_memory(learner: MetaLearner, theta: Tensor, tasks: Tasks) -> MetaGradient:
+    """gradient(theta, tasks, memory) with the memory of this learner object, which lives as long as the object."""
+    memory = _memories[learner] if learner in _memories else learner.init()
+    try:
+        gradient = learner.gradient(theta, tasks, memory)
+    except Diverged as refused:
+        _memories[learner] = learner.update(memory, refused)
+        raise
+    _memories[learner] = learner.update(memory, gradient)
+    return gradient
+
+
+_memories: WeakKeyDictionary[Any, Memory] = WeakKeyDictionary()
+
+
+def mean_if_large(of_tasks: Tensor) -> Tensor:
+    """of_tasks (tasks, P), or the mean over the tasks (1, P) where it takes more than LARGE bytes."""
+    return of_tasks.mean(0, keepdim=True) if of_tasks.numel() * of_tasks.element_size() > LARGE else of_tasks
 
 
 class PlainLoop(Protocol):

@@ -1,11 +1,9 @@
-"""The methods that A-MAML is compared with; each file reads like its paper's pseudo-code."""
+"""The methods that A-MAML is compared with; FOMAML, iMAML and Reptile are the library's own."""
 
+from amaml.first_order import FOMAML, Reptile
+from amaml.imaml import IMAML
 from baselines.anil import anil
-from baselines.fomaml import FOMAML
-from baselines.imaml import IMAML
 from baselines.maml import MAML
-from baselines.pretrained import Pretrained
-from baselines.reptile import Reptile
-from baselines.scratch import Scratch
+from baselines.references import Pretrained, Scratch
 
 __all__ = ["FOMAML", "IMAML", "MAML", "Pretrained", "Reptile", "Scratch", "anil"]

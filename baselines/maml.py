@@ -10,7 +10,17 @@ from amaml.engine import derivatives
 from amaml.engine.derivatives import Loss
 from amaml.errors import InputError, unknown
 from amaml.flow.field import Evaluations
-from amaml.learner import MetaGradient, check_count, check_inner_loop, query_gradient
+from amaml.learner import (
+    Memory,
+    MetaGradient,
+    check_count,
+    check_inner_loop,
+    mean_if_large,
+    no_memory,
+    query_gradient,
+    unchanged,
+    with_own_memory,
+)
 from amaml.models import Apply
 from amaml.points import Points, map_points
 from amaml.tasks import Tasks
@@ -19,7 +29,7 @@ from baselines.inner import INNER_OPTIMIZERS
 State = tuple[Tensor, ...]  # phi and the slots of the inner optimiser, (tasks, P) each
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MAML:
     """Model-Agnostic Meta-Learning (Finn et al. 2017, algorithm 1).
 
@@ -58,7 +68,7 @@ class MAML:
 
     @validated
     @torch.enable_grad()
-    def meta_gradient(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
+    def gradient(self, theta: Tensor, tasks: Tasks, memory: Memory) -> MetaGradient:
         """The gradient in theta of the mean query loss of phi_K."""
         ends = [*range(0, self.inner_steps, self.checkpoint_every or self.inner_steps), self.inner_steps]
         segments = list(zip(ends[:-1], ends[1:], strict=True))
@@ -77,7 +87,9 @@ class MAML:
                 sensitivity = (to_phi, *(torch.zeros_like(slot) for slot in end[1:]))
             sensitivity = torch.autograd.grad(end, leaves, sensitivity, materialize_grads=True)
             state = kept.pop() if kept else None
-        return MetaGradient(sensitivity[0].mean(0), query_loss, spent)
+        return MetaGradient(mean_if_large(sensitivity[0]), query_loss, spent)
+
+    init, update, meta_gradient = no_memory, unchanged, with_own_memory
 
     def _start(self, theta: Tensor, tasks: Tasks) -> State:
         phi = theta.detach().expand(len(tasks), -1)

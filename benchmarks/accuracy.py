@@ -2,13 +2,14 @@
 
     python -m benchmarks.accuracy                writes results/efficiency/accuracy.md, line by line
 
-Fresh: the first call of a learner, several seeds of tasks and initial weights. Later: calls that do not measure, after
-50 others on other batches at the same theta. The reference is the converged flow (benchmarks.reference).
+Fresh: the first call of a learner, several seeds of tasks and initial weights. Later: calls after 50 others on other
+batches at the same theta, but for those that measure. Varied: the same on families whose batches differ from each
+other. The reference is the converged flow (benchmarks.reference).
 """
 
 import argparse
-import math
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,76 +17,79 @@ import torch
 
 from amaml import AMAML, Diverged
 from amaml.engine import derivatives
-from amaml.flow.control import TOLERATED
-from benchmarks.families import Family, families
+from benchmarks.families import Family, families, varied
 from benchmarks.reference import converged
 from data.files import write_atomically
 
 INNER_LR = 0.01
 STEPS = (50, 200, 1000, 5000)  # horizons 0.5 to 50
-LATER_STEPS = (200,)
+LATER_STEPS = 200
 SEEDS = (100, 101)
-BEFORE, LOOKED_AT = 50, 10  # calls
+BEFORE, LATER, VARIED = 50, 10, 60  # calls
 STANDING = 1e-4  # references that stand still less than this are no references
+COLUMNS = (
+    "family | call | T | calls | descended | median error / rtol | worst | above 3 | reported / true: worst, "
+    "below 1/3 | no error told | measured | evaluations / FOMAML: median, mean | raised | no reference"
+)
 
 
 class Found(NamedTuple):
-    """One gradient: true and reported relative error, evaluations over those of FOMAML with as many inner steps."""
+    """One gradient: evaluations over those of FOMAML with as many inner steps; true and reported relative error, None
+    where it is exact or not told; and what became of it where it is not a carried or fresh error."""
 
-    error: float
-    reported: float
-    cost: float
+    cost: float = 0.0
+    error: float | None = None
+    reported: float | None = None
+    fate: str | None = None
 
 
-def found(learner: AMAML, theta: torch.Tensor, tasks, count: bool = True) -> Found | str | None:
-    """Of one call; "raised" where it raises; None where count is off or the reference is none."""
+def calls(family: Family, seed: int, steps: int, rtol: float, numbers: Iterable[int], skip: int = 0) -> list[Found]:
+    """Of one learner, the first of them, skip, without a look at their errors."""
+    theta, apply, episode = family.problem(seed)
+    learner = AMAML(apply, family.loss, INNER_LR, steps, rtol=rtol, prox=family.prox)
+    return [found(learner, theta, episode(n), n >= skip, skip > 0) for n in numbers]
+
+
+def found(learner: AMAML, theta: torch.Tensor, tasks, look: bool, carried: bool) -> Found:
+    """Of one call."""
     try:
         gradient = learner.meta_gradient(theta, tasks)
     except Diverged:
-        return "raised"
-    if not count:
-        return None
+        return Found(fate="raised")
+    cost = gradient.evaluations.total / learner.inner_steps
+    if gradient.solver == "euler" or (carried and gradient.measured) or not look:
+        return Found(cost, fate="descended" if gradient.solver == "euler" else "measured")
     reference = converged(learner, theta, tasks)
     if reference.distance > STANDING:
-        return "no reference"
+        return Found(cost, fate="no reference")
     error = ((gradient.value - reference.value).norm() / reference.value.norm()).item()
-    return Found(error, gradient.error, gradient.evaluations.total / learner.inner_steps)
+    return Found(cost, error, gradient.error)
 
 
-def fresh(family: Family, steps: int, rtol: float) -> list[Found | str]:
-    """The first call of a learner, for every seed."""
-    looks = []
-    for seed in SEEDS:
-        theta, apply, episode = family.problem(seed)
-        learner = AMAML(apply, family.loss, INNER_LR, steps, rtol=rtol, prox=family.prox)
-        looks.append(found(learner, theta, episode(0)))
-    return looks
+def row(name: str, when: str, steps: int, rtol: float, found: list[Found]) -> str:
+    fates = [one.fate for one in found]
+    good = [one for one in found if one.error is not None]
+    told = [one.reported / one.error for one in good if one.reported is not None and one.error]
+    cells = [name, when, f"{steps * INNER_LR:g}", len(found), fates.count("descended")]
+    errors = sorted(one.error / rtol for one in good) or [0.0]
+    cells += [f"{statistics.median(errors):.2g}", f"{errors[-1]:.2g}", sum(error > 3 for error in errors)]
+    cells += [f"{min(told, default=1):.2g}, {sum(ratio < 1 / 3 for ratio in told)}", len(good) - len(told)]
+    costs = [one.cost for one in found if one.cost] or [0.0]
+    cells += [fates.count("measured"), f"{statistics.median(costs):.2g}, {statistics.fmean(costs):.2g}"]
+    return "| " + " | ".join(map(str, [*cells, fates.count("raised"), fates.count("no reference")])) + " |"
 
 
-def later(family: Family, steps: int, rtol: float) -> list[Found | str]:
-    """Calls after others; those that measure return a finer gradient and are left out."""
-    theta, apply, episode = family.problem(SEEDS[0])
-    learner = AMAML(apply, family.loss, INNER_LR, steps, rtol=rtol, prox=family.prox)
-    for number in range(BEFORE):
-        found(learner, theta, episode(number), count=False)
-    learner.control.since, learner.control.interval = 0, math.inf
-    learner.control.measuring = math.inf
-    return [found(learner, theta, episode(BEFORE + number)) for number in range(LOOKED_AT)]
-
-
-def row(name: str, when: str, steps: int, rtol: float, looks: list[Found | str]) -> str:
-    good = [one for one in looks if isinstance(one, Found)]
-    cells = [name, when, f"{steps * INNER_LR:g}", len(looks)]
-    if good:
-        errors = sorted(one.error / rtol for one in good)
-        ratios = [one.reported / one.error for one in good]
-        cells += [f"{statistics.median(errors):.2g}", f"{errors[-1]:.2g}", sum(error > TOLERATED for error in errors)]
-        cells += [f"{min(ratios):.2g} to {max(ratios):.2g}"]
-        cells += [f"{statistics.median(one.cost for one in good):.2g}"]
-    else:
-        cells += ["", "", "", "", ""]
-    cells += [looks.count("raised"), looks.count("no reference")]
-    return "| " + " | ".join(map(str, cells)) + " |"
+def rows(steps: Iterable[int], rtol: float, kinds: Iterable[str]) -> Iterable[str]:
+    for family in families() if {"fresh", "later"} & set(kinds) else ():
+        for count in steps if "fresh" in kinds else ():
+            looked = [one for seed in SEEDS for one in calls(family, seed, count, rtol, [0])]
+            yield row(family.name, "fresh", count, rtol, looked)
+        if "later" in kinds:
+            looked = calls(family, SEEDS[0], LATER_STEPS, rtol, range(BEFORE + LATER), BEFORE)[BEFORE:]
+            yield row(family.name, "later", LATER_STEPS, rtol, looked)
+    for family in varied() if "varied" in kinds else ():
+        looked = calls(family, SEEDS[0], LATER_STEPS, rtol, range(BEFORE + VARIED), BEFORE)[BEFORE:]
+        yield row(family.name, "varied", LATER_STEPS, rtol, looked)
 
 
 def main() -> None:
@@ -93,6 +97,8 @@ def main() -> None:
     parser.add_argument("--out", default="results/efficiency", help="folder of the table")
     parser.add_argument("--rtol", type=float, default=1e-3)
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS, help="inner steps of the first calls")
+    parser.add_argument("--calls", nargs="+", default=("fresh", "later", "varied"), help="which kinds of calls")
+    parser.add_argument("--compile", default="on", choices=("on", "off"))
     a = parser.parse_args()
     torch.set_num_threads(1)
     out = Path(a.out)
@@ -101,22 +107,19 @@ def main() -> None:
         f"`python -m benchmarks.accuracy --rtol {a.rtol:g} --steps {' '.join(map(str, a.steps))}`",
         "",
         f"A-MAML auto, rtol {a.rtol:g}, 5 tasks, float64, inner_lr {INNER_LR:g}, untrained networks. Fresh: first "
-        f"calls, which measure; later: calls that do not measure, after {BEFORE} others. Errors in units of rtol, "
-        "against the converged flow; reported over true error; evaluations (gradients and Hessian-vector products, "
-        "measuring included) over FOMAML's gradients; calls that raised an error instead; references that did not "
-        "stand still.",
+        f"calls, which measure; later, varied: calls after {BEFORE} others. Descended: made the exact steps of gradient "
+        "descent. Errors of what followed the flow and, of later calls, did not measure, in units of rtol, against the "
+        "converged flow; evaluations (gradients and Hessian-vector products, measuring included) over FOMAML's "
+        "gradients; calls that raised an error instead; references that did not stand still.",
         "",
-        "| family | call | T | calls | median error / rtol | worst | above 3 | reported / true | evaluations / FOMAML "
-        "| raised | no reference |",
-        "|" + "---|" * 11,
+        f"| {COLUMNS} |",
+        "|" + "---|" * (1 + COLUMNS.count("|")),
     ]
-    with derivatives.compiled():
-        for family in families():
-            for when, look, horizons in (("fresh", fresh, a.steps), ("later", later, LATER_STEPS)):
-                for steps in horizons:
-                    lines.append(row(family.name, when, steps, a.rtol, look(family, steps, a.rtol)))
-                    print(lines[-1], flush=True)
-                    write_atomically(out / f"accuracy-{a.rtol:g}.md", ("\n".join(lines) + "\n").encode())
+    with derivatives.compiled(a.compile == "on"):
+        for line in rows(a.steps, a.rtol, a.calls):
+            lines.append(line)
+            print(line, flush=True)
+            write_atomically(out / f"accuracy-{a.rtol:g}.md", ("\n".join(lines) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from amaml.flow.control import Control
 from torch.nn.functional import cosine_similarity
 
 import data
-from amaml.flow.control import Control
 from benchmarks.paper import OUT, over_seeds
 from data.files import write_atomically
 from experiment.build import build

@@ -140,3 +140,79 @@ def families() -> Iterator[Family]:
         "converged: tanh, Alpine2D-released, prox 1", _regression("Alpine2D-released", 60, 20, nn.Tanh), prox=1.0
     )
     yield Family("linear, theta optimal in stiff directions", _stiff_problem)
+
+
+def _waves(x: Tensor, g: torch.Generator) -> Tensor:
+    """A sine of each input with an amplitude and phase of each task's own."""
+    a, b = (torch.rand(len(x), 1, 1, generator=g, dtype=x.dtype) for _ in range(2))
+    return ((0.5 + 4 * a) * torch.sin(x + 3 * b)).sum(-1, keepdim=True)
+
+
+def _heavy(x: Tensor, g: torch.Generator) -> Tensor:
+    """The same with Cauchy noise."""
+    noise = torch.rand(len(x), x.shape[1], 1, generator=g, dtype=x.dtype)
+    return _waves(x, g) + 0.1 * torch.tan(torch.pi * (0.98 * noise - 0.49))
+
+
+def _changed(problem, change: Callable[[Tasks, int, Tensor, Apply], Tasks]):
+    """The batches of a problem, each changed by its number."""
+
+    def changed(seed: int):
+        theta, apply, episode = problem(seed)
+        return theta, apply, lambda number: change(episode(number), number, theta, apply)
+
+    return changed
+
+
+def _scaled(t: Tasks, by: float | Tensor) -> Tasks:
+    return Tasks(by * t.support_x, t.support_y, by * t.query_x, t.query_y)
+
+
+def _one_solved(t: Tasks, number: int, theta: Tensor, apply: Apply) -> Tasks:
+    """Theta is optimal for the first task, in its query set too."""
+    y, z = t.support_y.clone(), t.query_y.clone()
+    y[0], z[0] = apply(theta, t.support_x[0]).detach(), apply(theta, t.query_x[0]).detach()
+    return Tasks(t.support_x, y, t.query_x, z)
+
+
+def _alternating(t: Tasks, number: int, theta: Tensor, apply: Apply) -> Tasks:
+    """One batch in ten has inputs 12 times larger; in the others a task's are 1 to 4 times."""
+    by = torch.tensor([1.0, 2.0, 1.0, 4.0, 1.0], dtype=torch.float64).roll(number)[:, None, None]
+    return _scaled(t, 12.0 if number % 10 == 7 else by)
+
+
+def _mixture(prediction: Tensor, target: Tensor) -> Tensor:
+    """The negative log likelihood of two normal distributions, (mean, log of the scale, weight) of each."""
+    mean, scale, weight = prediction.unflatten(-1, (3, 2)).unbind(-2)
+    density = -scale - (target - mean).square() * torch.exp(-2 * scale) / 2 + torch.log_softmax(weight, -1)
+    return -torch.logsumexp(density, -1).mean()
+
+
+def _student(prediction: Tensor, target: Tensor) -> Tensor:
+    return 2 * torch.log1p((prediction - target).square() / 0.3).mean()
+
+
+def _rippled(prediction: Tensor, target: Tensor) -> Tensor:
+    r = prediction - target
+    return (r.square() / 2 + 0.1 * (1 - torch.cos(6 * r))).mean()
+
+
+def _pseudo_huber(prediction: Tensor, target: Tensor) -> Tensor:
+    return (torch.sqrt(1 + ((prediction - target) / 0.03).square()) - 1).mean()
+
+
+def varied() -> Iterator[Family]:
+    """Families whose batches differ from each other: what a measured error says of calls that carry it."""
+
+    def waves(target=_waves, outputs: int = 1):
+        return _drawn(1, 12, target, lambda: _mlp(1, outputs, 16, nn.Tanh))
+
+    yield Family("one task in five solved", _changed(waves(), _one_solved))
+    yield Family("mixture of two normals", waves(outputs=6), _mixture)
+    yield Family("Student-t, Cauchy noise", waves(_heavy), _student)
+    yield Family("alternating stiffness", _changed(waves(), _alternating))
+    yield Family("rippled loss", waves(), _rippled)
+    yield Family(
+        "curriculum, inputs x1 to x4", _changed(waves(), lambda t, n, theta, apply: _scaled(t, 1 + 3 * min(n / 100, 1)))
+    )
+    yield Family("sharp pseudo-Huber", waves(), _pseudo_huber)

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from amaml import AMAML, Tasks
 from amaml.flow.accuracy import relative_distance
-from amaml.flow.field import Evaluations
-from amaml.flow.steps import Plan, bisected
+from amaml.flow.curvature import Curvature
+from amaml.flow.mesh import SOLVERS, GivenMesh, GradedMesh, bisected
 
 STANDS_STILL = 3e-5  # relative distance of the last two resolutions
 MOST = 8  # bisections
@@ -26,11 +26,11 @@ def converged(learner: AMAML, theta: Tensor, tasks: Tasks, still: float = STANDS
 
     still: the relative distance of two resolutions that counts as standing still.
     """
-    steps = Plan("auto", learner.inner_lr, learner.inner_steps, 1e-4)
-    solution = learner._solve(theta, tasks, steps, Evaluations(), math.inf, "discrete")
-    distance = math.inf
+    flow, mesh = learner.flow(theta.detach(), tasks, math.inf), GradedMesh(SOLVERS["auto"], 1e-4)
+    solution, distance = learner.solve(flow, tasks, mesh, Curvature(flow), "discrete"), math.inf
     for _ in range(MOST):
-        finer = learner._solve(theta, tasks, bisected(solution.moves), Evaluations(), math.inf, "discrete")
+        halves = GivenMesh(bisected(solution.trajectory.moves), mesh)
+        finer = learner.solve(flow, tasks, halves, Curvature(flow), "discrete")
         distance, solution = relative_distance(solution.value, finer.value), finer
         if distance < still:
             break

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from amaml.amaml import AMAML
 from amaml.chunked import Chunked, Each, in_turn
-from amaml.flow.control import Control
+from amaml.flow.accuracy import Memory
 from amaml.learner import MetaGradient, MetaLearner
 from amaml.models import Apply
 from amaml.tasks import Tasks
@@ -40,7 +40,7 @@ class LearnedRates:
     each: Each = in_turn  # how its chunks are gone through
 
     @property
-    def control(self) -> Control:
+    def control(self) -> Memory:
         """What A-MAML remembers of its error."""
         return self.learner.control
 

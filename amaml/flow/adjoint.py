@@ -8,6 +8,8 @@ Stability is watched on the way: |H k| / |k| never exceeds lambda_max, for any v
 anyway shows that a step is outside its scheme's stability interval, the sweep ends there.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,16 +18,18 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from amaml.flow.field import GradientFlow
-from amaml.flow.quadrature import NOTHING, Quadrature, Wanted
-from amaml.flow.schemes import EULER, MIDPOINT
+from amaml.flow.quadrature import NOTHING, Quadrature, Requested
+from amaml.flow.schemes import HEUN, Move, Stages
 from amaml.flow.trajectory import Trajectory
 
 
 class Adjoint(NamedTuple):
-    """lam(0) (tasks, P), and the integrals of the sweep by the scheme's own quadrature."""
+    """lam(0) (tasks, P), the integrals of the sweep by the scheme's own quadrature, and what the steps' local errors
+    may have moved the query loss by, the mean over the tasks."""
 
     lam: Tensor
     sweep: Quadrature
+    estimate: Tensor
 
 
 @dataclass(frozen=True)
@@ -37,24 +41,53 @@ class Unstable:
     stiff: Tensor
 
 
+class LocalErrors:
+    """Of a sweep: the sum over the steps of |<lam, d>|, with d what a step misses of the trapezoidal rule on its ends.
+
+    d is a local error of third order from states that are kept anyway; of the last step, whose end has no slope, none.
+    A guess of the error's size from batch to batch, not of the error.
+    """
+
+    def __init__(self, final: Tensor) -> None:
+        self.after, self.later, self.total = final, None, final.new_zeros(len(final))
+
+    def add(self, move: Move, stages: Stages, lam: Tensor) -> None:
+        """Of a step, from the last to the first; lam at its end."""
+        slope = move.scheme.slope(move.h, stages, self.after)
+        if self.later is not None:
+            missed = self.after - stages[0] - move.h / 2 * (slope + self.later)
+            self.total = self.total + (lam * missed).sum(-1).abs()
+        self.after, self.later = stages[0], slope
+
+
+Jumps = Mapping[int, Tensor]  # what lam gains at states on the way, by the number of moves until there
+
+
 @torch.no_grad()
-def discrete(flow: GradientFlow, trajectory: Trajectory, lam: Tensor, asked: Wanted = NOTHING) -> Adjoint | Unstable:
+def discrete(
+    flow: GradientFlow, trajectory: Trajectory, lam: Tensor, requested: Requested = NOTHING, jumps: Jumps | None = None
+) -> Adjoint | Unstable:
     """The exact transpose of the forward scheme: the derivative of the numbers it computed, to rounding.
 
     Step by step from the last to the first, by the transpose of each step's own scheme; one Hessian-vector product
     a stage. Hager 2000, section 2; equals backpropagation through the steps.
     """
-    sweep = Quadrature(flow, asked)
+    sweep, local = Quadrature(flow, requested), LocalErrors(trajectory.final)
     for index, (move, stages) in enumerate_backwards(trajectory):
+        lam = _jumped(lam, jumps, index + 1)
+        if watched := move.scheme.stability < math.inf:
+            local.add(move, stages, lam)
         back = move.scheme.transposed(sweep, move.h, stages, lam)
-        if move.scheme is not EULER and _outran(flow, move.h, back.k, back.product, move.scheme.stability):
+        if watched and _outran(flow, move.h, back.k, back.product, move.scheme.stability):
             return Unstable(index, stages[0], flow.symmetric(back.product))
         lam = back.lam
-    return Adjoint(lam, sweep)
+    return Adjoint(_jumped(lam, jumps, 0), sweep, local.total.mean())
 
 
 @torch.no_grad()
-def continuous(flow: GradientFlow, trajectory: Trajectory, lam: Tensor, asked: Wanted = NOTHING) -> Adjoint | Unstable:
+def continuous(
+    flow: GradientFlow, trajectory: Trajectory, lam: Tensor, requested: Requested = NOTHING, jumps: Jumps | None = None
+) -> Adjoint | Unstable:
     """The paper's own backward pass: Heun's method for dlam/dt = H(u) lam on the stored states.
 
         lam~_n = lam_(n+1) - h H(u_(n+1)) lam_(n+1)
@@ -64,16 +97,25 @@ def continuous(flow: GradientFlow, trajectory: Trajectory, lam: Tensor, asked: W
     scheme: it approximates the flow's gradient and is the derivative of no computed loss. The integrals
     are taken by the trapezoidal rule on (u_n, lam_n). A-MAML, section 3.
     """
-    sweep, later, before = Quadrature(flow, asked), trajectory.final, 0.0
+    sweep, local, later, before = Quadrature(flow, requested), LocalErrors(trajectory.final), trajectory.final, 0.0
     for index, (move, stages) in enumerate_backwards(trajectory):
+        if jumps and index + 1 in jumps:
+            sweep.add(later, lam, before / 2)
+            lam, before = _jumped(lam, jumps, index + 1), 0.0
+        if watched := move.scheme.stability < math.inf:
+            local.add(move, stages, lam)
         slope = sweep.product(later, lam, (before + move.h) / 2)
         predicted = lam - move.h * slope
         product = flow.hvp(stages[0], flow.scaled(predicted))
-        if move.scheme is not EULER and _outran(flow, move.h, predicted, product, MIDPOINT.stability):
+        if watched and _outran(flow, move.h, predicted, product, HEUN.stability):
             return Unstable(index, stages[0], flow.symmetric(product))
         lam, later, before = lam - move.h / 2 * (slope + product), stages[0], move.h
     sweep.add(later, lam, before / 2)
-    return Adjoint(lam, sweep)
+    return Adjoint(_jumped(lam, jumps, 0), sweep, local.total.mean())
+
+
+def _jumped(lam: Tensor, jumps: Jumps | None, count: int) -> Tensor:
+    return lam + jumps[count] if jumps and count in jumps else lam
 
 
 def enumerate_backwards(trajectory: Trajectory):

@@ -17,6 +17,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ SHIFT = 2 / 13  # of the argument of the Chebyshev polynomials beyond 1, over 1 
 WIDTH = 0.5  # of the stability interval, over s^2 - 1
 DAMPED = 0.9  # largest |P| on it, from where exp(-z) has decayed on
 DECAYED = 3.0
-FEWEST = 3  # stages
+FEWEST, MOST = 3, 64  # stages
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Chebyshev:
     Costs s gradients forward and s Hessian-vector products back. Kept of a step: Y_0 to Y_(s-1).
     """
 
-    stages: int
+    stages: int = FEWEST
     order = 2
 
     @property
@@ -58,6 +59,24 @@ class Chebyshev:
         """The real interval: h * lambda_max must stay below it."""
         return WIDTH * (self.stages**2 - 1)
 
+    @property
+    def usable(self) -> float:
+        """All of it: stiff components are damped up to its end."""
+        return self.stability
+
+    @property
+    def error_constant(self) -> float:
+        """(1 - P'''(0)) / 6."""
+        return _coefficients(self.stages).error_constant
+
+    def covering(self, z: float) -> "Chebyshev":
+        """The cheapest step whose stability interval holds z = h * lambda_max, as far as MOST stages go."""
+        return Chebyshev(min(max(FEWEST, math.ceil(math.sqrt(z / WIDTH + 1))), MOST))
+
+    def slope(self, h: float, stages: Stages, after: Tensor) -> Tensor:
+        """The field at the start of a step, from its stages."""
+        return (stages[1] - stages[0]) / (h * _coefficients(self.stages).first)
+
     @torch.no_grad()
     def march(self, flow: GradientFlow, moves: Sequence[Move], u: Tensor, record: Record) -> Tensor:
         """Take the moves from u."""
@@ -67,7 +86,7 @@ class Chebyshev:
         return u
 
     def _step(self, flow: GradientFlow, h: float, start: Tensor) -> tuple[Stages, Tensor]:
-        first, rest, weights = _coefficients(self.stages)
+        first, rest, weights, _ = _coefficients(self.stages)
         slope = flow(0.0, start)
         states = [start, start + first * h * slope]
         end = (weights[0] * start).add_(states[1], alpha=weights[1])
@@ -80,7 +99,7 @@ class Chebyshev:
 
     def transposed(self, sweep: Quadrature, h: float, stages: Stages, lam: Tensor) -> Transposed:
         """The recurrence run backwards."""
-        first, rest, weights = _coefficients(self.stages)
+        first, rest, weights, _ = _coefficients(self.stages)
         to_end, lam = lam, weights[-1] * lam
         to_start, to_slope, to_earlier = weights[0] * to_end, torch.zeros_like(lam), torch.zeros_like(lam)
         for j in range(self.stages, 1, -1):  # lam is the sensitivity to Y_j, to_earlier that to Y_(j-1) so far
@@ -95,14 +114,17 @@ class Chebyshev:
         return Transposed(to_start.add_(to_earlier).add_(lam).sub_(product), to_slope, product)
 
 
-def fewest_stages(z: float) -> Chebyshev:
-    """The cheapest step whose stability interval holds z = h * lambda_max."""
-    return Chebyshev(max(FEWEST, math.ceil(math.sqrt(z / WIDTH + 1))))
+class Coefficients(NamedTuple):
+    """m_1; (mu_j, nu_j, m_j, g_j) for j = 2..s; w_0 to w_s; and the step's error constant."""
+
+    first: float
+    rest: tuple[tuple[float, float, float, float], ...]
+    weights: tuple[float, ...]
+    error_constant: float
 
 
 @functools.cache
-def _coefficients(s: int) -> tuple[float, tuple[tuple[float, float, float, float], ...], tuple[float, ...]]:
-    """m_1; (mu_j, nu_j, m_j, g_j) for j = 2..s; and w_0 to w_s."""
+def _coefficients(s: int) -> Coefficients:
     w0 = 1 + SHIFT / s**2
     w1 = (w0 + 1) / (WIDTH * (s**2 - 1))
     derivatives = [chebyshev.chebval(w0, chebyshev.chebder(np.eye(s + 1), n)) for n in range(4)]
@@ -114,10 +136,12 @@ def _coefficients(s: int) -> tuple[float, tuple[tuple[float, float, float, float
     for j in range(2, s + 1):
         mu, nu, m = 2 * b[j] * w0 / b[j - 1], -b[j] / b[j - 2], 2 * b[j] * w1 / b[j - 1]
         rest.append((float(mu), float(nu), float(m), float(-(1 - b[j - 1] * value[j - 1]) * m)))
-    return float(b[1] * w1), tuple(rest), _weights(s, w0, w1, b, derivatives)
+    weights = _weights(s, w0, w1, b, derivatives)
+    third = float(np.dot(weights, b * w1**3 * derivatives[3]))
+    return Coefficients(float(b[1] * w1), tuple(rest), tuple(weights.tolist()), abs(1 - third) / 6)
 
 
-def _weights(s: int, w0: float, w1: float, b: np.ndarray, derivatives: Sequence[np.ndarray]) -> tuple[float, ...]:
+def _weights(s: int, w0: float, w1: float, b: np.ndarray, derivatives: Sequence[np.ndarray]) -> np.ndarray:
     """Of the combination, by a linear program: the stability polynomial of Y_j is 1 - b_j T_j(w0) + b_j T_j(w0 + w1 z).
 
     At z = 0 that of the combination has the value and the first two derivatives of exp, for second order. derivatives:
@@ -136,5 +160,4 @@ def _weights(s: int, w0: float, w1: float, b: np.ndarray, derivatives: Sequence[
         b_eq=np.ones(3),
         bounds=(None, None),
     ).x
-    weights += np.linalg.lstsq(conditions, 1 - conditions @ weights, rcond=None)[0]  # to rounding
-    return tuple(weights.tolist())
+    return weights + np.linalg.lstsq(conditions, 1 - conditions @ weights, rcond=None)[0]  # to rounding

@@ -19,7 +19,7 @@ RANDOM = 0.3  # size of the random part of the first start, over that of the dir
 LEFT = "the inner loop left the finite numbers; try a smaller inner_lr or fewer inner steps"
 
 
-class Sharp(NamedTuple):
+class Leading(NamedTuple):
     """lambda_max of the sharpest task of a batch at u(0), and the unit vector (P,) that it was found in."""
 
     value: float
@@ -35,15 +35,17 @@ class Curvature:
     then takes the place of the field's: the sharpest directions of tasks that share theta are much alike.
     """
 
-    def __init__(self, flow: GradientFlow, start: Tensor | None = None, known: Sharp | None = None) -> None:
+    def __init__(self, flow: GradientFlow, start: Tensor | None = None, known: Leading | None = None) -> None:
         self.flow, self.vectors, self.known = flow, start, known if start is None else None
-        self.found = [self.known.value if self.known else 0.0] * len(flow.tasks)
+        self.found, self.where = [self.known.value if self.known else 0.0] * len(flow.tasks), None
 
     @property
-    def sharpest(self) -> Sharp:
-        """What the last look has found."""
+    def leading(self) -> Leading | None:
+        """What the last look has found, None before the first."""
+        if self.vectors is None:
+            return None
         value = max(self.found)
-        return Sharp(value, self.vectors[self.found.index(value)].clone())
+        return Leading(value, self.vectors[self.found.index(value)].clone())
 
     def at(self, u: Tensor) -> list[float]:
         """Of every task. Hessian-vector products until two agree: at least 2, 3 the first time, 1 where nothing has
@@ -51,6 +53,10 @@ class Curvature:
 
         Raises Diverged where the Hessian is not finite.
         """
+
+        if u is self.where:
+            return self.found
+        self.where = u
 
         def matvec(v: Tensor) -> Tensor:
             return self.flow.symmetric_hvp(u, v)

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -96,6 +96,12 @@ class GradientFlow:
         self.check_budget()
         gradient, product, *pulled = derivatives.pull_backs(self.apply, self.loss, u, v, *self._support, leaves)
         return self._unscaled(u, gradient), product + self.prox * v if self.prox else product, tuple(pulled)
+
+    def limited(self, limit: float) -> "GradientFlow":
+        """The same with another limit."""
+        other = replace(self, limit=limit)
+        vars(other).update({name: value for name, value in vars(self).items() if name in ("start", "at_start")})
+        return other
 
     def scaled(self, v: Tensor) -> Tensor:
         """D v."""

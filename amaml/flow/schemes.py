@@ -1,18 +1,20 @@
-"""Explicit Runge-Kutta schemes as data, taken step by step and transposed exactly; the adaptive ones by torchdiffeq.
+"""Explicit Runge-Kutta schemes as data, taken step by step and transposed exactly.
 
 A scheme is its tableau. What is kept of a step is what its transpose needs: the states at which the field was
 evaluated. No autograd graph exists at any time.
 """
 
+import functools
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
-from torchdiffeq import odeint
 
-from amaml.errors import Diverged
 from amaml.flow.field import GradientFlow
 from amaml.flow.quadrature import Quadrature
 
@@ -34,12 +36,32 @@ Record = Callable[[Move, Stages], None]  # is told of every step, in order of ti
 class Scheme(Protocol):
     """How to take steps and how to transpose them.
 
-    cost: gradients a step; order: of convergence; stability: the largest h * lambda_max.
+    cost: gradients a step; order: of convergence; stability: the largest h * lambda_max; usable: the part of it within
+    which stiff components are damped well; error_constant: a step misses z^(order + 1) by that much on du/dt = -z u.
     """
 
-    cost: int
-    order: int
-    stability: float
+    @property
+    def cost(self) -> int: ...
+
+    @property
+    def order(self) -> int: ...
+
+    @property
+    def stability(self) -> float: ...
+
+    @property
+    def usable(self) -> float: ...
+
+    @property
+    def error_constant(self) -> float: ...
+
+    def covering(self, z: float) -> "Scheme":
+        """The cheapest of its family for steps of h * lambda_max = z; itself where it has none."""
+        ...
+
+    def slope(self, h: float, stages: Stages, after: Tensor) -> Tensor:
+        """The field at the start of a step, from its stages and the state after it."""
+        ...
 
     def march(self, flow: GradientFlow, moves: Sequence[Move], u: Tensor, record: Record) -> Tensor:
         """Take consecutive moves from u (tasks, P), recording each; the state at the end."""
@@ -63,19 +85,73 @@ class Transposed(NamedTuple):
 class RungeKutta:
     """u_next = u + h sum_i b_i f(Y_i),  Y_i = u + h sum_(j<i) a_ij f(Y_j).
 
-    order: of convergence. stability: the real interval, h * lambda_max must stay below it. Costs a gradient a stage
+    Its tableau is all that is to be given; order, stability and error constant follow from it. Costs a gradient a stage
     forward and at most one Hessian-vector product a stage back.
     """
 
     name: str
     a: tuple[tuple[float, ...], ...]
     b: tuple[float, ...]
-    order: int
-    stability: float
 
     @property
     def cost(self) -> int:
+        """Gradients a step."""
         return len(self.b)
+
+    @functools.cached_property
+    def order(self) -> int:
+        """By the conditions of all rooted trees (Butcher 1963; Hairer, Norsett, Wanner, II.2)."""
+        order = 0
+        while order < self.cost and all(abs(miss) < 1e-12 for miss in self._misses(order + 1)):
+            order += 1
+        return order
+
+    @functools.cached_property
+    def error_constant(self) -> float:
+        """The largest coefficient of the local error; 1/(p+1)! where the p stages of order p are fewer than p + 1."""
+        return max(abs(miss) for miss in self._misses(self.order + 1))
+
+    @functools.cached_property
+    def stability(self) -> float:
+        """The end of the real interval on which |R(-z)| <= 1."""
+        powers = [(-1.0) ** k * w for k, w in enumerate(self._linear())]
+        roots = np.concatenate([np.roots([*powers[:0:-1], 1.0 + side]) for side in (-1, 1)])
+        ends = sorted(root.real for root in roots if abs(root.imag) < 1e-9 and root.real > 1e-6)
+        return next(z for z in ends if abs(np.polyval(powers[::-1], z * (1 + 1e-4))) > 1)
+
+    @property
+    def usable(self) -> float:
+        """Towards the end of its interval a step damps stiff components less and less."""
+        return 0.7 * self.stability
+
+    def covering(self, z: float) -> "RungeKutta":
+        """Itself."""
+        return self
+
+    def slope(self, h: float, stages: Stages, after: Tensor) -> Tensor:
+        """The field at the start of a step, from its stages and the state after it."""
+        return (after - stages[0]) / h if self.cost == 1 else (stages[1] - stages[0]) / (h * self.a[1][0])
+
+    def _linear(self) -> list[float]:
+        """The coefficients of the stability polynomial R(z) = 1 + sum_k z^k b A^(k-1) 1."""
+        a, power = self._matrix, np.ones(self.cost)
+        found = [1.0]
+        for _ in self.b:
+            found.append(float(np.dot(self.b, power)))
+            power = a @ power
+        return found
+
+    def _misses(self, nodes: int) -> list[float]:
+        """By how much the condition of every rooted tree of so many nodes is missed, over the tree's symmetry."""
+
+        def weights(tree: Tree) -> np.ndarray:
+            return math.prod((self._matrix @ weights(child) for child in tree), start=np.ones(self.cost))
+
+        return [(np.dot(self.b, weights(tree)) - 1 / _density(tree)) / _symmetry(tree) for tree in _trees(nodes)]
+
+    @functools.cached_property
+    def _matrix(self) -> np.ndarray:
+        return np.array([[*row, *[0.0] * (self.cost - len(row))] for row in self.a])
 
     @torch.no_grad()
     def march(self, flow: GradientFlow, moves: Sequence[Move], u: Tensor, record: Record) -> Tensor:
@@ -109,52 +185,15 @@ class RungeKutta:
         return Transposed(total, k, products[i])
 
 
-@dataclass(frozen=True)
-class Embedded(RungeKutta):
-    """A scheme whose steps torchdiffeq chooses by an embedded error estimate; first same as last."""
-
-    @torch.no_grad()
-    def march(self, flow: GradientFlow, moves: Sequence[Move], u: Tensor, record: Record) -> Tensor:
-        """Repeat moves once chosen, to the bit."""
-        for move in moves:
-            u = self.choose(flow, move.start, move.start + move.h, u, 1e30, record, max_step=move.h, first_step=move.h)
-        return u
-
-    @torch.no_grad()
-    def choose(
-        self,
-        flow: GradientFlow,
-        start: float,
-        end: float,
-        u: Tensor,
-        tolerance: float,
-        record: Record,
-        **options: float,
-    ) -> Tensor:
-        """Steps from start to end that keep the local error within tolerance, absolute and relative, of every task.
-
-        options are torchdiffeq's: max_step, first_step. Returns the state at the end.
-        """
-        times = torch.tensor([start, end], dtype=torch.float64, device=u.device)
-        recorder = _ChoiceRecorder(flow, self, record)
-        fixed = {"step_t": times[1:], "norm": _worst_task}
-        try:
-            odeint(recorder, u, times, rtol=tolerance, atol=tolerance, method=self.name, options=fixed | options)
-        except AssertionError as fault:  # how torchdiffeq reports a step of size zero and non-finite states
-            raise Diverged(f"{self.name} could not follow the flow ({fault}); try a smaller inner_lr") from fault
-        return recorder.calls[-1]
-
-
-EULER = RungeKutta("euler", ((),), (1.0,), order=1, stability=2.0)
-MIDPOINT = RungeKutta("midpoint", ((), (1 / 2,)), (0.0, 1.0), order=2, stability=2.0)
+EULER = RungeKutta("euler", ((),), (1.0,))
+MIDPOINT = RungeKutta("midpoint", ((), (1 / 2,)), (0.0, 1.0))
+RK3 = RungeKutta(  # Ralston 1962; also the steps of Bogacki and Shampine 1989
+    "rk3", ((), (1 / 2,), (0.0, 3 / 4)), (2 / 9, 1 / 3, 4 / 9)
+)
 RK4 = RungeKutta(  # Kutta's 3/8 rule, which is what torchdiffeq means by rk4
-    "rk4", ((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), (1 / 8, 3 / 8, 3 / 8, 1 / 8), order=4, stability=2.785
+    "rk4", ((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), (1 / 8, 3 / 8, 3 / 8, 1 / 8)
 )
-RK3 = RungeKutta(  # Ralston 1962
-    "rk3", ((), (1 / 2,), (0.0, 3 / 4)), (2 / 9, 1 / 3, 4 / 9), order=3, stability=2.51
-)
-BOSH3 = Embedded("bosh3", RK3.a, RK3.b, RK3.order, RK3.stability)  # Bogacki and Shampine 1989
-DOPRI5 = Embedded(  # Dormand and Prince 1980
+DOPRI5 = RungeKutta(  # Dormand and Prince 1980
     "dopri5",
     (
         (),
@@ -165,9 +204,45 @@ DOPRI5 = Embedded(  # Dormand and Prince 1980
         (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
     ),
     (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
-    order=5,
-    stability=3.3,
 )
+
+
+class Descent(RungeKutta):
+    """A step of gradient descent: taken because it was asked for, whatever it amplifies."""
+
+    stability = math.inf
+
+
+HEUN = MIDPOINT  # of the same order, stability and error constant
+DESCENT = Descent("euler", EULER.a, EULER.b)
+Tree = tuple  # a rooted tree, as the tuple of the trees that hang from its root
+
+
+@functools.cache
+def _trees(nodes: int) -> tuple[Tree, ...]:
+    """All rooted trees of so many nodes."""
+    if nodes == 1:
+        return ((),)
+    found = {
+        tuple(sorted((*tree, child)))
+        for size in range(1, nodes)
+        for child, tree in itertools.product(_trees(size), _trees(nodes - size))
+    }
+    return tuple(sorted(found))
+
+
+def _size(tree: Tree) -> int:
+    return 1 + sum(map(_size, tree))
+
+
+def _density(tree: Tree) -> int:
+    """The condition of a tree is that its weight be 1 over this."""
+    return _size(tree) * math.prod(map(_density, tree))
+
+
+def _symmetry(tree: Tree) -> int:
+    """In how many ways a tree is mapped onto itself."""
+    return math.prod(math.factorial(tree.count(child)) for child in set(tree)) * math.prod(map(_symmetry, tree))
 
 
 def _shifted(u: Tensor, weights: Sequence[float], slopes: Sequence[Tensor], h: float) -> Tensor:
@@ -176,25 +251,3 @@ def _shifted(u: Tensor, weights: Sequence[float], slopes: Sequence[Tensor], h: f
         if weight:
             u = torch.add(u, slope, alpha=h * weight)
     return u
-
-
-class _ChoiceRecorder:
-    """Passes an adaptive solver's calls on to the flow and records the steps it accepts."""
-
-    def __init__(self, flow: GradientFlow, scheme: Embedded, record: Record) -> None:
-        self.flow, self.scheme, self.record, self.calls = flow, scheme, record, []
-
-    def callback_step(self, t: Tensor, u: Tensor, h: Tensor) -> None:
-        self.calls = [u]  # the field at u is known from the step before
-
-    def callback_accept_step(self, t: Tensor, u: Tensor, h: Tensor) -> None:
-        move = Move(self.scheme, t.item(), (t + h).item(), h.item())
-        self.record(move, tuple(self.calls[: self.scheme.cost]))
-
-    def __call__(self, t: Tensor, u: Tensor) -> Tensor:
-        self.calls.append(u)
-        return self.flow(t, u)
-
-
-def _worst_task(error: Tensor) -> Tensor:
-    return error.square().mean(-1).sqrt().max()

@@ -44,6 +44,7 @@ class Trajectory:
         self.final = self.flow.start
         self.whole = self.checkpoints is None
         self.sharpest, self.at_start = 0.0, None  # lambda_max at its largest, and a Sharp: as it was estimated first
+        self.landings: dict[int, Tensor] = {}  # the states where it was to land, by the number of moves until there
 
     @property
     def time(self) -> float:
@@ -53,6 +54,10 @@ class Trajectory:
     def sharpen(self, sharp: float) -> None:
         """Note an estimate of lambda_max."""
         self.sharpest = max(self.sharpest, sharp)
+
+    def land(self) -> None:
+        """Keep the state that it has reached, apart from the checkpoints."""
+        self.landings[len(self.moves)] = self.final
 
     def extend(self, moves: Sequence[Move]) -> None:
         """Take and record more moves."""
@@ -76,6 +81,7 @@ class Trajectory:
         """Forget all but the first count moves, after which the state was u."""
         del self.moves[count:], self._stages[count:]
         self._states = {i: state for i, state in self._states.items() if i < count}
+        self.landings = {i: state for i, state in self.landings.items() if i <= count}
         self._bytes = sum(map(_size, self._stages))
         self.final = u
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.func import functional_call
 
 import amaml
-from amaml import Adaptation, Control, InputError, Tasks
+from amaml import Adaptation, InputError, Tasks
 from amaml.adaptation import METHODS
 from amaml.engine import derivatives
 from amaml.points import first
@@ -190,7 +190,8 @@ def again(meta: Adaptation, **options) -> Adaptation:
     """The same module with other options of A-MAML, and the graphs that were traced."""
     chunk = options.pop("task_chunk", None)
     other = copy.copy(meta)
-    other.task_chunk, other._learner = chunk, replace(meta._learner, control=Control(), **options)
+    other.task_chunk, other._learner = chunk, replace(meta._learner, **options)
+    other.memory = other._learner.init()
     return other
 
 
@@ -247,7 +248,7 @@ def small(**options) -> tuple[Adaptation, Tasks]:
 def test_it_is_a_module_like_any_other():
     meta, tasks = small()
     assert set(map(id, meta.parameters())) == set(map(id, meta.module.parameters()))
-    assert {name.split(".")[0] for name in meta.state_dict()} == {"module"}
+    assert {name.split(".")[0] for name in meta.state_dict()} == {"module", "_extra_state"}
     optimizer = torch.optim.SGD(meta.parameters(), lr=0.5)
     values = []
     for _ in range(4):

@@ -7,6 +7,7 @@ from itertools import product
 
 import pytest
 import torch
+from amaml.flow.control import Control
 from helpers.problems import Quadratic, generator, mlp, regression, relative_error, seeded
 from torch import nn
 
@@ -14,7 +15,6 @@ import amaml
 import data
 from amaml import AMAML, Diverged, InputError, OverBudget, Tasks, half_mse
 from amaml.amaml import FURTHER
-from amaml.flow.control import Control
 from amaml.flow.curvature import Curvature
 from amaml.flow.trajectory import Trajectory
 from benchmarks import reference as fine
@@ -94,7 +94,7 @@ def test_a_step_that_lambda_max_outran_is_found_on_the_way_back(monkeypatch, sol
             super().__init__(flow, start, known)
             self.told = start
 
-    monkeypatch.setattr("amaml.flow.steps.Curvature", Told)
+    monkeypatch.setattr("amaml.flow.mesh.Curvature", Told)
     monkeypatch.setattr(Curvature, "at", blind)
     monkeypatch.setattr(Trajectory, "rewind", lambda self, count, u: (rewinds.append(count), rewind(self, count, u)))
     gradient = AMAML(Quadratic.apply, half_mse, 0.01, 200, solver, adjoint).meta_gradient(theta, tasks)

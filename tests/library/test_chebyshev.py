@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.problems import cubic_step, stability_value
 
-from amaml.flow.chebyshev import Chebyshev, fewest_stages
+from amaml.flow.chebyshev import Chebyshev
 
 
 @pytest.mark.parametrize("stages", [3, 4, 5, 9, 20, 64])
@@ -31,11 +31,12 @@ def test_chebyshev_steps_miss_the_third_order_by_little_and_on_what_is_not_linea
     h, scheme = 1e-3, Chebyshev(stages)
     linear = abs(stability_value(scheme, h) - math.exp(-h)) / (h**3 / 6)
     assert linear < most
+    assert scheme.error_constant * 6 == pytest.approx(linear, rel=0.01)
     assert abs(cubic_step(scheme, h) - 1 / (1 + h)) / h**3 == pytest.approx(linear, rel=0.2)
 
 
-def test_fewest_stages_is_the_cheapest_stable_step():
+def test_the_covering_step_is_the_cheapest_stable_one():
     for z in (0.1, 3.9, 4.1, 7.5, 40.0, 1000.0):
-        scheme = fewest_stages(z)
+        scheme = Chebyshev().covering(z)
         assert scheme.stability >= z
         assert scheme.stages == 3 or Chebyshev(scheme.stages - 1).stability < z

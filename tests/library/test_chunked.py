@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from amaml.flow.control import Observation
 from helpers.problems import mlp, regression, relative_error
 
 from amaml import AMAML, Chunked, InputError, MetaGradient, half_mse
 from amaml.chunked import fold
-from amaml.flow.control import Observation
 from amaml.flow.curvature import Sharp
 from amaml.flow.field import Evaluations
 from baselines import FOMAML
@@ -31,7 +31,7 @@ def test_chunks_leave_the_mean_unchanged(size):
 
 def part(value: float, error: float | None, measured=True) -> MetaGradient:
     seen = Observation(10, 3.0, abs(value), error if measured else None, 16 if measured else 0)
-    return MetaGradient(torch.tensor([value, 0.0]), torch.ones(2), Evaluations(5, 5, 0, 0), error, measured, seen)
+    return MetaGradient(torch.tensor([[value, 0.0]]), torch.ones(1), Evaluations(5, 5, 0, 0), error, measured, seen)
 
 
 def test_errors_add_up_relative_to_the_mean():
@@ -64,12 +64,13 @@ def test_gradients_that_cancel_have_no_relative_error():
 def test_chunked_a_maml_learns_once_from_all_chunks():
     (theta, apply), tasks = mlp(), regression(tasks=5)
     learner = Chunked(AMAML(apply, half_mse, 0.05, 40), 2)
-    first = learner.meta_gradient(theta, tasks)
+    first = learner.gradient(theta, tasks, learner.init())
     assert first.measured
-    assert learner.control.interval > 1
-    assert len(learner.control.history["cost"]) == 1
-    second = learner.meta_gradient(theta, tasks)
-    assert len(learner.control.history["cost"]) == 2
+    memory = learner.update(learner.init(), first)
+    assert memory.interval > 1
+    assert len(memory.history["cost"]) == 1
+    second = learner.gradient(theta, tasks, memory)
+    assert len(learner.update(memory, second).history["cost"]) == 2
     assert second.error is not None
     reference = AMAML(apply, half_mse, 0.05, 40, rtol=1e-7).meta_gradient(theta, tasks)
     for gradient in (first, second):

@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from amaml.flow.control import BUDGET, FIRST_BUDGET, HELD, LONGEST, SHARE, TYPICAL, WORST, Control, Observation
 from helpers.problems import mlp, regression, relative_error
 
 from amaml import AMAML, half_mse
 from amaml.flow import steps
-from amaml.flow.control import BUDGET, FIRST_BUDGET, HELD, LONGEST, SHARE, TYPICAL, WORST, Control, Observation
 
 PROBLEM = ("auto", 200)
 

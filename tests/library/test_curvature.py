@@ -6,7 +6,7 @@ from helpers.problems import mlp, regression
 from torch.func import jacrev, vmap
 
 from amaml import Tasks, half_mse
-from amaml.flow.curvature import Curvature, Sharp
+from amaml.flow.curvature import Curvature, Leading
 from amaml.flow.field import GradientFlow
 
 
@@ -32,7 +32,8 @@ def test_a_look_that_finds_nothing_changed_takes_one_product():
     curvature = Curvature(flow)
     first = products(flow, curvature, flow.start)
     assert first >= 3
-    curvature.at(flow.start)
+    assert products(flow, curvature, flow.start) == 0
+    curvature.at(flow.start + 0.0)
     assert products(flow, curvature, flow.start + 1e-3) == 1
     for other in (3.0, 0.0):  # lambda_max larger, and smaller
         assert products(flow, curvature, other * flow.start) > 1
@@ -44,22 +45,22 @@ def test_what_another_batch_had_is_checked_by_one_product_and_found_anew_where_i
     flow = GradientFlow(apply, half_mse, regression(shots=20), theta)
     look = Curvature(flow)
     look.at(flow.start)
-    assert look.sharpest.value == max(look.found)
-    known = Curvature(flow, known=look.sharpest._replace(value=factor * look.sharpest.value))
+    assert look.leading.value == max(look.found)
+    known = Curvature(flow, known=look.leading._replace(value=factor * look.leading.value))
     assert products(flow, known, flow.start) == taken
-    assert known.sharpest.value == pytest.approx(look.sharpest.value, rel=0.1)
-    direction = known.sharpest.direction
+    assert known.leading.value == pytest.approx(look.leading.value, rel=0.1)
+    direction = known.leading.direction
     assert direction.untyped_storage().nbytes() == direction.nbytes  # a checkpoint holds it, and not the whole batch
 
 
 def test_a_stiff_direction_is_found_from_call_to_call_although_none_of_them_looks_long():
     """H = diag(50, 1, ..., 1), and what is known is another eigenvector: each call begins where the last one ended."""
     flow = hidden()
-    known = Sharp(1.0, torch.eye(40, dtype=torch.float64)[1])
+    known = Leading(1.0, torch.eye(40, dtype=torch.float64)[1])
     for _ in range(3):
         curvature = Curvature(flow, known=known)
         curvature.at(flow.start)
-        known = curvature.sharpest
+        known = curvature.leading
     assert known.value > 40
 
 
@@ -69,7 +70,7 @@ def test_two_products_that_agree_within_a_fourth_are_enough():
     y, theta = torch.zeros(1, 2, 1, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
     flow = GradientFlow(lambda u, x: (x @ u)[:, None], half_mse, Tasks(x, y, x, y), theta)
     start = torch.ones(1, 2, dtype=torch.float64)
-    for known in (None, Sharp(0.79, start[0])):  # which is not believed where the start is given
+    for known in (None, Leading(0.79, start[0])):  # which is not believed where the start is given
         assert products(flow, Curvature(flow, start, known), flow.start) == 2
 
 

@@ -6,7 +6,7 @@ from helpers.problems import Quadratic, mlp, regression, relative_error
 
 import amaml
 from amaml import AMAML, InputError, MetaGradient, Tasks, half_mse
-from amaml.flow.steps import SOLVERS
+from amaml.flow.mesh import SOLVERS
 from baselines import FOMAML, IMAML, MAML, Pretrained, Reptile, Scratch
 
 SETTINGS = {"inner_lr": 0.05, "inner_steps": 10}

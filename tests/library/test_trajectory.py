@@ -8,9 +8,10 @@ from helpers.problems import mlp, most_saved, regression
 
 from amaml import AMAML, half_mse
 from amaml.flow.adjoint import discrete
+from amaml.flow.curvature import Curvature
 from amaml.flow.field import GradientFlow
+from amaml.flow.mesh import SOLVERS, FixedMesh, GradedMesh
 from amaml.flow.schemes import RK4, Move
-from amaml.flow.steps import SOLVERS, Plan
 from amaml.flow.trajectory import Trajectory, _split
 from amaml.learner import query_gradient
 
@@ -37,7 +38,8 @@ def _kept_and_gradient(solver, checkpoints, steps=60):
     (theta, apply), tasks = mlp(), regression()
     flow = GradientFlow(apply, half_mse, tasks, theta)
     trajectory = Trajectory(flow, checkpoints)
-    Plan(solver, 0.05, steps, 1e-4).follow(trajectory)
+    mesh = GradedMesh(SOLVERS[solver], 1e-4) if SOLVERS[solver] else FixedMesh(steps)
+    mesh.follow(trajectory, [0.05 * steps], Curvature(flow))
     lam, _ = query_gradient(apply, half_mse, trajectory.final, tasks)
     return flow.evaluations, discrete(flow, trajectory, lam)[0]
 
@@ -58,7 +60,7 @@ def test_no_more_states_are_alive_than_asked_for(checkpoints):
     (theta, apply), tasks = mlp(), regression()
     flow = GradientFlow(apply, half_mse, tasks, theta)
     trajectory = Trajectory(flow, checkpoints)
-    Plan("euler", 0.05, 40).follow(trajectory)
+    FixedMesh(40).follow(trajectory, [2.0])
 
     def alive() -> int:
         gc.collect()

@@ -1,6 +1,7 @@
 """iMAML: the meta-gradient of a regularised inner optimum, from the implicit function theorem."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -8,21 +9,26 @@ from amaml.checks import validated
 from amaml.engine.derivatives import Loss
 from amaml.errors import InputError
 from amaml.flow.linalg import conjugate_gradient
-from amaml.flow.quadrature import Quadrature, wanted
+from amaml.flow.quadrature import Quadrature, requested
 from amaml.learner import (
+    Memory,
     MetaGradient,
     check_count,
     check_inner_loop,
     gradient_descent,
+    mean_if_large,
+    no_memory,
     number,
     query_gradient_with,
     support_flow,
+    unchanged,
+    with_own_memory,
 )
 from amaml.models import Apply
 from amaml.tasks import Tasks
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class IMAML:
     """Meta-Learning with Implicit Gradients (Rajeswaran et al. 2019, algorithms 1 and 2).
 
@@ -44,6 +50,7 @@ class IMAML:
     cg_steps: int = 5
     damping: float = 0.0
     query_loss: Loss | None = None
+    gradients_of: ClassVar[tuple[str, ...]] = ("theta", "shared.", "query_", "support_", "prox")
 
     def __post_init__(self) -> None:
         check_inner_loop(self.inner_lr, self.inner_steps, damping=self.damping)
@@ -57,11 +64,11 @@ class IMAML:
         return gradient_descent(support_flow(self, theta, tasks, number(self.prox)), self.inner_lr, self.inner_steps)
 
     @validated
-    def meta_gradient(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
-        """The mean over the tasks of v."""
+    def gradient(self, theta: Tensor, tasks: Tasks, memory: Memory) -> MetaGradient:
+        """v of every task."""
         flow = support_flow(self, theta, tasks, number(self.prox))
         phi = gradient_descent(flow, self.inner_lr, self.inner_steps)
-        asked, loss = wanted(tasks, prox=self.prox), self.query_loss or self.loss
+        asked, loss = requested(tasks, prox=self.prox), self.query_loss or self.loss
         gradient, query_loss, direct = query_gradient_with(self.apply, loss, phi, flow.tasks, asked.query)
 
         def matvec(v: Tensor) -> Tensor:
@@ -71,4 +78,7 @@ class IMAML:
         v = conjugate_gradient(matvec, gradient, self.cg_steps)
         implicit = Quadrature(flow, asked)
         implicit.add(phi, v / flow.prox, 1.0)  # d phi/d psi = (H + prox)^-1 d(field)/d psi
-        return MetaGradient(v.mean(0), query_loss, flow.evaluations, gradients=implicit.gradients(direct))
+        gradients = implicit.gradients(direct)
+        return MetaGradient(mean_if_large(v), query_loss, flow.evaluations, gradients=gradients)
+
+    init, update, meta_gradient = no_memory, unchanged, with_own_memory

@@ -10,8 +10,8 @@ from helpers.problems import mlp, regression, relative_error
 from amaml import AMAML, OverBudget, half_mse
 from amaml.flow import steps
 from amaml.flow.accuracy import error_of_finest, relative_distance, rounding
+from amaml.flow.mesh import Candidate
 from amaml.flow.schemes import RK4
-from amaml.flow.steps import Candidate
 
 
 def test_the_relative_distance():

@@ -1,4 +1,4 @@
-"""Pretrained: one network for all tasks together, the transfer learning that meta-learning is measured against."""
+"""What every meta-learner has to beat: a random initialisation, and one network for all tasks together."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +11,54 @@ from amaml.checks import validated
 from amaml.engine import derivatives
 from amaml.engine.derivatives import Loss
 from amaml.flow.field import Evaluations
-from amaml.learner import MetaGradient, check_inner_loop, gradient_descent, support_flow
+from amaml.learner import (
+    Memory,
+    MetaGradient,
+    check_inner_loop,
+    gradient_descent,
+    mean_if_large,
+    no_memory,
+    support_flow,
+    unchanged,
+    with_own_memory,
+)
 from amaml.models import Apply
 from amaml.points import Given
 from amaml.tasks import Tasks
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Scratch:
+    """A random initialisation that stays as it is: value = 0, so one meta-update is as good as many.
+
+    It is adapted like the others, by K gradient steps from theta on L_support. query_loss is the one at theta itself.
+    Costs no gradient.
+    """
+
+    apply: Apply
+    loss: Loss
+    inner_lr: float
+    inner_steps: int
+
+    def __post_init__(self) -> None:
+        check_inner_loop(self.inner_lr, self.inner_steps)
+
+    @validated
+    def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
+        """phi for every task, (tasks, P)."""
+        return gradient_descent(support_flow(self, theta, tasks), self.inner_lr, self.inner_steps)
+
+    @validated
+    def gradient(self, theta: Tensor, tasks: Tasks, memory: Memory) -> MetaGradient:
+        """Zero."""
+        start = theta.detach().expand(len(tasks), -1)
+        query_loss = derivatives.losses(self.apply, self.loss, start, *tasks.query)
+        return MetaGradient(torch.zeros_like(start), query_loss, Evaluations())
+
+    init, update, meta_gradient = no_memory, unchanged, with_own_memory
+
+
+@dataclass(frozen=True, eq=False)
 class Pretrained:
     """Joint training on all tasks (the "pretrained" baseline of Finn et al. 2017, section 5.1).
 
@@ -40,12 +81,14 @@ class Pretrained:
         return gradient_descent(support_flow(self, theta, tasks), self.inner_lr, self.inner_steps)
 
     @validated
-    def meta_gradient(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
-        """The mean gradient at theta of the loss on all points of a task."""
+    def gradient(self, theta: Tensor, tasks: Tasks, memory: Memory) -> MetaGradient:
+        """The gradient at theta of the loss on all points of each task."""
         start = theta.detach().expand(len(tasks), -1)  # (tasks, P)
         gradient = derivatives.gradients(self.apply, self.loss, start, *_joined(tasks.support, tasks.query))
         query_loss = derivatives.losses(self.apply, self.loss, start, *tasks.query)
-        return MetaGradient(gradient.mean(0), query_loss, Evaluations(gradients=1))
+        return MetaGradient(mean_if_large(gradient), query_loss, Evaluations(gradients=1))
+
+    init, update, meta_gradient = no_memory, unchanged, with_own_memory
 
 
 def _joined(support: tuple[Any, Any], query: tuple[Any, Any]) -> tuple[Any, Any]:

@@ -1,0 +1,96 @@
+"""First-order methods: K steps of gradient descent, and a direction for theta that needs no second derivative."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from amaml.checks import validated
+from amaml.engine import derivatives
+from amaml.engine.derivatives import Loss
+from amaml.flow.quadrature import Quadrature, Requested, requested
+from amaml.learner import (
+    Memory,
+    MetaGradient,
+    check_inner_loop,
+    gradient_descent,
+    mean_if_large,
+    no_memory,
+    query_gradient_with,
+    support_flow,
+    unchanged,
+    with_own_memory,
+)
+from amaml.models import Apply
+from amaml.tasks import Tasks
+
+
+@dataclass(frozen=True, eq=False)
+class FOMAML:
+    """First-order MAML: the query gradient at the adapted parameters (Finn et al. 2017, section 5.2).
+
+    value = mean over tasks of grad L_query(phi),   phi = K gradient steps from theta on L_support.
+    query_loss: the outer loss where it is another one. MetaGradient.gradients holds the query loss's own gradients in
+    the tensors of the tasks that require one. Costs K + 1 gradients; exact only where the support Hessian vanishes.
+    """
+
+    apply: Apply
+    loss: Loss
+    inner_lr: float
+    inner_steps: int
+    query_loss: Loss | None = None
+    gradients_of: ClassVar[tuple[str, ...]] = ("theta", "shared.", "query_")
+
+    def __post_init__(self) -> None:
+        check_inner_loop(self.inner_lr, self.inner_steps)
+
+    @validated
+    def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
+        """phi for every task, (tasks, P)."""
+        return gradient_descent(support_flow(self, theta, tasks), self.inner_lr, self.inner_steps)
+
+    @validated
+    def gradient(self, theta: Tensor, tasks: Tasks, memory: Memory) -> MetaGradient:
+        """The query gradient at phi."""
+        flow = support_flow(self, theta, tasks)
+        phi = gradient_descent(flow, self.inner_lr, self.inner_steps)
+        asked, loss = Requested(query=requested(tasks).query), self.query_loss or self.loss
+        gradient, query_loss, direct = query_gradient_with(self.apply, loss, phi, flow.tasks, asked.query)
+        gradients = Quadrature(flow, asked).gradients(direct)
+        return MetaGradient(mean_if_large(gradient), query_loss, flow.evaluations, gradients=gradients)
+
+    init, update, meta_gradient = no_memory, unchanged, with_own_memory
+
+
+@dataclass(frozen=True, eq=False)
+class Reptile:
+    """On First-Order Meta-Learning Algorithms (Nichol et al. 2018, section 2, batched version).
+
+    value = mean over tasks of theta - phi,   phi = K gradient steps from theta on L_support,
+    so that plain gradient descent with meta_lr = epsilon is the paper's theta + epsilon (phi - theta).
+    Costs K gradients. The query set is not used, except for the reported query loss.
+    """
+
+    apply: Apply
+    loss: Loss
+    inner_lr: float
+    inner_steps: int
+    gradients_of: ClassVar[tuple[str, ...]] = ("theta",)
+
+    def __post_init__(self) -> None:
+        check_inner_loop(self.inner_lr, self.inner_steps)
+
+    @validated
+    def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
+        """phi for every task, (tasks, P)."""
+        return gradient_descent(support_flow(self, theta, tasks), self.inner_lr, self.inner_steps)
+
+    @validated
+    def gradient(self, theta: Tensor, tasks: Tasks, memory: Memory) -> MetaGradient:
+        """theta - phi, not the gradient of a loss."""
+        flow = support_flow(self, theta, tasks)
+        phi = gradient_descent(flow, self.inner_lr, self.inner_steps)
+        query_loss = derivatives.losses(self.apply, self.loss, phi, *tasks.query)
+        return MetaGradient(mean_if_large(theta.detach() - phi), query_loss, flow.evaluations)
+
+    init, update, meta_gradient = no_memory, unchanged, with_own_memory

@@ -1,0 +1,277 @@
+"""Which steps to take: accurate enough for the meta-gradient, stable for the transposed sweep, and as few as possible.
+
+Stability. The flow may survive a step with h * lambda_max outside the scheme's real interval, but the transposed sweep
+amplifies at every such step and the meta-gradient explodes. So lambda_max is estimated by power iteration along the
+path, extrapolated at the rate it grew, and every step keeps a margin; a block of steps that it outran is taken again.
+
+Accuracy. A component of the state with curvature mu decays like exp(-mu t) from the start; by symmetry a component of
+the adjoint state decays like exp(-mu (T - t)) away from the end. A step of size h errs by C (mu h)^(p+1) exp(-mu t) on
+it, with C and p the scheme's error constant and order. The worst mu is (p + 1) / t, and the stiffest one lambda_max;
+a step at a distance d from the nearer end therefore adds no more than its share of the tolerance where
+
+    h <= growth d + z / lambda_max,    z = (tolerance / C)^(1/p),    growth = z (e / (p + 1))^((p + 1) / p).
+
+What error this leads to is measured in use, and the tolerance steered by it (amaml.flow.accuracy).
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from amaml.errors import Diverged
+from amaml.flow.accuracy import Memory
+from amaml.flow.chebyshev import Chebyshev
+from amaml.flow.curvature import LEFT, Curvature
+from amaml.flow.field import GradientFlow
+from amaml.flow.schemes import DESCENT, DOPRI5, MIDPOINT, RK3, RK4, Move, Scheme
+from amaml.flow.trajectory import Trajectory
+
+FEWEST = 20  # steps of gradient descent: fewer take less than 10 times what it takes to find out, 5 evaluations
+KINK = 0.2  # of the change of the field along a step: what its Jacobian may miss
+
+
+class Mesh(Protocol):
+    """The steps of a trajectory."""
+
+    def follow(self, trajectory: Trajectory, ends: Sequence[float], curvature: Curvature) -> Trajectory:
+        """Extend a trajectory from wherever it stands to the last of ends, the horizon, landing on all of them; it.
+
+        Raises Diverged where the state is not finite, OverBudget where the flow's budget does not suffice.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class FixedMesh:
+    """So many equal steps of gradient descent: not a solution of the flow but what it is the limit of."""
+
+    steps: int
+
+    def flow(self, flow: GradientFlow) -> GradientFlow:
+        """Without a limit of its evaluations: these steps are what is asked for."""
+        return flow.limited(math.inf)
+
+    def follow(self, trajectory: Trajectory, ends: Sequence[float], curvature: Curvature | None = None) -> Trajectory:
+        trajectory.mesh, trajectory.ends = self, ends
+        times = [ends[-1] * i / self.steps for i in range(self.steps + 1)]
+        moves = [Move(DESCENT, a, b, b - a) for a, b in zip(times[:-1], times[1:], strict=True)]
+        for end in ends:
+            done = len(trajectory.moves)
+            trajectory.extend(moves[done : max(done, round(self.steps * end / ends[-1]))])
+            trajectory.land()
+        return trajectory
+
+
+@dataclass(frozen=True)
+class GivenMesh:
+    """Moves that were chosen before; where they turn out to be unstable, the steps of another mesh from there."""
+
+    moves: tuple[Move, ...]
+    beyond: "GradedMesh"
+
+    def flow(self, flow: GradientFlow) -> GradientFlow:
+        """As it is."""
+        return flow
+
+    def follow(self, trajectory: Trajectory, ends: Sequence[float], curvature: Curvature) -> Trajectory:
+        if trajectory.moves:
+            return self.beyond.follow(trajectory, ends, curvature)
+        trajectory.mesh, trajectory.ends = self, ends
+        trajectory.flow.check_budget(sum(move.scheme.cost for move in self.moves))
+        for end in ends:
+            done = len(trajectory.moves)
+            trajectory.extend([move for move in self.moves[done:] if move.end <= end])
+            trajectory.land()
+        return trajectory
+
+
+@dataclass(frozen=True)
+class GradedMesh:
+    """Steps of whichever scheme is the cheapest at each, for a relative error tolerance of the meta-gradient.
+
+    backward: the scheme of the way back where it is not each step's own transpose; the steps must suit it too.
+    late: how many times longer a step may be for its distance from T than for that from 0. A component of lam that
+    decays fast near T has died out long before t = 0, and reaches lam(0) only through a change of the Hessian, which is
+    slow by then. 1: +15% evaluations; 8: larger errors of single batches at a trained theta.
+    handicap: a scheme of higher order may cost so much more for each order, since it errs less than asked for. 1: +5%;
+    1.5: +10%.
+    safety: the share of a stability interval that is used, since lambda_max is estimated from below (as dom_eig_safety
+    of SUNDIALS' LSRKStep). Not varied.
+    frequency: gradients between two estimates of lambda_max (dom_eig_frequency there, in steps). Not varied.
+    factormax: the most that lambda_max is taken to have grown by, where a block is taken again. Not varied.
+    """
+
+    schemes: tuple[Scheme, ...]
+    tolerance: float
+    backward: Scheme | None = None
+    late: float = 4.0
+    handicap: float = 1.2
+    safety: float = 0.9
+    frequency: int = 28
+    factormax: float = 4.0
+
+    def flow(self, flow: GradientFlow) -> GradientFlow:
+        """As it is."""
+        return flow
+
+    def halved(self, trajectory: Trajectory) -> "GivenMesh":
+        """The steps of a trajectory bisected; should they be left, steps as fine."""
+        return GivenMesh(bisected(trajectory.moves), replace(self, tolerance=self.tolerance / 4))
+
+    def follow(self, trajectory: Trajectory, ends: Sequence[float], curvature: Curvature) -> Trajectory:
+        trajectory.mesh, trajectory.ends = self, ends
+        if trajectory.at_start is None:
+            curvature.at(trajectory.final)
+            trajectory.at_start = curvature.leading
+        for end in ends:
+            if trajectory.time < end:
+                self._follow(trajectory, end, curvature)
+            if trajectory.time == end:
+                trajectory.land()
+        return trajectory
+
+    def _follow(self, trajectory: Trajectory, end: float, curvature: Curvature) -> None:
+        """Block by block. One is taken again where it left the finite numbers, or where lambda_max at its end turns out
+        too large for its last step."""
+        t, rate, now = trajectory.time, 0.0, curvature.at(trajectory.final)
+        sharp = max(now)
+        while t < end:
+            trajectory.sharpen(sharp)
+            trajectory.flow.check_budget(self._least_cost((end - t) * sharp))
+            u, count = trajectory.final, len(trajectory.moves)
+            trajectory.extend(self.block(t, end, trajectory.at_start.value, sharp, rate))
+            last = trajectory.moves[-1]
+            if not trajectory.final.isfinite().all():  # waits for the device
+                if last.end == t:
+                    raise Diverged(LEFT)
+                trajectory.rewind(count, u)
+                sharp *= self.factormax
+                continue
+            if last.end < end:
+                later = curvature.at(trajectory.final)
+                rate = max(abs(math.log(b / a)) for a, b in zip(now, later, strict=True)) / (last.end - t)
+                if last.h * max(later) > last.scheme.stability:
+                    trajectory.rewind(count, u)
+                    sharp = min(max(later), self.factormax * sharp)
+                    continue
+                now, sharp = later, max(later)
+            t = last.end
+
+    def forecast(self, horizon: float, sharp: float) -> int:
+        """Gradients of the steps to the horizon, should lambda_max stay as it is at the start."""
+        t, cost = 0.0, 0
+        while t < horizon:
+            block = self.block(t, horizon, sharp, sharp)
+            t, cost = block[-1].end, cost + sum(move.scheme.cost for move in block)
+        return cost
+
+    def block(self, t: float, end: float, start: float, sharp: float, rate: float = 0.0) -> list[Move]:
+        """The next moves from t towards end, until lambda_max is worth another look; it was start at 0 and is sharp now.
+
+        rate: of change of log lambda_max as seen last, 1 / time.
+        """
+        sizes, reached, cost = [], t, 0
+        while reached < end and cost < self.frequency:
+            options = [self._longest(scheme, t, reached, end, start, sharp, rate) for scheme in self.schemes]
+            scheme, h = min(options, key=lambda option: option[0].cost / option[1] / self.handicap ** option[0].order)
+            sizes.append((scheme, h))
+            reached, cost = reached + h, cost + scheme.cost
+        shorter = (end - t) / (reached - t) if reached > end else 1.0  # so that the last step ends on the end
+        moves = []
+        for i, (scheme, h) in enumerate(sizes, 1):
+            after = end if reached >= end and i == len(sizes) else t + h * shorter
+            moves.append(Move(scheme, t, after, after - t))
+            t = after
+        return moves
+
+    def _longest(
+        self, family: Scheme, since: float, t: float, end: float, start: float, sharp: float, rate: float
+    ) -> tuple[Scheme, float]:
+        """The longest accurate and stable step of a family from t, with lambda_max as known since an earlier time."""
+        scheme, larger = None, family
+        while larger != scheme:  # more stages err less, and so allow longer steps, for which these take more
+            scheme = larger
+            h = self._accurate(scheme, t, end, start, sharp, rate)
+            sharpest = sharp * math.exp(min(rate * (t + h - since), 1.0))
+            larger = scheme.covering(h * sharpest / self.safety)
+        return scheme, min(h, self._limit(scheme) / sharpest)
+
+    def _accurate(self, scheme: Scheme, t: float, end: float, start: float, sharp: float, rate: float) -> float:
+        """By the law above. Where lambda_max changes fast the Hessian is another one after 1 / rate, which then takes
+        the place of the distance from the start."""
+        z, growth = self._law(scheme)
+        unchanged = min(t, 1 / rate) if rate else t
+        forward = growth * unchanged + z / start
+        backward = self.late * (growth * (end - t) + z / sharp) / (1 + self.late * growth)
+        return min(forward, backward)
+
+    def _law(self, scheme: Scheme) -> tuple[float, float]:
+        """z and growth."""
+        both = [scheme] if self.backward is None else [scheme, self.backward]
+        p, constant = min(one.order for one in both), max(one.error_constant for one in both)
+        return _law(self.tolerance, constant, p)
+
+    def _limit(self, scheme: Scheme) -> float:
+        """The largest h * lambda_max of a step."""
+        usable = min(self.safety * scheme.stability, scheme.usable)
+        return usable if self.backward is None else min(usable, self.safety * self.backward.stability)
+
+    def _least_cost(self, z: float) -> float:
+        """Gradients that stability alone asks for, over a time of z / lambda_max."""
+        largest = [scheme.covering(z) for scheme in self.schemes]
+        return min(scheme.cost * z / self._limit(scheme) for scheme in largest)
+
+
+@functools.cache
+def _law(tolerance: float, constant: float, p: int) -> tuple[float, float]:
+    z = (tolerance / constant) ** (1 / p)
+    return z, z * (math.e / (p + 1)) ** ((p + 1) / p)
+
+
+def descends(
+    flow: GradientFlow, mesh: GradedMesh, curvature: Curvature, rate: float, steps: int, memory: Memory
+) -> bool:
+    """Whether the steps of gradient descent are to be made in place of a mesh's, which would cost as much.
+
+    They are where there are so few that finding out is as dear; where the steps are too long to follow the flow, inner_lr
+    lambda_max >= 1; where the mesh would take as many gradients, in a first call with measuring its error; and where
+    the loss has kinks.
+    """
+    if steps < FEWEST or (memory.descended and not memory.in_turn):
+        return True
+    sharp, horizon = max(curvature.at(flow.start)), rate * steps
+    solves = 1 if memory.errors else 3  # the steps and their halves
+    if sharp * rate >= 1 or solves * mesh.forecast(horizon, sharp) >= steps:
+        return True
+    return (memory.descended or not memory.errors) and _kinked(flow, mesh.block(0.0, horizon, sharp, sharp)[0].h)
+
+
+def _kinked(flow: GradientFlow, h: float) -> bool:
+    """Whether the field changes along its first step as its Jacobian in the middle of the step does not tell."""
+    step = h * flow.at_start
+    change = flow(0.0, flow.start + step) - flow.at_start
+    missed = change + flow.scaled(flow.hvp(flow.start + step / 2, step))
+    return bool(missed.norm() > KINK * change.norm())
+
+
+def bisected(moves: Sequence[Move]) -> tuple[Move, ...]:
+    """Every step as two of half the size by the same scheme: errors fall at its order. Fewer stages would be stable."""
+    halves = []
+    for move in moves:
+        h, middle = move.h / 2, move.start + move.h / 2
+        halves += [Move(move.scheme, move.start, middle, h), Move(move.scheme, middle, move.end, h)]
+    return tuple(halves)
+
+
+SOLVERS: dict[str, tuple[Scheme, ...]] = {
+    "auto": (RK4, RK3, Chebyshev()),
+    "euler": (),  # gradient descent: a FixedMesh
+    "midpoint": (MIDPOINT,),
+    "rk3": (RK3,),
+    "rk4": (RK4,),
+    "rkc": (Chebyshev(),),
+    "bosh3": (RK3,),
+    "dopri5": (DOPRI5,),
+}
