@@ -15,9 +15,8 @@ from amaml.errors import InputError, unknown
 from amaml.first_order import FOMAML, Reptile
 from amaml.imaml import IMAML
 from amaml.learner import Memory, MetaLearner
-from amaml.models import check_module, predict
+from amaml.models import Flattened, check_module, predict
 from amaml.points import Points
-from amaml.split import Split, adapted_names
 from amaml.tasks import Tasks
 
 EVERYTHING = ("",)  # beginnings of the names of what has a meta-gradient: every name begins with it
@@ -88,7 +87,7 @@ class Adaptation(nn.Module):
         check_module(module)
         _check_untrained(module, loss, query_loss)
         self.module, self.loss, self.query_loss, self.method = module, loss, query_loss, method
-        self.split = Split(module, adapted_names(module, adapt))
+        self.split = Flattened(module, adapt)
         self.inner_lr = Rates(inner_lr, self.split.shapes) if isinstance(inner_lr, Mapping) else inner_lr
         self.prox, self.task_chunk, self.each, self.latest = prox, task_chunk, each, None
         options |= {} if query_loss is None else {"query_loss": query_loss}
@@ -131,8 +130,7 @@ class Adaptation(nn.Module):
 
     def predict(self, phi: Tensor, x: Points) -> Tensor:
         """Of adapted parameters phi (tasks, P) at x (tasks, points, *input): (tasks, points, *output)."""
-        shared = self.split.shared()
-        return predict(lambda row, points: self.split(row, points, shared), phi, x)
+        return predict(self.split, phi, x, self.split.shared())
 
     def unflatten(self, phi: Tensor) -> dict[str, Tensor]:
         """The adapted parameters by name, phi (..., P) to tensors (..., *shape)."""
@@ -154,8 +152,7 @@ class Adaptation(nn.Module):
             self.memory.load_state_dict(state)
 
     def _theta(self) -> Tensor:
-        parameters = dict(self.module.named_parameters())
-        return torch.cat([parameters[name].reshape(-1) for name in self.split.shapes])
+        return self.split.theta()
 
     def _with_shared(self, tasks: Tasks) -> Tasks:
         if not isinstance(tasks, Tasks):

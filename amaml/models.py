@@ -2,13 +2,15 @@
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from amaml.engine.graphs import differentiable_twice
+from amaml.engine.calling import differentiable_twice, exclusive, given_back, own_copy, unwrapped
 from amaml.errors import InputError, unknown
 from amaml.points import Points, first
 
@@ -21,77 +23,186 @@ def flatten(module: nn.Module) -> tuple[Tensor, "Flattened"]:
     """Split a module into its parameters and a pure function of them.
 
     Returns theta (P,), a copy of the parameters that require a gradient, and apply(theta, x) -> prediction for the
-    points of one task. The module itself is never touched; its frozen parameters and buffers are constants of apply.
-    Both can be pickled where the module can. Batch norm uses the statistics of the batch it sees, never running ones,
-    since those would be state that leaks between tasks; for batch norm in eval mode, where that makes apply(theta, x)
-    differ from module(x), flatten warns.
+    points of one task. The module itself is copied, never touched; its frozen parameters and buffers are constants of
+    apply. Both can be pickled where the module can. Batch norm uses the statistics of the batch it sees, never running
+    ones, since those would be state that leaks between tasks; for batch norm in eval mode, where that makes
+    apply(theta, x) differ from module(x), flatten warns.
 
     Raises InputError for a module without trainable parameters, of mixed dtypes or devices, with parameters that have
-    no shape yet, or with active dropout, which has no deterministic gradient.
+    no shape yet, that is scripted, or with active dropout, which has no deterministic gradient.
     """
     check_module(module)
-    apply = Flattened(module)
-    theta = torch.cat([p.detach().reshape(-1) for p in _trainable(module).values()]).clone()
-    return theta, apply
+    kept = (value for part in module.modules() for value in vars(part).values())
+    results = {id(value): value.detach() for value in kept if isinstance(value, Tensor) and value.grad_fn is not None}
+    apply = Flattened(copy.deepcopy(module, results))  # results of earlier calls would refuse to be copied
+    return apply.theta().detach(), apply
+
+
+class _Layout(NamedTuple):
+    """The parameters of a module by name: where each of them stands, in several places if it is tied."""
+
+    shapes: dict[str, torch.Size]  # of those that adapt, in the order of phi
+    places: dict[str, list[tuple[dict[str, Tensor], str]]]  # of all
+
+    def tensor(self, name: str) -> Tensor:
+        """The one that stands there now."""
+        owner, key = self.places[name][0]
+        return owner[key]
 
 
 class Flattened:
-    """A module as a function of its parameters: apply(theta (P,), x (points, *input)) -> prediction; see flatten."""
+    """A module as a function of the parameters that adapt and of those that all tasks share.
 
-    def __init__(self, module: nn.Module) -> None:
-        self.shapes = {name: p.shape for name, p in _trainable(module).items()}
-        self.sizes = [shape.numel() for shape in self.shapes.values()]
-        self.module = torch.func.replace_all_batch_norm_modules_(copy.deepcopy(module)).requires_grad_(False)
-        kept = self.module.state_dict()
-        self.unused = {name: value.clone() for name, value in module.state_dict().items() if name not in kept}
+    apply(phi (P,), x (points, *input), shared) -> prediction. shared: other parameters by name; those that are not
+    given are the module's own. The module is held: what is replaced in it, added, frozen or thawed is seen at the next
+    call. A call gives it back as it was, with the buffers and attributes that forward writes, whatever happens; calls
+    of several threads wait for each other.
 
-    def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
-        return torch.func.functional_call(self.module, self._pieces(theta), *arguments_of(x))
+    adapt: names of parameters or of parts of the module; None for all parameters that require a gradient.
+    batched: whether a module that torch cannot batch over the tasks is refused; it goes task by task otherwise.
+    """
+
+    def __init__(self, module: nn.Module, adapt: tuple[str, ...] | None = None, batched: bool = False) -> None:
+        self.module, self.adapt, self.batched = module, adapt, batched
+        self._standing: _Layout | None = None  # where the module stands at some phi, within at()
+        self._layout()
+
+    def __call__(self, phi: Tensor, x: Points, shared: Mapping[str, Tensor] | None = None) -> Any:
+        with self.at(phi, shared) as network:
+            return network(x)
+
+    @contextmanager
+    def at(self, phi: Tensor, shared: Mapping[str, Tensor] | None = None) -> Iterator[Callable[[Points], Any]]:
+        """Within this context the module has phi (P,) for its parameters; the context gives it as a function of x."""
+        with exclusive:
+            layout, outer = self._layout(), self._standing
+            given = self.pieces(phi) | (shared or {})
+            with given_back(self.module):
+                for name, tensor in given.items():
+                    mine = own_copy(tensor)
+                    for owner, key in layout.places[name]:
+                        owner[key] = mine
+                self._standing = layout
+                try:
+                    yield self._network
+                finally:
+                    self._standing = outer
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Of the parameters that adapt, by name."""
+        return self._layout().shapes
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many numbers each of them has."""
+        return [shape.numel() for shape in self.shapes.values()]
+
+    def theta(self) -> Tensor:
+        """The module's own parameters that adapt, (P,), with their graph."""
+        layout = self._layout()
+        return torch.cat([layout.tensor(name).reshape(-1) for name in layout.shapes])
+
+    def shared(self) -> dict[str, Tensor]:
+        """All other parameters of the module, by name."""
+        layout = self._layout()
+        return {name: layout.tensor(name) for name in layout.places if name not in layout.shapes}
+
+    def pieces(self, phi: Tensor) -> dict[str, Tensor]:
+        """phi (..., P) as named tensors (..., *shape)."""
+        shapes = self.shapes
+        sizes = [shape.numel() for shape in shapes.values()]
+        if phi.shape[-1:] != (sum(sizes),):
+            raise _wrong_size(phi, sum(sizes))
+        pieces = zip(shapes.items(), phi.split(sizes, -1), strict=True)
+        return {name: piece.unflatten(-1, shape) if shape else piece[..., 0] for (name, shape), piece in pieces}
 
     def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
         """The state_dict of the module with theta (P,) as its parameters, for module.load_state_dict.
 
-        What is not in theta, frozen parameters and buffers, is as it was when the module was flattened. All are copies.
+        What is not in theta, frozen parameters and buffers, is the module's own. All are copies.
         """
-        parameters = dict(self.module.named_parameters(remove_duplicate=False))
-        pieces = {id(parameters[name]): piece for name, piece in self._pieces(theta.detach()).items()}
-        tied = {
-            name: pieces[id(p)] for name, p in parameters.items() if id(p) in pieces
-        }  # one piece may have two names
-        return {name: value.clone() for name, value in (self.module.state_dict() | tied | self.unused).items()}
-
-    def _pieces(self, theta: Tensor) -> dict[str, Tensor]:
-        if theta.shape != (sum(self.sizes),):
+        if theta.ndim != 1:
             raise _wrong_size(theta, sum(self.sizes))
-        pieces = zip(self.shapes.items(), theta.split(self.sizes), strict=True)
-        return {name: piece.view(shape) for (name, shape), piece in pieces}
+        layout, state = self._layout(), self.module.state_dict(keep_vars=True)
+        pieces = {id(layout.tensor(name)): piece for name, piece in self.pieces(theta).items()}
+        chosen = {name: pieces.get(id(value), value) for name, value in state.items()}
+        return {name: v.detach().clone() if isinstance(v, Tensor) else copy.deepcopy(v) for name, v in chosen.items()}
+
+    def _network(self, x: Points) -> Any:
+        """A tuple gives the positional arguments of the module, a dict its keywords."""
+        module = unwrapped(self.module)
+        if isinstance(x, dict):
+            return module(**x)
+        return module(*x) if isinstance(x, tuple) else module(x)
+
+    def _layout(self) -> _Layout:
+        with exclusive:
+            if self._standing is not None:
+                return self._standing
+            module = unwrapped(self.module)
+            names = {id(p): name for name, p in module.named_parameters()}
+            places = {name: [] for name in names.values()}
+            for part in module.modules():
+                for key, parameter in part._parameters.items():
+                    if parameter is not None:
+                        places[names[id(parameter)]].append((part._parameters, key))
+            adapted = adapted_names(module, self.adapt)
+            return _Layout({name: places[name][0][0][places[name][0][1]].shape for name in adapted}, places)
 
 
-def arguments_of(x: Points) -> tuple[tuple, dict]:
-    """How a module is called with x: a tuple gives its positional arguments, a dict its keywords."""
-    if isinstance(x, dict):
-        return (), x
-    return (x if isinstance(x, tuple) else (x,)), {}
+def adapted_names(module: nn.Module, prefixes: tuple[str, ...] | None) -> list[str]:
+    """The parameters that adapt names, in the module's order; raises InputError where a name means none."""
+    trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    if prefixes is None:
+        return list(trainable)
+    # under each of their names, of which a tied one has several
+    named = {name: p for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
+    if isinstance(prefixes, str):
+        raise InputError(f"adapt must be a tuple of names, got {prefixes!r}; write adapt=({prefixes!r},)")
+    for prefix in prefixes:
+        if not any(_begins(name, prefix) for name in named):
+            known = {part for name in named for part in (name, name.rsplit(".", 1)[0])}
+            raise unknown("name in adapt, or one without trainable parameters:", prefix, known)
+    wanted = {id(p) for name, p in named.items() if any(_begins(name, prefix) for prefix in prefixes)}
+    found = [name for name, p in trainable.items() if id(p) in wanted]
+    if not found:
+        raise InputError("adapt is empty; name a parameter or a part of the module, or leave adapt out for all")
+    return found
+
+
+def _begins(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")
 
 
 @torch.no_grad()
 def load(module: nn.Module, theta: Tensor) -> None:
     """Put theta (P,) into the trainable parameters of a module, in place: the reverse of flatten.
 
-    The module must be built as the flattened one was. Raises InputError where theta has another size.
+    The module must be built as the flattened one was. Raises InputError where theta has another size. Warns of batch
+    norm with running statistics, which module(x) uses in eval mode: they are not those of the points theta was adapted
+    to.
     """
-    parameters = list(_trainable(module).values())
-    sizes = [p.numel() for p in parameters]
-    if theta.shape != (sum(sizes),):
-        raise _wrong_size(theta, sum(sizes))
-    for parameter, piece in zip(parameters, theta.split(sizes), strict=True):
-        parameter.copy_(piece.view(parameter.shape))
+    if theta.ndim != 1:
+        raise _wrong_size(theta, sum(Flattened(module).sizes))
+    apply = Flattened(module)
+    for name, piece in apply.pieces(theta).items():
+        apply._layout().tensor(name).copy_(piece)
+    for name, part in module.named_modules():
+        if isinstance(part, nn.modules.batchnorm._NormBase) and part.running_mean is not None:
+            warnings.warn(
+                f"{type(part).__name__} {name!r} keeps running statistics, which are not those of theta's tasks: in "
+                "eval mode module(x) differs from apply(theta, x); call it in train mode, or build the layer with "
+                "track_running_stats=False",
+                UserWarning,
+                stacklevel=3,
+            )
 
 
-def predict(apply: Apply, phi: Tensor, x: Tensor) -> Tensor:
+def predict(apply: Apply, phi: Tensor, x: Points, *shared: Mapping[str, Tensor]) -> Any:
     """The predictions of adapted parameters phi (tasks, P) at x (tasks, points, *input), (tasks, points, *output).
 
-    Raises InputError where phi and x are not of equally many tasks.
+    shared: where apply takes one. Raises InputError where phi and x are not of equally many tasks.
     """
     if phi.ndim != 2 or len(phi) != len(first(x)):
         raise InputError(
@@ -99,11 +210,7 @@ def predict(apply: Apply, phi: Tensor, x: Tensor) -> Tensor:
             f"{tuple(first(x).shape)}; of one task: predict(apply, phi[None], x[None])[0]"
         )
     with differentiable_twice():
-        return vmap(apply)(phi, x)
-
-
-def _trainable(module: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+        return vmap(lambda row, points: apply(row, points, *shared))(phi, x)
 
 
 def _wrong_size(theta: Tensor, size: int) -> InputError:
@@ -112,8 +219,14 @@ def _wrong_size(theta: Tensor, size: int) -> InputError:
 
 
 def check_module(module: nn.Module) -> None:
-    """Raise InputError for what flatten cannot take; warn of what it changes."""
-    parameters = _trainable(module)
+    """Raise InputError for what Flattened cannot take; warn of what it changes."""
+    scripted = [name for name, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)]
+    if scripted:
+        raise InputError(
+            f"the module {scripted[0]!r} is scripted, and its parameters cannot be exchanged; give the module that was "
+            "scripted, and use amaml.compiled() for speed"
+        )
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     lazy = [name for name, p in parameters.items() if nn.parameter.is_lazy(p)]
     if lazy:
         raise InputError(f"parameter {lazy[0]!r} has no shape yet (a lazy layer); call module(x) once before flatten")
@@ -124,7 +237,7 @@ def check_module(module: nn.Module) -> None:
     for name, part in module.named_modules():
         if part.training and _dropout(part) > 0:
             raise InputError(f"dropout {name!r} is active and has no deterministic gradient; call .eval() or drop it")
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and not part.training and part.running_mean is not None:
+        if isinstance(part, nn.modules.batchnorm._NormBase) and not part.training and part.running_mean is not None:
             warnings.warn(
                 f"batch norm {name!r} is in eval mode; apply uses the statistics of each batch, not the running ones, "
                 "so apply(theta, x) differs from module(x)",

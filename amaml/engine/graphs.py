@@ -26,10 +26,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from amaml.engine.calling import batchable, differentiable_twice
 from amaml.engine.closures import Path, find_paths, follow
 from amaml.engine.compiling import compile_graph
 from amaml.errors import InputError
@@ -72,29 +71,6 @@ def compiled(on: bool = True) -> Iterator[None]:
 def compiler_found() -> bool:
     """Whether torch.compile has what it needs on this machine, a C++ compiler."""
     return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
-
-
-@contextmanager
-def differentiable_twice() -> Iterator[None]:
-    """Within this context attention is computed by matrix products, whose derivatives have derivatives; those of the
-    fused kernels have none."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-class DataIsDetached(TorchFunctionMode):
-    """Within this context tensor.data is tensor.detach(): under nested transforms the former hides the tensor from the
-    innermost one alone, and second derivatives would be wrong."""
-
-    def __torch_function__(self, function: Callable, types: Any, arguments: tuple = (), options: Any = None) -> Any:
-        if function == Tensor.data.__get__:
-            return arguments[0].detach()
-        return function(*arguments, **(options or {}))
 
 
 @torch.no_grad()
@@ -251,7 +227,7 @@ def _trace(function: Function, root: tuple, arguments: tuple, compiling: bool) -
         torch.zeros_like(a, memory_format=torch.contiguous_format) for a in tensors
     ]  # one tensor in two places would tie these for good
     try:
-        with differentiable_twice(), DataIsDetached():
+        with batchable(sharing=True):
             traced = make_fx(lambda *flat: function(*(tree_unflatten(flat, structure) if structure else flat)))(
                 *examples
             )

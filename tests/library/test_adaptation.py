@@ -13,8 +13,8 @@ import amaml
 from amaml import Adaptation, InputError, Tasks
 from amaml.adaptation import METHODS
 from amaml.engine import derivatives
+from amaml.models import adapted_names
 from amaml.points import first
-from amaml.split import adapted_names
 from baselines import FOMAML, IMAML, MAML, Pretrained, Reptile, Scratch
 
 STEPS = 7

@@ -5,7 +5,8 @@ import torch
 from helpers.problems import classification, convnet, mlp, regression
 
 import amaml
-from amaml.engine import derivatives, linalg
+from amaml.engine import derivatives
+from amaml.flow import linalg
 
 CASES = {
     "mlp": (mlp, regression, amaml.half_mse),

@@ -1,0 +1,137 @@
+"""How a network is called: under what settings of torch, and a module so that it can be given back as it was."""
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from copy import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+exclusive = threading.RLock()  # of the one thread in which modules stand at other parameters than their own
+
+_sharing: ContextVar[bool] = ContextVar("sharing", default=False)
+
+
+@contextlib.contextmanager
+def differentiable_twice() -> Iterator[None]:
+    """Within this context attention is computed by matrix products, whose derivatives have derivatives (those of the
+    fused kernels have none), and torch.compile is off inside of networks. One thread at a time: these are settings of
+    the whole process."""
+    with exclusive, contextlib.ExitStack() as stack:
+        before = torch.backends.mha.get_fastpath_enabled()
+        stack.callback(torch.backends.mha.set_fastpath_enabled, before)
+        torch.backends.mha.set_fastpath_enabled(False)
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(_Differentiable())
+        yield
+
+
+@contextlib.contextmanager
+def batchable(sharing: bool) -> Iterator[None]:
+    """differentiable_twice() without what asks for the values of tensors: the search for anomalies, and the checks of
+    torch.distributions. sharing: whether modules see the parameters themselves, not copies."""
+    with differentiable_twice(), contextlib.ExitStack() as stack:
+        stack.callback(Distribution.set_default_validate_args, Distribution._validate_args)
+        Distribution.set_default_validate_args(False)
+        stack.enter_context(torch.autograd.set_detect_anomaly(False))
+        token = _sharing.set(sharing)
+        stack.callback(_sharing.reset, token)
+        yield
+
+
+class _Differentiable(TorchFunctionMode):
+    """Within this context
+
+    tensor.data is tensor.detach(): under nested transforms the former hides the tensor from the innermost one alone,
+    and second derivatives would be wrong;
+    recurrent layers leave mkldnn and cuDNN out, whose backward passes have no derivative;
+    a view as complex numbers is one of a copy, which begins at an even place.
+    """
+
+    def __torch_function__(self, function: Callable, types: Any, arguments: tuple = (), options: Any = None) -> Any:
+        options = options or {}
+        if function == Tensor.data.__get__:
+            return arguments[0].detach()
+        name = getattr(function, "__name__", "")
+        if name == "view_as_complex":
+            return function(arguments[0] * 1, **options)
+        if name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+            with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
+                return function(*arguments, **options)
+        return function(*arguments, **options)
+
+
+@contextlib.contextmanager
+def given_back(module: nn.Module) -> Iterator[None]:
+    """Within this context a module is a function without traces; afterwards all that its parts hold is as it was.
+
+    Buffers are copies, which forward may write into; layers that keep running statistics use those of the batch;
+    what is compiled or parallel is the plain module.
+    """
+    before = [(kept, copy(kept)) for part in module.modules() for kept in _containers(vars(part))]
+    try:
+        copies: dict[int, Tensor] = {}
+        for part in list(module.modules()):
+            _make_pure(part, copies)
+        yield
+    finally:
+        for kept, then in before:
+            if not _same(kept, then):
+                kept.clear()
+                kept.update(then) if isinstance(kept, dict | set) else kept.extend(then)
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module that torch.compile or a data-parallel wrapper holds; itself where it is none."""
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return unwrapped(module.module)
+    plain = vars(module).get("_modules", {}).get("_orig_mod")
+    return module if plain is None else unwrapped(plain)
+
+
+def own_copy(tensor: Tensor) -> Tensor:
+    """What a module gets for a parameter: a copy, which it may write into, but where tracing found that it does not."""
+    return tensor if _sharing.get() else tensor.clone()
+
+
+def _make_pure(part: nn.Module, copies: dict[int, Tensor]) -> None:
+    for name, child in part._modules.items():
+        if child is not None:
+            part._modules[name] = unwrapped(child)
+    for name, buffer in part._buffers.items():
+        if buffer is not None:
+            part._buffers[name] = copies.setdefault(id(buffer), buffer.clone())
+    if isinstance(part, nn.modules.batchnorm._NormBase):
+        part.track_running_stats = False
+        part._buffers.update(dict.fromkeys(part._buffers))
+    if isinstance(part, nn.Embedding | nn.EmbeddingBag):
+        part.sparse = False  # the same gradient, in the form that has derivatives
+    if part._compiled_call_impl is not None:
+        vars(part)["_compiled_call_impl"] = None
+
+
+def _containers(value: Any) -> Iterator[Any]:
+    """A dict, list, set or deque, and those in it."""
+    if isinstance(value, dict | list | set | deque):
+        yield value
+        for child in list(value.values()) if isinstance(value, dict) else value:
+            yield from _containers(child)
+
+
+def _same(kept: Any, then: Any) -> bool:
+    if len(kept) != len(then):
+        return False
+    if isinstance(kept, set):
+        return kept == then
+    pairs = zip(kept.items(), then.items(), strict=True) if isinstance(kept, dict) else zip(kept, then, strict=True)
+    if isinstance(kept, dict):
+        return all(a == b and value is other for (a, value), (b, other) in pairs)
+    return all(value is other for value, other in pairs)
