@@ -35,15 +35,10 @@ start() { # in the caller's folder: start ARGUMENTS of Python
 case ${1:-} in
 -h | --help)
     usage
-    find_python
-    exec "$PYTHON" run.py --help
+    start "$root/run.py" --help
     ;;
 -*) start "$root/run.py" "$@" ;;
-download)
-    find_python # which is all that this needs
-    cd "$caller"
-    PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} exec "$PYTHON" -m data.download "${@:2}"
-    ;;
+download) PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} start -m data.download "${@:2}" ;;
 esac
 if [ $# -lt 5 ] || [[ " ${*:1:5}" = *" -"* ]]; then
     usage >&2

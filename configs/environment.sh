@@ -39,15 +39,6 @@ find_environment() {
     done
 }
 
-# Sets PYTHON to an interpreter that is new enough; what it can import does not matter.
-find_python() {
-    local active=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
-    for PYTHON in ${active:+"$active/bin/python"} python3 python python3.13 python3.12 python3.11; do
-        ! lacks "$PYTHON" "" >/dev/null || return 0
-    done
-    no_python
-}
-
 no_python() {
     echo "$0: no Python of version 3.11 or newer was found; install one and start again" >&2
     exit 2

@@ -8,10 +8,9 @@ import pickle
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -22,11 +21,11 @@ from data import sources
 from data.episodes import generator
 from data.files import cache_folder
 from data.image_cache import ImageSet, cached
+from data.sources import Source
 
 VERSION = 1  # part of every fingerprint; a change in how pixels are made needs another
 PARTS = {"train": "train", "validation": "val", "test": "test"}  # our splits and the publishers' names of them
 SUFFIXES = (".png", ".jpg", ".jpeg")
-ZIPS = ("background", "evaluation", "background_small1", "background_small2")
 TRAIN_SHARE = 1200 / 1623  # Finn et al. 2017: 1200 random characters of Omniglot's 1623 are for meta-training
 SPLIT_SEED = 0  # of that choice, the same for every run, so that no seed trains on what another tests
 
@@ -34,41 +33,29 @@ Entry = Path | zipfile.Path
 Listing = dict[str, dict[str, list[Entry]]]  # split -> class -> images
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """What was found in a folder: every file that the images depend on, and how to read them."""
 
     files: list[Path]
     read: Callable[[], ImageSet]
 
 
-@dataclass(frozen=True)
-class ImageFiles:
-    """A published image set: its name in data.sources and how its files are found.
+def load(source: Source, find: Callable[[Path], Layout | None], data_root: str | None) -> ImageSet:
+    """The images, from the cache where it is sound and up to date, else decoded and cached.
 
-    The files lie in the data root itself or in folder under it.
+    find(folder) is one of the following. Raises InputError where a file is missing or cannot be read.
     """
-
-    name: str
-    folder: str
-    find: Callable[[Path], Layout | None]
-
-    def load(self, data_root: str | None) -> ImageSet:
-        """The images, from the cache where it is sound and up to date, else decoded and cached.
-
-        Raises InputError where a file is missing or cannot be read.
-        """
-        root = sources.data_root(self.name, data_root)
-        for folder in (root / self.folder, root):
-            layout = self.find(folder)
-            if layout is not None:
-                try:
-                    fingerprint = _fingerprint(folder, layout.files)
-                except OSError as fault:
-                    raise sources.missing(self.name, root, fault.filename) from None
-                name = f"{self.name}-{_digest(str(folder.resolve()))[:8]}"  # several roots share the user's cache
-                return cached([folder, cache_folder()], name, fingerprint, layout.read)
-        raise sources.missing(self.name, root)
+    root = source.root(data_root)
+    for folder in (root / Path(source.places[0]).parts[0], root):
+        try:
+            layout = find(folder)
+            fingerprint = layout and _fingerprint(folder, layout.files)
+        except OSError as fault:
+            raise source.missing(root, fault.filename) from None
+        if layout:
+            name = f"{source.name}-{_digest(str(folder.resolve()))[:8]}"  # several roots share the user's cache
+            return cached([folder, cache_folder()], name, fingerprint, layout.read)
+    raise source.missing(root)
 
 
 def _digest(text: str) -> str:
@@ -103,16 +90,14 @@ def _decode(entry: Entry, shape: tuple[int, int, int]) -> np.ndarray:
     return np.asarray(converted).reshape(height, width, channels).transpose(2, 0, 1)
 
 
-def _omniglot(folder: Path) -> Layout | None:
-    zips = [path for name in ZIPS if (path := folder / f"images_{name}.zip").is_file()]
+def omniglot(folder: Path) -> Layout | None:
+    """28 x 28, ink 255, a random share of the characters for meta-training, the others for meta-testing."""
+    zips = [path for name in sources.OMNIGLOT_ZIPS if (path := folder / name).is_file()]
     return Layout(zips, partial(_read_omniglot, zips)) if zips else None
 
 
 def _read_omniglot(zips: list[Path]) -> ImageSet:
-    """28 x 28, ink 255, a random share of the characters for meta-training, the others for meta-testing.
-
-    A character that stands in several archives, as those of Greek and Latin do, is one class.
-    """
+    """A character that stands in several archives, as those of Greek and Latin do, is one class."""
     characters: dict[str, dict[str, Entry]] = {}
     for path in zips:
         try:
@@ -123,26 +108,25 @@ def _read_omniglot(zips: list[Path]) -> ImageSet:
             if member.startswith("images_") and member.endswith(".png") and member.count("/") == 3:
                 _, alphabet, character, drawing = member.split("/")
                 characters.setdefault(f"{alphabet}/{character}", {}).setdefault(drawing, zipfile.Path(archive, member))
-    names = sorted(characters)
-    mixed = generator(SPLIT_SEED).permutation(len(names))
-    train = round(len(names) * TRAIN_SHARE)
-    chosen = {"train": sorted(mixed[:train]), "test": sorted(mixed[train:])}
+    names = np.array(sorted(characters))
+    mixed, train = generator(SPLIT_SEED).permutation(len(names)), round(len(names) * TRAIN_SHARE)
     listing = {
-        split: {names[i]: [entry for _, entry in sorted(characters[names[i]].items())] for i in indices}
-        for split, indices in chosen.items()
+        split: {str(name): [entry for _, entry in sorted(characters[name].items())] for name in sorted(names[chosen])}
+        for split, chosen in (("train", mixed[:train]), ("test", mixed[train:]))
     }
     decoded = _decoded(listing, (1, 28, 28))
     return ImageSet(255 - decoded.images, decoded.splits)
 
 
-def _mini_imagenet(folder: Path) -> Layout | None:
+def mini_imagenet(folder: Path) -> Layout | None:
+    """84 x 84 in colour, in pickles, or images by tables or by folders, in the published splits."""
     pickles = {split: folder / f"mini-imagenet-cache-{part}.pkl" for split, part in PARTS.items()}
     if any(path.is_file() for path in pickles.values()):
         return Layout(list(pickles.values()), partial(_read_pickles, pickles))
     for place in (folder, folder / "images"):
         tables = {split: place / f"{part}.csv" for split, part in PARTS.items()}
         if any(path.is_file() for path in tables.values()):
-            listing = {split: _table(path, folder / "images") for split, path in tables.items() if path.is_file()}
+            listing = {split: _table(path, folder / "images") for split, path in tables.items()}
             return _listed(listing, (3, 84, 84), list(tables.values()))
     if all((folder / part).is_dir() for part in PARTS.values()):
         listing = {split: _classes(folder / part) for split, part in PARTS.items()}
@@ -150,15 +134,13 @@ def _mini_imagenet(folder: Path) -> Layout | None:
     return None
 
 
-def _cifar_fs(folder: Path) -> Layout | None:
+def cifar_fs(folder: Path) -> Layout | None:
+    """32 x 32 in colour, in the published splits."""
     lists = {split: folder / f"cifar100/splits/bertinetto/{part}.txt" for split, part in PARTS.items()}
     if not any(path.is_file() for path in lists.values()):
         return None
-    images = folder / "cifar100/data"
-    listing = {}
-    for split, path in lists.items():
-        names = path.read_text().split() if path.is_file() else []
-        listing[split] = {name: _images(images / name) or [images / name / "*.png"] for name in names}
+    classes = {split: [folder / "cifar100/data" / c for c in path.read_text().split()] for split, path in lists.items()}
+    listing = {split: {c.name: _images(c) or [c / "*.png"] for c in places} for split, places in classes.items()}
     return _listed(listing, (3, 32, 32), list(lists.values()))
 
 
@@ -169,13 +151,10 @@ def _listed(listing: Listing, shape: tuple[int, int, int], others: list[Path]) -
 
 def _classes(folder: Path) -> dict[str, list[Entry]]:
     """The class folders of a folder, those without an image left out."""
-    found = {place.name: _images(place) for place in sorted(folder.iterdir()) if place.is_dir()}
-    return {name: images for name, images in found.items() if images}
+    return {place.name: images for place in sorted(folder.iterdir()) if (images := _images(place))}
 
 
 def _images(folder: Path) -> list[Entry]:
-    if not folder.is_dir():
-        return []
     return sorted(path for path in folder.glob("[!.]*") if path.suffix.lower() in SUFFIXES)
 
 
@@ -212,29 +191,14 @@ def _read_pickles(paths: dict[str, Path]) -> ImageSet:
     return ImageSet(np.concatenate(pieces), splits)
 
 
-def _numpy_globals() -> dict[tuple[str, str], Any]:
-    """What pickled arrays name: found by pickling one, since the modules differ between versions of NumPy."""
-    array = np.zeros(1)
-    allowed: dict[tuple[str, str], Any] = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
-    for core in ("numpy.core", "numpy._core"):
-        allowed[f"{core}.multiarray", "_reconstruct"] = array.__reduce__()[0]
-        allowed[f"{core}.multiarray", "scalar"] = array[0].__reduce__()[0]
-        allowed[f"{core}.numeric", "_frombuffer"] = array.__reduce_ex__(5)[0]
-    # bytes, in the protocols that have no code for them
-    return allowed | {("_codecs", "encode"): lambda text, encoding: text.encode("latin1")}
-
-
 class _PlainUnpickler(pickle.Unpickler):
     """Loads arrays, dict, list, str and bytes; a pickle may name any function, and only those of arrays are found."""
 
-    allowed = _numpy_globals()
-
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.allowed:
+        if (module, name) == ("_codecs", "encode"):  # bytes, in the protocols that have no code for them
+            return lambda text, encoding: text.encode("latin1")
+        known = {"ndarray", "dtype", "_reconstruct", "scalar", "_frombuffer"}
+        package = module.replace("numpy.core", "numpy._core")  # as older versions of NumPy called it
+        if package not in ("numpy", "numpy._core.multiarray", "numpy._core.numeric") or name not in known:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which is none of NumPy's arrays")
-        return self.allowed[module, name]
-
-
-OMNIGLOT = ImageFiles("Omniglot", "omniglot", _omniglot)
-MINI_IMAGENET = ImageFiles("MiniImageNet", "mini-imagenet", _mini_imagenet)
-CIFAR_FS = ImageFiles("CIFARFS", "cifar-fs", _cifar_fs)
+        return super().find_class(package, name)

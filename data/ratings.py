@@ -7,25 +7,27 @@ meta-test say which items are inputs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
-from scipy.sparse.linalg import svds
 
 from amaml.errors import InputError, unknown
 from amaml.tasks import Tasks
 from data import episodes, rating_files
-from data.episodes import STANDARDISED, Sampling, check_pool, gather, generator
+from data.domain import STANDARDISED, Domain, Sampling, check_pool
+from data.episodes import gather, generator, smallest
 
 INPUTS = 100
 ITEM_FEATURES = ("onehot", "svd")
 SHRINKAGES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
 
-class Ratings:
+class Ratings(Domain):
     """Users of a data set as a domain; ratings are standardised on the meta-train users.
 
     item_features "onehot": 100 items, each its own input. "svd": all items, each by 100 factors of the ratings of the
-    meta-train users; an item that none of them rated is the zero vector. The 100 items are those that `train_users`
+    meta-train users; an item that none of them rated is the zero vector. The 100 items are those that `train_tasks`
     users, drawn from all with enough ratings, rated most; none of these users is in the meta-test.
 
     A meta-train user has at least shots + queries ratings of these items, a meta-test user `unseen` more. Tasks are
@@ -34,42 +36,36 @@ class Ratings:
     users of a root of few squares lies below the root of many (by 4% at 5 points), so that figures compare only on
     the same test points: those of `predictors` are.
 
-    Raises InputError for files that are missing or malformed and where there are not enough such users.
+    A data set is a subclass that reads it.
     """
 
+    uses = ("item_features", "train_tasks", "unseen")
     input_shape = (INPUTS,)
     outputs = 1
-    images = False
     objective = STANDARDISED
+    meta_test_users = 100
+    read: Callable[[str | None], np.ndarray]  # from the data root, (users, items), NaN where unrated
 
-    def __init__(
-        self,
-        name: str,
-        sampling: Sampling,
-        item_features: str = "onehot",
-        train_users: int = 100,
-        test_users: int = 100,
-        unseen: int = 5,
-    ) -> None:
-        if item_features not in ITEM_FEATURES:
-            raise unknown("item features", item_features, ITEM_FEATURES)
-        check_pool("meta-train users", sampling.meta_batch, train_users, "--meta-batch")
-        self.name, self.sampling = name, sampling
-        ratings = rating_files.read(name, sampling.data_root)
-        everything = item_features == "svd"
-        items, self.train_users, self.test_users = self._split(ratings, everything, train_users, test_users, unseen)
+    def __init__(self, sampling: Sampling) -> None:
+        """Raises InputError for files that are missing or malformed and where there are not enough such users."""
+        if sampling.item_features not in ITEM_FEATURES:
+            raise unknown("item features", sampling.item_features, ITEM_FEATURES)
+        check_pool("meta-train users", sampling.meta_batch, sampling.train_tasks, "--meta-batch")
+        super().__init__(sampling)
+        ratings = self.read(sampling.data_root)
+        items, self.train_users, self.test_users = self._split(ratings)
         ratings = ratings[:, items]
 
         train = ratings[self.train_users]
         self.scale = float(np.nanmean(train)), float(np.nanstd(train))
-        train, test = (_standardised(rows, self.scale) for rows in (train, ratings[self.test_users]))
-        features = np.eye(train.shape[1], INPUTS) if item_features == "onehot" else item_factors(train, INPUTS)
-        self.features = self._tensor(features)  # (items, 100)
+        mean, deviation = self.scale
+        train, test = ((rows - mean) / deviation for rows in (train, ratings[self.test_users]))
+        onehot = sampling.item_features == "onehot"
+        self.features = self.tensor(np.eye(train.shape[1], INPUTS) if onehot else item_factors(train, INPUTS))
         items, values, self._counts = _packed(train)
-        self._items = torch.as_tensor(items).to(sampling.device)
-        self._values = self._tensor(values)
+        self._items, self._values = torch.as_tensor(items).to(sampling.device), self.tensor(values)
         self._draw_tests(test)
-        self.item_means = _mean(train)  # (items,)
+        self.item_means = np.nansum(train, axis=0) / np.maximum(_rated(train, axis=0), 1)  # (items,), 0 where unrated
         self.shrinkage = _fit_shrinkage(train, sampling.shots, generator(sampling.seed, episodes.META_TRAIN_POINTS))
 
     def episode(self, step: int) -> Tasks:
@@ -88,14 +84,14 @@ class Ratings:
         self.check_meta_test(first + count)
         chosen = slice(first, first + count)
         items = torch.as_tensor(self._test_items[chosen]).to(self.sampling.device)
-        return self._tasks(items, self._tensor(self._test_values[chosen]))
+        return self._tasks(items, self.tensor(self._test_values[chosen]))
 
     def check_meta_test(self, count: int) -> None:
         """Raise InputError where there are fewer meta-test users."""
         check_pool("meta-test users", count, len(self.test_users), "--test-tasks")
 
     def predictors(self, count: int) -> dict[str, np.ndarray]:
-        """What takes no learning: the nRMSE (count,) of simple predictors on the test points of meta_test(count).
+        """The nRMSE (count,) of four predictors.
 
         zero; the mean of the user's support; the item's mean over the meta-train users (0 where none rated it); that
         mean plus the user's offset, the sum of the support's residuals / (shots + shrinkage), where the shrinkage is
@@ -114,28 +110,28 @@ class Ratings:
         }
         return {name: np.sqrt(((prediction - target) ** 2).mean(1)) for name, prediction in predictions.items()}
 
-    def _split(
-        self, ratings: np.ndarray, everything: bool, train: int, test: int, unseen: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _split(self, ratings: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The items, and disjoint users by seed, (train,) and (test,). The test users first: fewer have enough ratings.
 
         The users who choose the items are no test users; one who rated too few of them is replaced for training.
         """
-        s, counts = self.sampling, _counts(ratings)
-        needed = s.shots + s.queries
+        s, counts = self.sampling, _rated(ratings, axis=1)
+        needed, train, test = s.shots + s.queries, s.train_tasks, self.meta_test_users
         order = generator(s.seed, episodes.META_TRAIN_TASKS).permutation(len(ratings))
         choosing = order[counts[order] >= needed][:train]
-        items = np.arange(ratings.shape[1]) if everything else _most_rated(ratings[choosing], INPUTS)
-        counts = _counts(ratings[:, items])
+        items = np.arange(ratings.shape[1])
+        if s.item_features == "onehot":  # those with the most ratings, the first of equals
+            items = np.argsort(-_rated(ratings[choosing], axis=0), kind="stable")[:INPUTS]
+        counts = _rated(ratings[:, items], axis=1)
         others = order[~np.isin(order, choosing)]
-        tests = others[counts[others] >= needed + unseen][:test]
+        tests = others[counts[others] >= needed + s.unseen][:test]
         rest = order[~np.isin(order, tests)]
         trains = rest[counts[rest] >= needed][:train]
         if len(tests) < test or len(trains) < train:
             raise InputError(
-                f"{self.name} has {len(trains)} users for meta-training, who rated {needed} of the {len(items)} items "
-                f"(--shots + --queries), and {len(tests)} for the meta-test, who rated {unseen} more (--unseen); "
-                f"{train} and {test} are needed: choose fewer shots or queries"
+                f"{type(self).__name__} has {len(trains)} users for meta-training, who rated {needed} of the "
+                f"{len(items)} items (--shots + --queries), and {len(tests)} for the meta-test, who rated {s.unseen} "
+                f"more (--unseen); {train} and {test} are needed: choose fewer shots or queries"
             )
         return items, trains, tests
 
@@ -159,8 +155,17 @@ class Ratings:
                 pairs += [self.features[items[:, start:end]], values[:, start:end, None].contiguous()]
         return Tasks(*pairs)
 
-    def _tensor(self, values: np.ndarray) -> torch.Tensor:
-        return torch.as_tensor(values).to(self.sampling.device, self.sampling.dtype)
+
+class Jester(Ratings):
+    read = staticmethod(rating_files.jester)
+
+
+class MovieLens100K(Ratings):
+    read = staticmethod(rating_files.movielens_100k)
+
+
+class MovieLens1M(Ratings):
+    read = staticmethod(rating_files.movielens_1m)
 
 
 def item_factors(ratings: np.ndarray, count: int) -> np.ndarray:
@@ -169,34 +174,18 @@ def item_factors(ratings: np.ndarray, count: int) -> np.ndarray:
     Missing ratings stand at the mean, 0; with Z = U S V^T truncated to count terms the coordinates are V S, scaled so
     that inputs have mean square 1 over the rated items. Where Z has a smaller rank the last columns are zero.
     """
-    filled = np.nan_to_num(ratings)
-    rank = min(count, *filled.shape)
-    if rank < min(filled.shape):
-        # a fixed start makes the iteration repeatable
-        _, scale, right = svds(filled, k=rank, v0=np.ones(min(filled.shape)))
-        scale, right = scale[::-1], right[::-1]
-    else:
-        _, scale, right = np.linalg.svd(filled, full_matrices=False)
-    signs = np.sign(right[np.arange(rank), np.abs(right).argmax(1)])  # a singular vector's sign is arbitrary
-    factors = np.zeros((filled.shape[1], count))
-    factors[:, :rank] = (right * (signs * scale)[:, None]).T
+    _, scale, right = np.linalg.svd(np.nan_to_num(ratings), full_matrices=False)
+    scale, right = scale[:count], right[:count]
+    signs = np.sign(np.take_along_axis(right, np.abs(right).argmax(1)[:, None], 1))  # that of a vector is arbitrary
+    factors = np.zeros((ratings.shape[1], count))
+    factors[:, : len(scale)] = (right * signs * scale[:, None]).T
     rated = ~np.isnan(ratings).all(0)
     return factors / np.sqrt((factors[rated] ** 2).mean())
 
 
-def _counts(ratings: np.ndarray) -> np.ndarray:
-    """How many items every user rated, (users,)."""
-    return (~np.isnan(ratings)).sum(1)
-
-
-def _most_rated(ratings: np.ndarray, count: int) -> np.ndarray:
-    """The columns with the most ratings, the first of equals."""
-    return np.argsort(-(~np.isnan(ratings)).sum(0), kind="stable")[:count]
-
-
-def _standardised(ratings: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
-    mean, deviation = scale
-    return (ratings - mean) / deviation
+def _rated(ratings: np.ndarray, axis: int) -> np.ndarray:
+    """How many ratings there are along an axis: of every user (1) or item (0)."""
+    return (~np.isnan(ratings)).sum(axis)
 
 
 def _packed(ratings: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -209,14 +198,7 @@ def _packed(ratings: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _draw(rng: np.random.Generator, counts: np.ndarray, pool: int, count: int) -> np.ndarray:
     """count distinct points below counts[i] for every row i, (rows, count), in random order."""
-    keys = rng.random((len(counts), pool))
-    keys[np.arange(pool) >= counts[:, None]] = 2.0  # after every key in [0, 1)
-    return np.argsort(keys, axis=1)[:, :count]
-
-
-def _mean(ratings: np.ndarray) -> np.ndarray:
-    """The mean of every column over its rows, 0 where there is none."""
-    return np.nansum(ratings, axis=0) / np.maximum((~np.isnan(ratings)).sum(0), 1)
+    return smallest(rng.random((len(counts), pool)), counts, count)
 
 
 def _offset(residuals: np.ndarray, shots: int, shrinkage: float) -> np.ndarray:

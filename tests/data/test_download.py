@@ -1,38 +1,62 @@
-"""The downloader, against a server on 127.0.0.1: what arrives is whole and checked, or nothing is left behind."""
+"""Where data sets come from; the downloader, against a server on 127.0.0.1: what arrives is whole, or not there."""
 
 import hashlib
-import io
-import stat
+import os
 import subprocess
 import sys
 import threading
-import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from amaml.errors import InputError
-from data import download, rating_files, sources
+from data import download, sources
 from data.sources import SOURCES, Archive, Source
 
-RATINGS = b"1\t10\t5\t881250949\n2\t11\t3\t881250950\n"
+GOOD = bytes(range(256)) * 4000  # bytes: several chunks
 
 
-def zipped(members: dict[str, bytes], mode: int = stat.S_IFREG | 0o644) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            member = zipfile.ZipInfo(name)
-            member.external_attr = mode << 16
-            archive.writestr(member, content)
-    return buffer.getvalue()
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+def test_an_archive_ends_where_its_reader_looks(source):
+    assert bool(source.archives) != bool(source.why_no_archive)
+    for archive in source.archives:
+        assert archive.place in source.places
+        assert archive.url.startswith("https://")
+        algorithm, digest = archive.checksum.split(":")
+        assert len(bytes.fromhex(digest)) == hashlib.new(algorithm).digest_size
 
 
-GOOD = zipped({"ml-100k/": b"", "ml-100k/README": b"read me", "ml-100k/u.data": RATINGS, "ml-100k/a/b": b"deep"})
+def test_the_data_root_is_the_one_given_else_the_environments(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv(sources.VARIABLE, "~/sets")
+    assert sources.JESTER.root("/given") == Path("/given")
+    assert sources.JESTER.root(None) == sources.JESTER.root("") == Path("/home/me/sets")
+    monkeypatch.setenv(sources.VARIABLE, "")
+    with pytest.raises(
+        InputError, match="^Jester is read from files: name their folder with --data-root or AMAML_DATA"
+    ):
+        sources.JESTER.root(None)
 
 
-MD5 = "md5:" + hashlib.md5(GOOD).hexdigest()
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+def test_what_is_missing_is_named_with_what_to_do(source):
+    whole, file = (str(source.missing(Path("/root"), lost)) for lost in (None, "/root/lost.csv"))
+    assert whole.startswith(f"{source.name} is not in /root; expected there is ")
+    assert file.startswith("/root/lost.csv is missing; expected there is ")
+    for message in (whole, file):
+        assert "\n" not in message
+        assert f"nothing was downloaded; its publisher is {source.page}" in message
+        assert (f"python -m data.download {source.name} --data-root /root" in message) == bool(source.archives)
+
+
+def test_the_first_place_that_is_a_file_is_read(tmp_path):
+    with pytest.raises(InputError, match="MovieLens100K is not in .* expected there is one of ml-100k/u.data, u.data"):
+        sources.MOVIELENS_100K.find(str(tmp_path))
+    (tmp_path / "ml-100k").mkdir()
+    for place in ("ml-100k.zip", "ml-100k/u.data"):
+        (tmp_path / place).touch()
+        assert sources.MOVIELENS_100K.find(str(tmp_path)) == tmp_path / place
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -68,14 +92,14 @@ def server(monkeypatch):
 
 @pytest.fixture
 def offer(server, monkeypatch):
-    """offer(body) puts MovieLens100K's archive on the server, and returns the arguments that fetch it."""
+    """offer(body) puts MovieLens100K's archive on the server."""
 
-    def offer(body: bytes, checksum: str | None = None, sent: int | None = None, path: str = "/a.zip", **changes):
+    def offer(body: bytes = GOOD, checksum: str = "", sent: int | None = None, path: str = "/a.zip", url: str = ""):
         server.files[path] = (body, sent)
         checksum = checksum or "md5:" + hashlib.md5(body).hexdigest()
-        url = f"http://127.0.0.1:{server.server_port}{path}"
-        archive = Archive(**{"url": url, "checksum": checksum, "folder": "", "target": "ml-100k/u.data"} | changes)
-        monkeypatch.setitem(SOURCES, "MovieLens100K", Source("https://page", ("ml-100k/u.data",), (archive,)))
+        archive = Archive(url or f"http://127.0.0.1:{server.server_port}{path}", checksum, "below/a.zip")
+        source = Source("MovieLens100K", "https://page", ("below/a.zip",), (archive,))
+        monkeypatch.setitem(SOURCES, "MovieLens100K", source)
 
     return offer
 
@@ -89,161 +113,66 @@ def files(root: Path) -> dict[str, bytes]:
 
 
 def refused(root: Path, capsys) -> str:
-    """The one line of a failed fetch, which leaves nothing in the root."""
-    before = files(root)
+    """The one line of a failed fetch, which leaves no file in the root."""
     assert fetch(root) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
     assert err.startswith("data.download: ")
-    assert files(root) == before
-    assert [path.name for path in root.glob(".*")] == []
+    assert files(root) == {}
     return err
 
 
 @pytest.mark.parametrize("path", ["/a.zip", "/unsized.zip"])
-def test_a_good_archive_is_unpacked(offer, tmp_path, capsys, path):
+def test_an_archive_is_fetched_once(offer, server, tmp_path, capsys, path):
     root = tmp_path / "new" / "root"
-    offer(GOOD, path=path)
-    assert fetch(root) == 0
-    assert files(root) == {"ml-100k/README": b"read me", "ml-100k/u.data": RATINGS, "ml-100k/a/b": b"deep"}
-    assert list(root.glob(".*")) == []
-    out, err = capsys.readouterr()
-    assert out == f"MovieLens100K: {root / 'ml-100k/u.data'}\n"
-    assert err == ""
-    assert rating_files.read("MovieLens100K", str(root)).shape == (2, 2)
-
-
-def test_a_bare_python_fetches(tmp_path, server):
-    """Before the set-up, without any package: python -S sees none."""
-    server.files["/a.zip"] = (GOOD, None)
-    program = f"""
-import sys
-from data import download, sources
-archive = sources.Archive({f"http://127.0.0.1:{server.server_port}/a.zip"!r}, {MD5!r}, "", "ml-100k/u.data")
-sources.SOURCES["MovieLens100K"] = sources.Source("https://page", ("ml-100k/u.data",), (archive,))
-sys.exit(download.main(["MovieLens100K", "--data-root", {str(tmp_path)!r}]))
-"""
-    root = Path(download.__file__).parents[1]
-    ended = subprocess.run([sys.executable, "-S", "-c", program], cwd=root, capture_output=True, text=True)
-    assert ended.stderr == ""
-    assert ended.stdout == f"MovieLens100K: {tmp_path / 'ml-100k/u.data'}\n"
-    assert (tmp_path / "ml-100k/u.data").read_bytes() == RATINGS
-
-
-def test_what_is_there_is_not_fetched_again(offer, server, tmp_path):
-    offer(GOOD)
-    assert [fetch(tmp_path), fetch(tmp_path)] == [0, 0]
-    assert server.requests == ["/a.zip"]
-
-
-def test_an_archive_into_a_folder(offer, tmp_path):
-    offer(zipped({"matrix.xls": b"x"}), folder="jester", target="jester/matrix.xls")
-    assert fetch(tmp_path) == 0
-    assert files(tmp_path) == {"jester/matrix.xls": b"x"}
-
-
-def test_an_archive_that_stays_whole(offer, tmp_path):
-    offer(GOOD, folder="omniglot", target="omniglot/images.zip", unpack=False)
-    assert fetch(tmp_path) == 0
-    assert files(tmp_path) == {"omniglot/images.zip": GOOD}
-
-
-def test_a_wrong_checksum(offer, tmp_path, capsys):
-    offer(GOOD, checksum="sha256:" + "0" * 64)
-    line = refused(tmp_path, capsys)
-    assert "expected 0000" in line
-    assert hashlib.sha256(GOOD).hexdigest() in line
-
-
-@pytest.mark.parametrize("path", ["/a.zip", "/unsized.zip"])
-def test_a_cut_connection(offer, tmp_path, capsys, path):
-    offer(GOOD, sent=len(GOOD) // 2, path=path)
-    line = refused(tmp_path, capsys)
-    if path == "/a.zip":
-        assert f"cut after {len(GOOD) // 2} of {len(GOOD)} bytes" in line
+    offer(path=path)
+    for _ in range(2):
+        assert fetch(root) == 0
+        assert capsys.readouterr().out == f"MovieLens100K: {root}/below/a.zip\n"
+        assert files(root) == {"below/a.zip": GOOD}
+    assert server.requests == [path]
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("changes", "message"),
     [
-        "../outside",
-        "ml-100k/../../outside",
-        "/outside",
-        "C:\\outside",
-        "..\\outside",
-        "\\outside",
-        "ml-100k\\..\\..\\o",
+        ({"checksum": "sha256:" + "0" * 64}, f"is {hashlib.sha256(GOOD).hexdigest()}, expected 0000"),
+        ({"sent": 512_000}, "cut after 512000 of 1024000 bytes"),
+        ({"sent": 512_000, "path": "/unsized.zip"}, "the md5 of what came is"),
+        ({"url": "http://127.0.0.1:9/a.zip"}, "http://127.0.0.1:9/a.zip: "),
     ],
 )
-def test_a_member_outside_the_root(offer, tmp_path, capsys, name):
-    root = tmp_path / "root"
-    root.mkdir()
-    offer(zipped({"ml-100k/u.data": RATINGS, name: b"slipped"}))
-    assert "leads out of the folder" in refused(root, capsys)
-    assert files(tmp_path) == {}
-
-
-def test_a_link(offer, tmp_path, capsys):
-    offer(zipped({"ml-100k/u.data": b"/etc/hostname"}, mode=stat.S_IFLNK | 0o777))
-    assert "is a link" in refused(tmp_path, capsys)
-
-
-def test_other_archives_are_refused(offer, tmp_path, capsys):
-    offer(b"<html>moved</html>")
-    assert "damaged" in refused(tmp_path, capsys)
-    damaged = GOOD.replace(zlib_of(GOOD, "ml-100k/u.data"), b"\xff" * 8)
-    offer(damaged)
-    assert "damaged" in refused(tmp_path, capsys)
-    offer(zipped({"ml-1m/ratings.dat": RATINGS}))
-    assert "holds no ml-100k/u.data" in refused(tmp_path, capsys)
-
-
-def zlib_of(archive: bytes, name: str) -> bytes:
-    """The first bytes of a member's compressed content."""
-    start = archive.index(name.encode()) + len(name)
-    return archive[start : start + 8]
-
-
-def test_a_file_that_is_not_there(offer, server, tmp_path, capsys):
-    offer(GOOD)
-    server.files.clear()
+def test_another_file_half_a_file_and_no_network(offer, tmp_path, capsys, changes, message):
+    offer(**changes)
     line = refused(tmp_path, capsys)
-    assert "404" in line
+    assert message in line
     assert "see https://page" in line
 
 
-def test_no_network(offer, server, tmp_path, capsys):
-    offer(GOOD, url="http://127.0.0.1:9/a.zip")
-    assert "http://127.0.0.1:9/a.zip: " in refused(tmp_path, capsys)
+def test_a_file_that_is_not_there(offer, server, tmp_path, capsys):
+    offer()
+    server.files.clear()
+    assert "404" in refused(tmp_path, capsys)
 
 
 def test_a_root_that_cannot_be_written(offer, tmp_path, capsys):
-    offer(GOOD)
+    offer()
     (tmp_path / "file").write_text("")
     assert fetch(tmp_path / "file") == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_full_disk(offer, tmp_path, capsys, monkeypatch):
-    offer(GOOD)
+@pytest.mark.parametrize(("fault", "status"), [(OSError(28, "No space left on device"), 2), (KeyboardInterrupt(), 130)])
+def test_a_full_disk_and_an_interrupt_leave_nothing(offer, tmp_path, capsys, monkeypatch, fault, status):
+    def fail(file):
+        raise fault
 
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(zipfile.ZipFile, "extract", full)
-    assert "No space left" in refused(tmp_path, capsys)
-
-
-def test_an_interrupt_leaves_nothing(offer, tmp_path, capsys, monkeypatch):
-    offer(GOOD)
-
-    def interrupt(*arguments):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(download, "_unpack", interrupt)
-    assert fetch(tmp_path) == 130
-    assert list(tmp_path.iterdir()) == []
+    offer()
+    monkeypatch.setattr(os, "fsync", fail)
+    assert fetch(tmp_path) == status
+    assert files(tmp_path) == {}
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -252,19 +181,24 @@ def test_an_interrupt_leaves_nothing(offer, tmp_path, capsys, monkeypatch):
         (["MovieLens10M", "--data-root", "x"], "did you mean 'MovieLens1M'"),
         (["MiniImageNet", "--data-root", "x"], "visit https://github.com/"),
         (["CIFARFS", "--data-root", "x"], "visit https://github.com/bertinetto/r2d2"),
-        ([], "required: name"),
+        ([], "required: NAME"),
         (["Jester"], "--data-root or AMAML_DATA"),
         (["Jester", "--root", "x"], "unrecognized arguments: --root"),
     ],
 )
-def test_mistakes(arguments, message, capsys, monkeypatch):
+def test_mistakes_are_told_in_a_line(arguments, message, capsys, monkeypatch):
     monkeypatch.delenv(sources.VARIABLE, raising=False)
-    assert download.main(arguments) == 2
+    try:
+        status = download.main(arguments)
+    except SystemExit as ended:
+        status = ended.code
     err = capsys.readouterr().err
+    assert status == 2
     assert message in err
     assert err.count("\n") == 1
 
 
-def test_errors_of_the_library_functions(tmp_path):
-    with pytest.raises(InputError, match="cannot be downloaded"):
-        download.download("CIFARFS", tmp_path)
+def test_it_is_a_command(tmp_path):
+    command = [sys.executable, "-m", "data.download", "CIFARFS", "--data-root", str(tmp_path)]
+    ended = subprocess.run(command, cwd=Path(download.__file__).parents[1], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)

@@ -1,6 +1,5 @@
-"""Image sets in their publishers' layouts: the same pixels from each, and one line for what cannot be read."""
+"""Image sets in their publishers' layouts: the same pixels from each, decoded once, one line for what is unreadable."""
 
-import csv
 import os
 import pickle
 from functools import partial
@@ -8,67 +7,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from helpers.archives import as_folders, as_pickles, as_tables, cifar, omniglot, pictures
 from PIL import Image
 
 from amaml.errors import InputError
-from data import image_files
-from data.episodes import Sampling
-from data.images import IMAGES, Images
+from data import Sampling, image_files
+from data.image_cache import ImageSet, cached
+from data.images import CIFARFS, Images, MiniImageNet, Omniglot
 
-PARTS = {"train": "train", "validation": "val", "test": "test"}
-
-
-def domain(name: str, root: Path, shots: int = 1, queries: int = 2, ways: int = 2) -> Images:
-    return Images(IMAGES[name], Sampling(shots, queries, 2, 0, torch.float32, "cpu", str(root)), ways=ways)
+SHARED = Path(os.environ.get("AMAML_DATA") or Path(__file__).parents[3] / "shared" / "datasets")
 
 
-def picture(rng, side: int, grey: bool = False) -> Image.Image:
-    return Image.fromarray(rng.integers(0, 256, (side, side) if grey else (side, side, 3), dtype=np.uint8))
+def load(domain: type[Images], root: Path | str | None) -> ImageSet:
+    """The images of a data root as the domain reads them."""
+    return image_files.load(domain.source, domain.find, root and str(root))
 
 
 @pytest.fixture(scope="module")
 def classes():
-    """Pictures in the sizes of mini-ImageNet: split -> class -> images (n, 84, 84, 3)."""
-    rng = np.random.default_rng(0)
-    shapes = {"train": 3, "validation": 2, "test": 2}
-    return {
-        split: {f"n{split}{i}": rng.integers(0, 256, (4, 84, 84, 3), dtype=np.uint8) for i in range(count)}
-        for split, count in shapes.items()
-    }
-
-
-def as_pickles(folder: Path, classes, protocol: int = 4) -> None:
-    for split, group in classes.items():
-        rows = np.arange(4 * len(group)).reshape(len(group), 4)
-        content = {
-            "image_data": np.concatenate(list(group.values())),
-            "class_dict": {name: row.tolist() for name, row in zip(group, rows, strict=True)},
-        }
-        path = folder / f"mini-imagenet-cache-{PARTS[split]}.pkl"
-        path.write_bytes(pickle.dumps(content, protocol))
-
-
-def as_tables(folder: Path, classes) -> None:
-    (folder / "images").mkdir()
-    for split, group in classes.items():
-        with open(folder / f"{PARTS[split]}.csv", "w", newline="") as file:
-            rows = csv.writer(file)
-            rows.writerow(["filename", "label"])
-            for name, images in group.items():
-                for i, image in enumerate(images):
-                    Image.fromarray(image).save(folder / "images" / f"{name}{i:08}.png")
-                    rows.writerow([f"{name}{i:08}.png", name])
-
-
-def as_folders(folder: Path, classes) -> None:
-    for split, group in classes.items():
-        for name, images in group.items():
-            place = folder / PARTS[split] / name
-            place.mkdir(parents=True)
-            for i, image in enumerate(images):
-                Image.fromarray(image).save(place / f"{i:08}.PNG", "png")
-            (place / "._0.png").write_bytes(b"what a file manager leaves")
+    return pictures(train=3, others=2)
 
 
 LAYOUTS = {
@@ -85,7 +42,7 @@ LAYOUTS = {
 def test_mini_imagenet_is_the_same_in_every_layout(tmp_path, classes, write, below):
     (tmp_path / below).mkdir(exist_ok=True)
     write(tmp_path / below, classes)
-    content = image_files.MINI_IMAGENET.load(str(tmp_path))
+    content = load(MiniImageNet, tmp_path)
     for split, group in classes.items():
         images, counts = content.split(split)
         assert list(content.splits[split]) == list(group)
@@ -93,32 +50,26 @@ def test_mini_imagenet_is_the_same_in_every_layout(tmp_path, classes, write, bel
         assert np.array_equal(images, np.concatenate(list(group.values())).transpose(0, 3, 1, 2))
 
 
+def test_a_pickle_of_an_older_numpy_is_read(tmp_path, classes):
+    as_pickles(tmp_path, classes, protocol=2)
+    for path in tmp_path.glob("*.pkl"):
+        assert b"numpy._core" in path.read_bytes()
+        path.write_bytes(path.read_bytes().replace(b"numpy._core", b"numpy.core"))
+    assert load(MiniImageNet, tmp_path).images.shape == (28, 3, 84, 84)
+
+
 def test_pictures_of_another_size_are_resized(tmp_path):
     rng = np.random.default_rng(0)
-    for part in PARTS.values():
-        for name in ("a", "b"):
+    for part in ("train", "val", "test"):
+        for name, shape in (("grey", (100, 100)), ("colour", (100, 100, 3))):
             (tmp_path / part / name).mkdir(parents=True)
-            for i in range(3):
-                picture(rng, 100, grey=name == "a").save(tmp_path / part / name / f"{i}.jpg")
-    assert domain("MiniImageNet", tmp_path).episode(0).support_x.shape[2:] == (3, 84, 84)
-
-
-def cifar(folder: Path) -> None:
-    rng = np.random.default_rng(0)
-    (folder / "cifar100/splits/bertinetto").mkdir(parents=True)
-    for part, names in (("train", ["apple", "bee", "whale"]), ("val", ["can"]), ("test", ["bus", "pine_tree"])):
-        (folder / f"cifar100/splits/bertinetto/{part}.txt").write_text("\n".join(names) + "\n")
-        for name in names:
-            (folder / "cifar100/data" / name).mkdir(parents=True)
-            for i in range(3):
-                picture(rng, 32).save(folder / "cifar100/data" / name / f"{i}.png")
+            Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(tmp_path / part / name / "0.jpg")
+    assert load(MiniImageNet, tmp_path).images.shape == (6, 3, 84, 84)
 
 
 def test_cifar_fs(tmp_path):
     cifar(tmp_path)
-    images = domain("CIFARFS", tmp_path)
-    assert images.input_shape == (3, 32, 32)
-    content = image_files.CIFAR_FS.load(str(tmp_path))
+    content = load(CIFARFS, tmp_path)
     assert content.splits["test"] == {"bus": 3, "pine_tree": 3}
     whale = np.asarray(Image.open(tmp_path / "cifar100/data/whale/1.png")).transpose(2, 0, 1)
     assert np.array_equal(content.split("train")[0][7], whale)
@@ -135,7 +86,7 @@ def test_cifar_fs(tmp_path):
 def test_a_missing_file_is_named_with_what_to_do(tmp_path, spoil, named):
     spoil(tmp_path)
     with pytest.raises(InputError) as fault:
-        image_files.CIFAR_FS.load(str(tmp_path))
+        load(CIFARFS, tmp_path)
     message = str(fault.value)
     assert "\n" not in message
     for part in (named, "https://github.com/bertinetto/r2d2", "cifar100/data/CLASS/*.png", "nothing was downloaded"):
@@ -165,7 +116,7 @@ def test_a_pickle_is_data_or_refused(tmp_path, monkeypatch, classes, content, re
     as_pickles(tmp_path, classes)
     (tmp_path / "mini-imagenet-cache-val.pkl").write_bytes(content)
     with pytest.raises(InputError, match=f"cache-val.pkl.*({reason}).*class_dict"):
-        image_files.MINI_IMAGENET.load(str(tmp_path))
+        load(MiniImageNet, tmp_path)
     assert not (tmp_path / "payload").exists()
 
 
@@ -174,6 +125,7 @@ def test_a_pickle_is_data_or_refused(tmp_path, monkeypatch, classes, content, re
     [
         (lambda root: (root / "train.csv").write_text("file,class\na,b\n"), "train.csv.*expected the columns"),
         (lambda root: (root / "test.csv").write_text("filename,label\nlost.jpg,b\n"), "images/lost.jpg is missing"),
+        (lambda root: (root / "test.csv").unlink(), "test.csv is missing"),
         (lambda root: next((root / "images").iterdir()).write_bytes(b"no picture"), "cannot read the image .*images/"),
         (lambda root: (root / "val.csv").write_bytes(b"filename,label\n\xff\xff,b\n"), "val.csv.*expected the columns"),
     ],
@@ -182,4 +134,130 @@ def test_a_damaged_layout_is_refused(tmp_path, classes, spoil, message):
     as_tables(tmp_path, classes)
     spoil(tmp_path)
     with pytest.raises(InputError, match=message):
-        image_files.MINI_IMAGENET.load(str(tmp_path))
+        load(MiniImageNet, tmp_path)
+
+
+def test_omniglot_reads_any_archives_and_merges_what_stands_in_two(tmp_path):
+    omniglot(tmp_path / "omniglot", "background_small1", {"Greek": 4, "Latin": 3})
+    omniglot(tmp_path / "omniglot", "background_small2", {"Greek": 4, "Tagalog": 5})
+    content = load(Omniglot, tmp_path)
+    names = [name for classes in content.splits.values() for name in classes]
+    sizes = {"Greek": 4, "Latin": 3, "Tagalog": 5}
+    assert sorted(names) == sorted(f"{a}/character{i:02}" for a, count in sizes.items() for i in range(1, count + 1))
+    assert {split: len(classes) for split, classes in content.splits.items()} == {"train": 9, "test": 3}
+    assert {count for classes in content.splits.values() for count in classes.values()} == {3}
+    assert content.images.shape == (36, 1, 28, 28)
+    first, second, _ = content.images[3 * names.index("Greek/character02") :][:3, 0]
+    assert (first[:3] < 9).all()  # paper, but for the resampling's ripple
+    assert (first[:, :1] < 9).all()
+    assert (first[6:, 5:] > 246).all()  # ink
+    assert first[6, 10] > 246 > second[6, 10]  # drawings are in order
+
+
+def test_the_split_of_omniglot_is_random_and_the_same_in_every_run(tmp_path):
+    assert round(1623 * image_files.TRAIN_SHARE) == 1200
+    omniglot(tmp_path, "background", {"Greek": 8, "Latin": 8})
+    splits = [load(Omniglot, tmp_path).splits for _ in range(2)]
+    assert splits[0] == splits[1]
+    assert set(splits[0]["train"]).isdisjoint(splits[0]["test"])
+    assert list(splits[0]["train"]) != sorted([*splits[0]["train"], *splits[0]["test"]])[:12]
+
+
+def test_a_damaged_archive_is_refused(tmp_path):
+    omniglot(tmp_path, "background", {"Greek": 3})
+    path = tmp_path / "images_background.zip"
+    whole = path.read_bytes()
+    for damaged, named in ((whole[: len(whole) // 2], "background.zip"), (whole.replace(b"IDAT", b"IDAX"), "0001_01")):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=f"{named}.*fetch it again"):
+            load(Omniglot, tmp_path)
+
+
+def test_files_are_decoded_again_only_when_they_change(tmp_path, monkeypatch):
+    omniglot(tmp_path, "background", {"Greek": 3})
+    first = load(Omniglot, tmp_path)
+    decode, decoded = image_files._decode, []
+    monkeypatch.setattr(image_files, "_decode", lambda *args: decoded.append(args) or decode(*args))
+    assert np.array_equal(load(Omniglot, tmp_path).images, first.images)
+    assert not decoded
+    omniglot(tmp_path, "background", {"Greek": 3}, shift=30)
+    assert not np.array_equal(load(Omniglot, tmp_path).images, first.images)
+    assert len(decoded) == 9
+    omniglot(tmp_path, "evaluation", {"Latin": 1})
+    assert len(load(Omniglot, tmp_path).images) == 12
+
+
+class Build:
+    """Counts how often it is asked for its images."""
+
+    def __init__(self) -> None:
+        images = np.random.default_rng(0).integers(0, 256, (10, 1, 3, 3), dtype=np.uint8)
+        self.content, self.calls = ImageSet(images, {"train": {"a": 3, "b": 4}, "test": {"c": 3}}), 0
+
+    def __call__(self) -> ImageSet:
+        self.calls += 1
+        return self.content
+
+    def equals(self, found: ImageSet) -> bool:
+        return np.array_equal(found.images, self.content.images) and found.splits == self.content.splits
+
+
+def test_the_cache_keeps_what_was_built_from_the_same_files(tmp_path):
+    build = Build()
+    assert all(build.equals(cached([tmp_path], "some", "fingerprint", build)) for _ in range(3))
+    assert build.calls == 1
+    cached([tmp_path], "some", "another fingerprint", build)
+    assert build.calls == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["some.npz"]
+
+
+def test_a_damaged_cache_is_built_again(tmp_path):
+    """By changed bytes and lengths: what comes back is what was built, and what was found wrong is mended."""
+    build, path = Build(), tmp_path / "some.npz"
+    cached([tmp_path], "some", "fingerprint", build)
+    whole = path.read_bytes()
+    flipped = [whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :] for i in range(0, len(whole), 2)]
+    for damaged in [b"\xff" * len(whole), *(whole[:length] for length in range(0, len(whole), 31)), *flipped]:
+        before = build.calls
+        path.write_bytes(damaged)
+        assert build.equals(cached([tmp_path], "some", "fingerprint", build))
+        assert build.calls == before or path.stat().st_size == len(whole)
+    assert build.calls > len(flipped) / 2  # the rest are of no account, as the time of writing
+
+
+def test_the_cache_goes_where_it_can_be_written(tmp_path, monkeypatch):
+    sealed, missing, build = tmp_path / "sealed", tmp_path / "user" / "amaml", Build()
+    sealed.mkdir()
+    sealed.chmod(0o555)
+    for _ in range(2):
+        cached([sealed, None, missing], "some", "fingerprint", build)
+    assert (build.calls, list(sealed.iterdir())) == (1, [])
+    (tmp_path / "file").touch()
+    assert build.equals(cached([tmp_path / "file"], "some", "fingerprint", build))
+    sealed.chmod(0o755)
+    monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError("no space left on device")))
+    assert build.equals(cached([sealed], "some", "fingerprint", build))
+    assert list(sealed.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def small_sets(tmp_path_factory) -> str:
+    zips = list(SHARED.glob("omniglot/images_background_small[12].zip"))
+    if len(zips) < 2:
+        pytest.skip("no images_background_small1.zip and images_background_small2.zip: set AMAML_DATA to their folder")
+    root = tmp_path_factory.mktemp("data")
+    for path in zips:
+        (root / path.name).symlink_to(path.resolve())
+    return str(root)
+
+
+def test_the_small_sets_are_242_characters_of_which_the_papers_draw(small_sets):
+    content = load(Omniglot, small_sets)
+    assert {split: len(classes) for split, classes in content.splits.items()} == {"train": 179, "test": 63}
+    assert {count for classes in content.splits.values() for count in classes.values()} == {20}
+    assert len(np.unique(content.images, axis=0)) > 0.99 * len(content.images)  # Greek and Latin stand there once
+    ink = content.images.mean((1, 2, 3)) / 255
+    assert 0.01 < ink.min() < ink.max() < 0.5
+    images = Omniglot(Sampling(1, 15, 2, 0, data_root=small_sets, ways=20))
+    assert images.episode(0).query_x.shape == (2, 300, 1, 28, 28)
+    assert images.meta_test(3).test_y.unique().tolist() == list(range(20))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from amaml import InputError, Tasks, flatten, mlp
-from data.episodes import OTHER_UNITS
+from data.domain import OTHER_UNITS
 from experiment import machine
 from experiment.build import Experiment
 from experiment.settings import checked, merged

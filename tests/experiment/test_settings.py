@@ -12,7 +12,6 @@ import data
 from amaml import AMAML, InputError, models
 from amaml.flow import adjoint, steps
 from baselines import IMAML, inner
-from data import images, ratings, synthetic
 from experiment import registry, settings
 from experiment.settings import CONTROL, FIELDS, FOLDER, Settings, checked, flag_name, merged, parse_flags, read_toml
 
@@ -207,9 +206,6 @@ def test_the_names_are_those_of_the_tables_where_they_are_used():
     assert tuple(adjoint.ADJOINTS) == registry.ADJOINTS
     assert tuple(inner.INNER_OPTIMIZERS) == registry.INNER_OPTIMIZERS
     assert (tuple(models.ACTIVATIONS), models.NORMS) == (registry.ACTIVATIONS, registry.NORMS)
-    assert ratings.ITEM_FEATURES == data.ITEM_FEATURES
-    others = {"Sinusoid", "Logistic", "Jester", "MovieLens100K", "MovieLens1M"}
-    assert set(data.DOMAINS) == {*synthetic.FAMILIES, *images.IMAGES, *others}
 
 
 @pytest.mark.parametrize("table", ["METHODS", "NETWORKS", "META_OPTIMIZERS", "PROTOCOLS"])

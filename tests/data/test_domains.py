@@ -6,10 +6,10 @@ import torch
 
 import data
 from amaml import InputError
-from data.episodes import Sampling
 
 FIELDS = ("support_x", "support_y", "query_x", "query_y", "test_x", "test_y")
 ENDLESS = ("Sinusoid", "Logistic", "Omniglot", "MiniImageNet", "CIFARFS", "Glyphs")  # others: 100 meta-test tasks
+every_domain = pytest.mark.parametrize("name", data.DOMAINS)
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def make(data_sets):
 
     def make(name: str, **changes) -> data.Domain:
         sizes = {"shots": 1, "queries": 2, "meta_batch": 2, "seed": 0, "data_root": data_sets, "ways": 2}
-        return data.make(name, Sampling(**sizes | {"train_tasks": 30} | changes))
+        return data.make(name, data.Sampling(**sizes | {"train_tasks": 30} | changes))
 
     return make
 
@@ -29,30 +29,24 @@ def equal(one, two) -> bool:
     return all((a is None and b is None) or torch.equal(a, b) for a, b in pairs)
 
 
-@pytest.mark.parametrize("name", data.DOMAINS)
+@every_domain
 def test_an_episode_depends_on_seed_and_step_alone(make, name):
     domain, other = make(name), make(name)
     seventh = domain.episode(7)
     np.random.seed(1)  # noqa: NPY002 - the global state that must not matter
     torch.manual_seed(1)
+    states = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002 - and must not change
     for step in (3, 0, 7, 12):
         other.episode(step)
     assert equal(other.episode(7), seventh)
     assert not all(equal(domain.episode(step), seventh) for step in range(8, 12))
     assert not all(equal(make(name, seed=seed).episode(7), seventh) for seed in range(1, 5))
-
-
-@pytest.mark.parametrize("name", data.DOMAINS)
-def test_drawing_leaves_the_global_generators_alone(make, name):
-    states = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
-    domain = make(name)
-    domain.episode(0)
     domain.meta_test(2)
     assert np.array_equal(np.random.get_state()[1], states[0])  # noqa: NPY002
     assert torch.equal(torch.get_rng_state(), states[1])
 
 
-@pytest.mark.parametrize("name", data.DOMAINS)
+@every_domain
 def test_slices_of_the_meta_test_are_the_whole(make, name):
     whole = make(name).meta_test(20)
     domain = make(name)  # another one, asked in another order
@@ -65,21 +59,20 @@ def test_slices_of_the_meta_test_are_the_whole(make, name):
     assert not equal(make(name, seed=1).meta_test(20), whole)
 
 
-@pytest.mark.parametrize("name", data.DOMAINS)
+@every_domain
 def test_how_many_meta_test_tasks_there_are_is_known_without_them(make, name):
     domain = make(name)
     if name in ENDLESS:
         domain.check_meta_test(10**9)
         return
     domain.check_meta_test(100)
-    with pytest.raises(InputError, match="--test-tasks 101 is more than the 100 meta-test"):
-        domain.check_meta_test(101)
     assert len(domain.meta_test(1, 99)) == 1
-    with pytest.raises(InputError, match="--test-tasks 101 is more than the 100 meta-test"):
-        domain.meta_test(2, 99)
+    for ask in (lambda: domain.check_meta_test(101), lambda: domain.meta_test(2, 99)):
+        with pytest.raises(InputError, match="--test-tasks 101 is more than the 100 meta-test"):
+            ask()
 
 
-@pytest.mark.parametrize("name", data.DOMAINS)
+@every_domain
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_shapes_and_types(make, name, dtype):
     domain = make(name, dtype=dtype)
@@ -87,24 +80,20 @@ def test_shapes_and_types(make, name, dtype):
     classification = domain.objective.metric_name == "accuracy"
     points = (2, 4) if domain.images else (1, 2)
     assert episode.test_x is None
-    assert test.test_x is not None
     for tasks, count in ((episode, 2), (test, 3)):
         pairs = [(tasks.support_x, tasks.support_y), (tasks.query_x, tasks.query_y), (tasks.test_x, tasks.test_y)]
-        for (x, y), n in zip(pairs, (*points, None), strict=True):
-            if x is None:
-                continue
+        for (x, y), n in zip(pairs if tasks is test else pairs[:2], (*points, None), strict=tasks is test):
             n = n or x.shape[1]
             assert x.shape == (count, n, *domain.input_shape)
             assert x.dtype == dtype
             assert x.isfinite().all()
-            if classification:
-                assert y.shape == (count, n)
-                assert y.dtype == torch.int64
-                assert 0 <= y.min() <= y.max() < domain.outputs
-            else:
-                assert y.shape == (count, n, domain.outputs)
-                assert y.dtype == dtype
-                assert y.isfinite().all()
+            assert y.shape == ((count, n) if classification else (count, n, domain.outputs))
+            assert y.dtype == (torch.int64 if classification else dtype)
+            assert y.isfinite().all()
+            assert not classification or 0 <= y.min() <= y.max() < domain.outputs
+    assert all(len(values) == 3 for values in domain.predictors(3).values())
+    x, y = domain.in_units(test.test_x, test.test_y)
+    assert (x.shape, y.shape, x.dtype) == (test.test_x.shape, test.test_y.shape, dtype)
 
 
 def test_an_unknown_domain_is_answered_with_the_nearest(make):
