@@ -10,8 +10,8 @@ source configs/environment.sh
 usage() {
     cat >&2 <<'TEXT'
 usage: bash reproduce.sh TARGET|GRID.toml [--seeds 0 1 2] [--only AXIS=A,B] [--workers N] [--gpus [N]]
-                         [--slurm PARTITION] [--walltime H:M:S] [--account A] [--jobs N] [--dry-run] [--status]
-       bash reproduce.sh compare RUN_OR_FOLDER... [--out FOLDER]
+                         [--slurm PARTITION] [--walltime H:M:S] [--account A] [--jobs N] [--again] [--dry-run] [--status]
+       bash reproduce.sh compare CSV_OR_RUN... [--only AXIS=A,B] [--out FOLDER]
   GRID.toml: a grid of your own (experiment/grid.py says how one looks); it writes below the folder you start from
 targets:
 TEXT
@@ -26,14 +26,6 @@ TEXT
 module() {
     case $PYTHON in .venv/*) PYTHON=$root/$PYTHON ;; esac
     (cd "$place" && PYTHONPATH=$root exec "$PYTHON" -m "$@")
-}
-
-# Sets PYTHON for the cells; Parsl is only needed where some are to run.
-find_engine() {
-    case " $* " in
-    *" --dry-run "* | *" --status "* | *" --help "*) find_environment requirements.txt ;;
-    *) find_environment requirements.txt configs/parsl-requirements.txt ;;
-    esac
 }
 
 # What `efficiency` measures once its two networks are trained.
@@ -55,19 +47,15 @@ target=${1:-}
 place=$root
 case $target in
 "" | -*) usage ;;
-compare)
+compare | *.toml)
     find_environment requirements.txt
-    place=$caller
-    module experiment.reproduce "$@"
-    ;;
-*.toml)
-    find_engine "$@"
     place=$caller
     module experiment.reproduce "$@"
     ;;
 *)
     [ -f "configs/targets/$target.toml" ] || usage
-    find_engine "$@"
+    find_environment requirements.txt
+    [ "$target" != efficiency ] || set -- "$@" --again # its networks are needed here, not their numbers
     module experiment.reproduce "$@"
     case "$target $*" in
     *--dry-run* | *--status* | *--help*) ;;

@@ -258,9 +258,7 @@ class AMAML:
 
         def halved(coarse: Solution) -> Solution:
             limit = spent.total + max(least if coarse is first else 0, (1 if self.solver == "auto" else 2) * flow.limit)
-            return self.solve(
-                flow.limited(limit), tasks, mesh.halved(coarse.trajectory), Curvature(flow), self.adjoint
-            )
+            return self.solve(flow.limited(limit), tasks, mesh.halved(coarse.trajectory), Curvature(flow), self.adjoint)
 
         heun = [HEUN.order] if self.adjoint == "continuous" else []
         order = min(heun + [move.scheme.order for move in first.trajectory.moves])

@@ -2,17 +2,15 @@
 
     python -m benchmarks.directions
 
-gives every finished cell of the target horizons that has its checkpoint a direction.json: for FOMAML and Reptile the
-cosine between what the method takes for the meta-gradient and the meta-gradient (A-MAML's, float64, rtol 1e-4), of
-batches that training did not see. From these files it writes results/paper/directions.md.
+measures every finished cell of the target horizons whose checkpoint is here: for FOMAML and Reptile the cosine between
+what the method takes for the meta-gradient and the meta-gradient (A-MAML's, float64, rtol 1e-4), of batches that
+training did not see. results/paper/directions.csv keeps them, a line a cell; directions.md is the table.
 """
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from amaml.flow.control import Control
+import pandas as pd
 from torch.nn.functional import cosine_similarity
 
 import data
@@ -20,14 +18,16 @@ from benchmarks.paper import OUT, over_seeds
 from data.files import write_atomically
 from experiment.build import build
 from experiment.cells import Cell
-from experiment.compare_tables import as_markdown
 from experiment.folder import load_checkpoint
 from experiment.grid import read_grid, target_path
 from experiment.settings import checked
+from experiment.tables import as_markdown
 
 METHODS = ("fomaml", "reptile")
 BATCHES, FIRST = 4, 10**6  # episodes FIRST, FIRST + 1, ...
 RTOL = 1e-4
+PLACE = ["domain", "method", "inner_steps", "seed"]
+COSINES = [f"cosine_{i}" for i in range(BATCHES)]
 
 
 def cosines(checkpoint_path: Path) -> list[float]:
@@ -45,36 +45,35 @@ def cosines(checkpoint_path: Path) -> list[float]:
     return [float(value) for value in values]
 
 
-def measure(folder: Path) -> None:
-    """Write a cell's direction.json, unless it is there or the cell is not finished here."""
-    made, checkpoint = folder / "direction.json", folder / "checkpoint.pt"
-    if checkpoint.exists() and (folder / "summary.json").exists() and not made.exists():
-        content = {"cosine": cosines(checkpoint), "batches": [FIRST, BATCHES], "rtol": RTOL}
-        write_atomically(made, json.dumps(content, indent=1).encode())
-
-
-def table(cells: list[Cell]) -> str:
-    """A row a domain and method, a column a number of inner steps: the mean over batches, then over seeds."""
-    found: dict[tuple[str, str], dict[int, list[float]]] = {}
+def measured(frame: pd.DataFrame, cells: list[Cell]) -> pd.DataFrame:
+    """The frame with a line for every finished cell of which it has none, as far as their checkpoints are here."""
+    known, lines = {tuple(map(str, place)) for place in frame[PLACE].itertuples(index=False)}, []
     for cell in cells:
-        made = cell.folder / "direction.json"
-        if made.exists():
-            row = found.setdefault((cell.labels["domain"], cell.labels["method"]), {})
-            value = float(np.mean(json.loads(made.read_text())["cosine"]))
-            row.setdefault(int(cell.labels["inner_steps"]), []).append(value)
-    steps = sorted({n for row in found.values() for n in row})
-    rows = [["domain", "method", *(f"{n} step" + "s" * (n > 1) for n in steps)]]
-    rows += [[*place, *(over_seeds(row.get(n, [])) for n in steps)] for place, row in found.items()]
+        place = tuple(cell.labels[name] for name in PLACE)
+        if place not in known and all((cell.folder / name).exists() for name in ("summary.json", "checkpoint.pt")):
+            values = [*place[:2], *map(int, place[2:]), *cosines(cell.folder / "checkpoint.pt")]
+            lines.append(dict(zip(PLACE + COSINES, values, strict=True)))
+    return pd.concat([frame, pd.DataFrame(lines)], ignore_index=True).sort_values(PLACE, ignore_index=True)
+
+
+def table(frame: pd.DataFrame) -> str:
+    """A row a domain and method, a column a number of inner steps: the mean over batches, then over seeds."""
+    means = frame[PLACE].assign(cosine=frame[COSINES].mean(axis="columns"))
+    steps = sorted(means["inner_steps"].unique())
+    rows = [["domain", "method", *(f"{n} step" + "s" * bool(n > 1) for n in steps)]]
+    for place, own in means.groupby(PLACE[:2]):
+        rows.append([*place, *(over_seeds(own.loc[own["inner_steps"] == n, "cosine"]) for n in steps)])
     text = f"{__doc__.splitlines()[0]} `python -m benchmarks.directions`, {BATCHES} batches of 5 tasks.\n\n"
     return text + as_markdown(rows) + "\n"
 
 
 def main() -> None:
     """Measure what is not measured yet, and write the table of all."""
-    cells = [cell for cell in read_grid(target_path("horizons")).cells if cell.labels["method"] in METHODS]
-    for cell in cells:
-        measure(cell.folder)
-    write_atomically(OUT / "directions.md", table(cells).encode())
+    path = OUT / "directions.csv"
+    before = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=PLACE + COSINES)
+    frame = measured(before, [c for c in read_grid(target_path("horizons")).cells if c.labels["method"] in METHODS])
+    write_atomically(path, frame.to_csv(index=False, float_format="%.7g", lineterminator="\n").encode())
+    write_atomically(OUT / "directions.md", table(frame).encode())
 
 
 if __name__ == "__main__":

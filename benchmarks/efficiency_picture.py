@@ -1,13 +1,17 @@
-"""The picture of a benchmark run: seconds, seconds over those of FOMAML beside the paper's, and memory."""
+"""The table and the picture of a benchmark run, from its CSV: seconds, their ratios beside the paper's, memory."""
 
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from benchmarks.line_names import name_lines
+from benchmarks.paper import PAPER
 from benchmarks.paper_pictures import NAMES, STYLES
+from data.files import write_atomically
+from experiment.figures_compare import name_lines
 
 A_MAML, LINE = STYLES["amaml"], {"linewidth": 1.5, "markersize": 4}
 SHOWN = {  # a line's name and look
@@ -20,9 +24,55 @@ OPEN = {"linestyle": "none", "markerfacecolor": "none", "markersize": 11, "marke
 Points = dict[str, list[tuple[int, float]]]  # by method: inner steps and a number
 
 
-def figure(rows: list[dict[str, Any]], paper: dict[str, Any]) -> Figure:
-    """paper: the seconds of paper.toml's [efficiency], by method and inner steps, of which the ratios are drawn."""
-    seconds, memory = _points(rows, "seconds", 1.0), _points(rows, "peak_bytes", 2.0**20)
+def draw(path: Path) -> None:
+    """The table and the picture of a CSV, beside it."""
+    frame = pd.read_csv(path)
+    write_atomically(path.with_suffix(".md"), table(frame).encode())
+    figure(frame, PAPER["efficiency"]).savefig(path.with_suffix(".png"), dpi=120)
+
+
+def table(frame: pd.DataFrame) -> str:
+    """Markdown, a block for every number of inner steps."""
+    a = frame.iloc[0]
+    lines = [
+        f"`{a['command']}`",
+        "",
+        f"{a['network']}, {'meta-trained' if pd.notna(a['trained']) else 'untrained'} theta, {a['dtype']}, "
+        f"{a['device']} ({a['machine']}), {a['threads']} thread(s), torch {a['torch']}, compile {a['compile']}; "
+        f"medians of {a['rounds']} rounds, seconds of "
+        "computing where it is one CPU thread. Ratio: seconds over those of FOMAML. Memory: what the inner steps add "
+        "to the peak of a process that has made an update with one inner step, compile off. "
+        "Gradients and HVPs: calls for all tasks. Reported: the error that A-MAML carries from its last measurement. "
+        "Long run: gradients and HVPs of a call of A-MAML, mean over other batches, measuring included, as in the "
+        "seconds. Measuring: what it adds to them. "
+        "Floor: matrix products at the measured rate over the time taken.",
+        "",
+        "| steps | method | seconds | ratio | memory MiB | gradients | HVPs | long run | measuring | relative error "
+        "| reported | cosine | floor |",
+        "|" + "---|" * 13,
+    ]
+    first_order = frame[frame["method"] == "FOMAML"].set_index("steps")["seconds"].dropna()
+    return "\n".join([*lines, *(_line(row.dropna(), first_order) for _, row in frame.iterrows())]) + "\n"
+
+
+def _line(r: pd.Series, first_order: pd.Series) -> str:
+    """A method's row; r: the numbers that it has."""
+    if "refused" in r:
+        return f"| {r['steps']} | {r['method']} | refused: {r['refused']} ||||||||||||"
+    ratio = f"{r['seconds'] / first_order[r['steps']]:.2f}" if r["steps"] in first_order else ""
+    peak = f"{r['peak_bytes'] / 2**20:.1f}" if "peak_bytes" in r else ""
+    reported = f"{r['reported_error']:.1e}" if "reported_error" in r else ""
+    long_run = f"{r['long_run']:.0f} | {r['measuring']:.0%}" if "long_run" in r else " | "
+    return (
+        f"| {r['steps']} | {r['method']} | {r['seconds']:.4f} | {ratio} | {peak} | {r['gradients']:.0f} | "
+        f"{r['hvps']:.0f} | {long_run} | {r['relative_error']:.1e} | {reported} | {r['cosine']:.4f} | "
+        f"{100 * r['floor_fraction']:.0f}% |"
+    )
+
+
+def figure(frame: pd.DataFrame, paper: dict[str, Any]) -> Figure:
+    """frame: method, steps, seconds, peak_bytes; paper: seconds by method and inner steps, whose ratios are drawn."""
+    seconds, memory = _points(frame, "seconds", 1.0), _points(frame, "peak_bytes", 2.0**20)
     published = {name: [(int(steps), value) for steps, value in line.items()] for name, line in paper.items()}
     panels = [  # what is on the y axis, our lines, the paper's marks
         ("seconds a meta-update", seconds, {}),
@@ -48,9 +98,10 @@ def figure(rows: list[dict[str, Any]], paper: dict[str, Any]) -> Figure:
     return drawing
 
 
-def _points(rows: list[dict[str, Any]], key: str, unit: float) -> Points:
-    found = {name: [(r["steps"], r[key] / unit) for r in rows if r["method"] == name and r.get(key)] for name in SHOWN}
-    return {name: sorted(line) for name, line in found.items() if line}
+def _points(frame: pd.DataFrame, column: str, unit: float) -> Points:
+    found = frame[frame.get(column, pd.Series(0.0, frame.index)) > 0].sort_values("steps")
+    lines = {name: found[found["method"] == name] for name in SHOWN}
+    return {name: list(zip(f["steps"], f[column] / unit, strict=True)) for name, f in lines.items() if len(f)}
 
 
 def _ratios(points: Points) -> Points:

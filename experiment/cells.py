@@ -1,12 +1,15 @@
 """The cells of a grid of runs: what they are, and how far each is by its files alone."""
 
+import contextlib
+import fcntl
 import json
+import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from experiment import supervise
+from data.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -30,20 +33,28 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """The cells of a file, the first axis (the seed) varying slowest; records holds what is known about each."""
+    """The cells of a file, the first axis (the seed) varying slowest.
+
+    records: the folder of what is known about each; csv: the file of their results; kept: those whose results stand in
+    it, and need not be made again, with the seconds that they took.
+    """
 
     name: str
     cells: list[Cell]
     records: Path
+    csv: Path
+    kept: dict[str, float] = field(default_factory=dict)
 
 
 def record_path(grid: Grid, cell: Cell) -> Path:
-    """Where supervise.py keeps what it knows of a cell."""
+    """Where what is known of a cell is kept: its .json, .log and .lock."""
     return grid.records / cell.name
 
 
-def done(cell: Cell) -> bool:
-    """Whether the cell's files are there, and its run has the flags that the grid asks for."""
+def done(grid: Grid, cell: Cell) -> bool:
+    """Whether the cell's numbers stand in the grid's CSV, or its files are here and are of the run asked for."""
+    if cell.name in grid.kept:
+        return True
     there = (any(step.makes.parent.glob(step.makes.name)) for step in cell.steps)
     return all(there) and _as_asked(cell)
 
@@ -54,6 +65,32 @@ def _as_asked(cell: Cell) -> bool:
     except (OSError, ValueError, KeyError):
         return True  # results kept without their configuration
     return all(settings.get(name, value) == value for name, value in cell.settings.items())
+
+
+def locked(file: IO[str]) -> bool:
+    """Lock an open file, also for the processes that inherit it; False where others hold it.
+
+    A filesystem without locks counts as free.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """How the last attempt at a cell went, its state, status, seconds, number and last line; empty before the first."""
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(path.with_name(f"{path.name}.json").read_text())
+    return {}
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Write down how an attempt at a cell goes."""
+    write_atomically(path.with_name(f"{path.name}.json"), (json.dumps(record) + "\n").encode())
 
 
 @dataclass(frozen=True)
@@ -69,16 +106,15 @@ class State:
 def state(grid: Grid, cell: Cell) -> State:
     """How a cell stands, by its files alone."""
     path = record_path(grid, cell)
-    record = supervise.read_record(path)
+    record = read_record(path)
     seconds = float(record.get("seconds", 0.0))
-    lock = path.with_name(path.name + ".lock")
+    lock = path.with_name(f"{path.name}.lock")
     if lock.exists():
-        held = supervise.locked(lock)
-        if held is None:
-            return State(cell, "running", seconds)
-        held.close()
-    if done(cell):
-        return State(cell, "done", seconds)
+        with open(lock, "a") as file:
+            if not locked(file):
+                return State(cell, "running", seconds + time.time() - record.get("started", time.time()))
+    if done(grid, cell):
+        return State(cell, "done", seconds or grid.kept.get(cell.name, 0.0))
     name = {"failed": "failed", "started": "stopped", "stopped": "stopped"}.get(record.get("state", ""), "waiting")
     return State(cell, name, seconds, record.get("line", ""))
 

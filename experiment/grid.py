@@ -50,7 +50,7 @@ def read_grid(path: Path, seeds: list[int] | None = None, device: str | None = N
     start = Path(os.path.dirname(out.split("{")[0]))
     cells = [_cell(fixed, place, content | {"out": out}, start, path) for place in itertools.product(*axes.values())]
     _check_folders(cells, path)
-    return Grid(path.stem, cells, start / ".cells" / path.stem)
+    return Grid(path.stem, cells, start / ".cells" / path.stem, start.parent / f"{path.stem}.csv")
 
 
 def target_path(name: str) -> Path:

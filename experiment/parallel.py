@@ -1,40 +1,51 @@
-"""Runs the cells of a grid on this machine or on a cluster. Parsl is the engine.
+"""Runs the cells of a grid: each as processes of this machine, or as jobs of a cluster, through SLURM's srun.
 
-A cell that is done is left alone. Every other one is a task of Parsl's HighThroughputExecutor: supervise.py with the
-cell's commands, each of which goes on from where a killed one stopped. Exit status 2, a mistake or a diverged run, is
-final; everything else, a lost machine included, is tried twice more.
+A cell's commands go on from where a killed one stopped (--resume), so that all there is to do is to start them, so many
+at once, and to start them again. Exit status 2, a mistake or a diverged run, is final; everything else, a lost node or
+the end of a job's time included, is tried twice more. A command outlives this program where that is killed (SIGKILL):
+it holds the cell's lock, for which the next start waits.
 """
 
-import json
 import os
-import shlex
-import shutil
-import socket
-import sys
+import queue
+import signal
+import subprocess
+import threading
 import time
-from collections.abc import Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import IO
 
 from tqdm import tqdm
 
-from amaml.errors import InputError
-from experiment import supervise
-from experiment.cells import Cell, Grid, State, done, hours_left, in_words, record_path, state, states
+from experiment import results
+from experiment.cells import (
+    Cell,
+    Grid,
+    Step,
+    done,
+    hours_left,
+    in_words,
+    locked,
+    read_record,
+    record_path,
+    state,
+    states,
+    write_record,
+)
 
 FINAL = 2  # run.py's exit status for a mistake or a diverged run
-RETRIES = 2
+ATTEMPTS = 3
+LOOK_SECONDS = 0.3  # between two looks at a command, and at whether to stop
 REFRESH_SECONDS = 10.0  # between two looks at the time left
-END_SECONDS = 60.0  # that cells have for their checkpoint when all are stopped
+STOPS = tuple(128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM))
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where cells run: workers at once on this machine, or in each of some pilot jobs of a SLURM partition.
+    """Where cells run: so many at once on this machine, or as jobs of a SLURM partition.
 
-    gpus: how many a node has; every worker gets one for itself. 0: none is used.
+    gpus: how many there are; every cell gets one for itself. 0: none is used.
     """
 
     workers: int
@@ -42,7 +53,14 @@ class Place:
     partition: str | None = None
     walltime: str = "04:00:00"
     account: str | None = None
-    jobs: int = 1
+
+    def command(self, step: Step) -> list[str]:
+        """What starts a step there."""
+        if self.partition is None:
+            return step.command
+        asked = {"partition": self.partition, "time": self.walltime, "account": self.account}
+        asked |= {"gpus-per-node": 1 if self.gpus else None, "ntasks": 1, "cpus-per-task": 1}
+        return ["srun", "--quiet", *(f"--{name}={value}" for name, value in asked.items() if value), *step.command]
 
 
 def free_cores() -> int:
@@ -53,109 +71,111 @@ def free_cores() -> int:
 
 def run(grid: Grid, place: Place) -> int:
     """Run every cell that is not done; the number of those that failed. KeyboardInterrupt leaves all resumable."""
-    todo = [cell for cell in grid.cells if not done(cell)]
-    progress = Progress(grid, place)
-    if not todo:
-        progress.close()
-        return 0
-    for cell in todo:
-        record_path(grid, cell).parent.mkdir(parents=True, exist_ok=True)
-    import parsl  # optional: only what runs cells needs it
-
-    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where Parsl's own programs are
-    owner = f"{socket.gethostname()}:{os.getpid()}"
-    kernel = parsl.load(_config(grid, place, owner))
-    try:
-        start = parsl.bash_app(shlex.join)
-        _follow({start(_supervised(grid, cell, owner)): cell for cell in todo}, progress)
-    finally:
-        progress.close()
-        kernel.cleanup()
-        parsl.clear()
-        _wait_for_end(grid, todo)
-    if not progress.failed:
-        shutil.rmtree(kernel.run_dir, ignore_errors=True)  # Parsl's own logs and scripts
+    results.collect(grid, [cell for cell in grid.cells if cell.name not in grid.kept and done(grid, cell)])
+    workers, progress = _Workers(grid, place), Progress(grid, place.workers)
+    with ThreadPoolExecutor(place.workers) as pool:
+        try:
+            futures = {pool.submit(workers.run, cell): cell for cell in grid.cells if not done(grid, cell)}
+            _follow(futures, grid, progress)
+        finally:
+            workers.stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            progress.bar.close()
     return progress.failed
 
 
-def _follow(futures: dict[Future, Cell], progress: "Progress") -> None:
-    """Show every cell that ends, until all have; raises InputError where there is nobody to run them."""
-    from parsl.executors.errors import BadStateException
-    from parsl.jobs.errors import TooManyJobFailuresError
-
+def _follow(futures: dict[Future, Cell], grid: Grid, progress: "Progress") -> None:
+    """Show every cell that ends, and put its numbers into the grid's CSV, until all have."""
     while futures:
         for future in wait(futures, REFRESH_SECONDS, FIRST_COMPLETED).done:
-            fault = future.exception()
-            if isinstance(fault, (BadStateException, TooManyJobFailuresError)):
-                first = " ".join(str(fault).split()).partition(" Error 2: ")[0]  # of the jobs that could not start
-                raise InputError(f"no worker could be started: {first}")
-            progress.ended(futures.pop(future), fault)
+            cell, status = futures.pop(future), future.result()
+            if status == 0:
+                results.collect(grid, [cell])
+            progress.ended(cell, status)
         progress.refresh()
 
 
-def _supervised(grid: Grid, cell: Cell, owner: str) -> list[str]:
-    commands = json.dumps([step.command for step in cell.steps])
-    return [sys.executable, supervise.__file__, str(record_path(grid, cell)), owner, commands]
+class _Workers:
+    """What the threads of the pool share: where they run cells, the GPUs that are free, whether to stop."""
+
+    def __init__(self, grid: Grid, place: Place) -> None:
+        self.grid, self.place, self.stop = grid, place, threading.Event()
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(place.gpus)))).split(",")
+        self.gpus: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        for i in range(place.workers):
+            self.gpus.put(visible[i] if place.gpus and place.partition is None else None)
+
+    def run(self, cell: Cell) -> int:
+        """Run a cell's commands until they succeed, fail for good or are told to stop; the last exit status."""
+        path, gpu = record_path(self.grid, cell), self.gpus.get()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        environment |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+        status = 128 + signal.SIGTERM
+        try:
+            with open(f"{path}.log", "a") as log, open(f"{path}.lock", "a") as lock:
+                while not self.stop.is_set() and not locked(lock):  # by a command that an earlier start left behind
+                    time.sleep(LOOK_SECONDS)
+                for _ in range(ATTEMPTS):
+                    if self.stop.is_set():
+                        break
+                    status = self._attempt(cell, lock, stdout=log, stderr=log, env=environment)
+                    if status in (0, FINAL):
+                        break
+        finally:
+            self.gpus.put(gpu)
+        return status
+
+    def _attempt(self, cell: Cell, lock: IO[str], **options: object) -> int:
+        """The exit status of the first command that fails, or of the last; written down with the time that it took."""
+        path, started = record_path(self.grid, cell), time.time()
+        before = read_record(path)
+        record = {"attempts": before.get("attempts", 0) + 1, "seconds": before.get("seconds", 0.0)}
+        write_record(path, record | {"state": "started", "started": started})
+        status = 0
+        for step in cell.steps:
+            # the lock is the command's as well, and lasts as long; a session of its own: Ctrl-C is for this program
+            process = subprocess.Popen(
+                self.place.command(step),
+                stdin=subprocess.DEVNULL,
+                pass_fds=[lock.fileno()],
+                start_new_session=True,
+                **options,
+            )
+            if status := self._wait(process):
+                break
+        ending = "stopped" if status in STOPS or self.stop.is_set() else "failed" if status else "done"
+        line = last_line(f"{path}.log") if status else ""
+        seconds = round(record["seconds"] + time.time() - started, 3)
+        write_record(path, record | {"state": ending, "status": status, "seconds": seconds, "line": line})
+        return status
+
+    def _wait(self, process: subprocess.Popen) -> int:
+        """The exit status, 128 + signal where one ended it; told to stop, a run leaves a checkpoint."""
+        told = False
+        while True:
+            try:
+                status = process.wait(LOOK_SECONDS)
+                return status if status >= 0 else 128 - status
+            except subprocess.TimeoutExpired:
+                if self.stop.is_set() and not told:
+                    process.terminate()
+                    told = True
 
 
-def _retry_cost(fault: Exception, _: Any) -> float:
-    return RETRIES + 1 if getattr(fault, "exitcode", None) == FINAL else 1
-
-
-def _config(grid: Grid, place: Place, owner: str) -> Any:
-    import parsl
-    from parsl.executors import HighThroughputExecutor
-    from parsl.providers import LocalProvider, SlurmProvider
-
-    blocks = {"init_blocks": 1, "min_blocks": 0, "max_blocks": place.jobs}
-    if place.partition is None:
-        provider = LocalProvider(**blocks)
-        network = {"address": "127.0.0.1", "heartbeat_period": 2, "heartbeat_threshold": 30}
-    else:
-        provider = SlurmProvider(
-            partition=place.partition,
-            account=place.account,
-            walltime=place.walltime,
-            cores_per_node=place.workers,
-            gpus_per_node=place.gpus or None,
-            exclusive=False,
-            cmd_timeout=60,
-            worker_init=f"cd {shlex.quote(str(Path.cwd()))}; export PATH={shlex.quote(os.environ['PATH'])}",
-            **blocks,
-        )
-        network = {"heartbeat_period": 15, "heartbeat_threshold": 120}
-    executor = HighThroughputExecutor(
-        provider=provider,
-        max_workers_per_node=place.workers,
-        cores_per_worker=1e-3,  # as many workers as were asked for, whatever the machine has
-        available_accelerators=place.gpus,
-        interchange_launch_cmd=[sys.executable, supervise.__file__, "--guard", owner, "interchange.py"],
-        **network,
-    )
-    return parsl.Config(
-        executors=[executor],
-        retries=RETRIES,
-        retry_handler=_retry_cost,
-        run_dir=str(grid.records / ".parsl"),
-        strategy="simple",
-        strategy_period=0.5 if place.partition is None else 5,  # seconds; the first pilot job starts after one
-        initialize_logging=False,
-    )
-
-
-def _wait_for_end(grid: Grid, cells: Iterable[Cell]) -> None:
-    """Wait until no cell runs any more, so that the same command may follow at once."""
-    end = time.monotonic() + END_SECONDS
-    while time.monotonic() < end and any(state(grid, cell).name == "running" for cell in cells):
-        time.sleep(supervise.LOOK_SECONDS)
+def last_line(path: str) -> str:
+    """The last line of a file that is not empty."""
+    with open(path, errors="replace") as file:
+        lines = file.read().strip().splitlines()
+    return lines[-1] if lines else ""
 
 
 class Progress:
     """One bar over the cells on a terminal, a line a cell elsewhere."""
 
-    def __init__(self, grid: Grid, place: Place) -> None:
-        self.grid, self.workers, self.failed = grid, place.workers * place.jobs, 0
-        self.count = sum(done(cell) for cell in grid.cells)
+    def __init__(self, grid: Grid, workers: int) -> None:
+        self.grid, self.workers, self.failed = grid, workers, 0
+        self.count = sum(done(grid, cell) for cell in grid.cells)
         layout = "{desc} {n_fmt}/{total_fmt} cells |{bar}| {elapsed}{postfix}"
         self.bar = tqdm(
             total=len(grid.cells),
@@ -168,44 +188,24 @@ class Progress:
         if self.bar.disable:
             print(f"{grid.name}: {self.count} of {len(grid.cells)} cells are done", flush=True)
 
-    def ended(self, cell: Cell, fault: BaseException | None) -> None:
-        """Show that a cell ended, well or with a fault."""
+    def ended(self, cell: Cell, status: int) -> None:
+        """Show that a cell ended."""
         now = state(self.grid, cell)
         self.count += 1
-        self.failed += fault is not None
-        result = f"done in {in_words(now.seconds)}" if fault is None else f"failed: {_reason(fault, now)}"
+        self.failed += status != 0
+        text = f"failed: exit status {status}: {now.line}" if status else f"done in {in_words(now.seconds)}"
         if self.bar.disable:
-            print(f"[{self.count}/{len(self.grid.cells)}] {cell.name}: {result}{self._left()}", flush=True)
-        elif fault is not None:
-            self.bar.write(f"{cell.name}: {result}")
+            print(f"[{self.count}/{len(self.grid.cells)}] {cell.name}: {text}{self._left()}", flush=True)
+        elif status:
+            self.bar.write(f"{cell.name}: {text}")
         self.bar.update()
 
     def refresh(self) -> None:
         """Bring the time left up to date."""
         if not self.bar.disable:
-            self.bar.set_postfix_str(
-                self._left().removeprefix("; ") + (f", {self.failed} failed" if self.failed else "")
-            )
+            failed = f", {self.failed} failed" if self.failed else ""
+            self.bar.set_postfix_str(self._left().removeprefix("; ") + failed)
 
     def _left(self) -> str:
         left = hours_left(states(self.grid), self.workers)
         return "" if left is None else f"; {in_words(3600 * left)} left"
-
-    def close(self) -> None:
-        """Leave the bar as it is."""
-        self.bar.close()
-
-
-def _reason(fault: BaseException, now: State) -> str:
-    code = getattr(fault, "exitcode", None)
-    if code is None:
-        return " ".join(str(fault).split()) or type(fault).__name__
-    return f"exit status {code}: {now.line}"
-
-
-def check_parsl() -> None:
-    """Raise InputError where Parsl is not installed."""
-    from importlib.util import find_spec
-
-    if find_spec("parsl") is None:
-        raise InputError("Parsl is not installed, which runs the cells; pip install -r configs/parsl-requirements.txt")

@@ -1,6 +1,7 @@
 """The program behind reproduce.sh: run the cells of a grid, say how far they are, or compare finished runs."""
 
 import argparse
+import shutil
 import signal
 import sys
 import warnings
@@ -9,10 +10,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from amaml.errors import InputError, unknown
-from experiment import cells, parallel
+from experiment import cells, parallel, results
 from experiment.ending import pipe_closed
 from experiment.grid import Grid, read_grid, shown, target_path
-from experiment.settings import CONTROL, METHODS
 
 
 class _Parser(argparse.ArgumentParser):
@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only", nargs="+", action="extend", default=[], metavar="AXIS=A,B", help="only these places on an axis"
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="cells at once, in each job (default: free cores)")
+    parser.add_argument("--workers", type=int, metavar="N", help="cells at once (default: free cores)")
     parser.add_argument(
         "--gpus",
         type=int,
@@ -40,10 +40,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="a GPU for every worker; N are on a machine (default: as many as this one has)",
     )
-    parser.add_argument("--slurm", metavar="PARTITION", help="run in pilot jobs on this partition")
-    parser.add_argument("--walltime", default="04:00:00", metavar="H:M:S", help="of a pilot job (default 04:00:00)")
+    parser.add_argument("--slurm", metavar="PARTITION", help="run each cell as a job on this partition")
+    parser.add_argument("--walltime", default="04:00:00", metavar="H:M:S", help="of a job (default 04:00:00)")
     parser.add_argument("--account", metavar="A", help="whom SLURM charges")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="pilot jobs at a time (default 1)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="jobs at a time, times --workers (default 1)")
+    parser.add_argument("--again", action="store_true", help="make also what stands in the CSV, but not here as a run")
     parser.add_argument("--dry-run", action="store_true", help="print the commands of the cells that are not done")
     parser.add_argument("--status", action="store_true", help="say how many are done, and how long the rest takes")
     return parser
@@ -52,8 +53,13 @@ def parser() -> argparse.ArgumentParser:
 def comparison_parser() -> argparse.ArgumentParser:
     """The flags of reproduce.sh compare."""
     parser = _Parser(prog="reproduce.sh compare", description="Tables and pictures of many runs.", allow_abbrev=False)
-    parser.add_argument("paths", nargs="+", type=Path, metavar="RUN_OR_FOLDER", help="runs, or folders of runs")
+    parser.add_argument(
+        "paths", nargs="+", type=Path, metavar="CSV_OR_RUN", help="CSVs of results, runs, or folders of either"
+    )
     parser.add_argument("--out", type=Path, default=Path("results/comparison"), help="default: results/comparison")
+    parser.add_argument(
+        "--only", nargs="+", action="extend", default=[], metavar="AXIS=A,B", help="only these places, of CSVs"
+    )
     parser.add_argument("--epochs", type=int, nargs="+", metavar="N", help="epochs, or inner steps, of the tables")
     parser.add_argument("--reference", default="amaml", help="the variant of the paired differences (default amaml)")
     return parser
@@ -61,12 +67,12 @@ def comparison_parser() -> argparse.ArgumentParser:
 
 def compare(given: argparse.Namespace) -> int:
     """Write the tables and pictures of what is given, and print the tables."""
-    from experiment import compare, compare_pictures, compare_tables
+    from experiment import compare, figures_compare, tables
 
-    panels = compare.panels(compare.read_runs(given.paths), CONTROL, METHODS)
+    panels = compare.panels(*compare.read_runs(given.paths, conditions(given.only)))
     given.out.mkdir(parents=True, exist_ok=True)
-    pictures = {panel.name: compare_pictures.draw(panel, given.out) for panel in panels}
-    print(compare_tables.write(panels, pictures, given.out, given.epochs, given.reference))
+    pictures = {panel.name: figures_compare.draw(panel, given.out) for panel in panels}
+    print(tables.write(panels, pictures, given.out, given.epochs, given.reference))
     print(given.out)
     return 0
 
@@ -78,25 +84,33 @@ def reproduce(given: argparse.Namespace) -> int:
         print(cells.describe(cells.states(grid), given.workers or parallel.free_cores()))
         return 0
     if given.dry_run:
-        commands = [shown(step.command) for cell in grid.cells if not cells.done(cell) for step in cell.steps]
+        todo = (cell for cell in grid.cells if not cells.done(grid, cell))
+        commands = [shown(step.command) for cell in todo for step in cell.steps]
         print("\n".join(commands) or "every cell is done")
         return 0
-    return start(grid, place_of(given))
+    failed = parallel.run(grid, place_of(given))
+    if failed:
+        print(f"{failed} of {len(grid.cells)} cells failed; what they printed is below {grid.records}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def grid_of(given: argparse.Namespace) -> Grid:
     """The cells that were asked for."""
     grid = read_grid(target_path(given.target), given.seeds, "cuda" if given.gpus else None)
-    for condition in given.only:
-        name, _, values = condition.partition("=")
-        if name not in grid.cells[0].labels:
-            raise unknown("axis of --only", name, grid.cells[0].labels)
-        known = {cell.labels[name] for cell in grid.cells}
-        for value in values.split(","):
-            if value not in known:
-                raise unknown(f"{name} of --only", value, known)
-        grid = replace(grid, cells=[cell for cell in grid.cells if cell.labels[name] in values.split(",")])
-    return grid
+    axes = {name: {cell.labels[name] for cell in grid.cells} for name in grid.cells[0].labels}
+    for name, values in conditions(given.only).items():
+        if name not in axes:
+            raise unknown("axis of --only", name, axes)
+        for value in values:
+            if value not in axes[name]:
+                raise unknown(f"{name} of --only", value, axes[name])
+        grid = replace(grid, cells=[cell for cell in grid.cells if cell.labels[name] in values])
+    return grid if given.again else replace(grid, kept=results.kept(grid))
+
+
+def conditions(only: list[str]) -> dict[str, list[str]]:
+    """The places on every axis that --only names."""
+    return {name: values.split(",") for name, _, values in (condition.partition("=") for condition in only)}
 
 
 def place_of(given: argparse.Namespace) -> parallel.Place:
@@ -114,16 +128,10 @@ def place_of(given: argparse.Namespace) -> parallel.Place:
             raise InputError(f"{name} must be a positive integer, got {value}")
     if gpus and workers > gpus:
         raise InputError(f"--workers {workers} is more than the {gpus} GPUs of --gpus; every worker has one for itself")
-    return parallel.Place(workers, gpus, given.slurm, given.walltime, given.account, given.jobs if given.slurm else 1)
-
-
-def start(grid: Grid, place: parallel.Place) -> int:
-    """Run the cells; 0 where all are done, 1 where some failed."""
-    parallel.check_parsl()
-    failed = parallel.run(grid, place)
-    if failed:
-        print(f"{failed} of {len(grid.cells)} cells failed; what they printed is below {grid.records}", file=sys.stderr)
-    return 1 if failed else 0
+    if given.slurm and shutil.which("srun") is None:
+        raise InputError("--slurm: there is no srun here; start this on a machine of the cluster")
+    at_once = workers * given.jobs if given.slurm else workers
+    return parallel.Place(at_once, gpus, given.slurm, given.walltime, given.account)
 
 
 def main(arguments: list[str]) -> int:

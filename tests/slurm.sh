@@ -8,7 +8,7 @@ if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
     echo "$0: needs root on Debian, for munge and the SLURM daemons" >&2
     exit 2
 fi
-find_environment requirements.txt configs/parsl-requirements.txt
+find_environment requirements.txt
 case $PYTHON in .venv/*) PYTHON=$PWD/$PYTHON ;; esac
 packages="slurmctld slurmd slurm-client munge"
 if ! command -v slurmctld slurmd sbatch munged >/dev/null; then

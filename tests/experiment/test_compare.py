@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
+from experiment.compare_tables import costs, differences, errors, predictors
 
 from experiment import compare, reproduce
 from experiment.compare import read_runs
-from experiment.compare_tables import costs, differences, errors, predictors
 from experiment.settings import CONTROL, METHODS, merged
 
 SIZES = {"domain": "CosMixture", "shots": 10, "queries": 10, "inner_steps": 5, "meta_updates": 20, "test_tasks": 4}

@@ -1,7 +1,8 @@
 """The picture of results/efficiency: ratios beside the paper's, and names that can be read."""
 
-from benchmarks.efficiency_picture import figure
 from benchmarks.line_names import APART
+
+from benchmarks.efficiency_picture import figure
 from benchmarks.paper import PAPER
 
 

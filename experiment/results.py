@@ -1,0 +1,200 @@
+"""Results as data: one CSV a grid, which git keeps where it ignores the folders of the runs.
+
+A line is one meta-test: its place on the grid's axes; then (0: of the run itself, n: by the nth entry of the grid's
+`then`); update, tasks, metric; seconds, gradients and Hessian-vector products of an update; commit, machine, command; a
+column for every record, test_epoch_100 or support_step_5 (epochs of fine-tuning, steps of the inner loop), half its 95%
+interval over the tasks in test_epoch_100_ci95; and a predictor_NAME for each predictor that needs no network.
+"""
+
+import csv
+import io
+import json
+import math
+import re
+import shlex
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock
+
+from amaml.errors import InputError
+from data.files import write_atomically
+from experiment.cells import Cell, Grid, Step
+from experiment.settings import merged, parse_flags
+
+POINTS = ("support", "test")
+UNITS = {"epoch": "epoch", "step": "inner step"}  # in a column's name, and in a meta-test's entry
+RECORD = re.compile(r"(support|test)_(epoch|step)_(\d+)(_ci95)?")
+FACTS = ("then", "update", "tasks", "metric", "seconds", "gradients", "hvps", "commit", "machine", "command")
+DIGITS, INTERVAL_DIGITS = 7, 4  # significant ones that are kept: those of float32, and of an interval
+
+
+def rows(file: Path) -> list[dict[str, Any]]:
+    """The meta-tests of a finished run (its summary.json) or of an evaluation of it (evaluation*.json), a dict a line.
+
+    Left out are meta-tests that the last one did not repeat, and a protocol by which the run was not tested at its end.
+    """
+    content, run = json.loads(file.read_text()), run_of(file)
+    summary, config = (read_json(run / name) if run else {} for name in ("summary.json", "config.json"))
+    facts = {"metric": content.get("metric", summary.get("metric")), "seconds": summary.get("seconds_per_update")}
+    facts |= {name: _mean(run / "metrics.jsonl", name) if run else None for name in ("gradients", "hvps")}
+    facts |= {"commit": (config.get("commit") or "")[:12], "machine": config.get("device")}
+    entries = read_json(file.parent / "test.json") if file.name == "summary.json" else [content]
+    parts = [{"update": entry["update"], **part} for entry in entries for part in (entry, *entry.get("also", []))]
+    last = {part["unit"]: part for part in parts}
+    found: dict[int, dict[str, Any]] = {}
+    for part in parts:
+        end = last[part["unit"]]
+        same = (part["epochs"], part["tasks"]) == (end["epochs"], end["tasks"])
+        if same and end["update"] == content.get("updates", end["update"]):
+            row = found.setdefault(part["update"], {"update": part["update"], "tasks": part["tasks"], **facts})
+            row.update(_records(part))
+    return list(found.values())
+
+
+def run_of(file: Path) -> Path | None:
+    """The folder of the run that a result is of, where that is still there."""
+    content = read_json(file)
+    names = filter(None, [content.get("evaluated"), content.get("settings", {}).get("evaluate")])
+    return next((path for path in (file.parent, *map(Path, names)) if (path / "summary.json").exists()), None)
+
+
+def _records(part: dict[str, Any]) -> Iterator[tuple[str, float | None]]:
+    """Columns and numbers of one protocol of a meta-test."""
+    unit = next(short for short, unit in UNITS.items() if unit == part["unit"])
+    for points in POINTS:
+        for suffix, name in (("", "mean"), ("_ci95", "ci95")):
+            values = part[points].get(name, [])
+            yield from ((f"{points}_{unit}_{n}{suffix}", v) for n, v in zip(part["epochs"], values, strict=False))
+    for name, (mean, interval) in part.get("predictors", {}).items():
+        yield from ((f"predictor_{name}", mean), (f"predictor_{name}_ci95", interval))
+
+
+def read_json(path: Path) -> Any:
+    """The content of a file; empty where there is none."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _mean(path: Path, name: str) -> float | None:
+    """Of a number that every update wrote down."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    values = [update[name] for update in map(json.loads, lines) if name in update]
+    return sum(values) / len(values) if values else None
+
+
+def collect(grid: Grid, cells: Iterable[Cell]) -> None:
+    """Put the numbers of finished cells into the grid's CSV, in place of what stands there for them."""
+    axes = list(grid.cells[0].labels)
+    new = [_line(cell, n, row) for cell in cells for n, step in enumerate(cell.steps) for row in _of_step(step)]
+    grid.records.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{grid.records}.lock"):
+        before = list(csv.DictReader(grid.csv.read_text().splitlines())) if grid.csv.exists() else []
+        places = {tuple(line[name] for name in axes) for line in new}
+        lines = [line for line in before if tuple(line[name] for name in axes) not in places] + new
+        lines.sort(key=lambda line: [_in_order(str(line[name])) for name in (*axes, "then", "update")])
+        records = sorted(
+            (n for n in dict.fromkeys(name for line in lines for name in line) if n not in (*axes, *FACTS)),
+            key=_of_record,
+        )
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [*axes, *FACTS, *records], restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+        write_atomically(grid.csv, text.getvalue().encode())
+
+
+def kept(grid: Grid) -> dict[str, float]:
+    """The names of the cells whose results stand in the grid's CSV as they are asked for, and their seconds."""
+    if not grid.csv.exists():
+        return {}
+    with grid.csv.open() as file:
+        lines = {(*(line[a] for a in grid.cells[0].labels), line["then"]): line for line in csv.DictReader(file)}
+    found = {}
+    for cell in grid.cells:
+        steps = [lines.get((*cell.labels.values(), str(n))) for n in range(len(cell.steps))]
+        if all(steps) and _as_asked(cell, steps[0]["command"]):
+            found[cell.name] = float(steps[0]["seconds"] or 0) * int(steps[0]["update"])
+    return found
+
+
+def _as_asked(cell: Cell, command: str) -> bool:
+    """Whether a command's settings are those that the cell asks for; False for flags that there are no more."""
+    if command == command_of(cell.steps[0]):
+        return True
+    try:
+        settings = merged(parse_flags(shlex.split(command)[2:]))
+    except InputError:
+        return False
+    return all(getattr(settings, name) == value for name, value in cell.settings.items())
+
+
+def command_of(step: Step) -> str:
+    """A step's command as one types it in the folder that the grid writes below."""
+    return shlex.join(["python", "run.py", *(flag for flag in step.command[2:] if flag != "--resume")])
+
+
+def _of_step(step: Step) -> Iterator[dict[str, Any]]:
+    for file in sorted(step.makes.parent.glob(step.makes.name)):
+        yield from rows(file)
+
+
+def _line(cell: Cell, n: int, row: dict[str, Any]) -> dict[str, Any]:
+    """A row as it is written: its place, what made it, rounded numbers."""
+    rounded = {
+        name: f"{value:.{INTERVAL_DIGITS if name.endswith('_ci95') else DIGITS}g}" if type(value) is float else value
+        for name, value in row.items()
+    }
+    return {**cell.labels, "then": n, **rounded, "command": command_of(cell.steps[n])}
+
+
+def _in_order(label: str) -> tuple[float, str]:
+    """Numbers by their value, before words."""
+    try:
+        return float(label), ""
+    except ValueError:
+        return math.inf, label
+
+
+def _of_record(name: str) -> tuple:
+    """The order of the columns: epochs, steps, predictors."""
+    found = RECORD.fullmatch(name)
+    if found is None:
+        return (len(UNITS),)
+    points, unit, n, interval = found.groups()
+    return list(UNITS).index(unit), points, interval or "", int(n)
+
+
+def read(path: Path) -> pd.DataFrame:
+    """A CSV as a line a record: what the file says of each meta-test, and unit, epoch, support, test, *_ci95."""
+    return tidy(pd.read_csv(path, dtype=dict.fromkeys(FACTS[-3:], str)))
+
+
+def tidy(wide: pd.DataFrame) -> pd.DataFrame:
+    """A line a record of lines a meta-test."""
+    found = {name: match.groups("") for name in wide if (match := RECORD.fullmatch(name))}
+    records = wide[list(found)].astype(float)
+    names = [(UNITS[unit], int(n), points + interval) for points, unit, n, interval in found.values()]
+    records.columns = pd.MultiIndex.from_tuples(names, names=["unit", "epoch", None])
+    records = records.stack(["unit", "epoch"], future_stack=True).dropna(how="all").reset_index(["unit", "epoch"])
+    return wide.drop(columns=list(found)).join(records).reset_index(drop=True)
+
+
+def marked(frame: pd.DataFrame) -> pd.DataFrame:
+    """A tidy frame with two more columns; final: of the run's last meta-test, end: a meta-test's last record."""
+    runs = frame.groupby(_run(frame), observed=True)
+    final, end = (frame[name] == runs[name].transform("max") for name in ("update", "epoch"))
+    return frame.assign(final=final, end=end)
+
+
+def until(frame: pd.DataFrame, updates: int) -> pd.DataFrame:
+    """The last meta-test within so many updates, of the runs that were made so long."""
+    last = frame.groupby(_run(frame), observed=True)["update"].transform("max")
+    frame = frame[(last >= updates) & (frame["update"] <= updates)]
+    return frame[frame["update"] == frame.groupby(_run(frame), observed=True)["update"].transform("max")]
+
+
+def _run(frame: pd.DataFrame) -> list[str]:
+    """The columns in which runs, and protocols of a run's test, differ: the grid's axes, then, unit."""
+    return [*frame.columns[: frame.columns.get_loc("then") + 1], "unit"]

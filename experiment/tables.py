@@ -1,0 +1,167 @@
+"""The tables of a comparison: Markdown to read, LaTeX to print, CSV to compute with."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from amaml.errors import unknown
+from data.files import write_atomically
+from experiment.compare import Column, Panel
+from experiment.evaluation import mean_and_interval
+
+HEADS = {"test": "on test points", "support": "on the support set"}
+INTERVALS = "Mean ± 95% interval over seeds; in brackets the interval over the test tasks of one seed."
+Table = list[list[str]]  # the first row is the head
+
+
+def write(
+    panels: list[Panel], pictures: dict[str, list[Path]], out: Path, asked: Sequence[int] | None, reference: str
+) -> str:
+    """comparison.md, comparison.tex, table.csv and cells.csv in a folder; returns the text of comparison.md."""
+    markdown, latex = [], []
+    for panel in panels:
+        columns, base = panel.epochs(asked), _reference(panel, reference)
+        tables = {f"{panel.metric} {words}": errors(panel, points, columns) for points, words in HEADS.items()}
+        if len(panel.labels) > 1:
+            tables[f"{panel.metric} on test points, difference to {base} on the same seeds"] = differences(
+                panel, base, columns
+            )
+        if len(simple := predictors(panel)) > 1:
+            tables[f"{panel.metric} of simple predictors on the same test points"] = simple
+        tables["Cost of an update"] = costs(panel)
+        markdown += [f"## {panel.title}", *(f"![{path.stem}]({path.name})" for path in pictures[panel.name])]
+        several = panel.frame.groupby("variant", observed=True)["seed"].nunique().max() > 1
+        markdown += [INTERVALS if several else "In brackets: 95% over test tasks."]
+        markdown += [f"{name}\n\n{as_markdown(table)}" for name, table in tables.items()]
+        lines = "\n".join(f"- {difference}" for difference in panel.differences)
+        markdown += [f"Settings that differ besides method and seed:\n\n{lines}"]
+        latex += [as_latex(table, f"{panel.title}: {name}") for name, table in tables.items()]
+    text = "\n\n".join(markdown) + "\n"
+    frames = {"table.csv": [_means(p, asked) for p in panels], "cells.csv": [_cells(p, asked) for p in panels]}
+    contents = {name: pd.concat(parts).to_csv(index=False, lineterminator="\n") for name, parts in frames.items()}
+    for name, content in ({"comparison.md": text, "comparison.tex": "\n\n".join(latex) + "\n"} | contents).items():
+        write_atomically(out / name, content.encode())
+    return text
+
+
+def _reference(panel: Panel, name: str) -> str:
+    if name != "amaml" and name not in panel.labels:
+        raise unknown("variant of --reference", name, panel.labels)
+    return name if name in panel.labels else panel.labels[0]
+
+
+def statistics(lines: pd.DataFrame, points: str) -> tuple[float, float, float]:
+    """Mean over the seeds, its 95% half-interval, and the mean half-interval over tasks; nan where there is none."""
+    return *mean_and_interval(lines[points].to_numpy()), lines[f"{points}_ci95"].mean(skipna=False)
+
+
+def errors(panel: Panel, points: str, columns: Sequence[Column]) -> Table:
+    """A row a variant, a column an epoch."""
+    found = [dict(iter(panel.at(c).groupby("variant", observed=True))) for c in columns]
+    rows = [_head(panel, columns)]
+    for label, own in panel.final.groupby("variant", observed=True):
+        count = own["seed"].nunique()
+        whole = [label in at and len(at[label]) == count for at in found]
+        cells = (shown(*statistics(at[label], points)) if all_ else "" for at, all_ in zip(found, whole, strict=True))
+        rows.append([label, str(count), *cells])
+    return rows
+
+
+def differences(panel: Panel, base: str, columns: Sequence[Column]) -> Table:
+    """Each variant minus the base on the seeds that both have: mean and 95% half-interval of the paired differences."""
+    values = [panel.at(c).pivot(index="seed", columns="variant", values="test") for c in columns]
+    seeds = {label: {*own["seed"]} for label, own in panel.final.groupby("variant", observed=True)}
+    rows = [_head(panel, columns)]
+    for label in panel.labels:
+        both = sorted(seeds[label] & seeds[base])
+        if label == base or not both:
+            continue
+        pairs = [at.reindex(index=both, columns=[label, base]) for at in values]
+        apart = [(pair[label] - pair[base]).to_numpy() for pair in pairs]
+        cells = ("" if np.isnan(a).any() else shown(*mean_and_interval(a), sign=True) for a in apart)
+        rows.append([label, str(len(both)), *cells])
+    return rows
+
+
+def predictors(panel: Panel) -> Table:
+    """Predictors that need no network, over the seeds of the panel."""
+    by_seed = panel.final.drop_duplicates("seed", keep="last").filter(regex="^predictor_").dropna(axis=1, how="all")
+    rows = [["predictor", "seeds", panel.metric]]
+    for name in (name for name in by_seed if not name.endswith("_ci95")):
+        own = by_seed.reindex(columns=[name, f"{name}_ci95"]).dropna(subset=name)
+        rows.append([name.removeprefix("predictor_"), str(len(own)), shown(*statistics(own, name))])
+    return rows
+
+
+def costs(panel: Panel) -> Table:
+    """Updates, and seconds and evaluations of one, means over the seeds."""
+    rows = [["method", "updates", "seconds", "gradients", "Hessian-vector products"]]
+    for label, own in panel.final.drop_duplicates("run").groupby("variant", observed=True):
+        numbers = own[["seconds", "gradients", "hvps"]].astype(float).mean()
+        cells = ("" if np.isnan(n) else format(n, f) for n, f in zip(numbers, (".4f", ".1f", ".1f"), strict=True))
+        rows.append([label, str(own["update"].iloc[0]), *cells])
+    return rows
+
+
+def _head(panel: Panel, columns: Sequence[Column]) -> list[str]:
+    return ["method", "seeds", *(f"own last {panel.unit}" if c is None else f"{panel.unit} {c}" for c in columns)]
+
+
+def _cells(panel: Panel, asked: Sequence[int] | None) -> pd.DataFrame:
+    """A line a record of every run, with its command."""
+    lines = panel.final[panel.final["epoch"].isin(panel.epochs(asked))].sort_values(["variant", "seed", "epoch"])
+    return pd.DataFrame(
+        {
+            "panel": panel.name,
+            "method": lines["variant"].str.partition(", ")[0],
+            "setting": lines["variant"].str.partition(", ")[2],
+            "seed": lines["seed"],
+            "protocol": "finetune" if panel.unit == "epoch" else "inner",
+            **{name: lines[name] for name in ("epoch", "support", "test", "command")},
+        }
+    )
+
+
+def _means(panel: Panel, asked: Sequence[int] | None) -> pd.DataFrame:
+    """A line a record of every variant, with both intervals."""
+    lines = panel.final[panel.final["epoch"].isin(panel.epochs(asked))]
+    found = []
+    for (label, epoch), own in lines.groupby(["variant", "epoch"], observed=True):
+        method, _, setting = label.partition(", ")
+        for points in HEADS:
+            place = [panel.name, method, setting, "finetune" if panel.unit == "epoch" else "inner", points, epoch]
+            found.append([*place, *statistics(own, points), own["seed"].nunique()])
+    names = ["panel", "method", "setting", "protocol", "points", "epoch", "mean", "seeds_ci95", "tasks_ci95", "seeds"]
+    return pd.DataFrame(found, columns=names)
+
+
+def shown(mean: float, over_seeds: float, over_tasks: float = np.nan, sign: bool = False) -> str:
+    """A mean with its half-intervals; nan: there is none."""
+    text = _number(mean, sign) + ("" if np.isnan(over_seeds) else f" ± {_number(over_seeds)}")
+    return text + ("" if np.isnan(over_tasks) else f" (± {_number(over_tasks)})")
+
+
+def _number(value: float, sign: bool = False) -> str:
+    return format(value, ("+" if sign else "") + (".3f" if abs(value) < 1000 else ".2e"))
+
+
+def as_markdown(table: Table) -> str:
+    """A table of GitHub's Markdown."""
+    head, *rows = [f"| {' | '.join(row)} |" for row in table]
+    return "\n".join([head, "|" + "---|" * len(table[0]), *rows])
+
+
+def as_latex(table: Table, caption: str) -> str:
+    """A booktabs table."""
+
+    def line(row: list[str]) -> str:
+        cells = [cell.replace("_", r"\_").replace("±", r"$\pm$").replace("%", r"\%") for cell in row]
+        return "  " + " & ".join(cells) + r" \\"
+
+    head, *rows = (line(row) for row in table)
+    columns = "l" + "r" * (len(table[0]) - 1)
+    above = [r"\begin{table}", rf"\caption{{{line([caption]).strip()[:-3]}}}", rf"\begin{{tabular}}{{{columns}}}"]
+    below = [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+    return "\n".join([*above, r"\toprule", head, r"\midrule", *rows, *below])

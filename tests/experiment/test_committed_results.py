@@ -1,0 +1,130 @@
+"""The tables and pictures of results/ come out of its CSVs again: every digit of a table, every point of a curve."""
+
+import csv
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers.commands import ROOT
+
+from benchmarks import directions, efficiency_picture, paper, paper_pictures
+from experiment import results
+from experiment.evaluation import mean_and_interval
+from experiment.grid import TARGETS, read_grid
+from experiment.reproduce import main
+
+RESULTS = ROOT / "results"
+
+
+@pytest.fixture(scope="module")
+def found():
+    """The frame of every part of the paper."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        return {part: paper.read(targets) for part, targets in paper.TARGETS.items()}
+
+
+def test_the_papers_tables_come_out_again(found):
+    made = {
+        "figure.md": paper.figure(found["figure"]),
+        "tables.md": paper.tables(found["tables"]),
+        "horizons.md": paper.horizons(found["horizons"])
+        + "\n"
+        + paper.trained_on(found["trained on"], found["horizons"]),
+        "directions.md": directions.table(pd.read_csv(RESULTS / "paper" / "directions.csv")),
+    }
+    for name, text in made.items():
+        assert text == (RESULTS / "paper" / name).read_text(), name
+
+
+@pytest.mark.parametrize("name", ["alpine-trained-cpu", "alpine-untrained-cpu"])
+def test_the_tables_of_a_meta_update_come_out_again(name):
+    path = RESULTS / "efficiency" / f"{name}.csv"
+    assert efficiency_picture.table(pd.read_csv(path)) == path.with_suffix(".md").read_text()
+
+
+@pytest.mark.parametrize("name", ["conv-trained-cpu", "conv-untrained-cpu"])
+def test_a_table_of_an_earlier_version_has_the_numbers_of_its_csv(name):
+    path = RESULTS / "efficiency" / f"{name}.csv"
+    ours, theirs = (
+        _columns(text) for text in (efficiency_picture.table(pd.read_csv(path)), path.with_suffix(".md").read_text())
+    )
+    for column in ("steps", "method", "seconds", "ratio", "gradients", "HVPs", "relative error", "cosine", "floor"):
+        assert ours[column] == theirs[column], column
+
+
+def _columns(text: str) -> dict[str, list[str]]:
+    head, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line[:1] == "|")
+    whole = [row for row in rows if len(row) == len(head)]
+    return {name: [row[i] for row in whole] for i, name in enumerate(head)}
+
+
+def test_the_table_of_images_comes_out_again():
+    """Of README.md: the mean over the seeds in %, its interval, and each seed."""
+    frame = results.read(RESULTS / "images" / "images.csv")
+    ends = results.marked(frame).query("end and final").set_index(["run", "domain", "seed"])["test"].sort_index() * 100
+    rows = [
+        [c.strip() for c in line.split("|")] for line in (RESULTS / "images" / "README.md").read_text().splitlines()
+    ]
+    names = {"amaml, euler": "amaml", "imaml, damping 1": "imaml", "imaml, damping 10": "imaml-damping10"}
+    seen = [row for row in rows if len(row) == 9 and names.get(row[1], row[1]) in ends.index.get_level_values("run")]
+    assert len(seen) == 9
+    for row in seen:
+        for domain, column in (("Omniglot", 2), ("Glyphs", 5)):
+            values = ends[names.get(row[1], row[1]), domain].to_numpy()
+            assert row[column] == "{:.1f} +- {:.1f}".format(*mean_and_interval(values))
+            assert row[column + 1] == ", ".join(f"{value:.1f}" for value in values)
+
+
+def lines(target: str, **place: str) -> list[dict[str, str]]:
+    """The lines of a CSV at a place, read without pandas."""
+    with open(RESULTS / "paper" / f"{target}.csv") as file:
+        return [line for line in csv.DictReader(file) if place.items() <= line.items()]
+
+
+def test_the_papers_figure_draws_the_numbers_of_its_csv(found):
+    shown = found["figure"].query("setting == 'ours' and unit == 'epoch' and final")
+    axes = paper_pictures.panels(shown, "ours", paper.PAPER).axes
+    for panel, points in (("CosMixture-50", "support"), ("Alpine2D-100", "test")):
+        (axis,) = [a for a in axes if a.get_title().startswith(f"{panel}, {points}")]
+        own = lines("paper-figure", panel=panel, setting="ours", method="imaml")
+        assert len(own) == 3
+        names = [name for name in own[0] if re.fullmatch(rf"{points}_epoch_\d+", name)]
+        mean = np.mean([[float(line[name]) for name in names] for line in own], axis=0)
+        curves = [line for line in axis.lines if len(line.get_xdata()) == len(names)]
+        assert any(np.allclose(line.get_ydata(), mean, rtol=1e-12) for line in curves)
+        np.testing.assert_array_equal(curves[0].get_xdata(), [int(name.split("_")[-1]) for name in names])
+
+
+def test_the_horizons_picture_draws_the_numbers_of_its_csvs(found):
+    own = {
+        part: found[part].query("domain == 'CosMixture2D' and unit != 'epoch'") for part in ("horizons", "trained on")
+    }
+    left, right = paper_pictures.over_horizons(own["horizons"], own["trained on"], "CosMixture2D", 450).axes
+    place = {"domain": "CosMixture2D", "method": "fomaml", "inner_steps": "50"}
+    at_450 = [float(line["test_step_50"]) for line in lines("horizons", update="450", **place)]
+    assert len(at_450) == 3
+    (curve,) = [line for line in left.lines if line.get_color() == paper_pictures.STYLES["fomaml"]["color"]]
+    assert dict(zip(curve.get_xdata(), curve.get_ydata(), strict=True))[50] == pytest.approx(np.mean(at_450), rel=1e-12)
+    last = lines("horizons-on", domain="CosMixture2D", method="amaml")
+    dotted = [line for line in right.lines if line.get_linestyle() == ":"]
+    ends = [line.get_ydata()[-1] for line in dotted]
+    assert ends[0] == pytest.approx(np.mean([float(line["test_step_200"]) for line in last]), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "target", ["paper-figure", "paper-tables", "horizons", "horizons-maml", "horizons-on", "images"]
+)
+def test_what_stands_in_a_csv_counts_as_done_in_a_clone(target, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    count = len(read_grid(TARGETS / f"{target}.toml").cells)
+    assert main([target, "--status"]) == 0
+    assert capsys.readouterr().out.startswith(f"{count} cells: {count} done\n")
+
+
+def test_the_tree_holds_data_and_no_runs():
+    kinds = {
+        path.suffix for path in RESULTS.rglob("*") if path.is_file() and path.parent in (RESULTS, *RESULTS.iterdir())
+    }
+    assert kinds <= {".csv", ".md", ".png"}
