@@ -1,6 +1,6 @@
-"""Adaptation as an nn.Module: the query loss after an inner loop, with exact meta-gradients of all that entered it."""
+"""Adaptation as an nn.Module: a differentiable function of everything that enters an inner loop."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -11,12 +11,16 @@ from amaml.amaml import AMAML
 from amaml.chunked import Chunked, Each, in_turn
 from amaml.engine import derivatives
 from amaml.engine.derivatives import Loss
-from amaml.errors import InputError, unknown
+from amaml.errors import Diverged, InputError, unknown
 from amaml.first_order import FOMAML, Reptile
+from amaml.flow.field import Evaluations
+from amaml.flow.optimizers import KEYWORDS, Optimizer
 from amaml.imaml import IMAML
-from amaml.learner import Memory, MetaLearner
+from amaml.learner import Followed, Memory, MetaGradient, MetaLearner, check_at
 from amaml.models import Flattened, check_module, predict
+from amaml.objective import Bound, Objective, OfModel, Predicted
 from amaml.points import Points
+from amaml.rates import Rate, Rates, rate_and_schedule
 from amaml.tasks import Tasks
 
 EVERYTHING = ("",)  # beginnings of the names of what has a meta-gradient: every name begins with it
@@ -27,39 +31,53 @@ METHODS: dict[str, tuple[type[MetaLearner], dict[str, Any]]] = {  # the learner'
     "imaml": (IMAML, {}),
     "reptile": (Reptile, {}),
 }
-Rate = float | Tensor | Mapping[str, float | Tensor]
+ELSEWHERE = {  # keywords of other packages, and what they are called here
+    "first_order": 'method="fomaml"',
+    "lr": "inner_lr",
+    "steps": "inner_steps",
+    "num_steps": "inner_steps",
+}
 
 
 class Adaptation(nn.Module):
-    """The mean query loss of parameters adapted to support sets, as a module that autograd differentiates.
+    """Parameters adapted to support sets, as a function that autograd differentiates; and their mean query loss.
 
         meta = amaml.Adaptation(module, loss, inner_lr=0.01, inner_steps=200, adapt=("head",))
-        value = meta(tasks)                 # a scalar
-        value.backward()                    # exact meta-gradients; then optimizer.step()
-        phi = meta.adapt(tasks)             # (tasks, P), P adapted parameters in all
-        prediction = meta.predict(phi, x)   # (tasks, points, ...)
+        value = meta(tasks)                            # the mean query loss, a scalar
+        value.backward()                               # exact meta-gradients; then optimizer.step()
+        phi = meta.adapt(tasks)                        # (tasks, P), P adapted parameters in all
+        path = meta.adapt(tasks, at=(0, 10, 200))      # (times, tasks, P), after these inner steps
+        prediction = meta.predict(phi, x)              # (tasks, points, ...)
+        my_outer_loss(prediction, phi).backward()      # the adjoint, from the derivative of any loss in phi
 
     The inner loop minimises loss(module(x), y) on the support set of each task, over the adapted parameters alone,
     which start at the module's own. backward() gives a gradient to whatever requires one: the adapted parameters (of
     their initialisation), all other parameters of the module (shared, as the body in ANIL, Raghu et al. 2020),
-    inner_lr, prox and every tensor of the tasks. What nobody asked for is not computed. The module is held, not copied;
-    batch norm uses the statistics of the batch that it sees.
+    inner_lr, prox, the numbers of the inner optimizer and every tensor of the tasks. What nobody asked for is not
+    computed. The module is held, not copied; batch norm uses the statistics of the batch that it sees.
 
     loss(prediction, target): of one task, a scalar mean; of its points each, (points, ...), where tasks have weights.
+    objective(model, x, y): takes the place of loss(model(x), y) where the loss needs more of the network than its
+    prediction; model.parameters are the task's own, by name. penalty(parameters): is added to the inner loss.
     query_loss: the outer loss where it is another one. x of tasks may be a tuple or dict of tensors, the positional
     arguments or keywords of the module; y one where the loss takes one.
-    adapt: names of parameters or of parts of the module; by default all parameters that require a gradient.
-    inner_lr: the size of an inner step, a number or a tensor; or a dict with a number or tensor for every adapted
-    parameter: a scalar, or one of the parameter's shape (Meta-SGD, Li et al. 2017). Where it or prox is an
-    nn.Parameter it is one of this module's. A tensor that is computed anew for every update, as log_lr.exp(), goes
-    into the call: meta(tasks, inner_lr=log_lr.exp()).
+    adapt: names of parameters or of parts of the module, or patterns as "*.bias"; by default all parameters that
+    require a gradient.
+    inner_lr: the size of an inner step, a number or a tensor; a dict with a number or tensor for every adapted
+    parameter, a scalar or one of the parameter's shape (Meta-SGD, Li et al. 2017); or a schedule, a size for each step:
+    a list, a tensor (inner_steps,), or a function of the step from 0. Where it, prox or a number of the inner optimizer
+    is an nn.Parameter it is one of this module's. A tensor that is computed anew for every update, as log_lr.exp(),
+    goes into the call: meta(tasks, inner_lr=log_lr.exp()).
+    inner_optimizer: "sgd" with momentum=, nesterov=, "rmsprop" with alpha=, eps=, "adam" or "adamw" with betas=, eps=,
+    each with weight_decay=; or a rule of one's own (amaml.flow.optimizers). inner_batch: so many support points a step.
     method: "amaml", or "maml" for the gradient of the inner_steps descent steps themselves (the same engine with
     solver "euler"), "fomaml", "imaml", "reptile", or a class of learners (amaml.MetaLearner), such as baselines.MAML:
     backward() raises InputError for what these do not define.
     task_chunk: so many tasks go through the network at once; each: how the chunks are gone through (amaml.chunked).
+    batched: refuse a module that torch cannot batch over the tasks; it goes task by task otherwise, with a warning.
     options: further keywords of the method, as solver, adjoint, rtol, checkpoints of amaml.AMAML.
 
-    latest: the MetaGradient of the last call that computed one, with the query loss of every task and the error.
+    latest: the MetaGradient of the last call, with the query loss of every task, the error and the solver.
     memory: what the learner remembers from call to call; state_dict() holds it, so that a program that was interrupted
     goes on as if it had not been.
 
@@ -70,76 +88,101 @@ class Adaptation(nn.Module):
     def __init__(
         self,
         module: nn.Module,
-        loss: Loss,
-        inner_lr: Rate,
-        inner_steps: int,
+        loss: Loss | None = None,
+        inner_lr: Rate | None = None,
+        inner_steps: int | None = None,
         adapt: tuple[str, ...] | None = None,
         method: str | type[MetaLearner] = "amaml",
         query_loss: Loss | None = None,
         prox: float | Tensor | None = None,
         task_chunk: int | None = None,
         each: Each = in_turn,
+        objective: Objective | None = None,
+        penalty: Callable[[dict[str, Tensor]], Tensor] | None = None,
+        batched: bool = False,
         **options: Any,
     ) -> None:
         super().__init__()
         if isinstance(method, str) and method not in METHODS:
             raise unknown("method", method, METHODS)
+        _check_given(loss, inner_lr, inner_steps, objective, penalty)
         check_module(module)
-        _check_untrained(module, loss, query_loss)
-        self.module, self.loss, self.query_loss, self.method = module, loss, query_loss, method
-        self.split = Flattened(module, adapt)
-        self.inner_lr = Rates(inner_lr, self.split.shapes) if isinstance(inner_lr, Mapping) else inner_lr
+        _check_untrained(module, loss, query_loss, objective)
+        self.module, self.method = module, method
+        self.apply_module = Flattened(module, adapt, batched)
+        self.inner_lr = Rates(inner_lr, self.apply_module.shapes) if isinstance(inner_lr, Mapping) else inner_lr
         self.prox, self.task_chunk, self.each, self.latest = prox, task_chunk, each, None
-        options |= {} if query_loss is None else {"query_loss": query_loss}
-        self._learner = _make(method, apply=self.split, loss=loss, inner_lr=1.0, inner_steps=inner_steps, **options)
+        self._learner = self._make(*_losses(loss, query_loss, objective, penalty), inner_steps, options)
         self.memory: Memory = self._learner.init()
-        self._at(self._theta(), None, None)
+        self._at(self.apply_module.theta())
 
-    def forward(self, tasks: Tasks, inner_lr: Rate | None = None, prox: float | Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        tasks: Tasks,
+        inner_lr: Rate | None = None,
+        prox: float | Tensor | None = None,
+        at: Sequence[int] | None = None,
+        weights: Sequence[float] | None = None,
+    ) -> Tensor:
         """The mean query loss of the adapted parameters, a scalar; inner_lr and prox take the place of the module's.
 
+        at, weights: the weighted sum of the query losses after these inner steps instead (MAML++, Antoniou et al.
+        2019), in equal parts without weights; one trajectory and one sweep back, whatever their number.
         Without gradients (torch.no_grad(), or nothing requires one) it costs the inner loop alone.
         """
-        theta, tasks = self._theta(), self._with_shared(tasks)
-        learner = self._at(theta, inner_lr, prox)
-        inner = getattr(learner, "learner", learner)
-        entering = {"theta": theta, "inner_lr": inner.inner_lr, "prox": getattr(inner, "prox", None)} | tasks.leaves()
-        asked = {name: t for name, t in entering.items() if isinstance(t, Tensor) and t.requires_grad}
-        if not asked or not torch.is_grad_enabled():
-            phi = learner.adapt(theta.detach(), tasks)
-            return derivatives.losses(self.split, self.query_loss or self.loss, phi, *tasks.detach().query).mean()
-        for name in asked:
-            if not name.startswith(getattr(inner, "gradients_of", EVERYTHING)):
-                raise InputError(
-                    f"method {self.name} defines no meta-gradient of {name}, which requires one; use method amaml or "
-                    "maml, or take it without its gradient: .detach(), or .requires_grad_(False)"
-                )
+        theta, tasks = self.apply_module.theta(), self._with_shared(tasks)
+        learner = self._at(theta, inner_lr, prox, at, weights)
+        request = self._requested(learner, theta, tasks.leaves())
+        if not request:
+            return self._evaluated(learner, theta.detach(), tasks.detach()).mean()
 
         def compute() -> tuple[Tensor, list[Tensor]]:
-            self.latest = learner.gradient(theta, tasks, self.memory)
-            self.memory = learner.update(self.memory, self.latest)
-            gradients = {"theta": self.latest.value} | self.latest.gradients
-            return self.latest.query_loss.mean(), [gradients[name].view_as(t) for name, t in asked.items()]
+            latest = self._remember(learner, lambda: learner.gradient(theta, tasks, self.memory))
+            gradients = {"theta": latest.value} | latest.gradients
+            return latest.query_loss.mean(), [gradients[name].view_as(t) for name, t in request.items()]
 
-        return _Value.apply(compute, *asked.values())
+        return _Value.apply(compute, *request.values())
 
-    def adapt(self, tasks: Tasks, inner_lr: Rate | None = None, prox: float | Tensor | None = None) -> Tensor:
-        """The adapted parameters of every task, (tasks, P), without a graph."""
-        theta = self._theta().detach()
-        return self._at(theta, inner_lr, prox).adapt(theta, self._with_shared(tasks))
+    def adapt(
+        self,
+        tasks: Tasks,
+        inner_lr: Rate | None = None,
+        prox: float | Tensor | None = None,
+        at: Sequence[int] | None = None,
+    ) -> Tensor:
+        """The adapted parameters of every task, (tasks, P); with at, those after these inner steps, (times, tasks, P).
+
+        A differentiable function of all that enters the inner loop: backward() through it is the adjoint from lam(T) =
+        dJ/dphi, with what lam gains at earlier times, exact for the steps and within rtol for the flow.
+        """
+        theta, tasks = self.apply_module.theta(), self._with_shared(tasks)
+        learner = _inner(self._at(theta, inner_lr, prox))
+        steps = (learner.inner_steps,) if at is None else tuple(at)
+        check_at(steps, learner.inner_steps)
+        with torch.enable_grad() if torch.is_grad_enabled() else torch.no_grad():
+            chunks = [tasks] if self.task_chunk is None else Chunked(learner, self.task_chunk).chunks(tasks)
+        path = torch.cat([self._path(learner, theta, chunk, steps) for chunk in chunks], 1)
+        return path[-1] if at is None else path
 
     def predict(self, phi: Tensor, x: Points) -> Tensor:
         """Of adapted parameters phi (tasks, P) at x (tasks, points, *input): (tasks, points, *output)."""
-        return predict(self.split, phi, x, self.split.shared())
+        return predict(self.apply_module, phi, x, self.apply_module.shared())
 
     def unflatten(self, phi: Tensor) -> dict[str, Tensor]:
         """The adapted parameters by name, phi (..., P) to tensors (..., *shape)."""
-        return self.split.pieces(phi)
+        return self.apply_module.pieces(phi)
 
     @property
     def name(self) -> str:
         """Of the method."""
         return self.method if isinstance(self.method, str) else self.method.__name__
+
+    def extra_repr(self) -> str:
+        """The method and its settings, beside the module."""
+        learner, rate = self._learner, self.inner_lr
+        said = rate if isinstance(rate, int | float) else f"{type(rate).__name__}"
+        solver = f", solver={learner.solver!r}" if hasattr(learner, "solver") else ""
+        return f"method={self.name!r}, inner_steps={learner.inner_steps}, inner_lr={said}{solver}"
 
     def get_extra_state(self) -> dict[str, Any] | None:
         """The memory in state_dict(), as plain numbers and tensors."""
@@ -147,12 +190,68 @@ class Adaptation(nn.Module):
 
     def set_extra_state(self, state: dict[str, Any] | None) -> None:
         """The memory from a state_dict()."""
-        self.memory = self._learner.init()
-        if state is not None:
-            self.memory.load_state_dict(state)
+        empty = self._learner.init()
+        self.memory = empty if state is None else type(empty).of(state)
 
-    def _theta(self) -> Tensor:
-        return self.split.theta()
+    def _path(self, learner: MetaLearner, theta: Tensor, tasks: Tasks, at: Sequence[int]) -> Tensor:
+        """The parameters after `at` inner steps, (times, tasks, P), in autograd's graph where one is asked for."""
+        request = self._requested(None, theta, _entering(learner) | tasks.support_leaves())
+        followed = _follow(learner, theta, tasks, self.memory, at)
+        if not request:
+            return followed.path
+
+        def pull_back(lam: Tensor) -> list[Tensor]:
+            self._check_defined(learner, ["phi", *request])
+            pulled = self._remember(learner, lambda: learner.pull_back(followed, lam, self.memory))
+            gradients = {"theta": pulled.value} | pulled.gradients
+            return [len(tasks) * gradients[name].view_as(t) for name, t in request.items()]
+
+        return _Path.apply(followed.path, pull_back, *request.values())
+
+    def _evaluated(self, learner: MetaLearner, theta: Tensor, tasks: Tasks) -> Tensor:
+        """The query loss of every task without gradients, (tasks,), which latest tells."""
+        inner = _inner(learner)
+        steps = getattr(inner, "query_steps", None) or (inner.inner_steps,)
+        weights = getattr(inner, "query_weights", None) or [1 / len(steps)] * len(steps)
+        chunks = learner.chunks(tasks) if isinstance(learner, Chunked) else [tasks]
+        outer, losses = getattr(inner, "query_loss", None) or inner.loss, []
+        for chunk in chunks:
+            path = _follow(inner, theta, chunk, self.memory, steps).path
+            found = [derivatives.losses(inner.apply, outer, phi, *chunk.query) for phi in path]
+            losses.append(sum(w * loss for w, loss in zip(weights, found, strict=True)))
+        query_loss = torch.cat(losses)
+        self.latest = MetaGradient(theta.new_zeros(len(tasks), 0), query_loss, Evaluations())
+        return query_loss
+
+    def _remember(self, learner: MetaLearner, call: Callable[[], MetaGradient]) -> MetaGradient:
+        """What a call gives, which the memory learns from; it does from a call that is refused, too."""
+        try:
+            self.latest = call()
+        except Diverged as refused:
+            self.memory = learner.update(self.memory, refused)
+            raise
+        self.memory = learner.update(self.memory, self.latest)
+        return self.latest
+
+    def _requested(self, learner: MetaLearner | None, theta: Tensor, entering: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What requires a gradient, by name; nothing where autograd is off."""
+        if not torch.is_grad_enabled():
+            return {}
+        there = {"theta": theta} | (_entering(_inner(learner)) if learner else {}) | dict(entering)
+        request = {name: t for name, t in there.items() if isinstance(t, Tensor) and t.requires_grad}
+        if learner:
+            self._check_defined(_inner(learner), request)
+        return request
+
+    def _check_defined(self, learner: MetaLearner, names: Sequence[str]) -> None:
+        for name in names:
+            if not name.startswith(getattr(learner, "gradients_of", EVERYTHING)) or (
+                name == "phi" and not hasattr(learner, "pull_back")
+            ):
+                raise InputError(
+                    f"method {self.name} defines no meta-gradient of {name}, which requires one; use method amaml or "
+                    "maml, or take it without its gradient: .detach(), or .requires_grad_(False)"
+                )
 
     def _with_shared(self, tasks: Tasks) -> Tasks:
         if not isinstance(tasks, Tasks):
@@ -162,53 +261,93 @@ class Adaptation(nn.Module):
                 "an Adaptation shares the parameters of its module among the tasks; leave Tasks(shared=...) out, and "
                 "give other tensors beside support_x and query_x"
             )
-        shared = self.split.shared()
+        shared = self.apply_module.shared()
         return replace(tasks, shared=shared) if shared else tasks
 
-    def _at(self, theta: Tensor, inner_lr: Rate | None, prox: float | Tensor | None) -> MetaLearner:
-        """The learner with its rates and prox as they are now."""
-        rate = self.inner_lr if inner_lr is None else inner_lr
-        if isinstance(rate, Mapping):
-            rate = Rates(rate, self.split.shapes)
+    def _make(self, loss: Loss, query_loss: Loss | None, inner_steps: int, options: dict[str, Any]) -> MetaLearner:
+        """The learner of the method; raises InputError for a keyword that it does not take."""
+        kind, fixed = METHODS[self.method] if isinstance(self.method, str) else (self.method, {})
+        if kind is AMAML:
+            options = self._with_optimizer(options)
+        known = {f.name for f in fields(kind)} - fixed.keys()
+        for option in options:
+            if option in ELSEWHERE:
+                raise InputError(f"there is no keyword {option!r} here; write {ELSEWHERE[option]}")
+            if option not in known:
+                raise unknown(f"keyword of method {self.name}", option, {*known, *(KEYWORDS if kind is AMAML else ())})
+        apply = Bound(self.apply_module) if isinstance(loss, OfModel) else self.apply_module
+        options |= {} if query_loss is None else {"query_loss": query_loss}
+        return kind(apply=apply, loss=loss, inner_lr=1.0, inner_steps=inner_steps, **options, **fixed)
+
+    def _with_optimizer(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The options with the inner optimizer made of its keywords."""
+        own = {name: value for name, value in options.items() if name in KEYWORDS}
+        if not own and "inner_optimizer" not in options:
+            return options
+        optimizer = Optimizer.of(options.get("inner_optimizer", "sgd"), **own)
+        for name, number in optimizer.numbers().items():
+            if isinstance(number, nn.Parameter):
+                self.register_parameter(name.replace(".", "_"), number)
+        return {name: value for name, value in options.items() if name not in own} | {"inner_optimizer": optimizer}
+
+    def _at(
+        self,
+        theta: Tensor,
+        inner_lr: Rate | None = None,
+        prox: float | Tensor | None = None,
+        at: Sequence[int] | None = None,
+        weights: Sequence[float] | None = None,
+    ) -> MetaLearner:
+        """The learner with its rates, prox and outer loss as they are now."""
+        given = self.inner_lr if inner_lr is None else inner_lr
+        rate, schedule = rate_and_schedule(given, self._learner.inner_steps, theta, self.apply_module.shapes)
         prox = self.prox if prox is None else prox
-        if prox is not None and not hasattr(self._learner, "prox"):
-            raise InputError(f"method {self.name} has no prox; amaml, maml and imaml have one")
-        learner = replace(
-            self._learner,
-            inner_lr=rate.flat(theta) if isinstance(rate, Rates) else _like(rate, theta),
-            **({} if prox is None else {"prox": _like(prox, theta)}),
-        )
+        if isinstance(prox, Tensor) and prox.ndim:
+            raise InputError(f"prox must be a number or a tensor of one, got shape {tuple(prox.shape)}")
+        now = {
+            "prox": prox.to(theta) if isinstance(prox, Tensor) else prox,
+            "schedule": schedule,
+            "query_steps": None if at is None else tuple(at),
+            "query_weights": None if weights is None else tuple(weights),
+        }
+        now = {name: value for name, value in now.items() if value is not None}
+        for name in now:
+            if not hasattr(self._learner, name):
+                raise InputError(f"method {self.name} has no {name}; methods amaml and maml have one")
+        learner = replace(self._learner, inner_lr=rate, **now)
         return learner if self.task_chunk is None else Chunked(learner, self.task_chunk, self.each)
 
 
-class Rates(nn.Module):
-    """A rate of its own for every adapted parameter, by its name; each a scalar or of the parameter's shape."""
-
-    def __init__(self, rates: Mapping[str, float | Tensor], shapes: Mapping[str, torch.Size]) -> None:
-        super().__init__()
-        if rates.keys() != shapes.keys():
-            missing, extra = sorted(shapes.keys() - rates.keys()), sorted(rates.keys() - shapes.keys())
-            raise InputError(
-                f"inner_lr must have a rate for every adapted parameter: {missing or 'none'} missing, "
-                f"{extra or 'none'} not adapted"
-            )
-        for name, shape in shapes.items():
-            rate = torch.as_tensor(rates[name])
-            if rate.ndim and rate.shape != shape:
-                raise InputError(
-                    f"inner_lr of {name} has shape {tuple(rate.shape)}; give a scalar, or a tensor of {tuple(shape)}"
-                )
-            setattr(self, _key(name), rate)
-        self.shapes = dict(shapes)
-
-    def flat(self, theta: Tensor) -> Tensor:
-        """The rates as theta lies, (P,), with their graph."""
-        rates = ((getattr(self, _key(name)), shape) for name, shape in self.shapes.items())
-        return torch.cat([rate.to(theta).expand(shape).reshape(-1) for rate, shape in rates])
+def _inner(learner: MetaLearner) -> MetaLearner:
+    """The learner of the chunks."""
+    return learner.learner if isinstance(learner, Chunked) else learner
 
 
-def _key(name: str) -> str:
-    return "rate/" + name.replace(".", "/")  # a dot would name a part of a module
+def _entering(learner: MetaLearner) -> dict[str, Any]:
+    """The settings of a learner that may require a gradient, by name."""
+    found = {name: getattr(learner, name, None) for name in ("inner_lr", "prox", "schedule")}
+    optimizer = getattr(learner, "inner_optimizer", None)
+    return found | (optimizer.numbers() if isinstance(optimizer, Optimizer) else {})
+
+
+def _follow(learner: MetaLearner, theta: Tensor, tasks: Tasks, memory: Memory, at: Sequence[int]) -> Followed:
+    """The inner loop, of a learner that may know its end alone."""
+    if hasattr(learner, "follow"):
+        return learner.follow(theta, tasks, memory, at)
+    if tuple(at) != (learner.inner_steps,):
+        raise InputError(f"this method knows the end of its inner loop alone, {learner.inner_steps} steps, got {at!r}")
+    return Followed(learner.adapt(theta, tasks)[None], None)
+
+
+def _losses(
+    loss: Loss | None, query_loss: Loss | None, objective: Objective | None, penalty: Callable | None
+) -> tuple[Loss, Loss | None]:
+    """The inner loss and the outer one (None: the same) as a learner takes them."""
+    if objective is None and penalty is None:
+        return loss, query_loss
+    inner = OfModel(objective or Predicted(loss, penalty))
+    outer = query_loss or (None if objective else loss)
+    return inner, None if outer is None else OfModel(Predicted(outer))
 
 
 class _Value(torch.autograd.Function):
@@ -225,8 +364,23 @@ class _Value(torch.autograd.Function):
         return None, *_First.apply(scale, *ctx.saved_tensors)
 
 
+class _Path(torch.autograd.Function):
+    """The parameters along the inner loop; backward() pulls their sensitivities back."""
+
+    @staticmethod
+    def forward(ctx: Any, path: Tensor, pull_back: Any, *tensors: Tensor) -> Tensor:
+        ctx.pull_back = pull_back
+        ctx.save_for_backward(*tensors)
+        return path.clone()
+
+    @staticmethod
+    def backward(ctx: Any, lam: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.pull_back(lam.detach())
+        return None, None, *_First.apply(lam.new_ones(()), *gradients, *ctx.saved_tensors)
+
+
 class _First(torch.autograd.Function):
-    """scale times the gradients, which depend on as many tensors in a way that is not known any further."""
+    """scale times the gradients of as many tensors; raises on double backward."""
 
     @staticmethod
     def forward(ctx: Any, scale: Tensor, *gradients_and_tensors: Tensor) -> tuple[Tensor, ...]:
@@ -241,6 +395,17 @@ class _First(torch.autograd.Function):
         )
 
 
+def _check_given(loss: Any, inner_lr: Any, inner_steps: Any, objective: Any, penalty: Any) -> None:
+    """Raise InputError where something that is needed was not given, or twice."""
+    if (loss is None) == (objective is None):
+        raise InputError("give either loss(prediction, target) or objective(model, x, y)")
+    if objective is not None and penalty is not None:
+        raise InputError("penalty goes with loss; add it to the objective, which sees model.parameters")
+    for name, value in (("inner_lr", inner_lr), ("inner_steps", inner_steps)):
+        if value is None:
+            raise InputError(f"{name} is missing: Adaptation(module, loss, inner_lr=0.01, inner_steps=200)")
+
+
 def _check_untrained(module: nn.Module, *losses: Any) -> None:
     """Raise InputError where something requires a gradient that an Adaptation does not give it."""
     there = [(f"the buffer {name} of the module", buffer) for name, buffer in module.named_buffers()]
@@ -253,19 +418,3 @@ def _check_untrained(module: nn.Module, *losses: Any) -> None:
                 f"{name} requires a gradient, and has no meta-gradient here; give it with the tasks, beside support_y "
                 "or support_x, or set .requires_grad_(False)"
             )
-
-
-def _make(method: str | type[MetaLearner], **options: Any) -> MetaLearner:
-    """The learner of a method; raises InputError for a keyword that it does not take."""
-    kind, fixed = METHODS[method] if isinstance(method, str) else (method, {})
-    known = {f.name for f in fields(kind)} - fixed.keys()
-    for option in options:
-        if option not in known:
-            raise unknown(f"keyword of method {method if isinstance(method, str) else kind.__name__}", option, known)
-    return kind(**options, **fixed)
-
-
-def _like(value: float | Tensor, theta: Tensor) -> float | Tensor:
-    if isinstance(value, Tensor) and value.ndim:
-        raise InputError(f"inner_lr and prox must be numbers or tensors of one, got shape {tuple(value.shape)}")
-    return value.to(theta) if isinstance(value, Tensor) else value

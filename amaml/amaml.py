@@ -1,9 +1,8 @@
 """A-MAML: the meta-gradient of a long inner loop from a forward flow and a backward adjoint."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,50 +11,29 @@ from amaml.checks import check_precision, validated
 from amaml.engine.derivatives import Loss
 from amaml.errors import Diverged, InputError, OverBudget, unknown
 from amaml.flow.accuracy import Controller, Memory, Observation, refined, relative_distance
-from amaml.flow.adjoint import ADJOINTS, Adjoint
+from amaml.flow.adjoint import ADJOINTS
 from amaml.flow.curvature import Curvature
 from amaml.flow.field import Evaluations, GradientFlow
 from amaml.flow.mesh import SOLVERS, FixedMesh, GradedMesh, Mesh, descends
-from amaml.flow.quadrature import NOTHING, Requested, requested
+from amaml.flow.optimizers import PLAIN, Optimizer
+from amaml.flow.passes import Passes, Solution, Terminal
+from amaml.flow.quadrature import Requested, requested
 from amaml.flow.schemes import HEUN, Scheme
 from amaml.flow.trajectory import Trajectory
 from amaml.learner import (
+    Followed,
     MetaGradient,
     check_count,
     check_inner_loop,
+    check_query_steps,
     check_rates,
     mean_if_large,
     number,
-    query_gradient_with,
+    query_along,
     with_own_memory,
 )
 from amaml.models import Apply
 from amaml.tasks import Tasks
-
-
-class Terminal(NamedTuple):
-    """Where a backward sweep begins: lam(T) (tasks, P), what it gains on the way, by the number of moves until there;
-    and the query loss (tasks,) with its gradients in what was requested of the query set."""
-
-    lam: Tensor
-    jumps: Mapping[int, Tensor] | None = None
-    query_loss: Tensor | None = None
-    direct: Sequence[Tensor] = ()
-
-
-class Solution(NamedTuple):
-    """One pass forward and backward: a trajectory that has been read, where the sweep began, and its result."""
-
-    trajectory: Trajectory
-    terminal: Terminal
-    of_tasks: Tensor
-    gradients: dict[str, Tensor]
-    estimate: Tensor
-
-    @property
-    def value(self) -> Tensor:
-        """The mean gradient (P,)."""
-        return self.of_tasks.mean(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +56,12 @@ class AMAML:
     descent where the flow would cost as much: MetaGradient.solver tells.
     adjoint: "discrete", the exact transpose of the forward scheme, or "continuous", the paper's Heun scheme.
     checkpoints: how many states of a trajectory are kept at most (amaml.flow.trajectory); None decides by their size.
+    inner_optimizer: takes the place of the plain step (amaml.flow.optimizers); schedule (inner_steps,): the size of
+    each step, times inner_lr; inner_batch: so many support points a step, others for each by the step's number, or the
+    numbers of the points (inner_steps, n). With any of these the inner loop is no flow, and "auto" and "euler" take its
+    steps; tensors among them get their gradient as well.
+    query_steps, query_weights: the outer loss is the weighted sum of the query losses after these inner steps (MAML++,
+    Antoniou et al. 2019), in equal parts where there are no weights; None: that of the last step.
     Its memory is what it knows of its error from call to call, an amaml.flow.accuracy.Memory.
     Costs one Hessian-vector product a stage (continuous: two a step); keeps states, never graphs.
     """
@@ -92,6 +76,11 @@ class AMAML:
     prox: float | Tensor = 0.0
     checkpoints: int | None = None
     query_loss: Loss | None = None
+    inner_optimizer: Optimizer = PLAIN
+    schedule: Tensor | None = None
+    inner_batch: int | Tensor | None = None
+    query_steps: Sequence[int] | None = None
+    query_weights: Sequence[float] | None = None
     controller: Controller = Controller()
 
     def __post_init__(self) -> None:
@@ -103,6 +92,12 @@ class AMAML:
         if not 0 < self.rtol < 1:
             raise InputError(f"rtol must lie between 0 and 1, got {self.rtol!r}")
         check_count("checkpoints", self.checkpoints, none=True)
+        check_query_steps(self.query_steps, self.query_weights, self.inner_steps)
+        if self.solver not in ("auto", "euler") and not self._plain:
+            raise InputError(
+                f"solver {self.solver} follows plain gradient descent with one rate for all its steps; leave it out "
+                "with an inner optimizer, a schedule or inner_batch"
+            )
 
     def init(self) -> Memory:
         """Nothing is known of the error."""
@@ -111,7 +106,7 @@ class AMAML:
     @validated
     def adapt(self, theta: Tensor, tasks: Tasks, memory: Memory | None = None) -> Tensor:
         """u(T) for every task, (tasks, P)."""
-        return self.forward(theta, tasks, memory, checkpoints=1).final
+        return self._forward(theta, tasks, memory or Memory(), [self.inner_steps], 1).path(len(theta))[-1]
 
     @validated
     def gradient(self, theta: Tensor, tasks: Tasks, memory: Memory) -> MetaGradient:
@@ -130,15 +125,16 @@ class AMAML:
         self._check(theta)
         memory = memory.about(self.problem(theta))
         flow = self.flow(theta.detach(), tasks, self._limit(memory))
-        mesh, curvature = self._choose(flow, memory)
+        passes = self._passes(flow, self._outer_loss(flow, request := self._request(tasks)), request)
+        mesh, curvature = self._choose(flow, memory, passes.inner_steps[-1])
         try:
-            return self._solved(flow, tasks, mesh, curvature, memory)
+            return self._controlled(passes, mesh, curvature, memory)
         except Diverged as fault:
             if self.solver != "auto" or isinstance(mesh, FixedMesh):
                 refused = isinstance(fault, OverBudget)
                 fault.observation = Observation(flow.evaluations.total, refused=refused, problem=self.problem(theta))
                 raise
-        return self._solved(flow, tasks, FixedMesh(self.inner_steps), curvature, memory)
+        return self._controlled(passes, self._descent(passes.inner_steps[-1]), curvature, memory)
 
     def update(self, memory: Memory, seen: MetaGradient | Diverged) -> Memory:
         """What is known of the error after a call that gave the gradient seen, or raised it."""
@@ -148,23 +144,33 @@ class AMAML:
 
     meta_gradient = with_own_memory
 
-    def forward(
-        self,
-        theta: Tensor,
-        tasks: Tasks,
-        memory: Memory | None = None,
-        at: Sequence[int] = (),
-        checkpoints: int | None = None,
+    @validated
+    def follow(self, theta: Tensor, tasks: Tasks, memory: Memory, at: Sequence[int]) -> Followed:
+        """The states after `at` inner steps, with the trajectory."""
+        trajectory = self._forward(theta, tasks, memory, at, self.checkpoints)
+        return Followed(trajectory.path(len(theta)), (trajectory, self._request(tasks)._replace(query=()), at))
+
+    def pull_back(self, followed: Followed, lam: Tensor, memory: Memory) -> MetaGradient:
+        """By the adjoint from lam on the way and at the end; the error is that of the product with lam."""
+        trajectory, request, at = followed.kept
+        trajectory = trajectory.again() if trajectory.was_read else trajectory
+        flow = trajectory.flow
+        passes = replace(self._passes(flow, lambda trajectory: Terminal(lam), request), inner_steps=at)
+        memory = memory.about(self.problem(flow.theta))
+        return self._controlled(passes, trajectory.mesh, Curvature(flow, known=memory.leading), memory, trajectory)
+
+    def _forward(
+        self, theta: Tensor, tasks: Tasks, memory: Memory, at: Sequence[int], checkpoints: int | None
     ) -> Trajectory:
-        """The flow from theta to u(T), .final, landing on the states after `at` inner steps, .landings.
+        """The inner loop from theta to the last of `at` inner steps, landing on each of them.
 
         At the tolerance that is known from the errors of meta-gradients; where none was measured, the error of
-        u(T) - theta is, and brought below rtol.
+        u - theta is, and brought below rtol.
         """
         self._check(theta)
-        memory = (memory or Memory()).about(self.problem(theta))
+        memory = memory.about(self.problem(theta))
         flow = self.flow(theta.detach(), tasks, self._limit(memory))
-        (mesh, curvature), ends = self._choose(flow, memory), [self._rate * n for n in sorted({*at, self.inner_steps})]
+        (mesh, curvature), ends = self._choose(flow, memory, at[-1]), [self._rate * n for n in at]
 
         def follow(mesh: Mesh) -> Trajectory:
             return mesh.follow(Trajectory(mesh.flow(flow), checkpoints), ends, curvature)
@@ -181,84 +187,66 @@ class AMAML:
         except Diverged:
             if self.solver != "auto" or isinstance(mesh, FixedMesh):
                 raise
-            return follow(FixedMesh(self.inner_steps))
+            return follow(self._descent(at[-1]))
 
-    def backward(
-        self,
-        trajectory: Trajectory,
-        terminal: Callable[[Trajectory], Terminal],
-        request: Requested = NOTHING,
-        adjoint: str = "discrete",
-    ) -> Solution:
-        """From lam at the end of a trajectory, and what it gains on the way, to the gradients in theta (tasks, P) and
-        in what else was requested.
+    def _passes(self, flow: GradientFlow, terminal: Callable[[Trajectory], Terminal], request: Requested) -> Passes:
+        return Passes(flow, self._query_steps, self._rate, terminal, request, self.adjoint, self.checkpoints)
 
-        terminal is asked again where a step that lambda_max outran is taken anew, and all after it.
-        """
-        flow = trajectory.flow
-        while True:
-            begin = terminal(trajectory)
-            swept = ADJOINTS[adjoint](flow, trajectory, begin.lam, request, begin.jumps)
-            if isinstance(swept, Adjoint):
-                break
-            trajectory.rewind(swept.index, swept.state)
-            trajectory.mesh.follow(trajectory, trajectory.ends, Curvature(flow, swept.stiff))
-        of_tasks = swept.lam + flow.prox * swept.sweep.pulled if flow.prox else swept.lam
-        gradients = swept.sweep.gradients(list(begin.direct), self._rate)
-        return Solution(trajectory, begin, mean_if_large(of_tasks), gradients, swept.estimate)
-
-    def solve(
-        self, flow: GradientFlow, tasks: Tasks, mesh: Mesh, curvature: Curvature, adjoint: str = "discrete"
-    ) -> Solution:
-        """Forward, the gradient of the query loss, backward."""
-        request = requested(tasks, self.inner_lr, self.prox)
+    def _outer_loss(self, flow: GradientFlow, request: Requested) -> Callable[[Trajectory], Terminal]:
+        """The query losses along the way, with their weights."""
+        loss, count = self.query_loss or self.loss, len(self._query_steps)
+        weights = self.query_weights or [1 / count] * count
 
         def terminal(trajectory: Trajectory) -> Terminal:
-            outer, phi = self.query_loss or self.loss, trajectory.final
-            lam, query_loss, direct = query_gradient_with(self.apply, outer, phi, flow.tasks, request.query)
-            return Terminal(lam, None, query_loss, direct)
+            path = trajectory.path(len(flow.theta))
+            return Terminal(*query_along(self.apply, loss, path, weights, flow.tasks, request.query))
 
-        trajectory = mesh.follow(Trajectory(flow, self.checkpoints), [self._rate * self.inner_steps], curvature)
-        return self.backward(trajectory, terminal, request, adjoint)
+        return terminal
 
-    def _solved(
-        self, flow: GradientFlow, tasks: Tasks, mesh: Mesh, curvature: Curvature, memory: Memory
+    def _controlled(
+        self, passes: Passes, mesh: Mesh, curvature: Curvature, memory: Memory, trajectory: Trajectory | None = None
     ) -> MetaGradient:
-        """The gradient on a mesh, with its error: none where it is exact, measured or carried otherwise."""
-        spent, descended = flow.evaluations, isinstance(mesh, FixedMesh)
+        """The gradient on a mesh, with its error: none where it is exact, measured or carried otherwise.
+
+        trajectory: the way forward where it has been made.
+        """
+        spent, descended = passes.flow.evaluations, isinstance(mesh, FixedMesh)
         exact = descended and (self.solver == "auto" or self.adjoint == "discrete")
         before = spent.total if descended else 0  # to find out that the flow is as dear
-        first = self.solve(mesh.flow(flow), tasks, mesh, curvature, "discrete" if exact else self.adjoint)
+        passes = replace(passes, adjoint="discrete") if exact else passes
+        first = passes.solve(mesh, curvature) if trajectory is None else passes.backward(trajectory)
         best, error, cost, path = first, None, spent.total - before, first.trajectory
         norm, estimate = self._finite(first)
         seen = Observation(cost, path.sharpest, estimate, norm, None, before, False, descended)
-        seen = seen._replace(leading=path.at_start or curvature.leading, problem=self.problem(flow.theta))
+        seen = seen._replace(leading=path.at_start or curvature.leading, problem=self.problem(passes.flow.theta))
         measured = not exact and self.controller.due(memory, self.rtol, seen)
         if measured and descended:
-            error = of_first = relative_distance(first.value, self.solve(flow, tasks, mesh, curvature).value)
+            right = replace(passes, adjoint="discrete").solve(mesh, curvature)
+            error = of_first = relative_distance(first.value, right.value)
         elif measured:
-            best, error, of_first = self._refined(flow, tasks, first, mesh, memory)
+            best, error, of_first = self._refined(passes, first, memory)
         elif not exact:
             error = self.controller.carried(memory, seen)
         spent.measuring = spent.total - cost
         if measured:
             seen = seen._replace(error=of_first, measuring=spent.measuring)
         name = "euler" if descended else getattr(self.solver, "name", self.solver)
-        return MetaGradient(best.of_tasks, best.terminal.query_loss, spent, error, measured, seen, best.gradients, name)
+        direction, query_loss = mean_if_large(best.of_tasks), best.terminal.query_loss
+        return MetaGradient(direction, query_loss, spent, error, measured, seen, best.gradients, name)
 
-    def _refined(
-        self, flow: GradientFlow, tasks: Tasks, first: Solution, mesh: GradedMesh, memory: Memory
-    ) -> tuple[Solution, float, float]:
+    def _refined(self, passes: Passes, first: Solution, memory: Memory) -> tuple[Solution, float, float]:
         """The gradient with every step bisected, once or until its error is tolerated; its error, and the first one's.
 
         The controller's ceiling is tolerated where errors were measured before, as for calls between two measurements.
         """
-        spent, ceiling = flow.evaluations, self.controller.ceiling * self.rtol
+        flow, ceiling = passes.flow, self.controller.ceiling * self.rtol
+        spent = flow.evaluations
         least = 2 * spent.total  # what the halves of the first steps take
 
         def halved(coarse: Solution) -> Solution:
             limit = spent.total + max(least if coarse is first else 0, (1 if self.solver == "auto" else 2) * flow.limit)
-            return self.solve(flow.limited(limit), tasks, mesh.halved(coarse.trajectory), Curvature(flow), self.adjoint)
+            finer = self._graded(memory).halved(coarse.trajectory)
+            return replace(passes, flow=flow.limited(limit)).solve(finer, Curvature(flow))
 
         heun = [HEUN.order] if self.adjoint == "continuous" else []
         order = min(heun + [move.scheme.order for move in first.trajectory.moves])
@@ -266,16 +254,38 @@ class AMAML:
         known = bool(memory.errors)
         return refined(first, halved, lambda one: one.value, order, enough, ceiling, known, self._noise)
 
-    def _choose(self, flow: GradientFlow, memory: Memory) -> tuple[Mesh, Curvature]:
-        """The steps of a call, and what is known of the curvature at theta."""
-        curvature, fixed = Curvature(flow, known=memory.leading), FixedMesh(self.inner_steps)
-        if not self._schemes:
-            return fixed, curvature
-        backward = HEUN if self.adjoint == "continuous" else None
-        mesh = GradedMesh(self._schemes, self.rtol * memory.gain, backward)
-        if self.solver == "auto" and descends(flow, mesh, curvature, self._rate, self.inner_steps, memory):
-            return fixed, curvature
+    def _choose(self, flow: GradientFlow, memory: Memory, steps: int) -> tuple[Mesh, Curvature]:
+        """The mesh over so many inner steps, and what is known of the curvature at theta."""
+        curvature = Curvature(flow, known=memory.leading)
+        if not self._schemes or not steps:
+            return self._descent(steps), curvature
+        mesh = self._graded(memory)
+        if self.solver == "auto" and descends(flow, mesh, curvature, self._rate, steps, memory):
+            return self._descent(steps), curvature
         return mesh, curvature
+
+    def _graded(self, memory: Memory) -> GradedMesh:
+        """For the flow, at the tolerance that the errors so far allow."""
+        return GradedMesh(self._schemes, self.rtol * memory.gain, HEUN if self.adjoint == "continuous" else None)
+
+    def _descent(self, steps: int) -> FixedMesh:
+        """So many of the inner steps themselves."""
+        sizes = None if self.schedule is None else self.schedule.tolist()
+        single = self.schedule is not None and self.schedule.requires_grad
+        return FixedMesh(steps, self.inner_optimizer, sizes, self.inner_batch, single)
+
+    def _request(self, tasks: Tasks) -> Requested:
+        """Of what a gradient is wanted."""
+        return requested(tasks, self.inner_lr, self.prox, self.schedule, self.inner_optimizer.numbers())
+
+    @property
+    def _query_steps(self) -> Sequence[int]:
+        return self.query_steps or (self.inner_steps,)
+
+    @property
+    def _plain(self) -> bool:
+        """Whether the inner loop is gradient descent with steps of one size, which a flow is the limit of."""
+        return self.inner_optimizer.plain and self.schedule is None and self.inner_batch is None
 
     def problem(self, theta: Tensor) -> tuple:
         """What a memory is about."""
@@ -313,7 +323,9 @@ class AMAML:
 
     @property
     def _schemes(self) -> tuple[Scheme, ...]:
-        """To choose from; none for gradient descent."""
+        """To choose from; none for the steps of an optimiser."""
+        if not self._plain:
+            return ()
         return SOLVERS[self.solver] if isinstance(self.solver, str) else (self.solver,)
 
     @property

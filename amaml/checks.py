@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from amaml.engine import derivatives
 from amaml.errors import Diverged, InputError
-from amaml.learner import MetaGradient
+from amaml.learner import Followed, MetaGradient
 from amaml.models import Apply
 from amaml.tasks import Tasks
 
@@ -109,7 +109,9 @@ def check_finite(theta: Tensor, tasks: Tasks) -> None:
             raise InputError(f"{name} adds up to zero for some task; every task needs a point that counts")
 
 
-def _finite(result: MetaGradient | Tensor) -> bool:
+def _finite(result: MetaGradient | Followed | Tensor) -> bool:
+    if isinstance(result, Followed):
+        result = result.path
     if isinstance(result, MetaGradient):
         parts = result.value, result.query_loss, *result.gradients.values()
         return bool(torch.stack([part.isfinite().all() for part in parts]).all())

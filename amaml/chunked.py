@@ -74,13 +74,15 @@ def fold(parts: list[MetaGradient], shares: list[float]) -> MetaGradient:
     losses = torch.cat([part.query_loss for part in parts])
     gradients = {name: _of_whole(name, parts, shares) for name in parts[0].gradients}
     spent = Evaluations.of_parts([part.evaluations for part in parts], shares)
+    solvers = "+".join(sorted({part.solver for part in parts if part.solver})) or None
     seen = [part.observation for part in parts]
     if any(one is None for one in seen):
-        return MetaGradient(of_tasks, losses, spent, gradients=gradients)
+        return MetaGradient(of_tasks, losses, spent, gradients=gradients, solver=solvers)
     norm = of_tasks.mean(0).norm().item()
     error = _added([part.error for part in parts], seen, shares, norm)
+    observation = _observed(seen, shares, norm)
     measured = all(part.measured for part in parts)
-    return MetaGradient(of_tasks, losses, spent, error, measured, _fold_seen(seen, shares, norm), gradients)
+    return MetaGradient(of_tasks, losses, spent, error, measured, observation, gradients, solvers)
 
 
 def _of_whole(name: str, parts: list[MetaGradient], shares: list[float]) -> torch.Tensor:
@@ -89,17 +91,28 @@ def _of_whole(name: str, parts: list[MetaGradient], shares: list[float]) -> torc
     return torch.cat(of_parts) if name.startswith(("support_", "query_")) else sum(of_parts)
 
 
-def _fold_seen(seen: list[Observation], shares: list[float], norm: float) -> Observation:
+def _observed(seen: list[Observation], shares: list[float], norm: float) -> Observation:
+    """One observation of the whole batch: means of what is spent, the largest curvature, errors that add up."""
+
     def mean(name: str) -> float:
         return sum(getattr(one, name) * share for one, share in zip(seen, shares, strict=True))
 
-    errors = [one.error for one in seen]
-    error = None if None in errors else _added(errors, seen, shares, norm)
-    known = max((one.known for one in seen if one.known), key=lambda known: known.value, default=None)
-    return Observation(mean("cost"), max(one.sharpest for one in seen), mean("norm"), error, mean("measuring"), known)
+    leading = max((one.leading for one in seen if one.leading), key=lambda leading: leading.value, default=None)
+    return seen[0]._replace(
+        cost=mean("cost"),
+        sharpest=max(one.sharpest for one in seen),
+        estimate=_added([one.estimate for one in seen], seen, shares, norm),
+        norm=norm,
+        error=_added([one.error for one in seen], seen, shares, norm),
+        measuring=mean("measuring"),
+        descended=all(one.descended for one in seen),
+        leading=leading,
+    )
 
 
-def _added(errors: list[float], seen: list[Observation], shares: list[float], norm: float) -> float:
-    """The relative error of the mean, if those of the parts point the same way."""
+def _added(errors: list[float | None], seen: list[Observation], shares: list[float], norm: float) -> float | None:
+    """The relative error of the mean, if those of the parts point the same way; None where one is not known."""
+    if None in errors:
+        return None
     total = sum(e * one.norm * share for e, one, share in zip(errors, seen, shares, strict=True))
     return total / norm if norm else (0.0 if total == 0 else float("inf"))

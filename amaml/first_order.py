@@ -1,5 +1,6 @@
 """First-order methods: K steps of gradient descent, and a direction for theta that needs no second derivative."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,15 +9,18 @@ from torch import Tensor
 from amaml.checks import validated
 from amaml.engine import derivatives
 from amaml.engine.derivatives import Loss
-from amaml.flow.quadrature import Quadrature, Requested, requested
+from amaml.flow.quadrature import Quadrature, Requested, means, requested
 from amaml.learner import (
+    Followed,
     Memory,
     MetaGradient,
     check_inner_loop,
+    check_query_steps,
+    descent_path,
     gradient_descent,
     mean_if_large,
     no_memory,
-    query_gradient_with,
+    query_along,
     support_flow,
     unchanged,
     with_own_memory,
@@ -39,10 +43,13 @@ class FOMAML:
     inner_lr: float
     inner_steps: int
     query_loss: Loss | None = None
-    gradients_of: ClassVar[tuple[str, ...]] = ("theta", "shared.", "query_")
+    query_steps: Sequence[int] | None = None
+    query_weights: Sequence[float] | None = None
+    gradients_of: ClassVar[tuple[str, ...]] = ("theta", "shared.", "query_", "phi")
 
     def __post_init__(self) -> None:
         check_inner_loop(self.inner_lr, self.inner_steps)
+        check_query_steps(self.query_steps, self.query_weights, self.inner_steps)
 
     @validated
     def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
@@ -51,13 +58,23 @@ class FOMAML:
 
     @validated
     def gradient(self, theta: Tensor, tasks: Tasks, memory: Memory) -> MetaGradient:
-        """The query gradient at phi."""
+        """The query gradient at phi, or the weighted sum of those along the way."""
+        flow, steps = support_flow(self, theta, tasks), self.query_steps or (self.inner_steps,)
+        path, weights = descent_path(flow, self.inner_lr, steps), self.query_weights or [1 / len(steps)] * len(steps)
+        request, loss = Requested(query=requested(tasks).query), self.query_loss or self.loss
+        lam, query_loss, direct = query_along(self.apply, loss, path, weights, flow.tasks, request.query)
+        gradients = means(Quadrature(flow, request).gradients(direct), tasks)
+        return MetaGradient(mean_if_large(lam.sum(0)), query_loss, flow.evaluations, gradients=gradients)
+
+    @validated
+    def follow(self, theta: Tensor, tasks: Tasks, memory: Memory, at: Sequence[int]) -> Followed:
+        """The parameters after `at` inner steps."""
         flow = support_flow(self, theta, tasks)
-        phi = gradient_descent(flow, self.inner_lr, self.inner_steps)
-        asked, loss = Requested(query=requested(tasks).query), self.query_loss or self.loss
-        gradient, query_loss, direct = query_gradient_with(self.apply, loss, phi, flow.tasks, asked.query)
-        gradients = Quadrature(flow, asked).gradients(direct)
-        return MetaGradient(mean_if_large(gradient), query_loss, flow.evaluations, gradients=gradients)
+        return Followed(descent_path(flow, self.inner_lr, at), flow.evaluations)
+
+    def pull_back(self, followed: Followed, lam: Tensor, memory: Memory) -> MetaGradient:
+        """As if every phi were theta."""
+        return MetaGradient(mean_if_large(lam.sum(0)), None, followed.kept)
 
     init, update, meta_gradient = no_memory, unchanged, with_own_memory
 

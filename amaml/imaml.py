@@ -1,5 +1,6 @@
 """iMAML: the meta-gradient of a regularised inner optimum, from the implicit function theorem."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,9 +9,11 @@ from torch import Tensor
 from amaml.checks import validated
 from amaml.engine.derivatives import Loss
 from amaml.errors import InputError
+from amaml.flow.field import GradientFlow
 from amaml.flow.linalg import conjugate_gradient
-from amaml.flow.quadrature import Quadrature, requested
+from amaml.flow.quadrature import Quadrature, Requested, means, requested
 from amaml.learner import (
+    Followed,
     Memory,
     MetaGradient,
     check_count,
@@ -50,7 +53,7 @@ class IMAML:
     cg_steps: int = 5
     damping: float = 0.0
     query_loss: Loss | None = None
-    gradients_of: ClassVar[tuple[str, ...]] = ("theta", "shared.", "query_", "support_", "prox")
+    gradients_of: ClassVar[tuple[str, ...]] = ("theta", "shared.", "query_", "support_", "prox", "phi")
 
     def __post_init__(self) -> None:
         check_inner_loop(self.inner_lr, self.inner_steps, damping=self.damping)
@@ -68,17 +71,39 @@ class IMAML:
         """v of every task."""
         flow = support_flow(self, theta, tasks, number(self.prox))
         phi = gradient_descent(flow, self.inner_lr, self.inner_steps)
-        asked, loss = requested(tasks, prox=self.prox), self.query_loss or self.loss
-        gradient, query_loss, direct = query_gradient_with(self.apply, loss, phi, flow.tasks, asked.query)
+        request, loss = requested(tasks, prox=self.prox), self.query_loss or self.loss
+        lam, query_loss, direct = query_gradient_with(self.apply, loss, phi, flow.tasks, request.query)
+        v, implicit = self._implicit(flow, phi, lam, request)
+        gradients = means(implicit.gradients(direct), tasks)
+        return MetaGradient(mean_if_large(v), query_loss, flow.evaluations, gradients=gradients)
+
+    @validated
+    def follow(self, theta: Tensor, tasks: Tasks, memory: Memory, at: Sequence[int]) -> Followed:
+        """phi, which stands for the inner optimum; raises InputError for earlier steps, which do not."""
+        if tuple(at) != (self.inner_steps,):
+            raise InputError(
+                f"method imaml knows the end of its inner loop alone, {self.inner_steps} steps, got {at!r}"
+            )
+        flow = support_flow(self, theta, tasks, number(self.prox))
+        phi = gradient_descent(flow, self.inner_lr, self.inner_steps)
+        return Followed(phi[None], (flow, requested(tasks, prox=self.prox)._replace(query=())))
+
+    def pull_back(self, followed: Followed, lam: Tensor, memory: Memory) -> MetaGradient:
+        """By the implicit function theorem."""
+        flow, request = followed.kept
+        v, implicit = self._implicit(flow, followed.path[0], lam[0], request)
+        return MetaGradient(mean_if_large(v), None, flow.evaluations, gradients=means(implicit.gradients(), flow.tasks))
+
+    def _implicit(self, flow: GradientFlow, phi: Tensor, lam: Tensor, request: Requested) -> tuple[Tensor, Quadrature]:
+        """v (tasks, P) of the sensitivity lam to phi, and what it contributes to all else:
+        d phi/d psi = (H + prox)^-1 d(field)/d psi."""
 
         def matvec(v: Tensor) -> Tensor:
             hessian_v = flow.hvp(phi, v) - flow.prox * v  # the flow's product holds the regulariser too
             return (1 + self.damping) * v + hessian_v / (flow.prox + self.damping)
 
-        v = conjugate_gradient(matvec, gradient, self.cg_steps)
-        implicit = Quadrature(flow, asked)
-        implicit.add(phi, v / flow.prox, 1.0)  # d phi/d psi = (H + prox)^-1 d(field)/d psi
-        gradients = implicit.gradients(direct)
-        return MetaGradient(mean_if_large(v), query_loss, flow.evaluations, gradients=gradients)
+        v, implicit = conjugate_gradient(matvec, lam, self.cg_steps), Quadrature(flow, request)
+        implicit.add(phi, v / flow.prox, 1.0)
+        return v, implicit
 
     init, update, meta_gradient = no_memory, unchanged, with_own_memory

@@ -1,8 +1,9 @@
 """What a meta-learning method is, and the pieces that several of them share."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -35,7 +36,7 @@ class MetaGradient:
     """
 
     of_tasks: Tensor
-    query_loss: Tensor
+    query_loss: Tensor | None
     evaluations: Evaluations
     error: float | None = None
     measured: bool = False
@@ -47,6 +48,13 @@ class MetaGradient:
     def value(self) -> Tensor:
         """The direction to descend, the mean over the tasks, (P,)."""
         return self.of_tasks.mean(0)
+
+
+class Followed(NamedTuple):
+    """An inner loop that was run: phi after some of its steps, (times, tasks, P), and what its pull_back needs."""
+
+    path: Tensor
+    kept: Any
 
 
 class MetaLearner(Protocol):
@@ -70,6 +78,21 @@ class MetaLearner(Protocol):
 
     def meta_gradient(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
         """gradient() with a memory that belongs to this object, for those who call it in a loop."""
+        ...
+
+
+class Differentiable(MetaLearner, Protocol):
+    """A method of which phi is a differentiable function: what an outer loss of one's own needs."""
+
+    def follow(self, theta: Tensor, tasks: Tasks, memory: Memory, at: Sequence[int]) -> Followed:
+        """The parameters after `at` inner steps."""
+        ...
+
+    def pull_back(self, followed: Followed, lam: Tensor, memory: Memory) -> MetaGradient:
+        """From lam (times, tasks, P), the sensitivities of any loss to followed.path, to its gradients.
+
+        The loss takes the place of the mean query loss times the number of tasks; query_loss is empty.
+        """
         ...
 
 
@@ -118,10 +141,18 @@ def support_flow(learner: PlainLoop, theta: Tensor, tasks: Tasks, prox: float = 
 @torch.no_grad()
 def gradient_descent(flow: GradientFlow, inner_lr: float, inner_steps: int) -> Tensor:
     """inner_steps steps of plain gradient descent from theta on the (regularised) support loss: phi (tasks, P)."""
-    phi = flow.start
-    for _ in range(inner_steps):
+    return descent_path(flow, inner_lr, [inner_steps])[0]
+
+
+@torch.no_grad()
+def descent_path(flow: GradientFlow, inner_lr: float, at: Sequence[int]) -> Tensor:
+    """phi after each of `at` (increasing) steps of gradient descent, (times, tasks, P)."""
+    phi, path = flow.start, {0: flow.start}
+    for n in range(1, at[-1] + 1):
         phi = phi + inner_lr * flow(0.0, phi)
-    return phi
+        if n in at:
+            path[n] = phi
+    return torch.stack([path[n] for n in at])
 
 
 def query_gradient(apply: Apply, loss: Loss, phi: Tensor, tasks: Tasks) -> tuple[Tensor, Tensor]:
@@ -137,6 +168,18 @@ def query_gradient_with(
         return *query_gradient(apply, loss, phi, tasks), []
     losses, gradient, *direct = derivatives.losses_and_gradients(apply, loss, phi, *tasks.query, leaves)
     return gradient, losses, direct
+
+
+def query_along(
+    apply: Apply, loss: Loss, path: Tensor, weights: Sequence[float], tasks: Tasks, leaves: tuple[int, ...]
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The weighted sum of the query losses along a path (times, tasks, P): its gradient in the path, its value
+    (tasks,), and its gradients in those leaves of tasks.query, summed over the tasks."""
+    found = [query_gradient_with(apply, loss, phi, tasks, leaves) for phi in path]
+    lam = torch.stack([w * gradient for w, (gradient, _, _) in zip(weights, found, strict=True)])
+    value = sum(w * losses for w, (_, losses, _) in zip(weights, found, strict=True))
+    parts = zip(*(direct for *_, direct in found), strict=True)
+    return lam, value, [sum(w * part for w, part in zip(weights, one, strict=True)) for one in parts]
 
 
 def number(value: float | Tensor) -> float:
@@ -177,3 +220,21 @@ def check_inner_loop(inner_lr: float, inner_steps: int, **nonnegative: float) ->
     for name, value in nonnegative.items():
         if not value >= 0:
             raise InputError(f"{name} must be zero or a positive number, got {value!r}")
+
+
+def check_query_steps(steps: Sequence[int] | None, weights: Sequence[float] | None, inner_steps: int) -> None:
+    """Raise InputError unless the outer loss can be taken after these inner steps, with these weights."""
+    if steps is not None:
+        check_at(steps, inner_steps, "query_steps")
+    if weights is not None and len(weights) != len(steps or (inner_steps,)):
+        raise InputError(
+            f"query_weights must have a weight for each of {len(steps or (inner_steps,))} query_steps, got "
+            f"{len(weights)}"
+        )
+
+
+def check_at(at: Sequence[int], inner_steps: int, name: str = "at") -> None:
+    """Raise InputError unless at names inner steps in their order."""
+    whole = all(isinstance(n, int) and 0 <= n <= inner_steps for n in at)
+    if not (at and whole and all(a < b for a, b in zip(at[:-1], at[1:], strict=True))):
+        raise InputError(f"{name} must be increasing numbers of inner steps from 0 to {inner_steps}, got {at!r}")

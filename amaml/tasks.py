@@ -136,6 +136,10 @@ class Tasks:
         found = {leaf: t for name in sets for leaf, t in named(name, getattr(self, name)) if t is not None}
         return found | {f"shared.{name}": tensor for name, tensor in (self.shared or {}).items()}
 
+    def support_leaves(self) -> dict[str, Tensor]:
+        """Those of leaves() that enter the inner loop."""
+        return {name: tensor for name, tensor in self.leaves().items() if name.startswith(("support_", "shared."))}
+
     def __getitem__(self, which: slice | Tensor) -> Tasks:
         """The tasks of a slice, as views, or those of a tensor of indices, copied."""
         if isinstance(which, int):

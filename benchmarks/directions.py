@@ -40,7 +40,7 @@ def cosines(checkpoint_path: Path) -> list[float]:
     values = []
     for step in range(FIRST, FIRST + BATCHES):
         tasks = domain.episode(step)
-        learners = own, replace(exact, control=Control())  # a fresh one measures its error in full
+        learners = own, replace(exact)  # a fresh one measures its error in full
         values.append(cosine_similarity(*(learner.meta_gradient(theta, tasks).value for learner in learners), dim=0))
     return [float(value) for value in values]
 

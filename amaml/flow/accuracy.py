@@ -8,8 +8,8 @@ Carried: every solve comes with an estimate from the local errors of its steps (
 factor that hardly changes from batch to batch. Training makes thousands of similar calls, so a measurement now and then
 tells that factor for all of them. Calls are measured in turn, at longer and longer intervals. In between a call carries
 its estimate times the largest factor among the measured calls that it is like: whose cost, lambda_max, estimate and
-gain are about its own. One that is like none of them is measured out of turn or, where measuring has taken its share, has no
-error.
+gain are about its own. One that is like none of them is measured out of turn or, where measuring has taken its share,
+has no error.
 
 Steered: the steps are chosen for a tolerance of gain * rtol, to which errors are proportional. The gain is as large as
 the last measurements that came in turn allow. The memory is plain numbers and one direction, in which the next call

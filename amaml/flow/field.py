@@ -11,6 +11,7 @@ from amaml.engine import derivatives
 from amaml.engine.derivatives import Loss
 from amaml.errors import OverBudget
 from amaml.models import Apply
+from amaml.points import map_points
 from amaml.tasks import Tasks
 
 
@@ -77,11 +78,18 @@ class GradientFlow:
         return self.scaled(self._unscaled(u, derivatives.gradients(self.apply, self.loss, u, *self._support)))
 
     @torch.no_grad()
-    def hvp(self, u: Tensor, v: Tensor) -> Tensor:
-        """(H(u) + prox I) v, minus the field's Jacobian times v, (tasks, P)."""
+    def gradient(self, u: Tensor, points: Tensor | None = None) -> Tensor:
+        """grad L_support(u) + prox (u - theta), (tasks, P); points (n,): numbers of support points, None for all."""
+        self.evaluations.gradients += 1
+        self.check_budget()
+        return -self._unscaled(u, derivatives.gradients(self.apply, self.loss, u, *self._support_of(points)))
+
+    @torch.no_grad()
+    def hvp(self, u: Tensor, v: Tensor, points: Tensor | None = None) -> Tensor:
+        """(H(u) + prox I) v, minus the field's Jacobian times v, (tasks, P); points as in gradient."""
         self.evaluations.hvps += 1
         self.check_budget()
-        product = derivatives.hvps(self.apply, self.loss, u, v, *self._support)
+        product = derivatives.hvps(self.apply, self.loss, u, v, *self._support_of(points))
         return product + self.prox * v if self.prox else product
 
     @torch.no_grad()
@@ -90,11 +98,15 @@ class GradientFlow:
         return self.symmetric(self.hvp(u, self.symmetric(v)))
 
     @torch.no_grad()
-    def pull_back(self, u: Tensor, v: Tensor, leaves: tuple[int, ...]) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    def pull_back(
+        self, u: Tensor, v: Tensor, leaves: tuple[int, ...], points: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """The field without its D, hvp(u, v), and v' d(grad L_support)/d(leaf) for those leaves of tasks.support."""
         self.evaluations.hvps += 1
         self.check_budget()
-        gradient, product, *pulled = derivatives.pull_backs(self.apply, self.loss, u, v, *self._support, leaves)
+        gradient, product, *pulled = derivatives.pull_backs(
+            self.apply, self.loss, u, v, *self._support_of(points), leaves
+        )
         return self._unscaled(u, gradient), product + self.prox * v if self.prox else product, tuple(pulled)
 
     def limited(self, limit: float) -> "GradientFlow":
@@ -117,6 +129,12 @@ class GradientFlow:
     @functools.cached_property
     def _support(self) -> tuple:
         return self.tasks.support
+
+    def _support_of(self, points: Tensor | None) -> tuple:
+        if points is None:
+            return self._support
+        x, y = (map_points(lambda t: t[:, points] if t.ndim > 1 else t, part) for part in self._support)
+        return x, y
 
     def check_budget(self, further: float = 0) -> None:
         """Raise OverBudget where the evaluations, with so many further ones, are more than the limit."""

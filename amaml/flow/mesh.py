@@ -20,13 +20,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from amaml.errors import Diverged
+import torch
+from torch import Tensor
+
+from amaml.errors import Diverged, InputError
 from amaml.flow.accuracy import Memory
 from amaml.flow.chebyshev import Chebyshev
 from amaml.flow.curvature import LEFT, Curvature
 from amaml.flow.field import GradientFlow
+from amaml.flow.optimizers import PLAIN, Optimizer, OptimizerStep
 from amaml.flow.schemes import DESCENT, DOPRI5, MIDPOINT, RK3, RK4, Move, Scheme
 from amaml.flow.trajectory import Trajectory
+from amaml.tasks import Tasks
 
 FEWEST = 20  # steps of gradient descent: fewer take less than 10 times what it takes to find out, 5 evaluations
 KINK = 0.2  # of the change of the field along a step: what its Jacobian may miss
@@ -45,23 +50,57 @@ class Mesh(Protocol):
 
 @dataclass(frozen=True)
 class FixedMesh:
-    """So many equal steps of gradient descent: not a solution of the flow but what it is the limit of."""
+    """So many steps of gradient descent, or of another optimiser: not a solution of the flow.
+
+    sizes: of every step, over that of an inner step; None: 1. batch: the numbers of the support points that each step
+    sees (steps, n), or how many it sees, drawn by its number; None: all. single: whether the way back is to tell the
+    steps apart.
+    """
 
     steps: int
+    optimizer: Optimizer = PLAIN
+    sizes: Sequence[float] | None = None
+    batch: int | Tensor | None = None
+    single: bool = False
 
     def flow(self, flow: GradientFlow) -> GradientFlow:
         """Without a limit of its evaluations: these steps are what is asked for."""
         return flow.limited(math.inf)
 
     def follow(self, trajectory: Trajectory, ends: Sequence[float], curvature: Curvature | None = None) -> Trajectory:
-        trajectory.mesh, trajectory.ends = self, ends
-        times = [ends[-1] * i / self.steps for i in range(self.steps + 1)]
-        moves = [Move(DESCENT, a, b, b - a) for a, b in zip(times[:-1], times[1:], strict=True)]
+        trajectory.mesh, trajectory.ends, tasks = self, ends, trajectory.flow.tasks
+        times = [ends[-1] * i / max(self.steps, 1) for i in range(self.steps + 1)]
         for end in ends:
-            done = len(trajectory.moves)
-            trajectory.extend(moves[done : max(done, round(self.steps * end / ends[-1]))])
+            reached = round(self.steps * end / ends[-1]) if ends[-1] else 0
+            steps = range(len(trajectory.moves), reached)
+            trajectory.extend(
+                [Move(self._scheme(k, tasks), times[k], times[k + 1], self._size(times, k)) for k in steps]
+            )
             trajectory.land()
         return trajectory
+
+    def _scheme(self, k: int, tasks: Tasks) -> Scheme:
+        if self.optimizer.plain and self.batch is None and not self.single:
+            return DESCENT
+        return OptimizerStep(self.optimizer, k, self._points(k, tasks))
+
+    def _points(self, k: int, tasks: Tasks) -> Tensor | None:
+        """Those of step k. Drawn ones go through the support set in a random order, then in another, and so on; the
+        orders are the same for every call."""
+        n, shot = self.batch, tasks.shot
+        if isinstance(n, Tensor):
+            return n[k].to(tasks.device)
+        if n is not None and n > shot:
+            raise InputError(f"inner_batch {n} is more than the {shot} support points of a task")
+        if n is None:
+            return None
+        rounds, place = divmod(k, shot // n)
+        order = torch.randperm(shot, generator=torch.Generator().manual_seed(rounds))
+        return order[place * n : (place + 1) * n].to(tasks.device, non_blocking=True)
+
+    def _size(self, times: Sequence[float], k: int) -> float:
+        h = times[k + 1] - times[k]
+        return h if self.sizes is None else h * self.sizes[k]
 
 
 @dataclass(frozen=True)
@@ -168,7 +207,7 @@ class GradedMesh:
         return cost
 
     def block(self, t: float, end: float, start: float, sharp: float, rate: float = 0.0) -> list[Move]:
-        """The next moves from t towards end, until lambda_max is worth another look; it was start at 0 and is sharp now.
+        """The next moves from t towards end, until lambda_max is worth another look; it was start at 0, is sharp now.
 
         rate: of change of log lambda_max as seen last, 1 / time.
         """
@@ -235,9 +274,9 @@ def descends(
 ) -> bool:
     """Whether the steps of gradient descent are to be made in place of a mesh's, which would cost as much.
 
-    They are where there are so few that finding out is as dear; where the steps are too long to follow the flow, inner_lr
-    lambda_max >= 1; where the mesh would take as many gradients, in a first call with measuring its error; and where
-    the loss has kinks.
+    They are where there are so few that finding out is as dear; where the steps are too long to follow the flow,
+    inner_lr lambda_max >= 1; where the mesh would take as many gradients, in a first call with measuring its error; and
+    where the loss has kinks.
     """
     if steps < FEWEST or (memory.descended and not memory.in_turn):
         return True

@@ -8,6 +8,7 @@ In the discrete transpose the integral is the sum over the stages of (df/dpsi)^T
 sensitivity to the stage's slope f(Y_i): exactly the derivative of the numbers that the forward scheme computed.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,27 +20,42 @@ from amaml.tasks import Tasks
 
 
 class Requested(NamedTuple):
-    """Of what, beside theta, the meta-gradient is requested: leaves of tasks.support and tasks.query, the rate, prox."""
+    """Of what, beside theta, the meta-gradient is requested.
+
+    support, query: leaves of tasks.support and tasks.query; rate: inner_lr; schedule: the sizes of single steps;
+    numbers: those of the inner optimiser, by name.
+    """
 
     support: tuple[int, ...] = ()
     query: tuple[int, ...] = ()
     rate: bool = False
     prox: bool = False
+    schedule: bool = False
+    numbers: tuple[str, ...] = ()
 
 
 NOTHING = Requested()
 
 
-def requested(tasks: Tasks, inner_lr: float | Tensor = 0.0, prox: float | Tensor = 0.0) -> Requested:
+def requested(
+    tasks: Tasks,
+    inner_lr: float | Tensor = 0.0,
+    prox: float | Tensor = 0.0,
+    schedule: Tensor | None = None,
+    numbers: Mapping[str, float | Tensor] | None = None,
+) -> Requested:
     """What requires a gradient."""
-    return Requested(_requiring(tasks.support), _requiring(tasks.query), *map(_requires, (inner_lr, prox)))
+    named = tuple(name for name, number in (numbers or {}).items() if _requires(number))
+    return Requested(
+        _requiring(tasks.support), _requiring(tasks.query), *map(_requires, (inner_lr, prox, schedule)), named
+    )
 
 
 class Quadrature:
     """Takes the Hessian-vector products of one backward sweep, and sums what each stage contributes to the rest.
 
     pulled (tasks, P): the sum of D K_i, which times prox is what the proximal term adds to lam(0). It is zero where
-    prox is. Nothing is computed for what is not requested.
+    prox is. Nothing is computed for what is not requested. Sums are over the tasks.
     """
 
     def __init__(self, flow: GradientFlow, requested: Requested) -> None:
@@ -47,6 +63,8 @@ class Quadrature:
         self.pulled = self.to_rate = self.to_prox = flow.theta.new_zeros(())
         leaves = tree_flatten(flow.tasks.support)[0] if requested.support else []
         self.to_leaves = [torch.zeros_like(leaves[i]) for i in requested.support]
+        self.to_numbers = {name: flow.theta.new_zeros(()) for name in requested.numbers}
+        self.to_steps: dict[int, Tensor] = {}  # of the schedule
 
     def product(self, u: Tensor, k: Tensor, weight: float) -> Tensor:
         """(H(u) + prox I) D k, at a stage u (tasks, P) whose slope has the sensitivity K = weight k."""
@@ -68,32 +86,65 @@ class Quadrature:
         else:
             self._add_prox(u, self.flow.scaled(k), weight)
 
+    def pull_gradient(self, u: Tensor, v: Tensor, points: Tensor | None = None) -> Tensor:
+        """(H(u) + prox I) v, where the gradient at u, of all support points or of some, has the sensitivity v."""
+        self._add_prox(u, v, -1.0)
+        if not self.requested.support:
+            return self.flow.hvp(u, v, points)
+        _, product, leaves = self.flow.pull_back(u, v, self.requested.support, points)
+        names = self.flow.tasks.names("support")
+        for i, total, leaf in zip(self.requested.support, self.to_leaves, leaves, strict=True):
+            if points is None or total.ndim == 1 or names[i].startswith("shared."):
+                total.add_(leaf)
+            else:
+                total.index_add_(1, points, leaf)
+        return product
+
+    def add_step(self, update: Tensor, lam: Tensor, h: float, number: int) -> None:
+        """What lam (tasks, P), at the end of step `number` of size h along -D update, contributes to the rates."""
+        if self.requested.rate:
+            self.to_rate = self.to_rate - h * (update * lam).sum(0)
+        if self.requested.schedule:
+            self.to_steps[number] = -(self.flow.scaled(update) * lam).sum()
+
+    def add_numbers(self, sensitivities: Mapping[str, Tensor]) -> None:
+        """The contribution of a step to the numbers of the inner optimiser."""
+        for name, total in self.to_numbers.items():
+            total.add_(sensitivities[name])
+
     def _add_prox(self, u: Tensor, scaled: Tensor, weight: float) -> None:
         if self.flow.prox:
             self.pulled = self.pulled + weight * scaled
         if self.requested.prox:
             self.to_prox = self.to_prox - weight * ((u - self.flow.theta) * scaled).sum()
 
-    def gradients(self, direct: list[Tensor], inner_lr: float = 1.0) -> dict[str, Tensor]:
-        """dJ/dpsi by the names of Tasks.leaves(), "inner_lr" and "prox"; J is the mean over the tasks.
+    def gradients(self, direct: Sequence[Tensor] = (), inner_lr: float = 1.0, steps: int = 0) -> dict[str, Tensor]:
+        """dJ/dpsi by the names of Tasks.leaves(), "inner_lr", "prox", "schedule" (steps,) and those of the optimiser.
 
-        direct: dL_query/dpsi of the requested leaves of the query set. A scalar rate inner_lr is the horizon T = inner_lr
-        inner_steps, with all steps in proportion; rates (P,) are those of the flow.
+        direct: dL_query/dpsi of the requested leaves of the query set. A scalar rate inner_lr is the horizon T =
+        inner_lr inner_steps, with all steps in proportion; rates (P,) are those of the flow.
         """
-        tasks, found = self.flow.tasks, {}
+        tasks, found = self.flow.tasks, dict(self.to_numbers)
         for part, numbers, totals in (
             ("support", self.requested.support, self.to_leaves),
             ("query", self.requested.query, direct),
         ):
-            names = tasks.names(part) if numbers else []
-            for i, total in zip(numbers, totals, strict=True):
-                found[names[i]] = found.get(names[i], 0.0) + total / len(tasks)
+            names = tasks.names(part) if totals else []
+            for i, total in zip(numbers, totals, strict=bool(totals)):
+                found[names[i]] = found.get(names[i], 0.0) + total
         if self.requested.rate:
-            rates = self.flow.rates
-            found["inner_lr"] = (self.to_rate.sum() / inner_lr if rates is None else self.to_rate) / len(tasks)
+            found["inner_lr"] = self.to_rate.sum() / inner_lr if self.flow.rates is None else self.to_rate
         if self.requested.prox:
-            found["prox"] = self.to_prox / len(tasks)
+            found["prox"] = self.to_prox
+        if self.requested.schedule:
+            zero = self.flow.theta.new_zeros(())
+            found["schedule"] = torch.stack([self.to_steps.get(k, zero) for k in range(steps)])
         return found
+
+
+def means(gradients: Mapping[str, Tensor], tasks: Tasks) -> dict[str, Tensor]:
+    """Sums over the tasks as means."""
+    return {name: gradient / len(tasks) for name, gradient in gradients.items()}
 
 
 def _requiring(points: tuple) -> tuple[int, ...]:
@@ -102,5 +153,5 @@ def _requiring(points: tuple) -> tuple[int, ...]:
     return tuple(i for i, leaf in enumerate(tree_flatten(points)[0]) if leaf.requires_grad)
 
 
-def _requires(value: float | Tensor) -> bool:
+def _requires(value: float | Tensor | None) -> bool:
     return isinstance(value, Tensor) and value.requires_grad

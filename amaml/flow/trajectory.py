@@ -5,7 +5,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from amaml.flow.field import GradientFlow
 from amaml.flow.schemes import Move, Record, Stages
@@ -45,6 +47,7 @@ class Trajectory:
         self.whole = self.checkpoints is None
         self.sharpest, self.at_start = 0.0, None  # lambda_max at its largest, and a Sharp: as it was estimated first
         self.landings: dict[int, Tensor] = {}  # the states where it was to land, by the number of moves until there
+        self.was_read = False
 
     @property
     def time(self) -> float:
@@ -85,8 +88,27 @@ class Trajectory:
         self._bytes = sum(map(_size, self._stages))
         self.final = u
 
+    def path(self, size: int) -> Tensor:
+        """The parameters at every landing, (times, tasks, size): the first numbers of a state, which may hold more."""
+        return torch.stack([state[..., :size] for state in self.landings.values()])
+
+    def padded(self, lam: Tensor) -> dict[int, Tensor]:
+        """Sensitivities to the path as those to the states, by the number of moves until each."""
+        pairs = zip(self.landings.items(), lam, strict=True)
+        return {n: pad(one, (0, state.shape[-1] - one.shape[-1])) for (n, state), one in pairs}
+
+    def again(self) -> "Trajectory":
+        """The same moves once more, to be read another time."""
+        other = Trajectory(self.flow, self.checkpoints)
+        other.at_start, other.mesh, other.ends = self.at_start, self.mesh, self.ends
+        for count in self.landings:
+            other.extend(self.moves[len(other.moves) : count])
+            other.land()
+        return other
+
     def backwards(self) -> Iterator[tuple[Move, Stages]]:
         """Every move with its stages, from the last to the first; forgets them on the way."""
+        self.was_read = True
         if self.whole:
             for i in reversed(range(len(self.moves))):
                 yield self.moves[i], self._stages.pop()

@@ -1,0 +1,213 @@
+"""Inner loops beyond gradient descent: the steps of any optimiser, and their exact transposes.
+
+A step of an optimiser with the rule r, its state s and the gradient g = grad L_support(phi) + prox (phi - theta):
+
+    (d, s_next) = r(g + decay phi, s, number),     phi_next = phi - h D (d + decoupled decay phi).
+
+From lam, the sensitivity to (phi_next, s_next), its transpose takes the rule's own derivatives by autograd, and those
+of g by one Hessian-vector product: the meta-gradient of the K steps is exact, and no graph is longer than one step.
+Costs a gradient a step forward, a gradient and a Hessian-vector product a step back. Kept of a step: phi and the state.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amaml.errors import InputError, unknown
+from amaml.flow.field import GradientFlow
+from amaml.flow.quadrature import Quadrature
+from amaml.flow.schemes import Move, Record, Stages, Transposed
+
+State = tuple[Tensor, ...]  # of the rule, each like phi (tasks, P)
+Rule = Callable[
+    ..., tuple[Tensor, State]
+]  # (gradient, state or None, number of the step from 0, **hyper) -> update, state
+
+
+def sgd(
+    gradient: Tensor, state: State | None, step: int, momentum: float | Tensor = 0.0, nesterov: bool = False
+) -> tuple[Tensor, State]:
+    """Gradient descent with momentum, as torch.optim.SGD; plain, or with Nesterov's acceleration."""
+    if not isinstance(momentum, Tensor) and not momentum:
+        return gradient, ()
+    velocity = gradient if state is None else momentum * state[0] + gradient
+    return gradient + momentum * velocity if nesterov else velocity, (velocity,)
+
+
+def rmsprop(
+    gradient: Tensor, state: State | None, step: int, alpha: float | Tensor = 0.99, eps: float = 1e-8
+) -> tuple[Tensor, State]:
+    """As torch.optim.RMSprop (Tieleman and Hinton 2012)."""
+    square = (1 - alpha) * gradient**2
+    square = square if state is None else alpha * state[0] + square
+    return gradient / (_root(square) + eps), (square,)
+
+
+def adam(
+    gradient: Tensor,
+    state: State | None,
+    step: int,
+    betas: Sequence[float | Tensor] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> tuple[Tensor, State]:
+    """As torch.optim.Adam (Kingma and Ba 2015)."""
+    first, second = betas
+    mean, square = (1 - first) * gradient, (1 - second) * gradient**2
+    if state is not None:
+        mean, square = first * state[0] + mean, second * state[1] + square
+    unbiased_mean, unbiased_square = mean / (1 - first ** (step + 1)), square / (1 - second ** (step + 1))
+    return unbiased_mean / (_root(unbiased_square) + eps), (mean, square)
+
+
+def _root(square: Tensor) -> Tensor:
+    """The square root, with derivative 0 instead of infinity where the square is 0."""
+    positive = square > 0
+    return torch.where(positive, square, 1.0).sqrt() * positive
+
+
+RULES: dict[str, Rule] = {"sgd": sgd, "rmsprop": rmsprop, "adam": adam, "adamw": adam}
+HYPER = {
+    "sgd": ("momentum", "nesterov"),
+    "rmsprop": ("alpha", "eps"),
+    "adam": ("betas", "eps"),
+    "adamw": ("betas", "eps"),
+}
+
+
+KEYWORDS = ("momentum", "nesterov", "alpha", "betas", "eps", "weight_decay")
+
+
+@dataclass(frozen=True, eq=False)
+class Optimizer:
+    """The rule of an inner optimiser with its numbers.
+
+    rule: a name of RULES, or a function (gradient, state, step) -> (update, state) of tensors like phi (tasks, P) that
+    torch.func can differentiate; state is None at step 0 and otherwise what the step before returned, a tuple.
+    hyper: keywords of the rule; numbers, or tensors of one, which get their gradient where they require it.
+    weight_decay: times phi is added to the gradient, as in torch.optim; decoupled adds it to the update instead
+    (AdamW, Loshchilov and Hutter 2019).
+
+    Raises InputError for a name or keyword that does not exist, and for numbers out of range.
+    """
+
+    rule: str | Rule = "sgd"
+    hyper: dict[str, Any] = field(default_factory=dict)
+    weight_decay: float | Tensor = 0.0
+    decoupled: bool = False
+
+    @staticmethod
+    def of(rule: "str | Rule | Optimizer", weight_decay: float | Tensor = 0.0, **hyper: Any) -> "Optimizer":
+        """The optimizer of a rule and its keywords; weight decay is decoupled for adamw."""
+        return rule if isinstance(rule, Optimizer) else Optimizer(rule, hyper, weight_decay, rule == "adamw")
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rule, str):
+            if self.rule not in RULES:
+                raise unknown("inner optimizer", self.rule, RULES)
+            for name in self.hyper:
+                if name not in HYPER[self.rule]:
+                    raise unknown(f"keyword of the inner optimizer {self.rule}", name, HYPER[self.rule])
+        elif not callable(self.rule):
+            raise InputError(
+                f"inner_optimizer must be one of {', '.join(RULES)} or a function (gradient, state, step) -> (update, "
+                f"state), got {type(self.rule).__name__}"
+            )
+        for name, value in self.numbers().items():
+            if not isinstance(value, (int, float, Tensor)) or isinstance(value, Tensor) and value.ndim:
+                raise InputError(f"{name} must be a number or a tensor of one, got {value!r}")
+            bounded = name.startswith("betas") or name in ("momentum", "alpha")
+            size = value.item() if isinstance(value, Tensor) else value
+            if not 0 <= size < (1 if bounded else math.inf):
+                raise InputError(f"{name} must be {'in [0, 1)' if bounded else 'zero or positive'}, got {size}")
+
+    @functools.cached_property
+    def plain(self) -> bool:
+        """Whether it is gradient descent itself."""
+        momentum = self.hyper.get("momentum", 0.0)
+        return self.rule == "sgd" and not any(isinstance(n, Tensor) or n for n in (momentum, self.weight_decay))
+
+    def numbers(self) -> dict[str, float | Tensor]:
+        """Everything that may be a tensor, by name: "momentum", "betas.0", "weight_decay"."""
+        found = {"weight_decay": self.weight_decay}
+        for name, value in self.hyper.items():
+            if isinstance(value, (tuple, list)):
+                found |= {f"{name}.{i}": part for i, part in enumerate(value)}
+            elif not isinstance(value, bool):
+                found[name] = value
+        return found
+
+    def step(
+        self, phi: Tensor, state: State | None, gradient: Tensor, number: int, tensors: dict[str, Tensor]
+    ) -> tuple[Tensor, State]:
+        """The update (tasks, P), to be scaled by the rate, and the next state; tensors take their numbers' places."""
+        hyper = {
+            name: tuple(tensors.get(f"{name}.{i}", part) for i, part in enumerate(value))
+            if isinstance(value, (tuple, list))
+            else tensors.get(name, value)
+            for name, value in self.hyper.items()
+        }
+        decay = tensors.get("weight_decay", self.weight_decay)
+        decays = isinstance(decay, Tensor) or decay
+        rule = RULES[self.rule] if isinstance(self.rule, str) else self.rule
+        update, state = rule(
+            gradient + decay * phi if decays and not self.decoupled else gradient, state, number, **hyper
+        )
+        return update + decay * phi if decays and self.decoupled else update, tuple(state)
+
+
+PLAIN = Optimizer()  # gradient descent
+
+
+@dataclass(frozen=True, eq=False)
+class OptimizerStep:
+    """Step `number` (from 0) of an inner optimiser, as a scheme whose u (tasks, P + state) is phi and the state.
+
+    points (n,): which support points the step sees; None: all.
+    """
+
+    optimizer: Optimizer
+    number: int
+    points: Tensor | None = None
+    cost, order, stability = 1, 1, math.inf
+
+    @torch.no_grad()
+    def march(self, flow: GradientFlow, moves: Sequence[Move], u: Tensor, record: Record) -> Tensor:
+        """Take the step from u."""
+        for move in moves:
+            record(move, (u,))
+            phi, state = self._parts(flow, u)
+            update, state = self.optimizer.step(
+                phi, state, flow.gradient(phi, self.points), self.number, self._tensors()
+            )
+            u = torch.cat([torch.sub(phi, flow.scaled(update), alpha=move.h), *state], -1)
+        return u
+
+    def transposed(self, sweep: Quadrature, h: float, stages: Stages, lam: Tensor) -> Transposed:
+        """From lam (tasks, P + state) at the end of the step to lam at its start."""
+        flow, (u,) = sweep.flow, stages
+        phi, state = self._parts(flow, u)
+        gradient, tensors = flow.gradient(phi, self.points), self._tensors()
+        to_phi, *to_state = lam.split(phi.shape[-1], -1)
+
+        def step(phi: Tensor, state: State, gradient: Tensor, tensors: dict[str, Tensor]) -> tuple[Tensor, State]:
+            return self.optimizer.step(phi, state if self.number else None, gradient, self.number, tensors)
+
+        (update, _), back = torch.func.vjp(step, phi, state or (), gradient, tensors)
+        from_phi, from_state, to_gradient, to_tensors = back((-h * flow.scaled(to_phi), tuple(to_state)))
+        sweep.add_step(update, to_phi, h, self.number)
+        sweep.add_numbers(to_tensors)
+        product = sweep.pull_gradient(phi, to_gradient, self.points)
+        lam = to_phi + from_phi + product
+        return Transposed(lam if state is None else torch.cat([lam, *from_state], -1), to_gradient, product)
+
+    def _parts(self, flow: GradientFlow, u: Tensor) -> tuple[Tensor, State | None]:
+        phi, *state = u.split(flow.theta.shape[-1], -1)
+        return phi, tuple(state) if self.number else None
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: n.detach() for name, n in self.optimizer.numbers().items() if isinstance(n, Tensor)}

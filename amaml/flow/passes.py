@@ -1,0 +1,88 @@
+"""Forward along a mesh and backward from an outer loss: one solution of A-MAML's two equations for a batch of tasks."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from amaml.flow.adjoint import ADJOINTS, Adjoint
+from amaml.flow.curvature import Curvature
+from amaml.flow.field import GradientFlow
+from amaml.flow.mesh import Mesh
+from amaml.flow.quadrature import Requested, means
+from amaml.flow.trajectory import Trajectory
+
+
+class Terminal(NamedTuple):
+    """Where a backward sweep begins: lam (times, tasks, P), the sensitivities to the states that the trajectory landed
+    on; and the query loss (tasks,) with its gradients in what was requested of the query set."""
+
+    lam: Tensor
+    query_loss: Tensor | None = None
+    direct: Sequence[Tensor] = ()
+
+
+class Solution(NamedTuple):
+    """A trajectory that has been read, where the sweep began, and its result.
+
+    of_tasks (tasks, P): lam(0) of every task, with the pull of the proximal term; gradients: of all that was requested,
+    means over the tasks; estimate: see amaml.flow.adjoint.Adjoint.
+    """
+
+    trajectory: Trajectory
+    terminal: Terminal
+    of_tasks: Tensor
+    gradients: dict[str, Tensor]
+    estimate: Tensor
+
+    @property
+    def value(self) -> Tensor:
+        """The mean gradient (P,)."""
+        return self.of_tasks.mean(0)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Everything that a solution needs but its steps.
+
+    inner_steps: those to land on, increasing; rate: the flow's time that one of them takes, of all of them. terminal:
+    the outer loss, of a trajectory. request: of what the gradients are wanted. adjoint: a name of ADJOINTS.
+    """
+
+    flow: GradientFlow
+    inner_steps: Sequence[int]
+    rate: float
+    terminal: Callable[[Trajectory], Terminal]
+    request: Requested
+    adjoint: str
+    checkpoints: int | None = None
+
+    @property
+    def ends(self) -> list[float]:
+        """The times to land on."""
+        return [self.rate * n for n in self.inner_steps]
+
+    def solve(self, mesh: Mesh, curvature: Curvature) -> Solution:
+        """Along a mesh and back."""
+        trajectory = Trajectory(mesh.flow(self.flow), self.checkpoints)
+        return self.backward(mesh.follow(trajectory, self.ends, curvature))
+
+    def backward(self, trajectory: Trajectory) -> Solution:
+        """Back along a trajectory.
+
+        A step that lambda_max outran is taken anew, and all after it; the terminal is then asked again.
+        """
+        flow = trajectory.flow
+        while True:
+            begin = self.terminal(trajectory)
+            lam, jumps = torch.zeros_like(trajectory.final), trajectory.padded(begin.lam)
+            swept = ADJOINTS[self.adjoint](flow, trajectory, lam, self.request, jumps)
+            if isinstance(swept, Adjoint):
+                break
+            trajectory.rewind(swept.index, swept.state)
+            trajectory.mesh.follow(trajectory, trajectory.ends, Curvature(flow, swept.stiff))
+        of_tasks = swept.lam + flow.prox * swept.sweep.pulled if flow.prox else swept.lam
+        gradients = swept.sweep.gradients(begin.direct, self.rate, self.inner_steps[-1])
+        return Solution(trajectory, begin, of_tasks, means(gradients, flow.tasks), swept.estimate)

@@ -1,0 +1,46 @@
+"""An inner loop of Adam, with weight decay and a step size that falls: all of it learned by exact meta-gradients.
+
+    PYTHONPATH=. python examples/inner_adam.py
+
+OUTPUT
+
+The states of Adam are differentiated through step by step, so that memory does not grow with a graph of 30 steps.
+"""
+
+import torch
+from own_data import batch, network
+
+import amaml
+
+STEPS = 30
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    log_rates = torch.full((STEPS,), 0.02).log().requires_grad_()  # one for each inner step
+    decay = torch.tensor(0.01, requires_grad=True)
+    meta = amaml.Adaptation(
+        network(),
+        amaml.half_mse,
+        inner_lr=0.02,
+        inner_steps=STEPS,
+        method="maml",
+        inner_optimizer="adam",
+        weight_decay=decay,
+    )
+    groups = [{"params": list(meta.module.parameters())}, {"params": [log_rates], "lr": 0.02}]
+    optimizer = torch.optim.Adam([*groups, {"params": [decay], "lr": 1e-3}], lr=0.005)
+    for update in range(101):
+        optimizer.zero_grad()
+        value = meta(batch(update), inner_lr=log_rates.exp())
+        value.backward()
+        optimizer.step()
+        with torch.no_grad():
+            decay.clamp_(min=0)
+        if update % 50 == 0:
+            first, last = log_rates[0].exp().item(), log_rates[-1].exp().item()
+            print(f"update {update:3}: query loss {value:.2f}, steps of {first:.3f} to {last:.3f}, decay {decay:.3f}")
+
+
+if __name__ == "__main__":
+    main()
