@@ -48,7 +48,7 @@ def evaluate(loss: Callable[[Any, Any], Tensor], prediction: Any, target: Any) -
     one number.
     """
     if isinstance(target, Weighted):
-        return _weighted_mean(_guarded(loss, prediction, target.y), target.weight)
+        return _weighted_mean(of_points(loss, prediction, target), target.weight)
     value = _guarded(loss, prediction, target)
     if not isinstance(value, Tensor) or value.ndim or not value.dtype.is_floating_point:
         found = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
@@ -58,14 +58,20 @@ def evaluate(loss: Callable[[Any, Any], Tensor], prediction: Any, target: Any) -
     return value
 
 
-def _weighted_mean(values: Any, weight: Tensor) -> Tensor:
-    """sum w_i v_i / sum w_i over the points of one task, v_i the mean of values[i]."""
+def of_points(loss: Callable[[Any, Any], Any], prediction: Any, target: Weighted) -> Tensor:
+    """The loss of every point of one task, (points, ...)."""
+    values, weight = _guarded(loss, prediction, target.y), target.weight
     if not isinstance(values, Tensor) or values.shape[:1] != weight.shape:
         found = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
         raise InputError(
             f"tasks with weights need a loss for each of their {len(weight)} points, got {found}; keep the points "
             'apart in the loss, as torch\'s losses do with reduction="none"'
         )
+    return values
+
+
+def _weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
+    """sum w_i v_i / sum w_i over the points of one task, v_i the mean of values[i]."""
     return (weight * values.flatten(1).mean(1) if values.ndim > 1 else weight * values).sum() / weight.sum()
 
 

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from amaml.engine.calling import differentiable_twice, exclusive, given_back, own_copy, unwrapped
+from amaml.engine.calling import batchable, differentiable_twice, exclusive, given_back, own_copy, to_the_end, unwrapped
+from amaml.engine.faults import by_itself, described, go_apart, is_mistake
 from amaml.errors import InputError, unknown
-from amaml.points import Points, first
+from amaml.points import Points, first, take_apart
 
 Apply = Callable[[Tensor, Tensor], Tensor]  # (theta (P,), x (points, *input)) -> prediction (points, *output)
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "softplus": nn.Softplus, "gelu": nn.GELU}
@@ -68,7 +70,7 @@ class Flattened:
         self._layout()
 
     def __call__(self, phi: Tensor, x: Points, shared: Mapping[str, Tensor] | None = None) -> Any:
-        with self.at(phi, shared) as network:
+        with to_the_end(self.at(phi, shared)) as network:
             return network(x)
 
     @contextmanager
@@ -202,15 +204,43 @@ def load(module: nn.Module, theta: Tensor) -> None:
 def predict(apply: Apply, phi: Tensor, x: Points, *shared: Mapping[str, Tensor]) -> Any:
     """The predictions of adapted parameters phi (tasks, P) at x (tasks, points, *input), (tasks, points, *output).
 
-    shared: where apply takes one. Raises InputError where phi and x are not of equally many tasks.
+    Where apply returns a structure (tuples, dicts, dataclasses), so does this, with a first axis of tasks in every
+    tensor; what is no tensor is that of the first task. Where torch cannot batch apply, the tasks go one by one.
+    shared: where apply takes one. Raises InputError where phi and x are not of equally many tasks, and for what apply
+    cannot take.
     """
     if phi.ndim != 2 or len(phi) != len(first(x)):
         raise InputError(
             f"phi must be (tasks, P) and x (tasks, points, *input), got {tuple(phi.shape)} and "
             f"{tuple(first(x).shape)}; of one task: predict(apply, phi[None], x[None])[0]"
         )
-    with differentiable_twice():
-        return vmap(lambda row, points: apply(row, points, *shared))(phi, x)
+    put = None
+
+    def of_one(row: Tensor, points: Points) -> list[Tensor]:
+        nonlocal put
+        tensors, place = take_apart(apply(row, points, *shared))
+        put = put or place
+        return tensors
+
+    try:
+        with batchable():
+            stacked = vmap(of_one)(phi, x)
+        return put(iter(stacked))
+    except Exception as fault:
+        if is_mistake(fault):
+            raise
+        reason = described(fault, apply)
+    with by_itself(apply, phi.device), torch.enable_grad(), differentiable_twice():
+        rows = [of_one(row, points) for row, points in zip(phi, _rows(x, len(phi)), strict=True)]
+        stacked = [torch.stack(column) for column in zip(*rows, strict=True)]
+    go_apart(apply, reason, len(phi))
+    return put(iter(stacked))
+
+
+def _rows(x: Points, tasks: int) -> Iterator[Points]:
+    """The points of each task, as copies."""
+    leaves, structure = tree_flatten(x)
+    return (tree_unflatten([leaf[i].clone() for leaf in leaves], structure) for i in range(tasks))
 
 
 def _wrong_size(theta: Tensor, size: int) -> InputError:

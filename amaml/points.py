@@ -1,10 +1,11 @@
 """The points of tasks as trees: tensors, or dicts and tuples of tensors, with what is given beside them."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 Points = Any  # a tensor (tasks, points, ...), or a dict or tuple of such tensors
 
@@ -50,3 +51,34 @@ def map_points(change: Callable[[Tensor], Tensor], points: Any) -> Any:
 def task_axis(points: Any) -> Any:
     """The axis of the tasks in every tensor, as in_dims of torch.vmap."""
     return Given(0, None) if isinstance(points, Given) else 0
+
+
+def without_padding(x: Points, y: Any) -> tuple[Points, Any]:
+    """Those of one task's points that have a weight; all where targets are not Weighted."""
+    if not isinstance(y, Weighted):
+        return x, y
+    kept = y.weight != 0
+    return some_points(kept, x), some_points(kept, y)
+
+
+def some_points(which: Any, points: Any) -> Any:
+    """The points of one task that an index chooses; tensors without points stay."""
+    if isinstance(points, Given):
+        return Given(some_points(which, points.x), points.shared)
+    return tree_map(lambda tensor: tensor[which] if tensor.ndim else tensor, points)
+
+
+def take_apart(value: Any) -> tuple[list[Tensor], Callable[[Iterator[Tensor]], Any]]:
+    """The tensors in a structure of tuples, lists, dicts, dataclasses and anything else, and what puts others there."""
+    if isinstance(value, Tensor):
+        return [value], next
+    leaves, structure = tree_flatten(value)
+    if len(leaves) == 1 and leaves[0] is value:
+        if not is_dataclass(value):
+            return [], lambda tensors: value
+        content = {field.name: getattr(value, field.name) for field in fields(value) if field.init}
+        found, put = take_apart(content)
+        return found, lambda tensors: replace(value, **put(tensors))
+    parts = [take_apart(leaf) for leaf in leaves]
+    found = [tensor for part, _ in parts for tensor in part]
+    return found, lambda tensors: tree_unflatten([put(tensors) for _, put in parts], structure)

@@ -14,9 +14,32 @@ from torch.distributions import Distribution
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from amaml.errors import InputError
+
 exclusive = threading.RLock()  # of the one thread in which modules stand at other parameters than their own
 
 _sharing: ContextVar[bool] = ContextVar("sharing", default=False)
+_held: ContextVar[contextlib.ExitStack | None] = ContextVar("held", default=None)
+
+
+@contextlib.contextmanager
+def standing() -> Iterator[None]:
+    """Within this context modules that were called stay at their parameters, for a loss that reads these too, and for
+    backward passes that call parts of them again."""
+    with contextlib.ExitStack() as stack:
+        token = _held.set(stack)
+        stack.callback(_held.reset, token)
+        yield
+
+
+@contextlib.contextmanager
+def to_the_end(context: contextlib.AbstractContextManager) -> Iterator[Any]:
+    """The context, left at the end of standing() where there is one."""
+    if (stack := _held.get()) is not None:
+        yield stack.enter_context(context)
+        return
+    with context as result:
+        yield result
 
 
 @contextlib.contextmanager
@@ -35,7 +58,7 @@ def differentiable_twice() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def batchable(sharing: bool) -> Iterator[None]:
+def batchable(sharing: bool = False) -> Iterator[None]:
     """differentiable_twice() without what asks for the values of tensors: the search for anomalies, and the checks of
     torch.distributions. sharing: whether modules see the parameters themselves, not copies."""
     with differentiable_twice(), contextlib.ExitStack() as stack:
@@ -45,6 +68,31 @@ def batchable(sharing: bool) -> Iterator[None]:
         token = _sharing.set(sharing)
         stack.callback(_sharing.reset, token)
         yield
+
+
+@contextlib.contextmanager
+def no_random_draws(device: torch.device) -> Iterator[None]:
+    """Raises InputError where the context draws from torch's generator, and leaves that as it was."""
+    cuda = device.type == "cuda"
+
+    def state() -> Tensor:
+        return torch.cuda.get_rng_state(device) if cuda else torch.get_rng_state()
+
+    fault = None
+    with torch.random.fork_rng([device] if cuda else []):
+        before = state()
+        try:
+            yield
+        except Exception as one:
+            fault = one
+        drawn = not torch.equal(before, state())
+    if drawn:
+        raise InputError(
+            "the network or the loss draws random numbers (active dropout?), and a random loss has no deterministic "
+            "gradient; call module.eval() or take the random layer out"
+        ) from fault
+    if fault is not None:
+        raise fault
 
 
 class _Differentiable(TorchFunctionMode):
@@ -98,7 +146,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def own_copy(tensor: Tensor) -> Tensor:
-    """What a module gets for a parameter: a copy, which it may write into, but where tracing found that it does not."""
+    """What a module gets for a parameter: a copy, which it may write into; while it is traced, the parameter."""
     return tensor if _sharing.get() else tensor.clone()
 
 

@@ -1,56 +1,93 @@
-"""Where a function finds the tensors that it uses but is not given: in closures, attributes, modules and globals.
+"""What a function uses without being given it: tensors and Python values in closures, attributes, modules and globals.
 
-A traced graph holds such tensors as constants. A path from the function to the tensor allows to fetch the one that is
-there now instead.
+A traced graph holds them as constants. A path from the function to a tensor allows to fetch the one that is there now
+instead; the values tell whether the graph is out of date.
 """
 
 import functools
 from collections import deque
 from collections.abc import Iterator, Sequence
-from operator import attrgetter, itemgetter
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-Path = tuple[Any, ...]  # getters, to be called one after the other: the first with the function itself
+Step = tuple[bool, Any]  # whether an attribute, and its name; otherwise an item, and its key
+Path = tuple[Step, ...]
 
 MOST_OBJECTS = 20_000  # looked at in one search; a tensor farther away stays a constant of its graph
-LEAVES = (Tensor, str, bytes, int, float, complex, type(None), BuiltinFunctionType, CodeType)
-FOREIGN = ("torch", "builtins", "numpy", "functools")  # packages whose functions and classes hold no user's tensors
+MOST_ITEMS = 100  # of a list that are looked at for values that change
+PLAIN = (str, bytes, int, float, complex, type(None), BuiltinFunctionType, CodeType, torch.dtype, torch.device)
+LEAVES = (Tensor, *PLAIN)
+FOREIGN = ("torch", "builtins", "numpy", "functools", "collections", "typing", "abc", "enum", "dataclasses", "amaml")
 
 
 def find_paths(root: object, tensors: Sequence[Tensor]) -> list[Path | None]:
     """The shortest path from root to each tensor, None where there is none."""
     wanted, found = {id(tensor) for tensor in tensors}, {}
-    seen, queue = {id(root)}, deque([((), root)])
-    while queue and len(found) < len(wanted) and len(seen) < MOST_OBJECTS:
-        path, owner = queue.popleft()
-        for step, child in _children(owner):
-            if id(child) in wanted:
-                found.setdefault(id(child), path + step)
-            if id(child) not in seen and not isinstance(child, LEAVES):
-                seen.add(id(child))
-                queue.append((path + step, child))
+    for path, child in _walk(root):
+        if id(child) in wanted:
+            found.setdefault(id(child), path)
+            if len(found) == len(wanted):
+                break
     return [found.get(id(tensor)) for tensor in tensors]
+
+
+def find_values(root: object) -> dict[Path, Any]:
+    """The numbers, flags, strings and foreign functions that root uses, and which tensors require a gradient."""
+    found = {}
+    for path, child in _walk(root, MOST_ITEMS):
+        if isinstance(child, Tensor):
+            found[path] = child.requires_grad
+        elif isinstance(child, PLAIN) or (isinstance(child, FunctionType | type) and _foreign(child)):
+            found[path] = child
+    return found
+
+
+def changed(then: dict[Path, Any], now: dict[Path, Any]) -> set[Path]:
+    """Where two of them differ; of a list the list, which may grow."""
+    paths = {path for path in then.keys() | now.keys() if then.get(path, then) != now.get(path, now)}
+    return {path[:-1] if path and type(path[-1][1]) is int else path for path in paths}
 
 
 def follow(path: Path, root: object) -> Any:
     """What stands at the end of a path now; an error of Python's where the path is broken."""
-    for getter in path:
-        root = getter(root)
+    for attribute, key in path:
+        root = getattr(root, key) if attribute else root[key]
     return root
 
 
-def _children(owner: object) -> Iterator[tuple[Path, object]]:
-    """What an object holds, each with the getters that lead there."""
-    if isinstance(owner, list | tuple):
-        yield from (((itemgetter(i),), child) for i, child in enumerate(owner))
+def spelled(path: Path) -> str:
+    """For people: what the path leads through, in its own words."""
+    names = (str(key) for _, key in path if not str(key).startswith("__") and key != "cell_contents")
+    return ".".join(name for name in names if name not in ("_parameters", "_modules", "_buffers"))
+
+
+def _walk(root: object, most_items: int | None = None) -> Iterator[tuple[Path, object]]:
+    """Everything within reach, each object by its shortest path; leaves by each of theirs."""
+    seen, queue = {id(root)}, deque([((), root)])
+    while queue and len(seen) < MOST_OBJECTS:
+        path, owner = queue.popleft()
+        for step, child in _children(owner, most_items):
+            if isinstance(child, LEAVES):
+                yield (*path, *step), child
+            elif id(child) not in seen:
+                seen.add(id(child))
+                queue.append(((*path, *step), child))
+                if isinstance(child, FunctionType | type):
+                    yield queue[-1]
+
+
+def _children(owner: object, most_items: int | None) -> Iterator[tuple[Path, object]]:
+    """What an object holds, each with the steps that lead there."""
+    if isinstance(owner, list | tuple | deque):
+        yield from ((((False, i),), child) for i, child in zip(range(most_items or len(owner)), owner, strict=False))
     elif isinstance(owner, dict | MappingProxyType):
-        yield from (((itemgetter(key),), child) for key, child in list(owner.items()))
+        yield from ((((False, key),), child) for key, child in list(owner.items()))
     elif isinstance(owner, FunctionType):
         if not _foreign(owner):
-            yield from _attributes(owner, "__closure__", "__defaults__", "__kwdefaults__", "__dict__")
+            yield from _attributes(owner, "__closure__", "__defaults__", "__kwdefaults__", "__dict__", "__code__")
             yield from _globals(owner)
     elif isinstance(owner, functools.partial):
         yield from _attributes(owner, "func", "args", "keywords")
@@ -65,6 +102,13 @@ def _children(owner: object) -> Iterator[tuple[Path, object]]:
     elif isinstance(owner, type):
         if not _foreign(owner):
             yield from _attributes(owner, "__dict__", "__bases__")
+    elif isinstance(owner, nn.Module):
+        skipped = owner.__class__.__module__.startswith("torch.")
+        for key, child in vars(owner).items():
+            if child or key == "training" or not key.startswith("_"):
+                yield ((True, "__dict__"), (False, key)), child
+        if not skipped:
+            yield ((True, "__class__"),), owner.__class__
     elif not isinstance(owner, ModuleType):
         slots = (name for kind in type(owner).__mro__ for name in _names(getattr(kind, "__slots__", ())))
         yield from _attributes(owner, "__dict__", "__class__", *slots)
@@ -73,27 +117,26 @@ def _children(owner: object) -> Iterator[tuple[Path, object]]:
 def _attributes(owner: object, *names: str) -> Iterator[tuple[Path, object]]:
     for name in names:
         try:
-            yield (attrgetter(name),), getattr(owner, name)
+            yield ((True, name),), getattr(owner, name)
         except (AttributeError, ValueError):  # not there; an empty cell
             continue
 
 
 def _globals(function: FunctionType) -> Iterator[tuple[Path, object]]:
     """The globals that a function names; of modules among them, their own globals that it names."""
-    names = set(_names_in(function.__code__))
+    names = _names_in(function.__code__)
     for name in names & function.__globals__.keys():
-        path, value = (attrgetter("__globals__"), itemgetter(name)), function.__globals__[name]
+        path, value = ((True, "__globals__"), (False, name)), function.__globals__[name]
         yield path, value
-        if isinstance(value, ModuleType):
+        if isinstance(value, ModuleType) and not _is_foreign(value.__name__):
             for inner in names & vars(value).keys():
-                yield (*path, attrgetter("__dict__"), itemgetter(inner)), vars(value)[inner]
+                yield (*path, (True, "__dict__"), (False, inner)), vars(value)[inner]
 
 
-def _names_in(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names_in(constant)
+@functools.lru_cache(4096)
+def _names_in(code: CodeType) -> frozenset[str]:
+    inner = (_names_in(constant) for constant in code.co_consts if isinstance(constant, CodeType))
+    return frozenset(code.co_names).union(*inner)
 
 
 def _names(slots: str | Sequence[str]) -> Sequence[str]:
@@ -101,4 +144,9 @@ def _names(slots: str | Sequence[str]) -> Sequence[str]:
 
 
 def _foreign(thing: FunctionType | type) -> bool:
-    return (thing.__module__ or "").split(".")[0] in FOREIGN
+    """Whether it comes from a package whose functions and classes hold nothing of the user's."""
+    return _is_foreign(thing.__module__ or "")
+
+
+def _is_foreign(module: str) -> bool:
+    return module.partition(".")[0] in FOREIGN

@@ -1,62 +1,54 @@
 """Graphs of tensor operations: traced once, replayed, compiled where asked, and dropped when they are out of date.
 
 A graph is traced the first time that a function of apply and loss meets a shape, dtype and device, and replayed
-afterwards without the cost of Python and of the function transforms. Two things must not be frozen in it:
+afterwards without the cost of Python and of the function transforms. Its first result is compared with that of plain
+autograd for one task. Where torch cannot batch or trace a network, or does so wrongly, autograd goes on task by task.
+Two things must not be frozen in a graph:
 
 Tensors that apply and loss use without being given them (weights of an encoder, a tensor in a closure) are inputs of
 the graph. Every call fetches those that stand at their places now (amaml.engine.closures).
 
 Python values (a number, a flag, a branch taken) are constants of the graph. refresh() finds out when they changed: it
-computes the loss of one task both with the graph and without. The task is the first one that these graphs met, at the
-theta of the call. What such a comparison cannot see: a change that leaves this one loss as it was, to 100 roundings.
+compares those within reach with what they were, and the loss of one task with the graph and without. Where values
+changed that make no difference to any graph, as counters do, they are not looked at any more. What is not seen: a
+value that cannot be reached from apply and loss, and leaves the one loss as it was, to 100 roundings.
 
-Graphs live as long as their apply and loss. Of a compiled graph torch itself keeps the loaded code, a few MiB.
+Graphs live as long as their apply and loss, at most MOST_GRAPHS of them. Of a compiled graph torch itself keeps the
+loaded code, a few MiB.
 """
 
+import contextlib
 import shutil
 import warnings
 import weakref
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from amaml.engine.calling import batchable, differentiable_twice
-from amaml.engine.closures import Path, find_paths, follow
+from amaml.engine import task
+from amaml.engine.calling import exclusive
+from amaml.engine.closures import Path, changed, find_values, follow
 from amaml.engine.compiling import compile_graph
+from amaml.engine.faults import by_itself, described, go_apart, is_mistake
+from amaml.engine.first_look import agrees, check_gradient, check_repeats, points_meet
+from amaml.engine.task import Definition, Function, Result, row_of
+from amaml.engine.tracing import Trace, trace
 from amaml.errors import InputError
-from amaml.points import map_points
-
-Result = Tensor | tuple[Tensor, ...]
-Function = Callable[..., Result]
-Definition = Callable[[Any, Any], Function]  # (apply, loss) -> a function of tensors
+from amaml.points import Weighted
 
 ROUNDINGS = 100  # a relative difference of so many eps between a traced and an untraced loss is none
 RENEWALS = 3  # after so many times that graphs were out of date a warning says what it costs
+MOST_GRAPHS = 64  # of one apply and loss, of which the least recently used goes: up to 1 MiB each for small networks
 
 _compiling: ContextVar[bool] = ContextVar("compiling", default=False)
 
-EXPLANATIONS = {  # by what torch's error contains
-    "randomness error mode": "the network or the loss draws random numbers (active dropout?), and a random loss has no "
-    "deterministic gradient; call module.eval() or take the random layer out",
-    "rrelu_with_noise": "RReLU draws random slopes, and a random loss has no deterministic gradient; use nn.LeakyReLU",
-    "Expected more than 1 value per channel": "batch norm needs more than one value a channel, and a task here has one "
-    "point; take more support and query points, or another normalisation such as nn.LayerNorm or nn.GroupNorm",
-    "running_mean or running_var, which will be updated": "a normalisation layer updates running statistics, and they "
-    "would leak between tasks; call module.eval() or build it with track_running_stats=False",
-    "data-dependent control flow": "the network or the loss branches on the values of a tensor, or makes a number of "
-    "one by .item() or float(); a batch of tasks needs one way for all, such as torch.where",
-}
 
-
-@contextmanager
+@contextlib.contextmanager
 def compiled(on: bool = True) -> Iterator[None]:
     """Within this context graphs are compiled by torch.compile as well as traced: seconds each, once, for two to
     three times the speed of small networks. torch keeps what it compiled between processes. On CUDA the compiled
@@ -74,51 +66,86 @@ def compiler_found() -> bool:
 
 
 @torch.no_grad()
-def replay(define: Definition, one: Definition, apply: Any, loss: Any, *arguments: Any) -> Result:
-    """define(apply, loss) at the arguments: phi (tasks, P) first, the points x and y of the tasks last, which may be
-    dicts and tuples of tensors.
+def replay(define: Definition, apply: Any, loss: Any, *arguments: Any) -> Result:
+    """define at the arguments: phi (tasks, P) first, the points x and y of the tasks last, which may be trees.
 
-    one(apply, loss) is the loss of one task as a function of theta (P,), x and y. Raises InputError under
-    torch.autocast, for a network that draws random numbers, and for a loss that differs from call to call.
+    Raises InputError under torch.autocast, and for a network or loss that draws random numbers, fails by itself, gives
+    another value at every call, has no derivative, or depends on what would get no gradient.
     """
     phi, root = arguments[0], (apply, loss)
     _refuse_autocast(phi.device.type)
     family = _family(root, phi)
     tensors, structure = _flat(arguments)
-    key = define, _compiling.get(), structure, _signature(tensors)
-    tensors = [a.contiguous() for a in tensors]  # what is compiled holds for the layout of its examples
-    graph = family.graphs.get(key)
+    key = Key(define, _compiling.get(), structure, tuple((t.shape, t.dtype, t.device) for t in tensors))
+    graph = family.recent(key)
     used = None if graph is None else graph.used(root)
     if used is None:
-        graph = family.graphs[key] = family.trace(define, one, root, arguments)
+        with exclusive:
+            graph = family.add(key, root, arguments)
         used = graph.used(root)
-    return graph.call(*tensors, *used)
+    padded = graph.points_meet and not bool(arguments[-1].weight.all())
+    if padded and graph.call is not None:
+        go_apart(apply, "points of a task meet, in batch norm or attention, and padding would join them", len(phi))
+    if padded or graph.call is None:
+        return define.one_by_one(apply, loss, cut=padded)(*arguments)
+    return graph.call(*(a.contiguous() for a in tensors), *used)  # compiled for the layout of its examples
 
 
 @torch.no_grad()
-def refresh(one: Definition, apply: Any, loss: Any, theta: Tensor) -> None:
+def refresh(apply: Any, loss: Any, theta: Tensor) -> None:
     """Drop the graphs of apply and loss for such a theta (P,) if they do not compute what these compute now.
 
-    The price is one loss of one task, computed twice; waits for the device once.
+    The price is a look at the values within reach, and one loss of one task, computed twice; waits for the device once.
     """
     _refuse_autocast(theta.device.type)
-    _family((apply, loss), theta[None]).refresh(one, (apply, loss), theta)
+    with exclusive:
+        _family((apply, loss), theta[None]).refresh((apply, loss), theta)
+
+
+class Key(NamedTuple):
+    """What a graph is for."""
+
+    define: Definition
+    compiling: bool
+    structure: Any  # None where each argument is a tensor
+    signature: tuple[tuple, ...]  # shape, dtype and device of each tensor
+
+    def trace(self, root: tuple) -> Trace:
+        """define as apply and loss are now, at zeros: one tensor in two places would tie these for good."""
+        examples = [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in self.signature]
+        return trace(_of_tensors(self.define.batched(*root), self.structure), examples, root)
 
 
 class Graph(NamedTuple):
     """A traced function; its last arguments are the tensors that apply and loss use without being given them."""
 
-    call: Function
-    paths: list[Path]  # from (apply, loss) to those tensors
-    layout: list[tuple]  # of each: size, strides, dtype and device
+    call: Function | None  # None: task by task
+    paths: tuple[Path, ...] = ()  # from (apply, loss) to those tensors
+    layout: tuple[tuple, ...] = ()  # of each: size, strides, dtype and device
+    traced: Trace | None = None
+    points_meet: bool = False  # whether predictions depend on the other points of their task, so that padding matters
+
+    @classmethod
+    def of(cls, traced: Trace, root: tuple, examples: Sequence[Tensor] = ()) -> "Graph":
+        """Compiled where there are examples of its arguments."""
+        used = [follow(path, root) for path in traced.paths]
+        call = compile_graph(traced.module, [*examples, *used]) if examples else traced.lean()
+        return cls(call, traced.paths, tuple(map(_layout, used)), traced._replace(module=None))
 
     def used(self, root: tuple) -> list[Tensor] | None:
         """Those tensors as they are now; None where one has gone, or has another layout."""
         try:
             tensors = [follow(path, root) for path in self.paths]
-            return tensors if [_layout(tensor) for tensor in tensors] == self.layout else None
+            return tensors if tuple(map(_layout, tensors)) == self.layout else None
         except (AttributeError, LookupError, TypeError, ValueError):
             return None
+
+    def is_up_to_date(self, key: Key, root: tuple) -> bool:
+        """Whether it is what would be traced now."""
+        try:
+            return self.call is None or key.trace(root).same(self.traced)
+        except Exception:  # apply and loss do not take such points any more
+            return False
 
 
 class Probe(NamedTuple):
@@ -128,14 +155,23 @@ class Probe(NamedTuple):
     x: Any
     y: Any
 
-    def agrees(self, one: Definition, root: tuple, theta: Tensor) -> bool:
+    @classmethod
+    def of(cls, root: tuple, theta: Tensor, x: Any, y: Any) -> "Probe | None":
+        """None where the loss cannot be traced."""
+        tensors, structure = _flat((theta, x, y))
+        function = _of_tensors(Definition(task.loss).of_one(*root), structure)
+        try:
+            return cls(Graph.of(trace(function, [torch.zeros_like(t) for t in tensors], root), root), x, y)
+        except Exception:
+            return None
+
+    def agrees(self, root: tuple, theta: Tensor) -> bool:
         """Whether the graph still computes the loss; waits for the device."""
         used = self.graph.used(root)
         if used is None:
             return False
         try:
-            with differentiable_twice():
-                now = one(*root)(theta, self.x, self.y)
+            now = Definition(task.loss).of_own(*root, tree_map(Tensor.clone, (theta, self.x, self.y)))
         except Exception:  # apply and loss do not take the old points any more
             return False
         then = self.graph.call(*_flat((theta, self.x, self.y))[0], *used)
@@ -144,40 +180,87 @@ class Probe(NamedTuple):
 
 
 class Family:
-    """The graphs of one apply and loss for one size, dtype and device of theta, all traced while the probe agreed."""
+    """The graphs of one apply and loss for one size, dtype and device of theta, all of one state of these."""
 
     def __init__(self) -> None:
-        self.graphs: dict[tuple, Graph] = {}
+        self.graphs: OrderedDict[Key, Graph] = OrderedDict()
         self.probe: Probe | None = None
+        self.values: dict[Path, Any] = {}
+        self.without_effect: set[Path] = set()  # values that changed, and no graph with them
+        self.apart: set[Definition] = set()  # what goes task by task
+        self.has_gradient = False  # as far as was looked
         self.renewals = 0
 
-    def refresh(self, one: Definition, root: tuple, theta: Tensor) -> None:
-        """Drop the graphs that are out of date."""
-        if self.probe is None or self.probe.agrees(one, root, theta):
-            return
-        self.graphs, self.probe, self.renewals = {}, None, self.renewals + 1
-        if self.renewals == RENEWALS:
-            warnings.warn(
-                f"apply or loss changed {RENEWALS} times, and were traced anew each time, as slow as a first call; "
-                "keep a number that changes in a tensor, and change the tensor",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-
-    def trace(self, define: Definition, one: Definition, root: tuple, arguments: tuple) -> Graph:
-        """A new graph, from the same state of apply and loss as the others."""
-        theta, x, y = (map_points(lambda tensor: tensor[0].clone(), arguments[i]) for i in (0, -2, -1))
-        self.refresh(one, root, theta)
-        graph = _trace(define(*root), root, arguments, _compiling.get())
-        if self.probe is None:
-            probe = Probe(_trace(one(*root), root, (theta, x, y), False), x, y)
-            if not probe.agrees(one, root, theta):
-                raise InputError(
-                    "apply or loss give another value every time they are called with the same tensors; such a loss "
-                    "has no deterministic gradient: take out what is random or counts its calls"
-                )
-            self.probe = probe
+    def recent(self, key: Key) -> Graph | None:
+        """The graph, which is the last then to be dropped."""
+        graph = self.graphs.get(key)
+        if graph is not None:
+            with contextlib.suppress(KeyError):  # another thread has dropped it since
+                self.graphs.move_to_end(key)
         return graph
+
+    def refresh(self, root: tuple, theta: Tensor) -> None:
+        """Drop the graphs that are out of date."""
+        if not self.graphs:
+            return
+        values = find_values(root)
+        moved = changed(self.values, values) - self.without_effect if values != self.values else set()
+        stale = self.probe is not None and not self.probe.agrees(root, theta)
+        if moved and not stale:
+            stale = not all(graph.is_up_to_date(key, root) for key, graph in self.graphs.items())
+            self.without_effect |= moved
+        self.values = values
+        if stale:
+            self.graphs.clear()
+            self.probe, self.has_gradient, self.renewals = None, False, self.renewals + 1
+            if self.renewals == RENEWALS:
+                warnings.warn(
+                    f"apply or loss changed {RENEWALS} times, and were traced anew each time, as slow as a first call; "
+                    "keep a number that changes in a tensor, and change the tensor",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+
+    def add(self, key: Key, root: tuple, arguments: tuple) -> Graph:
+        """A new graph, from the same state of apply and loss as the others."""
+        theta, *_, x, y = row_of(arguments, 0)
+        self.refresh(root, theta)
+        if not self.graphs:
+            self.values = find_values(root)
+        with by_itself(root[0], theta.device):
+            if not self.graphs:
+                check_repeats(root, arguments[0], *arguments[-2:])
+            if not self.has_gradient and key.define.kind is not task.loss:
+                check_gradient(root, theta, x, y)
+                self.has_gradient = True
+            meet = isinstance(y, Weighted) and points_meet(root, theta, x, y)
+            expected = key.define.of_row(*root, arguments, 0)
+        graph = self._traced(key, root, arguments, expected)
+        if self.probe is None and graph.call is not None:
+            self.probe = Probe.of(root, theta, x, y)
+        self.without_effect = set()  # on the other graphs
+        self.graphs[key] = graph._replace(points_meet=meet)
+        while len(self.graphs) > MOST_GRAPHS:
+            self.graphs.popitem(last=False)
+        return self.graphs[key]
+
+    def _traced(self, key: Key, root: tuple, arguments: tuple, expected: Result) -> Graph:
+        """A graph without a call where torch cannot batch or trace it, or does so wrongly."""
+        if key.define in self.apart:
+            return Graph(None)
+        tensors, _ = _flat(arguments)
+        try:
+            graph = Graph.of(key.trace(root), root, tensors if key.compiling else ())
+            if agrees(lambda *a: graph.call(*_flat(a)[0], *graph.used(root)), key.define, root, arguments, expected):
+                return graph
+            reason = "its batched numbers are not those of a single task"
+        except Exception as fault:
+            if is_mistake(fault):
+                raise
+            reason = described(fault, root[0])
+        go_apart(root[0], reason, len(arguments[0]))
+        self.apart.add(key.define)
+        return Graph(None)
 
 
 # by the identities of apply and loss, each entry with weak references to them
@@ -205,8 +288,8 @@ def _flat(arguments: tuple) -> tuple[Sequence[Tensor], Any]:
     return tree_flatten(arguments)
 
 
-def _signature(tensors: Sequence[Tensor]) -> tuple:
-    return tuple((t.shape, t.dtype, t.device) for t in tensors)
+def _of_tensors(function: Function, structure: Any) -> Function:
+    return function if structure is None else lambda *flat: function(*tree_unflatten(flat, structure))
 
 
 def _layout(tensor: Tensor) -> tuple:
@@ -219,42 +302,3 @@ def _refuse_autocast(device_type: str) -> None:
             "torch.autocast is on, which rounds inside the derivatives; call outside of it, or within "
             f"torch.autocast({device_type!r}, enabled=False)"
         )
-
-
-def _trace(function: Function, root: tuple, arguments: tuple, compiling: bool) -> Graph:
-    tensors, structure = _flat(arguments)
-    examples = [
-        torch.zeros_like(a, memory_format=torch.contiguous_format) for a in tensors
-    ]  # one tensor in two places would tie these for good
-    try:
-        with batchable(sharing=True):
-            traced = make_fx(lambda *flat: function(*(tree_unflatten(flat, structure) if structure else flat)))(
-                *examples
-            )
-    except (RuntimeError, ValueError) as fault:
-        for sign, explanation in EXPLANATIONS.items():
-            if sign in str(fault):
-                raise InputError(explanation) from fault
-        raise
-    paths = _lift(traced, root)
-    used = [follow(path, root) for path in paths]
-    call = compile_graph(traced, examples + used) if compiling else traced
-    return Graph(call, paths, [_layout(tensor) for tensor in used])
-
-
-def _lift(traced: GraphModule, root: tuple) -> list[Path]:
-    """Turn the constants of a graph that a path from root leads to into further inputs; the paths."""
-    nodes = [node for node in traced.graph.nodes if node.op == "get_attr"]
-    constants = {node.target: getattr(traced, node.target) for node in nodes}
-    tensors = {name: c for name, c in constants.items() if isinstance(c, Tensor)}
-    found = dict(zip(tensors, find_paths(root, list(tensors.values())), strict=True))
-    *_, last = (node for node in traced.graph.nodes if node.op == "placeholder")
-    for name in (name for name, path in found.items() if path is not None):
-        with traced.graph.inserting_after(last):
-            last = traced.graph.placeholder(name)
-        for node in (node for node in nodes if node.target == name):
-            node.replace_all_uses_with(last)
-            traced.graph.erase_node(node)
-        delattr(traced, name)
-    traced.recompile()
-    return [path for path in found.values() if path is not None]

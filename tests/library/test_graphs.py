@@ -12,7 +12,7 @@ from helpers.problems import linear, regression, relative_error
 from torch import nn
 
 from amaml import AMAML, InputError, compiled, half_mse
-from amaml.engine import derivatives, graphs
+from amaml.engine import derivatives, graphs, tracing
 from baselines import FOMAML, IMAML, MAML, Reptile
 
 LEARNERS = {
@@ -166,8 +166,8 @@ def test_tensors_that_are_used_are_inputs_of_the_graph_and_need_no_new_one(make,
     apply, loss, change, tensor = make(network)
     learner, traces = FOMAML(apply, loss, 0.05, 5), []
     learner.meta_gradient(theta, tasks)
-    make_fx = graphs.make_fx
-    monkeypatch.setattr(graphs, "make_fx", lambda f: traces.append(f) or make_fx(f))
+    make_fx = tracing.make_fx
+    monkeypatch.setattr(tracing, "make_fx", lambda f: traces.append(f) or make_fx(f))
     learner.meta_gradient(theta, tasks)
     assert not traces
     change()
@@ -286,5 +286,5 @@ def test_what_a_learner_traced_goes_with_it(method):
 def test_the_graphs_of_one_apply_and_loss_are_shared_by_learners(monkeypatch):
     (theta, network), tasks = linear(), regression()
     FOMAML(network, half_mse, 0.05, 5).meta_gradient(theta, tasks)
-    monkeypatch.setattr(graphs, "make_fx", None)
+    monkeypatch.setattr(tracing, "make_fx", None)
     FOMAML(network, half_mse, 0.1, 3).meta_gradient(theta, tasks)

@@ -1,0 +1,107 @@
+"""What to say where torch fails: which line and layer, why, and what to do instead."""
+
+import contextlib
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import nn
+
+from amaml.engine.calling import no_random_draws
+from amaml.errors import Diverged, InputError
+
+OWN = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1]))
+NO_DERIVATIVE = re.compile(
+    r"derivative for '?(?:aten::)?(\w+)'? is not implemented|differentiate twice a (function)|(\w+).*double backward"
+)
+REMEDIES = {  # by what torch's error contains
+    "Expected more than 1 value per channel": "batch norm needs more than one value a channel, and a task here has one "
+    "point; take more support and query points, or another normalisation such as nn.LayerNorm or nn.GroupNorm",
+    "use_reentrant": "this kind of checkpointing knows no torch.autograd.grad; give it use_reentrant=False",
+}
+
+_told: "WeakSet[Any]" = WeakSet()  # functions of which a warning was given
+
+
+def is_mistake(fault: Exception) -> bool:
+    """Whether a fault is as it should reach the caller: an error of this library's, or memory that ran out."""
+    return isinstance(fault, InputError | Diverged | torch.OutOfMemoryError | MemoryError)
+
+
+@contextlib.contextmanager
+def by_itself(apply: Any, device: torch.device) -> Iterator[None]:
+    """Where autograd alone computes the loss of a single task: what fails here is no fault of batching."""
+    try:
+        with no_random_draws(device):
+            yield
+    except Exception as fault:
+        if is_mistake(fault):
+            raise
+        raise explained(fault, apply) from fault
+
+
+def explained(fault: Exception, apply: Any) -> InputError:
+    """The error for a network or loss that fails for a single task by itself."""
+    for sign, remedy in REMEDIES.items():
+        if sign in str(fault):
+            return InputError(remedy)
+    missing = NO_DERIVATIVE.search(str(fault))
+    if missing is None:
+        return InputError(f"the network or the loss fails for one task by itself: {described(fault, apply)}")
+    operation = next(filter(None, missing.groups()))
+    other = " or cdist's compute_mode='use_mm_for_euclid_dist'" if "cdist" in operation else ""
+    return InputError(
+        f"{operation} has no second derivative in torch, which an exact meta-gradient needs; take method "
+        f"'fomaml'{other}, or another operation ({described(fault, apply)})"
+    )
+
+
+def described(fault: Exception, apply: Any) -> str:
+    """Where it happened, as far as that is known, and the first line of what torch says."""
+    line = next((line.strip() for line in str(fault).splitlines() if line.strip()), "")
+    return f"{_place(fault, apply)}{type(fault).__name__}: {line[:200]}"
+
+
+def go_apart(apply: Any, reason: str, tasks: int) -> None:
+    """Warn, once for each apply, that the tasks go one by one; raise where it is to be batched."""
+    said = f"torch cannot batch the network or the loss over the tasks ({reason})"
+    if getattr(apply, "batched", False):
+        raise InputError(f"{said}; batched=False goes task by task")
+    with contextlib.suppress(TypeError):  # what cannot be referred to weakly is told of every time
+        if apply in _told:
+            return
+        _told.add(apply)
+    warnings.warn(
+        f"{said}; they go through it one by one, {tasks} passes in the place of one, and untraced: for small networks "
+        f"about {10 * tasks} times slower. batched=True raises this as an error",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+def _place(fault: Exception, apply: Any) -> str:
+    """The innermost layer on the way to the fault, and the innermost line of neither torch nor this library."""
+    frames, trace = [], fault.__traceback__
+    while trace is not None:
+        frames.append((trace.tb_frame, trace.tb_lineno))
+        trace = trace.tb_next
+    lines = [f"{Path(f.f_code.co_filename).name} line {n}" for f, n in frames if not _ours(f)]
+    layers = [f.f_locals["self"] for f, _ in frames if isinstance(f.f_locals.get("self"), nn.Module)]
+    found = [_named(layers[-1], getattr(apply, "module", None))] if layers else []
+    return "".join(f"{part}, " for part in found) + (f"{lines[-1]}: " if lines else ": " if found else "")
+
+
+def _ours(frame: FrameType) -> bool:
+    return frame.f_code.co_filename.startswith(OWN)
+
+
+def _named(layer: nn.Module, module: nn.Module | None) -> str:
+    names = (name for name, part in module.named_modules() if part is layer) if module is not None else ()
+    name = next(iter(names), "")
+    return f"layer {name!r} ({type(layer).__name__})" if name else type(layer).__name__

@@ -1,0 +1,99 @@
+"""What is looked at before a loss gets a graph: whether it can have one, and whether the graph computes the loss."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amaml.engine import task
+from amaml.engine.calling import differentiable_twice
+from amaml.engine.closures import find_paths, spelled
+from amaml.engine.task import Definition, Result, called
+from amaml.errors import InputError
+from amaml.losses import of_points
+from amaml.models import Flattened
+from amaml.points import some_points
+
+
+def check_repeats(root: tuple, *arguments: Any) -> None:
+    """Raise InputError for a loss that differs from call to call; arguments: phi, x and y of all tasks."""
+    one, other = (Definition(task.loss).of_row(*root, arguments, 0) for _ in range(2))
+    if not torch.allclose(one, other, rtol=100 * torch.finfo(one.dtype).eps, atol=0.0, equal_nan=True):
+        raise InputError(
+            "apply or loss give another value every time they are called with the same tensors; such a loss has no "
+            "deterministic gradient: take out what is random or counts its calls"
+        )
+
+
+def check_gradient(root: tuple, theta: Tensor, x: Any, y: Any) -> None:
+    """Raise InputError for a loss that has no gradient in theta, or one in something that would not get it."""
+    leaf = theta.detach().requires_grad_()
+    with torch.enable_grad(), differentiable_twice():
+        value = Definition(task.loss).of_one(*root)(leaf, x, y)
+    reached = _leaves(value)
+    if not any(tensor is leaf for tensor in reached):
+        raise InputError(
+            "the loss does not depend on the adapted parameters in a way that has a gradient (detached? argmax? "
+            "torch.no_grad()?); there is nothing to adapt by"
+        )
+    others = [tensor for tensor in reached if tensor is not leaf]
+    if others and isinstance(root[0], Flattened):
+        path = find_paths(root, others[:1])[0]
+        name = "a tensor" if path is None else spelled(path)
+        raise InputError(
+            f"the loss uses {name} of shape {tuple(others[0].shape)}, which requires a gradient and would get none; "
+            "give it with the tasks, beside support_y or support_x, or .detach() it; the parameters of a module that "
+            "adapts are read from the module itself, which amaml.Adaptation holds and amaml.flatten copies"
+        )
+
+
+def _leaves(value: Tensor) -> list[Tensor]:
+    """The tensors that require a gradient at the ends of value's graph."""
+    seen, queue, found = set(), [value.grad_fn], []
+    while queue:
+        node = queue.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            queue += [following for following, _ in node.next_functions]
+            found += [node.variable] if hasattr(node, "variable") else []
+    return found
+
+
+def points_meet(root: tuple, theta: Tensor, x: Any, y: Any) -> bool:
+    """Whether the loss of a point depends on other points of its task."""
+
+    def losses(count: int) -> Tensor:
+        which = slice(count)
+        return of_points(root[1], called(root[0], theta, some_points(which, x)), some_points(which, y))
+
+    points = len(y.weight)
+    if points == 1:
+        return False
+    try:
+        with differentiable_twice():
+            fewer, all_points = losses(points - 1), losses(points)[:-1]
+    except Exception:  # so few points do not go through by themselves
+        return True
+    return not _close(fewer, all_points)
+
+
+def agrees(call: Callable[..., Result], define: Definition, root: tuple, arguments: tuple, expected: Result) -> bool:
+    """Whether a graph gives the first task what autograd expects, here or, where rounding is all there is, nearby."""
+
+    def close(arguments: tuple, expected: Result) -> bool:
+        pairs = zip(*(r if isinstance(r, tuple) else (r,) for r in (call(*arguments), expected)), strict=True)
+        return all(_close(f[0], e) for f, e in pairs if f.shape[1:] == e.shape)  # not those summed over the tasks
+
+    if close(arguments, expected):
+        return True
+    generator = torch.Generator().manual_seed(0)
+    moved = [a + 0.1 * torch.randn(a.shape, generator=generator).to(a) for a in arguments[:-2]]
+    nearby = *moved, *arguments[-2:]
+    return close(nearby, define.of_row(*root, nearby, 0))
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    """To half the digits; of what is not finite nothing can be told."""
+    error = (found - expected).norm()
+    return bool((error <= torch.finfo(expected.dtype).eps ** 0.5 * expected.norm()) | ~error.isfinite())

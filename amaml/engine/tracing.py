@@ -1,0 +1,103 @@
+"""A function of tensors as a graph of torch's operations."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.compiler import _compile_session_context
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from amaml.engine.calling import batchable
+from amaml.engine.closures import Path, find_paths
+from amaml.engine.faults import is_mistake
+
+
+class Trace(NamedTuple):
+    """A traced function; its last arguments are the tensors that root holds at the paths."""
+
+    module: GraphModule | None
+    code: str
+    paths: tuple[Path, ...]
+    constants: dict[str, Any]
+
+    def same(self, other: "Trace") -> bool:
+        """Whether both compute the same."""
+        if (self.code, self.paths, self.constants.keys()) != (other.code, other.paths, other.constants.keys()):
+            return False
+        return all(_equal(constant, other.constants[name]) for name, constant in self.constants.items())
+
+    def lean(self) -> Callable:
+        """The function without its graph, of which each node takes 10 KiB."""
+        return partial(type(self.module).forward, SimpleNamespace(**self.constants))
+
+
+def trace(function: Callable, examples: Sequence[Tensor], root: object) -> Trace:
+    """The graph of a function at the examples; tensors that it uses and that root leads to are further inputs.
+
+    Raises what torch raises where it cannot trace the function.
+    """
+    traced = _make(function, examples)
+    if _written(traced.graph):
+        traced = _make(lambda *tensors: function(*(tensor.clone() for tensor in tensors)), examples)
+        if _written(traced.graph):
+            raise RuntimeError("the network or the loss writes into a tensor that is not its own")
+    paths = _lift(traced, root)
+    targets = (node.target for node in traced.graph.nodes if node.op == "get_attr")
+    return Trace(traced, traced.code, paths, {target: getattr(traced, target) for target in targets})
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return one is other
+    return one is other or (one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other))
+
+
+def _make(function: Callable, examples: Sequence[Tensor]) -> GraphModule:
+    """The graph; networks that look at values get a second chance, for some leave that out within torch.compile."""
+    fault = None
+    for within in (contextlib.nullcontext, _compile_session_context):
+        try:
+            with batchable(sharing=True), within():
+                return make_fx(function)(*examples)
+        except Exception as one:
+            if is_mistake(one):
+                raise
+            fault = fault or one
+    raise fault
+
+
+def _written(graph: Graph) -> bool:
+    """Whether a graph writes into one of its inputs or constants, by way of views too."""
+    schemas = {node: getattr(node.target, "_schema", None) for node in graph.nodes}
+
+    def memory(node: Node) -> Node:
+        """Where the memory of a node's result comes from."""
+        while schemas[node] is not None and any(result.alias_info is not None for result in schemas[node].returns):
+            node = node.args[0]
+        return node
+
+    writing = (node.args[0] for node, schema in schemas.items() if schema is not None and schema.is_mutable)
+    return any(memory(node).op in ("placeholder", "get_attr") for node in writing if isinstance(node, Node))
+
+
+def _lift(traced: GraphModule, root: object) -> tuple[Path, ...]:
+    """Turn the constants of a graph that a path from root leads to into further inputs; the paths."""
+    nodes = [node for node in traced.graph.nodes if node.op == "get_attr"]
+    constants = {node.target: getattr(traced, node.target) for node in nodes}
+    tensors = {name: c for name, c in constants.items() if isinstance(c, Tensor)}
+    found = dict(zip(tensors, find_paths(root, list(tensors.values())), strict=True)) if tensors else {}
+    *_, last = (node for node in traced.graph.nodes if node.op == "placeholder")
+    for name in (name for name, path in found.items() if path is not None):
+        with traced.graph.inserting_after(last):
+            last = traced.graph.placeholder(name)
+        for node in (node for node in nodes if node.target == name):
+            node.replace_all_uses_with(last)
+            traced.graph.erase_node(node)
+        delattr(traced, name)
+    traced.recompile()
+    return tuple(path for path in found.values() if path is not None)
