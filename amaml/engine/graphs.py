@@ -127,9 +127,10 @@ class Graph(NamedTuple):
 
     @classmethod
     def of(cls, traced: Trace, root: tuple, examples: Sequence[Tensor] = ()) -> "Graph":
-        """Compiled where there are examples of its arguments."""
+        """Compiled where there are examples of its arguments, on which it is compared with what was traced."""
         used = [follow(path, root) for path in traced.paths]
-        call = compile_graph(traced.module, [*examples, *used]) if examples else traced.lean()
+        met = [a.clone(memory_format=torch.contiguous_format) for a in examples]
+        call = compile_graph(traced.module, [*met, *used], root[0]) if examples else traced.lean()
         return cls(call, traced.paths, tuple(map(_layout, used)), traced._replace(module=None))
 
     def used(self, root: tuple) -> list[Tensor] | None:

@@ -1,44 +1,123 @@
-"""Where torch.compile does not work, the traced graphs do."""
+"""Compiled graphs compute what the traced ones do; where torch.compile fails or errs, the traced graphs go on."""
 
-import warnings
+import functools
+from contextlib import nullcontext
 
 import pytest
 import torch
-from helpers.problems import regression, relative_error, seeded
+from helpers.problems import generator, regression, seeded
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_map
 
 import amaml
 from amaml import half_mse
-from amaml.engine import compiling
+from amaml.engine import compiling, derivatives
 from baselines import MAML
 
-
-class NoCompiler:
-    """torch.compile as it is without a compiler: it fails when the graph is called first."""
-
-    def __init__(self) -> None:
-        self.attempts = 0
-
-    def __call__(self, graph, **options):
-        def fails(*arguments):
-            self.attempts += 1
-            raise OSError("\nno compiler here\nand much more")
-
-        return fails
+BASE, X = torch.ones(6, 5, dtype=torch.float64), torch.rand(7, generator=generator(), dtype=torch.float64)
+FROM, TO, ONCE = (torch.tensor(numbers) for numbers in ([0, 1, 1, 2, 3, 5], [1, 0, 2, 1, 4, 3], [4, 0, 2]))
+WRITES = [  # into a tensor that all tasks share and that batching expands
+    lambda h: BASE.index_add(0, TO, h[FROM], alpha=2),
+    lambda h: h.index_select(0, FROM),  # its gradient is index_add
+    lambda h: h.index_copy(0, ONCE, h[:3].sin()),  # its gradient's gradient is index_copy
+    lambda h: BASE.index_put((ONCE,), h[:3]) * BASE.index_put((TO,), h[FROM], accumulate=True),
+    lambda h: BASE.scatter_add(0, TO[:, None].expand(6, 5), h[FROM]) * h.index_fill(0, ONCE, 0.2),
+]
 
 
-def test_one_warning_and_the_traced_graphs_where_compiling_fails(monkeypatch):
-    (theta, apply), tasks = seeded(lambda: nn.Linear(2, 1)), regression()
-    learner, compiler = MAML(apply, half_mse, 0.05, 3), NoCompiler()
-    expected = learner.meta_gradient(theta, tasks)
-    monkeypatch.setattr(torch, "compile", compiler)
+class Layer(nn.Sequential):
+    def __init__(self, between) -> None:
+        super().__init__(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 1))
+        self.between = between
+
+    def forward(self, x):
+        return self[2](self.between(self[1](self[0](x))))
+
+
+def hvps(between, on: bool):
+    """Hessian-vector products of three tasks."""
+    (theta, apply), t = seeded(lambda: Layer(between)), regression()
+    phi = theta + torch.randn(3, len(theta), generator=generator(), dtype=theta.dtype) / 10
+    with amaml.compiled(on):
+        return derivatives.hvps(apply, half_mse, phi, phi.sin(), t.support_x, t.support_y)
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """torch.compile that changes arguments or result of a graph by the functions put there, and notes the calls."""
+
+    class Stub:
+        calls, before, after = 0, staticmethod(torch.clone), staticmethod(torch.clone)
+
+        def __call__(self, graph, **options):
+            def compiled(*arguments):
+                self.calls += 1
+                return tree_map(self.after, graph(*map(self.before, arguments)))
+
+            return compiled
+
+    made = Stub()
+    monkeypatch.setattr(torch, "compile", made)
     monkeypatch.setattr(compiling, "_without_compiler", set())
+    monkeypatch.setattr(compiling, "_wrongly_compiled", set())
+    return made
+
+
+@pytest.mark.skipif(not derivatives.compiler_found(), reason="needs a C++ compiler")
+def test_what_writes_into_a_batched_tensor_is_compiled_right():
+    """An error would be warned of, and warnings are errors here."""
+    compiled, traced = (hvps(lambda h: sum(write(h) for write in WRITES), on) for on in (True, False))
+    torch.testing.assert_close(compiled, traced, rtol=1e-11, atol=1e-13)
+
+
+def test_complex_numbers_are_not_compiled(compiler):
+    hvps(lambda h: torch.fft.irfft(torch.fft.rfft(h) ** 2, n=5), True)
+    assert compiler.calls == 0
+
+
+def no_compiler(a):
+    raise OSError("\nno compiler here\nand much more")
+
+
+NO_COMPILER = r"torch.compile fails on this cpu device \(no compiler here\); going on with the traced"
+WRONG = "torch.compile makes wrong numbers of Layer, off by 1.0e-06 of the largest; going on with the traced"
+
+
+@pytest.mark.parametrize(("fault", "message"), [(no_compiler, NO_COMPILER), (lambda a: a * (1 + 1e-6), WRONG)])
+def test_one_warning_and_the_traced_graphs(fault, message, compiler):
+    (theta, apply), tasks = seeded(lambda: Layer(torch.sin)), regression()
+    learner, compiler.after = MAML(apply, half_mse, 0.05, 3), fault
+    expected = learner.meta_gradient(theta, tasks).value
     with amaml.compiled():
-        with pytest.warns(RuntimeWarning, match=r"torch.compile fails on this cpu device \(no compiler here\).*off"):
-            found = learner.meta_gradient(theta, tasks)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            again = learner.meta_gradient(theta, tasks[:2])
-    assert compiler.attempts == 1
-    assert torch.equal(found.value, expected.value)
-    assert relative_error(again.value, learner.meta_gradient(theta, tasks[:2]).value) == 0
+        with pytest.warns(RuntimeWarning, match=message) as seen:
+            found = learner.meta_gradient(theta, tasks).value
+        calls = compiler.calls
+        assert torch.equal(learner.meta_gradient(theta, tasks).value, found)
+    assert (len(seen), compiler.calls) == (1, calls)  # none called but to compare
+    assert torch.equal(found, expected)
+
+
+def rounded(a):
+    return a * (1 + 2e-16 * torch.rand(a.shape, generator=generator(1), dtype=a.dtype))
+
+
+@pytest.mark.parametrize(
+    ("function", "x", "before", "after", "right"),
+    [
+        (lambda x: functools.reduce(lambda x, _: 3.99 * x * (1 - x), range(60), x), X, rounded, None, True),  # chaotic
+        (lambda x: torch.log(x - 0.5), X, rounded, None, True),  # some are NaN
+        (lambda x: torch.log(x - 0.5), X, None, torch.nan_to_num, False),
+        (lambda x: x.sin(), X.float(), None, lambda a: a + 1e-6, True),
+        (lambda x: x.half().sin().double(), X, None, lambda a: a * 1.001, True),
+        (lambda x: (x, x.sin() * 1e-3), X, None, lambda a: a.clamp(min=5e-4), False),  # each by its own largest
+        (lambda x: 3 * x, torch.zeros(7), None, lambda a: a * 1.001, False),  # zeros are compared at ones
+        (lambda x: 0 * x, X, None, lambda a: a + 1e-3, False),
+    ],
+)
+def test_a_difference_that_rounding_does_not_explain_is_an_error(function, x, before, after, right, compiler):
+    compiler.before, compiler.after = before or compiler.before, after or compiler.after
+    traced = make_fx(function)(x)
+    with nullcontext() if right else pytest.warns(RuntimeWarning, match="wrong numbers"):
+        assert (compiling.compile_graph(traced, [x], function) is not traced) == right
+    assert compiler.calls == 1
