@@ -134,7 +134,7 @@ class AMAML:
                 refused = isinstance(fault, OverBudget)
                 fault.observation = Observation(flow.evaluations.total, refused=refused, problem=self.problem(theta))
                 raise
-        return self._controlled(passes, self._descent(passes.inner_steps[-1]), curvature, memory)
+        return self._controlled(passes, self._descent(passes.inner_steps[-1]), curvature, memory, refused=True)
 
     def update(self, memory: Memory, seen: MetaGradient | Diverged) -> Memory:
         """What is known of the error after a call that gave the gradient seen, or raised it."""
@@ -204,11 +204,17 @@ class AMAML:
         return terminal
 
     def _controlled(
-        self, passes: Passes, mesh: Mesh, curvature: Curvature, memory: Memory, trajectory: Trajectory | None = None
+        self,
+        passes: Passes,
+        mesh: Mesh,
+        curvature: Curvature,
+        memory: Memory,
+        trajectory: Trajectory | None = None,
+        refused: bool = False,
     ) -> MetaGradient:
         """The gradient on a mesh, with its error: none where it is exact, measured or carried otherwise.
 
-        trajectory: the way forward where it has been made.
+        trajectory: the way forward where it has been made. refused: whether another mesh was given up.
         """
         spent, descended = passes.flow.evaluations, isinstance(mesh, FixedMesh)
         exact = descended and (self.solver == "auto" or self.adjoint == "discrete")
@@ -217,7 +223,7 @@ class AMAML:
         first = passes.solve(mesh, curvature) if trajectory is None else passes.backward(trajectory)
         best, error, cost, path = first, None, spent.total - before, first.trajectory
         norm, estimate = self._finite(first)
-        seen = Observation(cost, path.sharpest, estimate, norm, None, before, False, descended)
+        seen = Observation(cost, path.sharpest, estimate, norm, None, before, refused, descended)
         seen = seen._replace(leading=path.at_start or curvature.leading, problem=self.problem(passes.flow.theta))
         measured = not exact and self.controller.due(memory, self.rtol, seen)
         if measured and descended:
@@ -317,9 +323,10 @@ class AMAML:
         return GradientFlow(self.apply, self.loss, tasks.detach(), theta, prox, Evaluations(), limit, self._rates)
 
     def _limit(self, memory: Memory) -> float:
-        """Evaluations of one solve; "auto" takes no more than gradient descent does."""
+        """Evaluations of one solve; of "auto" what gradient descent takes, half of it where nothing is known."""
         limit = self.controller.limit(memory, self.inner_steps) if self._schemes else math.inf
-        return min(limit, 2 * self.inner_steps) if self.solver == "auto" else limit
+        descent = 2 * self.inner_steps if memory.errors else self.inner_steps
+        return min(limit, descent) if self.solver == "auto" else limit
 
     @property
     def _schemes(self) -> tuple[Scheme, ...]:

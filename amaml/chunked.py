@@ -74,15 +74,17 @@ def fold(parts: list[MetaGradient], shares: list[float]) -> MetaGradient:
     losses = torch.cat([part.query_loss for part in parts])
     gradients = {name: _of_whole(name, parts, shares) for name in parts[0].gradients}
     spent = Evaluations.of_parts([part.evaluations for part in parts], shares)
-    solvers = "+".join(sorted({part.solver for part in parts if part.solver})) or None
     seen = [part.observation for part in parts]
+    names = {part.solver for part in parts}
+    solver = names.pop() if len(names) == 1 else "auto"
     if any(one is None for one in seen):
-        return MetaGradient(of_tasks, losses, spent, gradients=gradients, solver=solvers)
-    norm = of_tasks.mean(0).norm().item()
-    error = _added([part.error for part in parts], seen, shares, norm)
-    observation = _observed(seen, shares, norm)
+        return MetaGradient(of_tasks, losses, spent, gradients=gradients, solver=solver)
+    folded = _fold_seen(seen, shares, of_tasks.mean(0).norm().item())
+    exact = [part.error is None and part.solver == "euler" for part in parts]
+    errors = [0.0 if known else part.error for known, part in zip(exact, parts, strict=True)]
+    error = None if all(exact) else _added(errors, seen, shares, folded.norm)
     measured = all(part.measured for part in parts)
-    return MetaGradient(of_tasks, losses, spent, error, measured, observation, gradients, solvers)
+    return MetaGradient(of_tasks, losses, spent, error, measured, folded, gradients, solver)
 
 
 def _of_whole(name: str, parts: list[MetaGradient], shares: list[float]) -> torch.Tensor:
@@ -91,22 +93,23 @@ def _of_whole(name: str, parts: list[MetaGradient], shares: list[float]) -> torc
     return torch.cat(of_parts) if name.startswith(("support_", "query_")) else sum(of_parts)
 
 
-def _observed(seen: list[Observation], shares: list[float], norm: float) -> Observation:
-    """One observation of the whole batch: means of what is spent, the largest curvature, errors that add up."""
-
+def _fold_seen(seen: list[Observation], shares: list[float], norm: float) -> Observation:
     def mean(name: str) -> float:
         return sum(getattr(one, name) * share for one, share in zip(seen, shares, strict=True))
 
+    errors, estimates = ([getattr(one, name) for one in seen] for name in ("error", "estimate"))
     leading = max((one.leading for one in seen if one.leading), key=lambda leading: leading.value, default=None)
-    return seen[0]._replace(
+    return Observation(
         cost=mean("cost"),
         sharpest=max(one.sharpest for one in seen),
-        estimate=_added([one.estimate for one in seen], seen, shares, norm),
+        estimate=_added(estimates, seen, shares, norm),
         norm=norm,
-        error=_added([one.error for one in seen], seen, shares, norm),
+        error=_added(errors, seen, shares, norm),
         measuring=mean("measuring"),
-        descended=all(one.descended for one in seen),
+        refused=any(one.refused for one in seen),
+        descended=any(one.descended for one in seen),
         leading=leading,
+        problem=seen[0].problem,
     )
 
 

@@ -7,9 +7,8 @@ resolutions the ratio of the two distances shows the order that is really had, a
 Carried: every solve comes with an estimate from the local errors of its steps (amaml.flow.adjoint), which is off by a
 factor that hardly changes from batch to batch. Training makes thousands of similar calls, so a measurement now and then
 tells that factor for all of them. Calls are measured in turn, at longer and longer intervals. In between a call carries
-its estimate times the largest factor among the measured calls that it is like: whose cost, lambda_max, estimate and
-gain are about its own. One that is like none of them is measured out of turn or, where measuring has taken its share,
-has no error.
+its estimate times the factor of the measured calls that it is like: whose cost, lambda_max, estimate and gain are about
+its own. One that is like none of them is measured out of turn or, where measuring has taken its share, has no error.
 
 Steered: the steps are chosen for a tolerance of gain * rtol, to which errors are proportional. The gain is as large as
 the last measurements that came in turn allow. The memory is plain numbers and one direction, in which the next call
@@ -45,7 +44,8 @@ def error_of_finest(distances: Sequence[float], order: int) -> float:
     """
     shrinking, last = 2.0**-order, distances[-1]
     if len(distances) > 1:
-        shrinking = max(shrinking, last / distances[-2] if distances[-2] else 1.0)
+        before = distances[-2]
+        shrinking = max(shrinking, last / before if 0 < before < math.inf else 1.0)
     if last == 0:
         return 0.0
     if not (math.isfinite(last) and shrinking < 1):
@@ -144,7 +144,7 @@ class Controller:
 
     def limit(self, memory: "Memory", steps: int) -> float:
         """Evaluations that a solve of the next call may take; a call that was refused at a limit doubles it."""
-        refused = max((2 * seen.cost for seen in memory.calls if seen.refused), default=0.0)
+        refused = max((2 * seen.cost for seen in memory.calls if seen.refused and not seen.descended), default=0.0)
         known = statistics.median(seen.cost for seen in memory.calls) if memory.errors else 2 * steps
         return max(self.budget * known, refused, 0 if memory.errors else self.first)
 
@@ -155,16 +155,19 @@ class Controller:
         """
         if memory.in_turn or not math.isfinite(seen.norm):
             return True
-        carried = self.carried(memory, seen)
-        if carried is not None:
-            return carried > self.ceiling * rtol
-        free = memory.measuring <= self.share * (memory.spent + memory.measuring)
-        return free or not memory.like(seen, self.outlier**2)
+        carried, far = self.carried(memory, seen), self.outlier**2
+        if memory.measuring <= self.share * (memory.spent + memory.measuring):
+            return carried is None or carried > self.ceiling * rtol
+        return not memory.like(seen, far) if carried is None else carried > far * self.ceiling * rtol
 
     def carried(self, memory: "Memory", seen: Observation) -> float | None:
-        """The relative error of a call by its estimate and the measured calls that it is like; None without such."""
+        """The relative error of a call by its estimate and the measured calls that it is like; None without such.
+
+        Of what their errors were over their estimates the upper quartile: too large more often than too small.
+        """
         like = memory.like(seen, self.outlier)
-        return max((one.error * (seen.estimate / one.estimate if one.estimate else 1.0) for one in like), default=None)
+        errors = sorted(one.error * (seen.estimate / one.estimate if one.estimate else 1.0) for one in like)
+        return errors[3 * len(errors) // 4] if errors else None
 
     def update(self, memory: "Memory", rtol: float, seen: Observation) -> "Memory":
         """The memory after a call."""
@@ -178,10 +181,10 @@ class Controller:
             descended=seen.descended,
             leading=seen.leading or memory.leading,
         )
-        if seen.refused or (seen.error is None and not seen.descended):
-            return memory
         if seen.descended:
             return replace(memory, interval=self._next_look(memory, seen, in_turn))
+        if seen.error is None:
+            return memory
         known = Known(*seen[:3], memory.gain, seen.error, in_turn)
         alike = [one for one in memory.errors if one.in_turn == in_turn]  # each kind has a window of its own
         errors = (
@@ -195,9 +198,11 @@ class Controller:
         return replace(memory, gain=self._gain(memory, rtol), interval=interval)
 
     def _next_look(self, memory: "Memory", seen: Observation, in_turn: bool) -> float:
-        """At once where the gradient's length jumped, whichever way."""
+        """At whether the flow is the cheaper: at once where the gradient's length jumped, whichever way, unless the
+        flow was tried of late and refused."""
         usual = statistics.median(one.norm for one in memory.calls)
-        if not usual <= self.outlier * seen.norm <= self.outlier**2 * usual:
+        jumped = not usual <= self.outlier * seen.norm <= self.outlier**2 * usual
+        if jumped and not any(one.refused for one in memory.calls):
             return 1.0
         return self._longer(memory) if in_turn else memory.interval
 

@@ -1,17 +1,20 @@
-"""The error of a meta-gradient: what distances tell, and that no wrong order goes unseen."""
+"""The error of a meta-gradient: what distances tell, when it is measured, what is carried, and what it steers."""
 
+import io
 import math
-from dataclasses import replace
+import random
+import statistics
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from helpers.problems import mlp, regression, relative_error
 
-from amaml import AMAML, OverBudget, half_mse
-from amaml.flow import steps
-from amaml.flow.accuracy import error_of_finest, relative_distance, rounding
-from amaml.flow.mesh import Candidate
-from amaml.flow.schemes import RK4
+from amaml import AMAML, Diverged, OverBudget, half_mse
+from amaml.flow.accuracy import Controller, Memory, Observation, error_of_finest, refined, relative_distance
+from amaml.flow.schemes import RungeKutta
+
+CONTROL, RTOL = Controller(), 1e-3
 
 
 def test_the_relative_distance():
@@ -33,41 +36,247 @@ def test_the_error_of_the_finest_of_three_is_that_of_the_order_they_show(order):
     assert found == pytest.approx(true, rel=0.1) if order <= 2 else true < found < 5.1 * true
 
 
-def test_one_distance_is_read_with_the_order_of_the_scheme_up_to_three():
+def test_one_distance_is_read_with_the_order_of_the_scheme():
     assert error_of_finest([0.03], order=2) == pytest.approx(0.01)
-    assert error_of_finest([0.07], order=4) == pytest.approx(0.01)
+    assert error_of_finest([0.07], order=3) == pytest.approx(0.01)
 
 
-@pytest.mark.parametrize("distances", [[0.1, 0.1], [0.1, 0.3], [0.1, 0.06], [math.inf, 0.1]])
-def test_distances_that_do_not_shrink_are_no_smaller_than_the_error(distances):
-    assert error_of_finest(distances, 2) > distances[-1]
+@pytest.mark.parametrize("distances", [[0.1, 0.1], [0.1, 0.3], [math.inf, 0.1], [math.inf], [0.1, math.inf]])
+def test_distances_that_do_not_shrink_tell_nothing(distances):
+    assert error_of_finest(distances, 2) == math.inf
 
 
-def test_a_gradient_that_is_not_finite_has_no_error():
-    assert error_of_finest([math.inf], 2) == math.inf
-    assert error_of_finest([0.1, math.inf], 2) == math.inf
+def value(x: float) -> torch.Tensor:
+    return torch.tensor([x], dtype=torch.float64)
 
 
-def test_rounding_is_relative_to_the_value():
-    terminal, value = torch.ones(3, 4, dtype=torch.float64), torch.full((4,), 1e-3, dtype=torch.float64)
-    eps = torch.finfo(torch.float64).eps
-    assert rounding(value, terminal) == pytest.approx(100 * eps * 1e3)
-    assert rounding(0 * value, terminal) == math.inf
+def test_refining_goes_on_until_the_error_is_enough_and_adds_both_parts_of_the_first_one():
+    """1 + c h^2, of a first error of 0.3: as a first call, which believes no order before it has shown."""
+    first, error, of_first = refined(1.0, lambda h: h / 2, lambda h: value(1 + 0.3 * h**2), 2, 1e-2, 3e-2)
+    assert first == 1 / 8
+    assert error == pytest.approx(0.3 / 64, rel=0.05)
+    assert of_first == pytest.approx(0.3, rel=0.05)
+    assert refined(1.0, lambda h: h / 2, lambda h: value(1 + 0.03 * h**2), 2, 1e-2, 3e-2, known=True)[0] == 1 / 2
+    assert refined(1.0, lambda h: h / 2, lambda h: value(1 + 0.03 * h**2), 2, 1e-2, 3e-2, known=False)[0] == 1 / 4
 
 
-@pytest.mark.parametrize("b", [(0.4, 0.1, 0.1, 0.4), (1.0, 0.0, 0.0, 0.0)])
-def test_a_scheme_of_the_wrong_order_is_found_out(monkeypatch, b):
+def test_refining_that_takes_too_much_is_refused_unless_the_error_is_below_the_ceiling():
+    def once(h: float) -> float:
+        if h < 1:
+            raise OverBudget("too much")
+        return h / 2
+
+    def quadratic(size):
+        return lambda h: value(1 + size * h**2)
+
+    assert refined(1.0, once, quadratic(0.1), 2, 1e-2, 3e-2)[1] < 3e-2
+    with pytest.raises(OverBudget, match=r"the measured relative error is 0.\d+, above 0.01, .*: too much"):
+        refined(1.0, once, quadratic(0.5), 2, 1e-2, 3e-2)
+
+
+def test_distances_that_are_rounding_end_it():
+    assert refined(1.0, lambda h: h / 2, lambda h: value(1 + 0.3 * h), 2, 1e-9, 1e-9, noise=lambda h: 1.0)[0] == 1 / 2
+
+
+@dataclass
+class Calls:
+    """A run of calls whose first solves are alike but for what is given; error(gain) is what a measurement finds."""
+
+    memory: Memory = Memory()
+    measured: int = 0
+
+    def make(self, error=lambda gain: 4e-4 * gain, count=1, **seen) -> bool:
+        """Whether the last one was measured."""
+        due = False
+        for _ in range(count):
+            one = Observation(**{"cost": 100.0, "sharpest": 5.0, "estimate": 1e-2, "norm": 1.0} | seen)
+            due = CONTROL.due(self.memory, RTOL, one)
+            self.measured += due
+            if due:
+                one = one._replace(error=error(self.memory.gain), measuring=2 * one.cost)
+            self.memory = CONTROL.update(self.memory, RTOL, one)
+        return due
+
+
+def settled(**options) -> Calls:
+    calls = Calls()
+    calls.make(count=300, **options)
+    while calls.memory.in_turn:
+        calls.make(**options)
+    return calls
+
+
+def test_a_first_call_is_measured_nine_more_take_half_more_and_a_long_run_a_tenth():
+    calls = Calls()
+    assert calls.make()
+    calls.make(count=9)
+    assert 1 + 2 * (calls.measured - 1) / 9 <= 1.5
+    random.seed(0)
+    calls.make(lambda gain: 4e-4 * gain * math.exp(random.gauss(0, 0.7)), count=3000)
+    assert calls.memory.measuring < 0.1 * (calls.memory.spent + calls.memory.measuring)
+    assert calls.memory.since <= CONTROL.every
+
+
+@pytest.mark.parametrize("factor", [10, 0.1, 100])
+def test_a_law_that_is_off_is_brought_to_rtol_within_five_calls(factor):
+    calls = Calls()
+    calls.make(lambda gain: 1e-3 * factor * gain, count=5)
+    assert 0.2e-3 < 1e-3 * factor * calls.memory.gain < 1e-3
+
+
+@pytest.mark.parametrize("name", ["cost", "sharpest", "estimate"])
+@pytest.mark.parametrize("factor", [6, 1 / 6])
+def test_a_jump_either_way_is_measured_at_once_and_remembered(name, factor):
+    calls = settled()
+    usual = {"cost": 100.0, "sharpest": 5.0, "estimate": 1e-2}
+    assert not calls.make()
+    other = {name: factor * usual[name]}
+    assert calls.make(**other)
+    assert not calls.make(**other)
+    assert not calls.make()
+
+
+def test_measurements_out_of_turn_have_a_share_but_for_calls_far_from_everything():
+    calls = settled()
+    calls.memory = replace(calls.memory, measuring=calls.memory.spent)
+    near, far = (Observation(factor * 100.0, 5.0, 1e-2, 1.0) for factor in (1 / 3, 1 / 5))
+    assert not CONTROL.due(calls.memory, RTOL, near)
+    assert CONTROL.carried(calls.memory, near) is None
+    assert CONTROL.due(calls.memory, RTOL, far)
+    assert CONTROL.due(calls.memory, RTOL, near._replace(cost=100.0, norm=math.nan))
+
+
+def test_a_carried_error_goes_with_the_estimate_and_is_not_returned_above_the_ceiling():
+    calls = settled()
+    seen = Observation(100.0, 5.0, 1e-2, 1.0)
+    usual = CONTROL.carried(calls.memory, seen)
+    assert usual == pytest.approx(4e-4 * calls.memory.gain, rel=0.01)
+    assert CONTROL.carried(calls.memory, seen._replace(estimate=1.5e-2)) == pytest.approx(1.5 * usual)
+    calls.make(lambda gain: 2.9e-3, estimate=3e-2)
+    assert not CONTROL.due(calls.memory, RTOL, seen._replace(estimate=3e-2))
+    assert CONTROL.due(calls.memory, RTOL, seen._replace(estimate=4e-2))
+
+
+def test_large_errors_are_looked_at_again_soon_and_lower_the_gain():
+    calls = settled()
+    before = calls.memory
+    for interval in (before.interval / 2, before.interval / 4):
+        while not calls.memory.in_turn:
+            calls.make()
+        calls.make(lambda gain: 4.5e-3)
+        assert calls.memory.interval == interval
+    assert calls.memory.gain < before.gain
+
+
+def test_calls_out_of_turn_leave_the_gain_alone():
+    calls = settled()
+    before = calls.memory
+    assert calls.make(lambda gain: 5e-2, cost=900.0)
+    assert (calls.memory.gain, calls.memory.interval) == (before.gain, before.interval)
+
+
+@pytest.mark.parametrize(("spread", "typical"), [(0.1, 0.8e-3), (1.0, None)])
+def test_the_gain_is_as_large_as_the_median_and_nine_in_ten_errors_allow(spread, typical):
+    random.seed(1)
+    calls, errors = Calls(), []
+
+    def error(gain):
+        return 1e-3 * gain * math.exp(random.gauss(0, spread))
+
+    for _ in range(5000):
+        calls.make(error)
+        errors.append(error(calls.memory.gain))
+    errors = sorted(errors[200:])
+    assert errors[int(0.9 * len(errors))] < 3.3e-3
+    middle = statistics.median(errors)
+    assert middle == pytest.approx(typical, rel=0.2) if typical else 0.3e-3 < middle < 0.9e-3
+
+
+def test_the_budget_is_four_median_calls_and_a_refused_one_doubles_it():
+    memory = Memory()
+    assert CONTROL.limit(memory, 200) == CONTROL.first
+    assert CONTROL.limit(memory, 5000) == CONTROL.budget * 2 * 5000
+    calls = Calls()
+    calls.make(count=5)
+    assert CONTROL.limit(calls.memory, 200) == 4 * 100
+    for limit in (400, 800, 1600):  # a problem that grew is caught up with
+        assert CONTROL.limit(calls.memory, 200) == limit
+        calls.memory = CONTROL.update(calls.memory, RTOL, Observation(limit, refused=True))
+    assert calls.memory.gain == Memory(gain=calls.memory.gain).gain
+    calls.make(count=CONTROL.window)
+    assert CONTROL.limit(calls.memory, 200) == 4 * 100
+
+
+def test_a_refused_call_enters_the_memory_of_the_learner():
+    (theta, apply), tasks = mlp(), regression()
+    learner = AMAML(apply, half_mse, 1000.0, 200, solver="rk4")
+    memory = learner.init()
+    with pytest.raises(OverBudget) as refused:
+        learner.gradient(theta, tasks, memory)
+    after = learner.update(memory, refused.value)
+    assert after.calls[-1].refused
+    assert isinstance(refused.value, Diverged)
+
+
+def test_another_problem_begins_anew():
+    (theta, apply), tasks = mlp(), regression(shots=20)
+    learner, other = (AMAML(apply, half_mse, 0.01, steps) for steps in (200, 1000))
+    memory = replace(learner.init().about(learner.problem(theta)), gain=1e-3)
+    assert memory.about(learner.problem(theta)) is memory
+    fresh = other.gradient(theta, tasks, other.init())
+    assert fresh.measured
+    assert torch.equal(other.gradient(theta, tasks, memory).value, fresh.value)
+    after = other.update(memory, fresh)
+    assert after.problem == other.problem(theta)
+    assert len(after.calls) == 1
+
+
+def test_a_scheme_of_the_wrong_order_is_found_out():
     """RK4 whose weights are those of a scheme of first order, planned and trusted as if of fourth."""
+
+    class Wrong(RungeKutta):
+        order, error_constant, stability = 4, 1 / 120, 2.785
+
     (theta, apply), tasks = mlp(), regression(shots=20)
     reference = AMAML(apply, half_mse, 0.01, 200, solver="dopri5", rtol=1e-6).meta_gradient(theta, tasks).value
-    stub = replace(RK4, b=b)
-    monkeypatch.setitem(steps.SOLVERS, "rk4", (Candidate(4, lambda z: stub, 0.9 * stub.stability),))
-    learner = AMAML(apply, half_mse, 0.01, 200, solver="rk4", rtol=1e-2)
-    try:
-        gradient = learner.meta_gradient(theta, tasks)
-    except OverBudget:
-        return
+    wrong = Wrong("wrong", ((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), (0.4, 0.1, 0.1, 0.4))
+    learner = AMAML(apply, half_mse, 0.01, 200, solver=wrong, rtol=1e-2)
+    memory = learner.init()
+    gradient = learner.gradient(theta, tasks, memory)
     error = relative_error(gradient.value, reference)
     assert error < 3e-2
     assert error < 3 * gradient.error
-    assert learner.control.gain < 0.5  # steps planned for fourth order are far too long
+    assert learner.update(memory, gradient).gain < 0.5  # steps planned for fourth order are far too long
+
+
+def test_a_restored_memory_goes_on_to_the_bit():
+    (theta, apply), batches = mlp(), [regression(seed=seed) for seed in range(8)]
+    learner = AMAML(apply, half_mse, 0.05, 40)
+
+    def run(memory, some):
+        values = []
+        for batch in some:
+            gradient = learner.gradient(theta, batch, memory)
+            memory = learner.update(memory, gradient)
+            values.append(gradient.value)
+        return memory, values
+
+    _, expected = run(learner.init(), batches)
+    memory, _ = run(learner.init(), batches[:4])
+    file = io.BytesIO()
+    torch.save(memory.state_dict(), file)
+    restored = Memory.of(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    for value, other in zip(run(restored, batches[4:])[1], expected[4:], strict=True):
+        assert torch.equal(value, other)
+
+
+def test_lambda_max_at_theta_is_searched_for_once_and_then_looked_at():
+    (theta, apply), tasks = mlp(), regression(shots=20)
+    learner = AMAML(apply, half_mse, 0.01, 200)
+    memory = learner.update(learner.init(), learner.gradient(theta, tasks, learner.init()))
+    assert memory.leading.value > 0
+    memory = replace(memory, interval=math.inf)  # no turns
+    spent = [
+        learner.gradient(theta, tasks, replace(memory, leading=known)).evaluations for known in (memory.leading, None)
+    ]
+    assert spent[0].hvps < spent[1].hvps
