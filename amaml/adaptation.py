@@ -149,14 +149,17 @@ class Adaptation(nn.Module):
         inner_lr: Rate | None = None,
         prox: float | Tensor | None = None,
         at: Sequence[int] | None = None,
+        inner_steps: int | None = None,
     ) -> Tensor:
         """The adapted parameters of every task, (tasks, P); with at, those after these inner steps, (times, tasks, P).
+
+        inner_steps: so many instead of the module's.
 
         A differentiable function of all that enters the inner loop: backward() through it is the adjoint from lam(T) =
         dJ/dphi, with what lam gains at earlier times, exact for the steps and within rtol for the flow.
         """
         theta, tasks = self.apply_module.theta(), self._with_shared(tasks)
-        learner = _inner(self._at(theta, inner_lr, prox))
+        learner = _inner(self._at(theta, inner_lr, prox, inner_steps=inner_steps))
         steps = (learner.inner_steps,) if at is None else tuple(at)
         check_at(steps, learner.inner_steps)
         with torch.enable_grad() if torch.is_grad_enabled() else torch.no_grad():
@@ -297,10 +300,11 @@ class Adaptation(nn.Module):
         prox: float | Tensor | None = None,
         at: Sequence[int] | None = None,
         weights: Sequence[float] | None = None,
+        inner_steps: int | None = None,
     ) -> MetaLearner:
         """The learner with its rates, prox and outer loss as they are now."""
-        given = self.inner_lr if inner_lr is None else inner_lr
-        rate, schedule = rate_and_schedule(given, self._learner.inner_steps, theta, self.apply_module.shapes)
+        given, count = self.inner_lr if inner_lr is None else inner_lr, inner_steps or self._learner.inner_steps
+        rate, schedule = rate_and_schedule(given, count, theta, self.apply_module.shapes)
         prox = self.prox if prox is None else prox
         if isinstance(prox, Tensor) and prox.ndim:
             raise InputError(f"prox must be a number or a tensor of one, got shape {tuple(prox.shape)}")
@@ -314,7 +318,7 @@ class Adaptation(nn.Module):
         for name in now:
             if not hasattr(self._learner, name):
                 raise InputError(f"method {self.name} has no {name}; methods amaml and maml have one")
-        learner = replace(self._learner, inner_lr=rate, **now)
+        learner = replace(self._learner, inner_lr=rate, inner_steps=count, **now)
         return learner if self.task_chunk is None else Chunked(learner, self.task_chunk, self.each)
 
 

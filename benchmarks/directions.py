@@ -13,11 +13,11 @@ from pathlib import Path
 import pandas as pd
 from torch.nn.functional import cosine_similarity
 
-import data
 from benchmarks.paper import OUT, over_seeds
 from data.files import write_atomically
 from experiment.build import build
 from experiment.cells import Cell
+from experiment.distributed import Group
 from experiment.folder import load_checkpoint
 from experiment.grid import read_grid, target_path
 from experiment.settings import checked
@@ -34,14 +34,15 @@ def cosines(checkpoint_path: Path) -> list[float]:
     """One a batch."""
     checkpoint = load_checkpoint(checkpoint_path)
     s = replace(checked(checkpoint.settings), dtype="float64")
-    domain = data.of_settings(s)
-    theta = checkpoint.theta.double()
-    own, exact = (build(replace(s, **other), domain).learner for other in ({}, {"method": "amaml", "rtol": RTOL}))
+    own, exact = (build(replace(s, **other), Group()) for other in ({}, {"method": "amaml", "rtol": RTOL}))
     values = []
+    for e in (own, exact):
+        e.begin_with(checkpoint, str(checkpoint_path), "take it out of the folder")
     for step in range(FIRST, FIRST + BATCHES):
-        tasks = domain.episode(step)
-        learners = own, replace(exact)  # a fresh one measures its error in full
-        values.append(cosine_similarity(*(learner.meta_gradient(theta, tasks).value for learner in learners), dim=0))
+        exact.meta.set_extra_state(None)  # a learner without a memory measures its error in full
+        for e in (own, exact):
+            e.meta(e.domain.episode(step))
+        values.append(cosine_similarity(own.meta.latest.value, exact.meta.latest.value, dim=0))
     return [float(value) for value in values]
 
 

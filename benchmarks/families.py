@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import data
-from amaml import Tasks, half_mse
+from amaml import Tasks, flatten, half_mse
 from amaml.models import Apply
-from experiment.networks import initialise
+from experiment.networks import seeded
 
 TASKS = 5
 
@@ -45,7 +45,7 @@ class Family:
 
 
 def _network(build: Callable[[], nn.Module], seed: int) -> tuple[Tensor, Apply]:
-    return initialise(build, seed, torch.float64, "cpu")
+    return flatten(seeded(build, seed).double())
 
 
 def _mlp(inputs: int, outputs: int, width: int, activation: Callable[[], nn.Module], hidden: int = 2) -> nn.Module:

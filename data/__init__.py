@@ -50,7 +50,7 @@ def make(name: str, sampling: Sampling) -> Domain:
 
 def of_settings(s: Any) -> Domain:
     """The domain of an experiment; raises InputError where its data do not suffice for the settings."""
-    given = {f.name: getattr(s, f.name) for f in fields(Sampling)}
+    given = {f.name: getattr(s, f.name) for f in fields(Sampling) if hasattr(s, f.name)}
     domain = make(s.domain, Sampling(**given | {"dtype": getattr(torch, s.dtype)}))
     if s.inner_batch is not None:
         points = s.shots * (domain.outputs if domain.images else 1)

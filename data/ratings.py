@@ -39,7 +39,6 @@ class Ratings(Domain):
     A data set is a subclass that reads it.
     """
 
-    uses = ("item_features", "train_tasks", "unseen")
     input_shape = (INPUTS,)
     outputs = 1
     objective = STANDARDISED
@@ -131,7 +130,7 @@ class Ratings(Domain):
             raise InputError(
                 f"{type(self).__name__} has {len(trains)} users for meta-training, who rated {needed} of the "
                 f"{len(items)} items (--shots + --queries), and {len(tests)} for the meta-test, who rated {s.unseen} "
-                f"more (--unseen); {train} and {test} are needed: choose fewer shots or queries"
+                f"more; {train} and {test} are needed: choose fewer shots or queries"
             )
         return items, trains, tests
 

@@ -1,50 +1,93 @@
 """What the settings of an experiment build, and what is done with it at meta-test."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 
-from amaml.chunked import Chunked, Each, in_turn
-from amaml.engine import derivatives
-from amaml.errors import Diverged
-from amaml.learner import MetaLearner
-from amaml.models import Apply
-from amaml.tasks import Tasks
-from experiment import report
-from experiment.evaluation import Curves, Model, in_chunks
-from experiment.machine import check_memory, steady_memory
-from experiment.networks import build_network, initialise
-from experiment.pictures import Fits, can_draw, draw_fits
-from experiment.rates import learn_rates
-from experiment.registry import METHODS, PROTOCOLS, protocols
-from experiment.stop import Stopped, StopRequest
+from amaml import Adaptation, Diverged, InputError
+from data import Domain, of_settings
+from experiment import figures
+from experiment.distributed import Group, StopRequest
+from experiment.evaluation import Adapted, Curves, Model, in_chunks, test_entry
+from experiment.folder import Checkpoint
+from experiment.machine import check_device, check_memory
+from experiment.methods import METHODS, NETWORKS, PROTOCOLS, protocols
+from experiment.networks import seeded
+from experiment.settings import Settings
 
 IMAGES_AT_ONCE = 50  # meta-test tasks of images that go through a network together, unless --task-chunk says
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """The settings, the domain (a data.Domain), the network as a function, theta (P,), the learner.
+    """What is trained and tested.
 
-    theta: trained in place. start: the random initialisation, as which it begins unless --start-from says otherwise.
-    each: how the chunks of a batch of tasks are gone through, see amaml.chunked.
+    model: {"meta": an amaml.Adaptation of the network, "log_rates": the logarithms of factors of inner_lr, see rates};
+    its parameters are trained, its state_dict makes a checkpoint. initial: that state before any training.
+    whole: an Adaptation of all parameters of the network, for fine-tuning; meta itself where all of them adapt.
+    group: the processes that the meta-test tasks are shared among.
     """
 
-    settings: Any
-    domain: Any
-    apply: Apply
-    theta: Tensor
-    start: Tensor
-    learner: MetaLearner
-    each: Each = in_turn
+    settings: Settings
+    domain: Domain
+    model: nn.ModuleDict
+    whole: Adaptation
+    initial: dict[str, Any]
+    group: Group
 
-    def at_steps(self, steps: int | None) -> MetaLearner:
-        """The learner with another number of inner steps (and --method maml1 as MAML, which adapts alike)."""
-        whole = self.learner.learner if isinstance(self.learner, Chunked) else self.learner
-        return replace(whole, inner_steps=steps or self.settings.inner_steps)
+    @property
+    def meta(self) -> Adaptation:
+        """The network as it adapts to tasks."""
+        return self.model["meta"]
+
+    def rates(self) -> dict[str, Any]:
+        """The keyword inner_lr of the Adaptation where rates are learned (--learn-rates).
+
+        "scalar": one factor for all parameters, a learned horizon; "parameter": a tensor of factors for each (Meta-SGD,
+        Li et al. 2017). The factors begin at one.
+        """
+        s, factors = self.settings, [log.exp() for log in self.model["log_rates"]]
+        if s.learn_rates is None:
+            return {}
+        if s.learn_rates == "scalar":
+            return {"inner_lr": s.inner_lr * factors[0]}
+        return {"inner_lr": {name: s.inner_lr * f for name, f in zip(self.meta.split.shapes, factors, strict=True)}}
+
+    def restore(self, checkpoint: Checkpoint, place: str, remedy: str) -> None:
+        """Take over a checkpoint's parameters and the learner's memory; InputError where those are of another size."""
+        self._check_sizes(checkpoint, place, remedy)
+        self.model.load_state_dict(checkpoint.model)
+
+    def begin_with(self, checkpoint: Checkpoint, place: str, remedy: str) -> None:
+        """Take over another run's parameters alone."""
+        self._check_sizes(checkpoint, place, remedy)
+        theirs = {name: value for name, value in checkpoint.model.items() if isinstance(value, torch.Tensor)}
+        self.model.load_state_dict(theirs, strict=False)
+
+    def _check_sizes(self, checkpoint: Checkpoint, place: str, remedy: str) -> None:
+        sizes = [
+            {name: value.shape for name, value in state.items() if isinstance(value, torch.Tensor)}
+            for state in (checkpoint.model, self.model.state_dict())
+        ]
+        if sizes[0] != sizes[1]:
+            there, here = (sum(math.prod(shape) for shape in found.values()) for found in sizes)
+            raise InputError(f"{place} holds {there} parameters, the network has {here}; {remedy}")
+
+    @contextmanager
+    def untrained(self) -> Iterator[None]:
+        """Within this context the model is as it was before any training."""
+        trained = copy.deepcopy(self.model.state_dict())
+        self.model.load_state_dict(self.initial)
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(trained)
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -52,69 +95,47 @@ class Experiment:
         used = [name for chosen in protocols(self.settings.protocol) for name in sorted(PROTOCOLS[chosen].uses)]
         return {name: getattr(self.settings, name) for name in ("protocol", "test_tasks", *used)}
 
-    def adapt(
-        self, theta: Tensor, tasks: Tasks, protocol: str, on_record: Callable[[int], None] = lambda record: None
-    ) -> tuple[Curves, Tensor]:
-        """Adapt theta (P,) to tasks by a protocol: the curves, and phi (tasks, P)."""
-        objective = self.domain.objective
-        model = Model(self.apply, objective.loss, objective.metric, self.at_steps)
-        return PROTOCOLS[protocol].call(self.settings, model, theta, tasks, on_record=on_record)
+    def adapt(self, tasks: Any, protocol: str, on_record: Callable[[int], None] = lambda record: None) -> Adapted:
+        """Adapt to tasks by a protocol."""
+        s, chosen = self.settings, PROTOCOLS[protocol]
+        model = Model(self.meta, self.whole, self.rates(), self.domain.objective.metric, s.inner_steps)
+        return chosen.make(model, tasks, on_record=on_record, **chosen.options(s))
 
-    def training_work(self) -> Callable[[], Tensor]:
-        """What training repeats: the support gradients (tasks, P) of the first update's tasks at theta."""
-        tasks, objective = self.domain.episode(0), self.domain.objective
-        phi = self.theta.detach().expand(len(tasks), -1)
-        return lambda: derivatives.gradients(self.apply, objective.loss, phi, tasks.support_x, tasks.support_y)
-
-    def meta_test(self, theta: Tensor, update: int, stop: StopRequest) -> dict[str, Any]:
-        """Adapt theta (P,) to every meta-test task; the entry for test.json.
+    def meta_test(self, update: int, stop: StopRequest) -> dict[str, Any]:
+        """Adapt to every meta-test task; the entry for test.json. update: how many are made.
 
         For --protocol both it is that of fine-tuning, and the inner loop's stands in it under "also".
         """
         try:
-            curves, *others = (self._curves(name, theta, update, stop) for name in protocols(self.settings.protocol))
+            curves, *others = (self._curves(name, stop) for name in protocols(self.settings.protocol))
         except Diverged as fault:
             raise Diverged(f"meta-test after update {update}: {fault}") from fault
-        predictors = getattr(self.domain, "predictors", lambda count: {})(self.settings.test_tasks)
         metric = self.domain.objective.metric_name
-        entry = report.test_entry(update, curves, predictors, metric) | {"protocol": self.protocol}
-        return entry | {"also": [report.test_entry(update, other, {}, metric) for other in others]}
+        entry = test_entry(update, curves, self.domain.predictors(self.settings.test_tasks), metric)
+        also = [test_entry(update, other, {}, metric) for other in others]
+        return entry | {"protocol": self.protocol, "also": also}
 
-    def scratch_tests(self, update: int, stop: StopRequest) -> list[dict[str, Any] | None]:
-        """The random initialisation by every protocol, to compare with; None where it cannot be adapted.
-
-        update: how many are on disk, which a stop names.
-        """
+    def scratch_tests(self, stop: StopRequest) -> list[dict[str, Any] | None]:
+        """The random initialisation by every protocol, to compare with; None where it cannot be adapted."""
 
         def test(protocol: str) -> dict[str, Any] | None:
             try:
-                curves = self._curves(protocol, self.start, update, stop)
+                return test_entry(0, self._curves(protocol, stop), {}, self.domain.objective.metric_name)
             except Diverged:
                 return None
-            return report.test_entry(0, curves, {}, self.domain.objective.metric_name)
 
-        return [test(protocol) for protocol in protocols(self.settings.protocol)]
+        with self.untrained():
+            return [test(protocol) for protocol in protocols(self.settings.protocol)]
 
-    def _curves(self, protocol: str, theta: Tensor, update: int, stop: StopRequest) -> Curves:
-        """Adapt theta (P,) to every meta-test task by one protocol, some tasks at a time."""
-        count, chunk = self.settings.test_tasks, _test_chunk(self.settings, self.domain)
-
-        def on_record(record: int) -> None:
-            stop.check(update)
-            trim()
-
-        try:
-            with steady_memory() as trim:
-                return in_chunks(
-                    lambda tasks: self.adapt(theta, tasks, protocol, on_record)[0],
-                    self.domain.meta_test,
-                    count,
-                    chunk,
-                    self.each,
-                )
-        except Stopped:
-            stop.check(update)  # names the update
-            raise
+    def _curves(self, protocol: str, stop: StopRequest) -> Curves:
+        """Adapt to every meta-test task by one protocol, some tasks at a time."""
+        return in_chunks(
+            lambda tasks: self.adapt(tasks, protocol, lambda record: stop.check()).curves,
+            self.domain.meta_test,
+            self.settings.test_tasks,
+            _test_chunk(self.settings, self.domain),
+            self.group.map_chunks,
+        )
 
     @property
     def title(self) -> str:
@@ -123,50 +144,61 @@ class Experiment:
         sizes = f"{s.shots} shots, {s.queries} queries, {s.inner_steps} inner steps"
         return f"{s.domain}, {sizes}: {s.method}, seed {s.seed}"
 
-    def picture(self, theta: Tensor) -> bytes | None:
+    def picture(self) -> bytes | None:
         """The first --draw meta-test tasks before and after adaptation, None for --draw 0 and what cannot be drawn."""
-        if not self.settings.draw or not can_draw(self.domain.input_shape):
+        if not self.settings.draw or not figures.can_draw(self.domain.input_shape):
             return None
         tasks, objective = self.domain.meta_test(self.settings.draw), self.domain.objective
-        phi = self.adapt(theta, tasks, protocols(self.settings.protocol)[0])[1]
-        to_units = getattr(self.domain, "in_units", lambda x, y: (x, y))
-        x, both = tasks.test_x, (theta.detach().expand_as(phi), phi)
-        predictions = [torch.func.vmap(self.apply)(p, x) for p in both]
-        errors = [derivatives.losses(self.apply, objective.metric, p, x, tasks.test_y) for p in both]
-        points = [to_units(*pair) for pair in ((tasks.support_x, tasks.support_y), (x, tasks.test_y))]
-        fits = [*points[0], *points[1], *(to_units(x, p)[1] for p in predictions), *errors]
-        return draw_fits(self.title, Fits(*(t.double().cpu().numpy() for t in fits), objective.metric_name))
+        adapted = self.adapt(tasks, protocols(self.settings.protocol)[0])
+        x, to_units = tasks.test_x, self.domain.in_units
+        predictions = [predict(x) for predict in (adapted.predict_before, adapted.predict)]
+        errors = [torch.func.vmap(objective.metric)(p, tasks.test_y) for p in predictions]
+        points = [*to_units(tasks.support_x, tasks.support_y), *to_units(x, tasks.test_y)]
+        parts = [*points, *(to_units(x, p)[1] for p in predictions), *errors]
+        arrays = (part.detach().double().cpu().numpy() for part in parts)
+        return figures.draw_fits(self.title, figures.Fits(*arrays, objective.metric_name))
 
 
-def build(settings: Any, domain: Any, each: Each = in_turn) -> Experiment:
-    """The network and the learner of an experiment on a data.Domain; each: how its chunks are gone through.
+def build(s: Settings, group: Group) -> Experiment:
+    """The domain, the network and the way it learns; the chunks of its tasks are shared among the group.
 
     Raises InputError where they do not go together, and where the machine cannot hold them.
     """
-    dtype = getattr(torch, settings.dtype)
-    _check_memory(settings, domain, dtype)
-    theta, apply = initialise(lambda: build_network(settings, domain), settings.seed, dtype, settings.device)
-    inner_loop = {"inner_lr": settings.inner_lr, "inner_steps": settings.inner_steps}
-    learner = METHODS[settings.method].call(settings, apply=apply, loss=domain.objective.loss, **inner_loop)
-    if settings.learn_rates is not None:
-        theta, apply, learner = learn_rates(settings.learn_rates, theta, apply, learner, settings.task_chunk, each)
-    elif settings.task_chunk is not None:
-        learner = Chunked(learner, settings.task_chunk, each)
-    return Experiment(settings, domain, apply, theta, theta.detach().clone(), learner, each)
+    check_device(s.device, group.world)
+    dtype, method = getattr(torch, s.dtype), METHODS[s.method]
+    domain = of_settings(s)
+    _check_memory(s, domain, dtype)
+    network = seeded(lambda: build_network(s, domain), s.seed).to(s.device, dtype)
+    options = {"inner_lr": s.inner_lr, "inner_steps": s.inner_steps, "method": method.make, **method.options(s)}
+    adapt, loss = method.adapt and method.adapt(network), domain.objective.loss
+    meta = Adaptation(network, loss, adapt=adapt, task_chunk=s.task_chunk, each=group.map_chunks, **options)
+    whole = Adaptation(network, loss, s.inner_lr, s.inner_steps, method="fomaml") if adapt else meta
+    shapes = {None: [], "scalar": [()], "parameter": meta.split.shapes.values()}[s.learn_rates]
+    log_rates = nn.ParameterList([torch.zeros(shape, dtype=dtype, device=s.device) for shape in shapes])
+    model = nn.ModuleDict({"meta": meta, "log_rates": log_rates})
+    return Experiment(s, domain, model, whole, copy.deepcopy(model.state_dict()), group)
 
 
-def _test_chunk(settings: Any, domain: Any) -> int:
+def build_network(s: Settings, domain: Domain) -> nn.Module:
+    """The network that --network names, for a domain's points; raises InputError where these are no images."""
+    if s.network not in ("mlp", "linear") and not domain.images:
+        raise InputError(f"--network {s.network} takes images, {s.domain} has none; choose mlp or linear")
+    chosen = NETWORKS[s.network]
+    return chosen.make(domain.input_shape, domain.outputs, **chosen.options(s))
+
+
+def _test_chunk(s: Settings, domain: Domain) -> int:
     """How many meta-test tasks go through the network together."""
-    return min(settings.test_tasks, settings.task_chunk or (IMAGES_AT_ONCE if domain.images else settings.test_tasks))
+    return min(s.test_tasks, s.task_chunk or (IMAGES_AT_ONCE if domain.images else s.test_tasks))
 
 
-def _check_memory(settings: Any, domain: Any, dtype: torch.dtype) -> None:
+def _check_memory(s: Settings, domain: Domain, dtype: torch.dtype) -> None:
     """Raise InputError for a network of which the machine cannot hold theta, the tasks' phi and a gradient for each."""
     with torch.device("meta"):  # where tensors have shapes and no memory
-        parameters = sum(p.numel() for p in build_network(settings, domain).parameters())
-    tasks = max(min(settings.meta_batch, settings.task_chunk or settings.meta_batch), _test_chunk(settings, domain))
+        parameters = sum(p.numel() for p in build_network(s, domain).parameters())
+    tasks = max(min(s.meta_batch, s.task_chunk or s.meta_batch), _test_chunk(s, domain))
     what = (
-        f"--width {settings.width} makes {parameters:,} parameters, choose a smaller one, or a smaller --task-chunk; "
+        f"--width {s.width} makes {parameters:,} parameters, choose a smaller one, or a smaller --task-chunk; "
         f"{tasks} tasks at once take"
     )
-    check_memory((2 + 2 * tasks) * parameters * dtype.itemsize, settings.device, what)
+    check_memory((2 + 2 * tasks) * parameters * dtype.itemsize, s.device, what)

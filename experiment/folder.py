@@ -3,50 +3,49 @@
 import contextlib
 import errno
 import io
-import itertools
 import json
 import os
 import pickle
 import re
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
-from torch import Tensor
 
 from amaml.errors import InputError
 from data.files import temporary_name, write_atomically
-from experiment.lock import NAME as LOCK
-from experiment.lock import Lock
 from experiment.machine import environment
 
-FORMAT = 1
+FORMAT = 2  # 1 held theta as one vector
 FILES = ("summary.json", "checkpoint.pt", "metrics.jsonl", "test.json", "curves.png", "fits.png", "config.json")
-EVENTS = "tensorboard"
+EVENTS, LOCK = "tensorboard", ".lock"
 EVALUATION = re.compile(r"evaluation(-.*)?\.json|fits(-.*)?\.png")
-TEMPORARY = ".tmp"
 FULL = (errno.ENOSPC, errno.EDQUOT)
+MEND = "put the missing lines back, or start anew with --overwrite (--evaluate tests its theta as it is)"
 
 
 @dataclass
 class Checkpoint:
-    """All that a run needs to go on: settings, theta (P,), the optimiser's state, updates made and their seconds.
+    """All that a run needs to go on.
 
-    compiled: whether its graphs are compiled, None in a checkpoint of an older version.
+    model: the state_dict of the network, its learned rates and the learner's memory; optimizer: that of the optimiser;
+    update: how many are made; timed_updates, timed_seconds: how many were timed, and how long they took; skipped: the
+    last updates that left their batch out; compiled, threads: how it was computed so far, since that makes the bits.
     """
 
     settings: dict[str, Any]
-    theta: Tensor
+    model: dict[str, Any]
     optimizer: dict[str, Any]
     update: int
+    compiled: bool
+    threads: int
     timed_updates: int = 0
     timed_seconds: float = 0.0
-    compiled: bool | None = None
-    control: dict[str, Any] | None = None  # of A-MAML's error, amaml.flow.control
-    threads: int | None = None
+    skipped: list[int] = field(default_factory=list)
 
 
 class RunFolder:
@@ -58,45 +57,52 @@ class RunFolder:
     test.json         one entry a meta-test: the curves over epochs
     summary.json      the end result; a run that has it is finished
     curves.png, fits.png
-    tensorboard/      event files, see experiment.events
+    tensorboard/      event files, with --tensorboard
     evaluation-*.json, fits-*.png   what --evaluate found
-    lock              while a process works here: which one
+    .lock             held while a process works here
 
     Every method raises InputError where the system refuses to read or write.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lock, self._is_new = Lock(path), False
+        self.path, self._is_new = path, False
+        self._lock = filelock.FileLock(path / LOCK)
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Within this context no other process can work in the folder; raises InputError where one does already."""
+    def alone(self, writes: bool = True) -> Iterator[None]:
+        """Within this context no other run can work in the folder; raises InputError where one does already.
+
+        writes: whether this process does, or another one of the same run.
+        """
+        if writes:
+            names = self._names()
+            self._is_new = not self.path.exists()
+            if "config.json" in names:  # a folder that holds no run is left as it is
+                self._take()
         try:
-            with usable(self.path):
-                self._is_new = not self.path.exists()
-                self._lock.take()
             yield
         finally:
             self._lock.release()
 
-    @property
-    def finished(self) -> bool:
-        with usable(self.path):
-            return (self.path / "summary.json").exists()
+    def _take(self) -> None:
+        with usable(self.path), contextlib.suppress(PermissionError):  # nobody writes to a read-only folder
+            try:
+                self._lock.acquire(timeout=0)
+            except filelock.Timeout:
+                remedy = "wait for its end, or choose another --out"
+                raise InputError(f"{self.path} is in use by another process; {remedy}") from None
 
-    @property
-    def has_checkpoint(self) -> bool:
-        with usable(self.path):
-            return (self.path / "checkpoint.pt").exists()
+    def has(self, name: str) -> bool:
+        """Whether a file is there; a run that has its summary.json is finished."""
+        return (self.path / name).exists()
 
     def create(self, settings: dict[str, Any]) -> None:
         """Make the folder and its config.json; from here on the run counts as unfinished."""
         with usable(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            if self._is_new:
-                self._lock.take()
-                if self._names():
+            if not self._lock.is_locked:
+                self._take()
+                if self._is_new and self._names():
                     raise InputError(f"another run has begun in {self.path} meanwhile; choose another --out")
             (self.path / "summary.json").unlink(missing_ok=True)
         self.write("config.json", {"settings": settings, **environment(settings["device"])})
@@ -106,25 +112,14 @@ class RunFolder:
         with contextlib.suppress(_Corrupt):
             self.settings()
         self._only_ours((*FILES, EVENTS))
-        self.clear_events()
         with usable(self.path):
-            for name in (*filter(EVALUATION.fullmatch, sorted(self._names())), *FILES):
+            for path in self.path.glob(f"{EVENTS}/*tfevents*"):
+                path.unlink()
+            if self.has(EVENTS):
+                (self.path / EVENTS).rmdir()
+            for name in (*filter(EVALUATION.fullmatch, self._names()), *FILES):
                 temporary_name(self.path / name).unlink(missing_ok=True)
                 (self.path / name).unlink(missing_ok=True)
-
-    def clear_events(self) -> None:
-        """Remove the event files; raises InputError for a folder of theirs that holds anything else."""
-        events = self.path / EVENTS
-        with usable(self.path):
-            there = sorted(events.iterdir()) if events.is_dir() else []
-            strangers = [path for path in there if "tfevents" not in path.name]
-            strangers += [events] if events.is_file() else []
-            if strangers:
-                raise InputError(f"{strangers[0]} is no event file; move it away or choose another --out")
-            for path in there:
-                path.unlink()
-            if events.exists():
-                events.rmdir()
 
     def settings(self) -> dict[str, Any] | None:
         """The settings of the run that lives here, None in an empty or missing folder."""
@@ -145,23 +140,6 @@ class RunFolder:
         with usable(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
 
-    def write_evaluation(self, what: str, content: dict[str, Any], picture: bytes | None) -> Path:
-        """Write evaluation-WHAT.json and its picture, numbered where that holds one of other settings; its path."""
-        names = (what if n == 1 else f"{what}-{n}" for n in itertools.count(1))
-        name = next(name for name in names if self._may_hold(f"evaluation-{name}.json", content))
-        self.write(f"evaluation-{name}.json", content)
-        if picture is not None:
-            self.write_bytes(f"fits-{name}.png", picture)
-        return self.path / f"evaluation-{name}.json"
-
-    def _may_hold(self, name: str, content: dict[str, Any]) -> bool:
-        """Whether an evaluation's file is not there yet, or holds the same evaluation."""
-        try:
-            there = self.read(name, content)
-        except _Corrupt:
-            return False
-        return isinstance(there, dict) and all(there.get(key) == content[key] for key in ("settings", "update"))
-
     def _only_ours(self, allowed: tuple[str, ...]) -> None:
         """Raise InputError for a file that is neither allowed nor an evaluation's."""
         strangers = sorted(name for name in self._names() - set(allowed) if not EVALUATION.fullmatch(name))
@@ -169,12 +147,12 @@ class RunFolder:
             raise InputError(f"{self.path} also holds {strangers[0]}; move that away or choose another --out")
 
     def _names(self) -> set[str]:
-        """What the folder holds, without what a kill leaves of a file being written."""
+        """What the folder holds, without its lock and what a kill leaves of a file being written."""
         with usable(self.path):
             if self.path.exists() and not self.path.is_dir():
                 raise InputError(f"{self.path} is a file; choose a folder as --out")
             names = {path.name for path in self.path.iterdir()} if self.path.exists() else set()
-        return {name for name in names - {LOCK} if not name.endswith(TEMPORARY)}
+        return {name for name in names - {LOCK} if not name.endswith(".tmp")}
 
     def write(self, name: str, content: Any) -> None:
         """Write a JSON file atomically."""
@@ -199,22 +177,21 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         try:
             records = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
-            if not all(isinstance(record, dict) and "update" in record for record in records):
-                raise ValueError("a line without an update's number")
+            numbers = [record["update"] for record in records]
         except FileNotFoundError:
             return []
-        except (OSError, ValueError) as fault:
+        except (OSError, ValueError, TypeError, KeyError) as fault:
             raise _Corrupt(f"cannot read {path}: {fault}; start anew with --overwrite") from fault
-        for number, record in enumerate(records, 1):
-            if record["update"] != number:
-                raise _Corrupt(f"{path} holds update {record['update']} in line {number}; {_MEND}")
+        for place, number in enumerate(numbers, 1):
+            if number != place:
+                raise _Corrupt(f"{path} holds update {number} in line {place}; {MEND}")
         return records
 
     def rewind(self, update: int) -> None:
         """Drop what was recorded after an update, so that a resumed run repeats it."""
         kept = [json.dumps(m) + "\n" for m in self.metrics()[:update]]
         if len(kept) < update:
-            raise _Corrupt(f"{self.path / 'metrics.jsonl'} ends with update {len(kept)} of {update}; {_MEND}")
+            raise _Corrupt(f"{self.path / 'metrics.jsonl'} ends with update {len(kept)} of {update}; {MEND}")
         self.write_bytes("metrics.jsonl", "".join(kept).encode())
         self.write("test.json", [test for test in self.read("test.json", []) if test["update"] <= update])
 
@@ -226,45 +203,11 @@ class RunFolder:
         torch.save({"format": FORMAT, **vars(checkpoint)}, buffer)
         self.write_bytes("checkpoint.pt", buffer.getvalue())
 
-    def load(self) -> Checkpoint | None:
-        """The last checkpoint, None where there is none yet."""
-        return load_checkpoint(self.path / "checkpoint.pt") if self.has_checkpoint else None
-
     def _load(self, name: str) -> Any:
         try:
             return json.loads((self.path / name).read_text())
         except (OSError, ValueError) as fault:
             raise _Corrupt(f"cannot read {self.path / name}: {fault}; start anew with --overwrite") from fault
-
-
-@dataclass
-class Mirror:
-    """A run's folder as a process knows it that writes nothing: what it has to read again, in memory."""
-
-    path: Path
-    lines: list[dict[str, Any]]
-    tests: list[dict[str, Any]]
-
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl when the run began here."""
-        return self.lines
-
-    def append_metrics(self, records: list[dict[str, Any]]) -> None:
-        """Nothing."""
-
-    def read(self, name: str, default: Any) -> Any:
-        """The meta-tests so far."""
-        return self.tests
-
-    def write(self, name: str, content: Any) -> None:
-        """The meta-tests so far, with a new one."""
-        self.tests = content
-
-    def save(self, checkpoint: Checkpoint) -> None:
-        """Nothing."""
-
-
-_MEND = "put the missing lines back, or start anew with --overwrite (--evaluate tests its theta as it is)"
 
 
 class _Corrupt(InputError):
@@ -285,37 +228,26 @@ def usable(folder: Path) -> Iterator[None]:
         raise InputError(f"cannot use the folder {folder}: {reason}; choose another --out") from fault
 
 
-def checkpoint_at(given: str) -> Path:
-    """The checkpoint that a run folder, or the path of a checkpoint itself, names."""
+def load_checkpoint(given: str | Path) -> Checkpoint:
+    """The checkpoint of a run's folder, or of its own path, on the CPU; raises InputError where it cannot be read."""
     path = Path(given)
-    return path / "checkpoint.pt" if path.is_dir() else path
-
-
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint to the CPU, weights only; raises InputError for a file that is missing, corrupt or another."""
+    path = path / "checkpoint.pt" if path.is_dir() else path
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
             if archive.testzip() is not None:
                 raise ValueError("it is damaged")
         content = torch.load(path, map_location="cpu", weights_only=True)
-        if content.pop("format") != FORMAT:
-            raise ValueError("it has another format")
-        return _of_right_types(Checkpoint(**content))
+        if (made := content.pop("format")) != FORMAT:
+            raise ValueError(f"it has format {made}, this version reads {FORMAT}")
+        checkpoint = Checkpoint(**content)
+        for name, kind in {"settings": dict, "model": dict, "optimizer": dict, "update": int}.items():
+            if not isinstance(getattr(checkpoint, name), kind):
+                raise ValueError(f"its {name} is no {kind.__name__}")
     except Exception as fault:  # a file that somebody else wrote can raise anything
+        reason = getattr(fault, "strerror", None) or str(fault).partition("\n")[0] or type(fault).__name__
+        if isinstance(fault, pickle.UnpicklingError):
+            reason = "it holds more than tensors and plain values"
         raise InputError(
-            f"cannot read the checkpoint {path}: {_reason(fault)}; it must be a checkpoint.pt of this program"
+            f"cannot read the checkpoint {path}: {reason}; it must be a checkpoint.pt of this program"
         ) from fault
-
-
-def _reason(fault: Exception) -> str:
-    if isinstance(fault, pickle.UnpicklingError):
-        return "it holds more than tensors and plain values"
-    return getattr(fault, "strerror", None) or str(fault).partition("\n")[0] or type(fault).__name__
-
-
-def _of_right_types(checkpoint: Checkpoint) -> Checkpoint:
-    kinds = {"settings": dict, "theta": Tensor, "optimizer": dict, "update": int}
-    for name, kind in kinds.items():
-        if not isinstance(getattr(checkpoint, name), kind):
-            raise ValueError(f"its {name} is no {kind.__name__}")
     return checkpoint

@@ -13,17 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from amaml.errors import InputError, unknown
-from amaml.models import ACTIVATIONS, Apply, flatten, mlp
-from experiment.registry import NETWORKS
+from amaml.models import ACTIVATIONS, mlp
 
 Shape = tuple[int, int, int]  # channels, height, width
-
-
-def build_network(settings: Any, domain: Any) -> nn.Module:
-    """The network that settings.network names, for a domain's points; raises InputError where these are no images."""
-    if settings.network not in ("mlp", "linear") and not domain.images:
-        raise InputError(f"--network {settings.network} takes images, {settings.domain} has none; choose mlp or linear")
-    return NETWORKS[settings.network].call(settings, domain.input_shape, domain.outputs)
 
 
 def flat_mlp(input_shape: tuple[int, ...], outputs: int, **options: Any) -> nn.Module:
@@ -139,9 +131,14 @@ def _initialised(network: nn.Sequential) -> nn.Sequential:
     return network
 
 
-def initialise(build: Callable[[], nn.Module], seed: int, dtype: torch.dtype, device: str) -> tuple[Tensor, Apply]:
-    """flatten(build()) with weights drawn from a seed; the global generator is left as it was."""
+def last_layer(network: nn.Module) -> tuple[str]:
+    """The name of the part whose parameters the network declares last."""
+    *_, last = (name for name, _ in network.named_parameters())
+    return (last.rpartition(".")[0],)
+
+
+def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """build() with weights drawn from a seed; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = build()
-    return flatten(module.to(device=device, dtype=dtype))
+        return build()

@@ -1,113 +1,111 @@
-"""What a run finds in its folder: nothing, a run to go on with, a finished one, or one that must not be harmed."""
+"""How a run begins: from nothing, from another run's theta, from its own checkpoint; or not, since that does harm."""
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any, NamedTuple
-
-from torch import Tensor
 
 from amaml.engine.derivatives import compiler_found
 from amaml.errors import InputError
-from experiment.folder import Checkpoint, RunFolder, checkpoint_at, load_checkpoint
-from experiment.registry import flag_name
+from experiment.folder import Checkpoint, RunFolder, load_checkpoint
+from experiment.settings import CONTROL, TEST, Settings, check_together, checked, flag_name
 
 NETWORK = "learn_rates", "network", "width", "activation", "norm"  # what theta belongs to
+# what the training of a checkpoint's theta was
+TRAINING = "method", "start_from", "meta_updates", "meta_batch", "meta_lr", "meta_optimizer", "meta_schedule", "clip"
 LONG_RUN = 500  # updates from which --compile auto compiles
 
 
 class Opening(NamedTuple):
-    """finished: there is nothing left to do; start: the checkpoint to go on from, None for a run from its beginning."""
+    """What a run begins with.
 
-    finished: bool
-    start: Checkpoint | None
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The settings of the run that is asked for, and which of them may differ from those of the run in the folder.
-
-    steering: they make no number; testing: they say how theta is tested. meta_updates may grow, except where the step
-    size falls towards the last.
+    finished: there is nothing left to do; start: the checkpoint to go on from; origin: that of --start-from, whose
+    theta a new run begins with; compiled: whether its graphs are.
     """
 
-    settings: dict[str, Any]
-    steering: frozenset[str]
-    testing: frozenset[str]
-
-    def open(self, folder: RunFolder) -> Opening:
-        """Look into the folder; raises InputError where another run, or more of this one, would be harmed.
-
-        A run without a checkpoint has nothing to lose and is started anew. A finished run whose tests alone are to be
-        others goes on from its last checkpoint, where nothing but the tests is left to do.
-        """
-        there = None if self.settings["overwrite"] else folder.settings()
-        if there is None or not (folder.finished or folder.has_checkpoint):
-            return Opening(False, None)
-        self._check_same(there, folder.path)
-        complete = folder.finished and there.get("meta_updates") == self.settings["meta_updates"]
-        if complete and self._tests_as(there):
-            return Opening(True, None)
-        if not self.settings["resume"] and not complete:
-            state = f"a finished run of {there.get('meta_updates')} updates" if folder.finished else "an unfinished run"
-            raise InputError(f"{folder.path} holds {state}; go on with --resume or discard it with --overwrite")
-        start = folder.load()
-        if start is None:
-            raise InputError(f"{folder.path} has lost its checkpoint.pt; start anew with --overwrite")
-        self._check_same(start.settings, folder.path / "checkpoint.pt")
-        if start.update > self.settings["meta_updates"]:
-            updates = self.settings["meta_updates"]
-            raise InputError(f"--meta-updates {updates} is less than the {start.update} already made")
-        return Opening(False, start)
-
-    def _check_same(self, there: dict[str, Any], place: Path) -> None:
-        """Raise InputError where settings on disk make another run than these."""
-        falls = there.get("meta_schedule") is not None
-        grows = set() if falls else {"meta_updates"}
-        for name, value in self.settings.items():
-            other = there.get(name, False if isinstance(value, bool) else None)  # of a switch newer than the run
-            if name not in {*self.steering, *self.testing, *grows} and other != value:
-                why = ", towards which its step size falls" if name == "meta_updates" else ""
-                raise InputError(
-                    f"{place} holds a run with {flag_name(name)} {other}{why}, not {value}; choose another --out "
-                    "or discard it with --overwrite"
-                )
-
-    def _tests_as(self, there: dict[str, Any]) -> bool:
-        """Whether the last meta-test of settings on disk is that of these."""
-        return all(there.get(name) == self.settings[name] for name in self.testing - {"test_interval"})
+    finished: bool = False
+    start: Checkpoint | None = None
+    origin: Checkpoint | None = None
+    compiled: bool = False
 
 
-def origin(settings: dict[str, Any]) -> Tensor | None:
-    """The theta (P,) of another run that a new one begins with, None for random weights.
+def open_run(folder: RunFolder, s: Settings) -> Opening:
+    """Look into the folder; raises InputError where another run, or more of this one, would be harmed.
 
-    Raises InputError where it cannot be read, or is one of another network.
+    A run without a checkpoint has nothing to lose and is started anew. A finished run whose tests alone are to be
+    others goes on from its last checkpoint, where nothing but the tests is left to do.
     """
-    if settings["start_from"] is None:
-        return None
-    path = checkpoint_at(settings["start_from"])
-    checkpoint = load_checkpoint(path)
+    there = None if s.overwrite else folder.settings()
+    if there is None or not (folder.has("summary.json") or folder.has("checkpoint.pt")):
+        origin = load_checkpoint(s.start_from) if s.start_from else None
+        if origin:
+            _check_network(origin, s)
+        return Opening(origin=origin, compiled=_compiles(s))
+    _check_same(there, s, folder.path)
+    finished = folder.has("summary.json")
+    complete = finished and there.get("meta_updates") == s.meta_updates
+    if complete and all(there.get(name) == getattr(s, name) for name in TEST - {"test_interval"}):
+        return Opening(finished=True)
+    if not s.resume and not complete:
+        state = f"a finished run of {there.get('meta_updates')} updates" if finished else "an unfinished run"
+        raise InputError(f"{folder.path} holds {state}; go on with --resume or discard it with --overwrite")
+    if not folder.has("checkpoint.pt"):
+        raise InputError(f"{folder.path} has lost its checkpoint.pt; start anew with --overwrite")
+    start = load_checkpoint(folder.path)
+    _check_same(start.settings, s, folder.path / "checkpoint.pt")
+    if start.update > s.meta_updates:
+        raise InputError(f"--meta-updates {s.meta_updates} is less than the {start.update} already made")
+    if start.compiled and not compiler_found():
+        raise InputError(
+            "the run was compiled so far and there is no C++ compiler (g++ or clang++) now, without which its bits "
+            "would be others; install one, or start anew with --overwrite"
+        )
+    return Opening(start=start, compiled=start.compiled)
+
+
+def _check_same(there: dict[str, Any], s: Settings, place: Any) -> None:
+    """Raise InputError where settings on disk make another run; more updates do where the step size falls to them."""
+    falls = there.get("meta_schedule") is not None
+    free = CONTROL | TEST | (frozenset() if falls else {"meta_updates"})
+    for name, value in asdict(s).items():
+        if name not in free and there.get(name) != value:
+            why = ", towards which its step size falls" if name == "meta_updates" else ""
+            raise InputError(
+                f"{place} holds a run with {flag_name(name)} {there.get(name)}{why}, not {value}; choose another --out "
+                "or discard it with --overwrite"
+            )
+
+
+def _check_network(origin: Checkpoint, s: Settings) -> None:
+    """Raise InputError where the theta of --start-from is one of another network."""
     for name in NETWORK:
-        there = checkpoint.settings.get(name)
-        if there != settings[name]:
+        there, asked = origin.settings.get(name), getattr(s, name)
+        if there != asked:
             raise InputError(
-                f"--start-from {path} has a theta made with {flag_name(name)} {there or 'none'}, not "
-                f"{settings[name] or 'none'}; give the same, or another run"
+                f"--start-from {s.start_from} has a theta made with {flag_name(name)} {there or 'none'}, not "
+                f"{asked or 'none'}; give the same, or another run"
             )
-    return checkpoint.theta
 
 
-def compiles(compile: str, updates: int, start: Checkpoint | None) -> bool:
-    """Whether the graphs of a run are compiled: as they were before its checkpoint, since that makes other bits.
-
-    At its beginning --compile decides; auto compiles a long run where there is a C++ compiler.
-    """
-    if start is not None and start.compiled is not None:
-        if start.compiled and not compiler_found():
-            raise InputError(
-                "the run was compiled so far and there is no C++ compiler (g++ or clang++) now, without which its bits "
-                "would be others; install one, or start anew with --overwrite"
-            )
-        return start.compiled
-    if compile == "on" and not compiler_found():
+def _compiles(s: Settings) -> bool:
+    """Whether a new run's graphs are compiled; auto compiles a long run where there is a C++ compiler."""
+    if s.compile == "on" and not compiler_found():
         raise InputError("--compile on needs a C++ compiler (g++ or clang++), none was found; install one or use off")
-    return compile == "on" or (compile == "auto" and updates >= LONG_RUN and compiler_found())
+    return s.compile == "on" or (s.compile == "auto" and s.meta_updates >= LONG_RUN and compiler_found())
+
+
+def evaluation_settings(flags: dict[str, Any], checkpoint: Checkpoint, processes: int) -> Settings:
+    """The settings of --evaluate: the checkpoint's own and the flags beside it, which leave its theta as it is."""
+    path, own = flags["evaluate"], checkpoint.settings
+    anew = {"out": None, "resume": False, "overwrite": False, "draw": 0}
+    s = checked(own | anew | flags | {"processes": processes}, source=f" in {path}")
+    check_together(flags, s)
+    for name in (*NETWORK, *TRAINING):
+        if name in flags and getattr(s, name) != own.get(name):
+            made = f"{flag_name(name)} {own.get(name)}"
+            raise InputError(f"{path} was made with {made}, not {getattr(s, name)}; leave it out")
+    return s
+
+
+def evaluation_name(flags: dict[str, Any], s: Settings) -> str:
+    """DOMAIN-SHOTSshot-PROTOCOL, and every other flag that makes its numbers: an evaluation replaces its like alone."""
+    others = set(flags) - CONTROL - {"domain", "shots", "protocol"}
+    return "-".join([s.domain, f"{s.shots}shot", s.protocol, *(f"{name}{flags[name]}" for name in sorted(others))])

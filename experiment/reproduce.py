@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 
 from amaml.errors import InputError, unknown
 from experiment import cells, parallel, results
-from experiment.ending import pipe_closed
 from experiment.grid import Grid, read_grid, shown, target_path
+from experiment.launch import pipe_closed
 
 
 class _Parser(argparse.ArgumentParser):

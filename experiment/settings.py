@@ -1,7 +1,4 @@
-"""The settings of an experiment: one table, from which the flags, the checks and the help text are made.
-
-Nothing here loads torch, which takes seconds: a mistake in a flag is told at once.
-"""
+"""The settings of an experiment: one table, from which the flags, the checks and the help text are made."""
 
 import argparse
 import re
@@ -12,72 +9,58 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from amaml.errors import InputError, unknown
-from data import DOMAINS, ITEM_FEATURES
-from experiment.registry import (
-    ACTIVATIONS,
-    ADJOINTS,
-    BOTH,
-    INNER_OPTIMIZERS,
-    LEARN_RATES,
-    META_OPTIMIZERS,
-    META_SCHEDULES,
-    METHODS,
-    NETWORKS,
-    NORMS,
-    PROTOCOLS,
-    SOLVERS,
-    Entry,
-    flag_name,
-)
+from amaml.flow.adjoint import ADJOINTS
+from amaml.flow.mesh import SOLVERS
+from amaml.models import ACTIVATIONS, NORMS
+from baselines.inner import INNER_OPTIMIZERS
+from data import DOMAINS
+from experiment.methods import BOTH, LEARN_RATES, META_OPTIMIZERS, META_SCHEDULES, METHODS, NETWORKS, PROTOCOLS
 
 FOLDER = Path(__file__).parents[1] / "configs"
 Check = Callable[[str, Any], Any]  # (flag, value) -> the value in its type; raises InputError
 
 
-def _number(kind: type, accept: Callable[[Any], bool], allowed: str) -> Check:
+def flag_name(setting: str) -> str:
+    """The flag of the command line that gives a setting."""
+    return "--" + setting.replace("_", "-")
+
+
+def _check(read: Callable[[Any], Any], allowed: str) -> Check:
+    """The value as read() makes it; read gives None for one that cannot be used."""
+
     def check(flag: str, value: Any) -> Any:
+        if (found := read(value)) is None:
+            raise InputError(f"{flag} must be {allowed}, got {value!r}")
+        return found
+
+    return check
+
+
+def _number(kind: type, accept: Callable[[Any], bool], allowed: str) -> Check:
+    def read(value: Any) -> Any:
         try:
             number = kind(value)
         except (TypeError, ValueError, OverflowError):
-            number = None
+            return None
         altered = not isinstance(value, str) and number != value  # a fraction given for an integer
-        if number is None or altered or isinstance(value, bool) or not accept(number):
-            raise InputError(f"{flag} must be {allowed}, got {value!r}")
-        return number
+        return number if not altered and not isinstance(value, bool) and accept(number) else None
 
-    return check
+    return _check(read, allowed)
 
 
-def _choice(allowed: Iterable[str]) -> Check:
-    names = tuple(allowed)
-
-    def check(flag: str, value: Any) -> str:
-        if value not in names:
-            raise unknown(flag.removeprefix("--"), str(value), names)
-        return value
-
-    return check
+def _text(pattern: str, allowed: str) -> Check:
+    return _check(lambda v: v if isinstance(v, str) and re.fullmatch(pattern, v, re.DOTALL) else None, allowed)
 
 
-def _option(allowed: tuple[str, ...]) -> Check:
-    """A choice of which the first is the same as leaving it out: None."""
+def _choice(allowed: Iterable[str], none: str | None = None) -> Check:
+    """One of these names, of which none is the same as leaving it out: None."""
 
     def check(flag: str, value: Any) -> str | None:
-        name = _choice(allowed)(flag, value)
-        return None if name == allowed[0] else name
+        if value not in (names := tuple(allowed)):
+            raise unknown(flag.removeprefix("--"), str(value), names)
+        return None if value == none else value
 
     return check
-
-
-def _or_off(check: Check) -> Check:
-    """A number of which zero is the same as leaving it out: None."""
-    return lambda flag, value: check(flag, value) or None
-
-
-def _device(flag: str, value: Any) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"cpu|cuda(:\d+)?", value):
-        raise InputError(f"{flag} must be cpu, cuda or cuda:N, got {value!r}")
-    return value
 
 
 _count = _number(int, lambda n: 1 <= n < 2**31, "a positive integer below 2**31")
@@ -88,109 +71,84 @@ _pictures = _number(int, lambda n: 0 <= n <= 100, "an integer from 0 to 100")
 _positive = _number(float, lambda x: 0 < x < 1e30, "a positive number below 1e30")
 _nonnegative = _number(float, lambda x: 0 <= x < 1e30, "zero or a positive number below 1e30")
 _fraction = _number(float, lambda x: 0 < x < 1, "a number between 0 and 1")
+_device = _text(r"cpu|cuda(:\d+)?", "cpu, cuda or cuda:N")
+_path = _text(".+", "a path")
+_switch = _check(lambda v: v if isinstance(v, bool) else None, "true or false")
 
 
-def _path(flag: str, value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise InputError(f"{flag} must be a path, got {value!r}")
-    return value
+def _or_none(flag: str, value: Any) -> float | None:
+    """A number of which zero is the same as leaving it out: None."""
+    return _nonnegative(flag, value) or None
 
 
-def _switch(flag: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise InputError(f"{flag} must be true or false, got {value!r}")
-    return value
+def _flag(check: Check, help: str, default: Any = None) -> Any:
+    return field(default=default, metadata={"check": check, "help": help})
 
 
-def _flag(check: Check, help: str, default: Any = None, control: bool = False, test: bool = False) -> Any:
-    """A setting; control marks those that steer the program and leave the numbers of a run alone, test those that
-    leave its theta alone and say how it is tested."""
-    return field(default=default, metadata={"check": check, "help": help, "control": control, "test": test})
+def _named(names: Iterable[str], help: str) -> Any:
+    """A choice among names, which the help lists."""
+    return _flag(_choice(names), f"{help}: {', '.join(names)}")
 
 
 @dataclass(frozen=True)
 class Settings:
     """Everything that makes an experiment. The fields without a default here have theirs in defaults.toml."""
 
-    domain: str = _flag(_choice(DOMAINS), f"task family: {', '.join(DOMAINS)}")
+    domain: str = _named(DOMAINS, "task family")
     shots: int = _flag(_count, "support points a task; of each class for images")
     queries: int = _flag(_count, "query points a task; of each class for images")
     inner_steps: int = _flag(_count, "inner steps; the flow's horizon is inner_lr times this")
     inner_lr: float = _flag(_positive, "size of an inner step, in units of the flow's time")
     device: str = _flag(_device, "where to compute: cpu, cuda, cuda:0, ...")
-    method: str = _flag(_choice(METHODS), f"meta-learning method: {', '.join(METHODS)}")
+    method: str = _named(METHODS, "meta-learning method")
     meta_updates: int = _flag(_count, "meta-updates, steps of the optimiser of theta")
     meta_batch: int = _flag(_count, "tasks a meta-update")
     meta_lr: float = _flag(_positive, "step size of the optimiser of theta")
-    meta_optimizer: str = _flag(_choice(META_OPTIMIZERS), f"optimiser of theta: {', '.join(META_OPTIMIZERS)}")
+    meta_optimizer: str = _named(META_OPTIMIZERS, "optimiser of theta")
     meta_schedule: str | None = _flag(
-        _option(META_SCHEDULES),
-        "step size over the updates: constant, cosine (falls to zero along half a cosine) (default: constant)",
+        _choice(META_SCHEDULES, "constant"), "meta_lr over the updates: constant (default), cosine (falls to zero)"
     )
-    clip: float | None = _flag(
-        _or_off(_nonnegative), "largest norm of the meta-gradient, longer ones are shortened; 0: none (default: none)"
-    )
-    solver: str = _flag(_choice(SOLVERS), f"scheme of A-MAML's flow: {', '.join(SOLVERS)}; euler is gradient descent")
+    clip: float | None = _flag(_or_none, "largest norm of the meta-gradient, longer ones are shortened; 0: none")
+    solver: str = _named(SOLVERS, "A-MAML's flow, euler is gradient descent")
     adjoint: str = _flag(_choice(ADJOINTS), "A-MAML's backward pass: discrete (exact transpose), continuous (paper)")
     rtol: float = _flag(_fraction, "relative accuracy of A-MAML's flow (unused by euler)")
     prox: float | None = _flag(_nonnegative, "proximal term of A-MAML (default 0) and iMAML (default 2)")
     learn_rates: str | None = _flag(
-        _option(LEARN_RATES),
-        "amaml, anil: learn inner_lr as well: none, scalar (one for all), parameter (one for each) (default: none)",
+        _choice(LEARN_RATES, "none"),
+        "amaml, anil: learn inner_lr: none, scalar (one for all), parameter (one for each)",
     )
     cg_steps: int = _flag(_count, "iMAML: conjugate-gradient iterations")
     cg_damping: float = _flag(_nonnegative, "iMAML: damping of the linear system")
-    inner_optimizer: str = _flag(_choice(INNER_OPTIMIZERS), f"MAML: inner optimiser: {', '.join(INNER_OPTIMIZERS)}")
+    inner_optimizer: str = _named(INNER_OPTIMIZERS, "MAML: inner optimiser")
     inner_batch: int | None = _flag(_count, "MAML: support points an inner step, others for every step (default: all)")
-    checkpoint_every: int | None = _flag(
-        _count, "MAML: steps between the states kept, about the root of --inner-steps for least memory (default: none)"
-    )
-    trajectory_checkpoints: int | None = _flag(
-        _count, "A-MAML: states of a trajectory kept at most, the rest computed again (default: by their size)"
-    )
-    task_chunk: int | None = _flag(
-        _count,
-        "tasks that go through the network at once (default: all; of several processes, their share of --meta-batch)",
-    )
-    processes: int | None = _flag(
-        _count, "processes that share the run, on a GPU each for cuda (default: 1, or those of torchrun)", control=True
-    )
+    checkpoint_every: int | None = _flag(_count, "MAML: steps between kept states, for memory (default: keep all)")
+    task_chunk: int | None = _flag(_count, "tasks in the network at once (default: all, or a process's share)")
+    processes: int | None = _flag(_count, "processes that share the run, on a GPU each for cuda (default: 1)")
     compile: str = _flag(_choice(("auto", "on", "off")), "torch.compile: auto (runs of 500 updates or more), on, off")
-    dtype: str = _flag(_choice(("float64", "float32")), "precision: float64, float32")
-    deterministic: bool = _flag(
-        _switch, "CUDA: only operations that give the same bits every time, slower ones where need be", default=False
-    )
-    start_from: str | None = _flag(
-        _path, "begin with the theta of this run folder or checkpoint (default: random weights)"
-    )
+    dtype: str = _named(("float64", "float32"), "precision")
+    deterministic: bool = _flag(_switch, "CUDA: only operations that give the same bits every time", False)
+    start_from: str | None = _flag(_path, "begin with the theta of this run folder or checkpoint")
     seed: int = _flag(_seed, "seed of tasks, episodes and initial weights")
-    test_interval: int = _flag(_index, "meta-updates between meta-tests; 0 tests only at the end", test=True)
-    test_tasks: int = _flag(_count, "meta-test tasks", test=True)
+    test_interval: int = _flag(_index, "meta-updates between meta-tests; 0 tests only at the end")
+    test_tasks: int = _flag(_count, "meta-test tasks")
     protocol: str = _flag(
-        _choice((*PROTOCOLS, BOTH)),
-        "adaptation at meta-test: finetune (Adam epochs), inner (the inner loop of the method), both",
-        test=True,
+        _choice((*PROTOCOLS, BOTH)), "adaptation at meta-test: finetune (Adam epochs), inner (the inner loop), both"
     )
-    test_epochs: int = _flag(_index, "finetune: Adam epochs at meta-test", test=True)
-    test_steps: int | None = _flag(_count, "inner: inner steps at meta-test (default: --inner-steps)", test=True)
-    checkpoint_interval: int = _flag(_count, "meta-updates between checkpoints, at most 30 s apart", control=True)
-    network: str = _flag(_choice(NETWORKS), f"network: {', '.join(NETWORKS)}")
+    test_epochs: int = _flag(_index, "finetune: Adam epochs at meta-test")
+    test_steps: int | None = _flag(_count, "inner: inner steps at meta-test (default: --inner-steps)")
+    checkpoint_interval: int = _flag(_count, "meta-updates between checkpoints, at most 30 s apart")
+    network: str = _named(NETWORKS, "network")
     width: int = _flag(_count, "units of each hidden layer, or filters of the first convolution")
-    activation: str = _flag(_choice(ACTIVATIONS), f"activation of mlp and conv4: {', '.join(ACTIVATIONS)}")
+    activation: str = _named(ACTIVATIONS, "activation of mlp and conv4")
     norm: str = _flag(_choice(NORMS), "normalisation of the mlp: none, batch (the batch's own statistics)")
     ways: int = _flag(_count, "images: classes of a task")
-    item_features: str = _flag(_choice(ITEM_FEATURES), f"ratings: an item's 100 inputs: {', '.join(ITEM_FEATURES)}")
-    train_tasks: int = _flag(_count, "ratings: meta-train users")
-    unseen: int = _flag(_count, "ratings: unseen items that every meta-test user has at least")
-    out: str | None = _flag(_path, "folder of the run (default results/DOMAIN/...)", control=True)
-    data_root: str | None = _flag(_path, "folder of data files (default $AMAML_DATA)", control=True)
-    resume: bool = _flag(_switch, "go on from the folder's checkpoint, if it has one", default=False, control=True)
-    overwrite: bool = _flag(_switch, "discard what the folder holds and start anew", default=False, control=True)
-    evaluate: str | None = _flag(_path, "only meta-test this run folder or checkpoint", control=True)
-    tensorboard: bool = _flag(
-        _switch, "also write event files for TensorBoard, which shows them while the run goes on", False, control=True
-    )
-    draw: int = _flag(_pictures, "draw this many fitted meta-test tasks", default=0, control=True)
+    out: str | None = _flag(_path, "folder of the run (default results/DOMAIN/...)")
+    data_root: str | None = _flag(_path, "folder of data files (default $AMAML_DATA)")
+    resume: bool = _flag(_switch, "go on from the folder's checkpoint, if it has one", False)
+    overwrite: bool = _flag(_switch, "discard what the folder holds and start anew", False)
+    evaluate: str | None = _flag(_path, "only meta-test this run folder or checkpoint")
+    tensorboard: bool = _flag(_switch, "also write event files for TensorBoard", False)
+    draw: int = _flag(_pictures, "draw this many fitted meta-test tasks", 0)
 
     def folder(self) -> Path:
         """--out, or the run's place under results/."""
@@ -201,8 +159,19 @@ class Settings:
 
 
 FIELDS = {f.name: f for f in fields(Settings)}
-CONTROL = frozenset(name for name, f in FIELDS.items() if f.metadata["control"])
-TEST = frozenset(name for name, f in FIELDS.items() if f.metadata["test"])
+# what steers the program and leaves the numbers of a run alone
+CONTROL = {
+    "processes",
+    "checkpoint_interval",
+    "out",
+    "data_root",
+    "resume",
+    "overwrite",
+    "evaluate",
+    "tensorboard",
+    "draw",
+}
+TEST = {"test_interval", "test_tasks", "protocol", "test_epochs", "test_steps"}  # what leaves theta alone
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -243,44 +212,30 @@ def checked(values: dict[str, Any], source: str = "") -> Settings:
     return Settings(**values)
 
 
-def _used_by(entries: dict[str, Entry]) -> set[str]:
-    return {name for entry in entries.values() for name in entry.uses}
-
-
 def check_together(flags: Iterable[str], s: Settings) -> None:
     """Raise InputError for settings that do not go together, and for a flag that nothing chosen has a use for."""
     if s.norm == "batch" and min(s.shots, s.queries) < 2:
         raise InputError(f"--norm batch needs at least 2 points, got --shots {s.shots} and --queries {s.queries}")
     if s.start_from is not None and s.method == "scratch":
-        raise InputError(
-            f"--start-from {s.start_from} is not for --method scratch, whose theta is random; test that theta by "
-            f"--evaluate {s.start_from}"
-        )
+        remedy = f"test that theta by --evaluate {s.start_from}"
+        raise InputError(f"--start-from {s.start_from} is not for --method scratch, whose theta is random; {remedy}")
     if s.draw > s.test_tasks:
         raise InputError(f"--draw {s.draw} is more than --test-tasks {s.test_tasks}; choose at most {s.test_tasks}")
     if s.resume and s.overwrite:
         raise InputError("--resume goes on with a run and --overwrite discards it; choose one of them")
+    tests = {name: choice.uses for name, choice in PROTOCOLS.items()}
     groups = {
-        "method": {name: entry.uses for name, entry in METHODS.items()},
-        "network": {name: entry.uses for name, entry in NETWORKS.items()},
-        "protocol": {name: entry.uses for name, entry in PROTOCOLS.items()} | {BOTH: _used_by(PROTOCOLS)},
+        "method": {name: choice.uses for name, choice in METHODS.items()},
+        "network": {name: choice.uses for name, choice in NETWORKS.items()},
+        "protocol": tests | {BOTH: set().union(*tests.values())},
         "domain": {name: set(kind.uses) for name, kind in DOMAINS.items()},
     }
     for flag in flags:
         for group, uses in groups.items():
             users, chosen = [name for name, used in uses.items() if flag in used], getattr(s, group)
             if users and chosen not in users:
-                raise InputError(
-                    f"{flag_name(flag)} {getattr(s, flag)} is for {flag_name(group)} {' or '.join(users)}, not for "
-                    f"{chosen}; leave it out"
-                )
-
-
-def _files(domain: str) -> list[Path]:
-    """What differs from defaults.toml for a domain: the file of its kind, and its own, which wins; those that exist."""
-    shared = DOMAINS[domain].defaults if domain in DOMAINS else None
-    paths = [FOLDER / f"{name}.toml" for name in (shared, domain) if name]
-    return [path for path in paths if path.exists()]
+                for_whom = f"{flag_name(group)} {' or '.join(users)}, not for {chosen}"
+                raise InputError(f"{flag_name(flag)} {getattr(s, flag)} is for {for_whom}; leave it out")
 
 
 def merged(flags: dict[str, Any]) -> Settings:
@@ -288,8 +243,9 @@ def merged(flags: dict[str, Any]) -> Settings:
     if "domain" not in flags:
         raise InputError(f"--domain is missing; choose one of: {', '.join(DOMAINS)}")
     values, tables = read_toml(FOLDER / "defaults.toml"), {name: {} for name in METHODS}
-    for path in _files(str(flags["domain"])):
-        own = read_toml(path)
+    kind = DOMAINS.get(flags["domain"])  # an unknown one is told below
+    for path in (FOLDER / f"{name}.toml" for name in (kind and kind.defaults, flags["domain"]) if name):
+        own = read_toml(path) if path.exists() else {}
         for name in tables:
             tables[name] |= own.pop(name, {})
         values |= own

@@ -6,29 +6,34 @@ import pytest
 import torch
 from helpers import archives
 
-from experiment import build, report
+from amaml import adaptation
+from experiment import build, summary
 
 torch.set_num_threads(1)
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # for run.py, which otherwise measures how many are fastest
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for run.py in a process of its own
 
 
 @pytest.fixture(scope="session")
 def traced():
-    """The functions of the networks met so far, by their number of parameters; each is traced once a session."""
+    """The networks met so far and their functions; each is traced once a session."""
     return {}
 
 
 @pytest.fixture
 def quick(monkeypatch, traced):
     """Runs of commands.TINY in a tenth of the time: the network is not traced again, and no curves are drawn."""
-    initialise = build.initialise
+    seeded, flattened = build.seeded, adaptation.Flattened
 
-    def once(*arguments):
-        theta, apply = initialise(*arguments)
-        return theta, traced.setdefault((theta.shape, theta.dtype), apply)
+    def same(*arguments):
+        """The network of this structure that was traced before, with the weights of a new one."""
+        new = seeded(*arguments)
+        network = traced.setdefault(repr(new), new)
+        network.load_state_dict(new.state_dict())
+        return network
 
-    monkeypatch.setattr(build, "initialise", once)
-    monkeypatch.setattr(report, "draw_curves", lambda *arguments: b"curves")
+    monkeypatch.setattr(build, "seeded", same)
+    monkeypatch.setattr(adaptation, "Flattened", lambda m, adapt: traced.setdefault((m, adapt), flattened(m, adapt)))
+    monkeypatch.setattr(summary, "draw_curves", lambda *arguments: b"curves")
 
 
 @pytest.fixture(scope="session")

@@ -1,34 +1,40 @@
-"""Meta-test: fine-tuning, what is recorded of it, and how it is summed up."""
+"""Meta-tests: what is adapted and recorded, how it is summed up; --evaluate, --draw, --protocol both, --task-chunk."""
 
 import math
+import signal
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
+from helpers.commands import assert_same_run, checkpoint, content, error_line, files, start
+from PIL import Image
 
-from amaml import Diverged, Tasks, flatten, half_mse, mlp, rmse
-from baselines import FOMAML
-from experiment import report
-from experiment.evaluation import Curves, Model, fine_tune, in_chunks, inner_loop, mean_and_interval
+import data
+import run
+from amaml import Adaptation, Diverged, Tasks, half_mse, mlp, rmse
+from data.synthetic import CosMixture
+from experiment import figures
+from experiment.build import Experiment
+from experiment.evaluation import Curves, Model, fine_tune, in_chunks, inner_loop, mean_and_interval, test_entry
+from experiment.summary import at_epochs, table
+
+test_entry.__test__ = False  # it is no test
 
 
 @pytest.fixture
 def problem():
     """A small network to adapt, its parameters, and three tasks of different scales, with test points."""
     torch.manual_seed(0)
-    theta, apply = flatten(mlp(2, 1, 5).double())
+    meta = Adaptation(mlp(2, 1, 5).double(), half_mse, 0.1, 3, method="fomaml")
     scale = torch.tensor([1.0, 3.0, 0.2], dtype=torch.float64)[:, None, None]
 
     def points(count):
         x = torch.randn(3, count, 2, dtype=torch.float64)
         return x, scale * x.sin().sum(-1, keepdim=True)
 
-    return (
-        Model(apply, half_mse, rmse, lambda steps: FOMAML(apply, half_mse, 0.1, steps or 3)),
-        theta,
-        Tasks(*points(6), *points(4), *points(9)),
-    )
+    theta = meta.split.theta().detach()
+    return Model(meta, meta, {}, rmse, 3), theta, Tasks(*points(6), *points(4), *points(9))
 
 
 def by_hand(theta, apply, tasks, task, epochs):
@@ -52,36 +58,29 @@ def by_hand(theta, apply, tasks, task, epochs):
 
 def test_all_tasks_at_once_are_what_each_would_be_alone(problem):
     model, theta, tasks = problem
-    kept = theta.clone()
-    curves, phi = fine_tune(model, theta, tasks, epochs=25)
+    curves, phi, *_ = fine_tune(model, tasks, epochs=25)
     assert curves.epochs == [0, 10, 20, 25]
-    assert torch.equal(theta, kept)
+    assert torch.equal(model.meta.split.theta(), theta)
     assert phi.shape == (3, len(theta))
     for task in range(3):
-        rows, alone = by_hand(theta, model.apply, tasks, task, 25)
+        rows, alone = by_hand(theta, model.meta.split, tasks, task, 25)
         np.testing.assert_allclose(curves.support[:, task], rows[curves.epochs, 0], rtol=1e-12)
         np.testing.assert_allclose(curves.test[:, task], rows[curves.epochs, 1], rtol=1e-12)
         torch.testing.assert_close(phi[task], alone, rtol=1e-12, atol=1e-14)
 
 
-def test_query_points_play_no_part(problem):
-    model, theta, tasks = problem
-    other = Tasks(tasks.support_x, tasks.support_y, tasks.query_x, 7 * tasks.query_y, tasks.test_x, tasks.test_y)
-    one, two = (fine_tune(model, theta, t, epochs=10)[1] for t in (tasks, other))
-    assert torch.equal(one, two)
-
-
 def test_no_epochs_measure_theta_itself(problem):
     model, theta, tasks = problem
-    curves, phi = fine_tune(model, theta, tasks, epochs=0)
+    curves, phi, before, after = fine_tune(model, tasks, epochs=0)
     assert curves.epochs == [0]
     assert torch.equal(phi, theta.expand(3, -1))
+    assert torch.equal(before(tasks.test_x), after(tasks.test_x))
 
 
 def test_records_come_every_tenth_epoch_once_and_are_announced(problem):
     model, theta, tasks = problem
     announced = []
-    curves, _ = fine_tune(model, theta, tasks, epochs=20, on_record=announced.append)
+    curves = fine_tune(model, tasks, epochs=20, on_record=announced.append).curves
     assert curves.epochs == announced == [0, 10, 20]
     assert curves.test.shape == curves.support.shape == (3, 3)
 
@@ -91,7 +90,7 @@ def test_errors_that_are_not_finite_are_reported(problem, part):
     model, theta, tasks = problem
     getattr(tasks, part)[1, 0] = torch.inf
     with pytest.raises(Diverged, match="not finite"):
-        fine_tune(model, theta, tasks, epochs=0)
+        fine_tune(model, tasks, epochs=0)
 
 
 def test_the_interval_is_students():
@@ -111,13 +110,13 @@ def test_one_value_has_no_interval():
 
 def test_an_entry_averages_over_tasks_and_not_over_epochs():
     curves = Curves([0, 10], np.array([[1.0, 3.0], [0.5, 0.5]]), np.array([[2.0, 4.0], [1.0, 2.0]]))
-    entry = report.test_entry(7, curves, {"zero": np.array([1.0, 2.0])}, "nRMSE")
+    entry = test_entry(7, curves, {"zero": np.array([1.0, 2.0])}, "nRMSE")
     assert (entry["update"], entry["tasks"], entry["epochs"]) == (7, 2, [0, 10])
     assert entry["support"]["mean"] == [2.0, 0.5]
     assert entry["predictors"]["zero"] == pytest.approx((1.5, 6.353102368))
     assert entry["test"]["mean"] == [3.0, 1.5]
     assert entry["test"]["ci95"] == pytest.approx([12.706204736, 6.353102368])  # t(0.975, 1) = 12.706
-    single = report.test_entry(7, Curves([0], np.array([[1.0]]), np.array([[2.0]])), {}, "nRMSE")
+    single = test_entry(7, Curves([0], np.array([[1.0]]), np.array([[2.0]])), {}, "nRMSE")
     assert single["test"]["ci95"] == [None]
 
 
@@ -128,7 +127,7 @@ def test_an_entry_averages_over_tasks_and_not_over_epochs():
 def test_the_summary_shows_the_papers_epochs_and_the_last(last, expected):
     epochs = sorted({*range(0, last + 1, 10), last})
     curve = {"mean": [float(e) for e in epochs], "ci95": [e / 2 for e in epochs]}
-    rows = report.at_epochs({"unit": "epoch", "epochs": epochs, "support": curve, "test": curve})
+    rows = at_epochs({"unit": "epoch", "epochs": epochs, "support": curve, "test": curve})
     assert [row["epoch"] for row in rows] == expected
     assert all(row["test"] == row["epoch"] and row["support_ci95"] == row["epoch"] / 2 for row in rows)
 
@@ -143,7 +142,7 @@ def test_the_table_lists_every_row_in_columns():
         "predictors": {"user mean": (0.9, 0.1)},
         "also": [],
     }
-    title, header, first, second, predictor = report.table("what ran", entry).splitlines()
+    title, header, first, second, predictor = table("what ran", entry).splitlines()
     assert title == "what ran"
     assert header.split() == ["inner", "step", "nRMSE", "on", "support", "nRMSE", "on", "test", "points"]
     assert first.split() == ["0", "0.5000", "+-", "0.1000", "1.2500", "+-", "0.2000"]
@@ -164,31 +163,235 @@ def steps_by_hand(theta, apply, tasks, task, steps):
 @pytest.mark.parametrize(("steps", "expected"), [(7, [0, 1, 5, 7]), (None, [0, 1, 3]), (1, [0, 1])])
 def test_the_inner_loop_is_measured_on_the_test_points_after_each_number_of_steps(problem, steps, expected):
     model, theta, tasks = problem
-    curves, phi = inner_loop(model, theta, tasks, steps)
+    curves, phi, before, after = inner_loop(model, tasks, steps)
     assert (curves.epochs, curves.unit) == (expected, "inner step")
     for task in range(3):
         for record, n in enumerate(expected):
-            by_hand = steps_by_hand(theta, model.apply, tasks, task, n)
+            by_hand = steps_by_hand(theta, model.meta.split, tasks, task, n)
             for name in ("support", "test"):
                 x, y = getattr(tasks, f"{name}_x")[task], getattr(tasks, f"{name}_y")[task]
-                error = rmse(model.apply(by_hand, x), y).item()
+                error = rmse(model.meta.split(by_hand, x), y).item()
                 assert getattr(curves, name)[record, task] == pytest.approx(error, rel=1e-12)
         torch.testing.assert_close(phi[task], by_hand, rtol=1e-12, atol=1e-14)
+    assert (before(tasks.test_x) - after(tasks.test_x)).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("adapt", [fine_tune, inner_loop])
-@pytest.mark.parametrize("chunk", [1, 2, 3])
-def test_chunks_change_nothing_and_no_more_tasks_are_there_at_once(problem, adapt, chunk):
-    model, theta, tasks = problem
-    sizes, options = [], {"epochs": 15} if adapt is fine_tune else {"steps": 4}
+def test_chunks_change_nothing_and_no_more_tasks_are_there_at_once(problem):
+    model, _, tasks = problem
+    sizes = []
 
     def draw(count, first):
         sizes.append(count)
         return tasks[first : first + count]
 
-    whole, _ = adapt(model, theta, tasks, **options)
-    curves = in_chunks(lambda part: adapt(model, theta, part, **options)[0], draw, 3, chunk)
-    assert sizes == {1: [1, 1, 1], 2: [2, 1], 3: [3]}[chunk]
+    whole = fine_tune(model, tasks, epochs=15).curves
+    curves = in_chunks(
+        lambda part: fine_tune(model, part, epochs=15).curves, draw, 3, 2, lambda f, parts: [f(p) for p in parts]
+    )
+    assert sizes == [2, 1]
     assert (curves.epochs, curves.unit) == (whole.epochs, whole.unit)
     np.testing.assert_allclose(curves.support, whole.support, rtol=1e-12)
     np.testing.assert_allclose(curves.test, whole.test, rtol=1e-12)
+
+
+def test_evaluate_takes_a_folder_or_a_checkpoint(tmp_path, quick, capsys):
+    out = tmp_path / "run"
+    start(out)
+    before, final = files(out), content(out, "test.json")[-1]
+    copy = tmp_path / "elsewhere" / "theta.pt"
+    copy.parent.mkdir()
+    copy.write_bytes((out / "checkpoint.pt").read_bytes())
+    for given in (out, copy):
+        capsys.readouterr()
+        assert run.main(["--evaluate", str(given)]) == 0
+        folder, name = (out if given is out else copy.parent), "evaluation-CosMixture-4shot-finetune.json"
+        evaluation = content(folder, name)
+        assert evaluation.items() >= {name: final[name] for name in final if name != "scratch"}.items()
+        shown = capsys.readouterr().out
+        assert f"{final['test']['mean'][-1]:.4f}" in shown
+        assert shown.endswith(f"{folder / name}\n")
+    assert {name: b for name, b in files(out).items() if not name.startswith("evaluation")} == before
+
+
+def test_evaluate_takes_other_tests_than_the_runs_own(tmp_path, quick):
+    out, other = tmp_path / "run", tmp_path / "other"
+    start(out)
+    flags = ["--domain", "Sinusoid", "--shots", "9", "--test-tasks", "3", "--test-epochs", "20"]
+    assert run.main(["--evaluate", str(out), "--out", str(other), *flags]) == 0
+    assert run.main(["--evaluate", str(out), "--out", str(other), *flags]) == 0  # its own files may be replaced
+    name = "evaluation-Sinusoid-9shot-finetune-test_epochs20-test_tasks3.json"
+    evaluation = content(other, name)
+    assert set(files(other)) == {name}
+    assert evaluation["settings"]["shots"] == 9
+    assert evaluation["settings"]["width"] == 4
+    assert evaluation["tasks"] == 3
+    assert evaluation["epochs"] == [0, 10, 20]
+
+
+def test_evaluations_have_names_of_their_own_and_replace_their_like_alone(tmp_path, quick, capsys):
+    out = tmp_path / "run"
+    start(out)
+    expected = {}
+    for name, flags in {
+        "CosMixture-4shot-finetune": [],
+        "CosMixture-9shot-finetune": ["--shots", "9"],
+        "Sinusoid-4shot-inner": ["--domain", "Sinusoid", "--protocol", "inner"],
+        "CosMixture-4shot-finetune-test_tasks2": ["--test-tasks", "2"],
+        "CosMixture-4shot-finetune-test_epochs20": ["--test-epochs", "20"],
+    }.items():
+        path = out / f"evaluation-{name}.json"
+        for _ in range(2):  # the same again takes the same file
+            capsys.readouterr()
+            assert run.main(["--evaluate", str(out), *flags]) == 0
+            assert capsys.readouterr().out.splitlines()[-1] == str(path)
+            assert expected.setdefault(path, path.read_bytes()) == path.read_bytes()
+    assert {p for p in out.iterdir() if p.name.startswith("evaluation")} == set(expected)
+    assert all(path.read_bytes() == held for path, held in expected.items())
+
+
+def test_evaluate_refuses_what_would_have_made_another_theta(tmp_path, quick, capsys):
+    out = tmp_path / "run"
+    start(out)
+    before, settings = files(out), checkpoint(out)["settings"]
+    capsys.readouterr()
+    for flag, value in {"meta-updates": "7", "clip": "7", "width": "5", "method": "maml", "norm": "batch"}.items():
+        assert run.main(["--evaluate", str(out), f"--{flag}", value]) == 2
+        line = error_line(capsys)
+        assert f"was made with --{flag} {settings[flag.replace('-', '_')]}, not {value.rstrip('0.')}" in line
+    assert run.main(["--evaluate", str(out), "--domain", "CosMixture2D"]) == 2
+    assert "holds 33 parameters, the network has 37" in " ".join(error_line(capsys).split())
+    assert files(out) == before
+
+
+def test_evaluate_on_another_device_than_the_runs_own(tmp_path, quick, monkeypatch):
+    out = tmp_path / "run"
+    start(out)
+    saved = checkpoint(out)
+    saved["settings"]["device"] = "cuda:99"
+    torch.save(saved, out / "checkpoint.pt")
+    assert run.main(["--evaluate", str(out)]) == 2
+    assert run.main(["--evaluate", str(out), "--device", "cpu"]) == 0
+
+
+@pytest.mark.parametrize(("domain", "panels"), [("CosMixture", 1), ("CosMixture2D", 3)])
+def test_draw_shows_data_truth_and_both_fits(tmp_path, monkeypatch, domain, panels):
+    shown = []
+    png = figures._png
+    monkeypatch.setattr(figures, "_png", lambda figure: shown.append(figure) or png(figure))
+    assert start(tmp_path / "run", "--domain", domain, "--draw", "2") == 0
+    with Image.open(tmp_path / "run" / "fits.png") as picture:
+        assert picture.format == "PNG"
+        assert min(picture.size) > 400
+    curves, fits = shown
+    axes = [a for a in fits.axes if a.get_label() != "<colorbar>"]
+    assert len(axes) == 2 * panels
+    family = data.make(domain, data.Sampling(4, 4, 2, 0))
+    tasks = family.meta_test(2)
+    (support_x, support_y), (_, truths) = (
+        family.in_units(*pair) for pair in ((tasks.support_x, tasks.support_y), (tasks.test_x, tasks.test_y))
+    )
+    for task, first in enumerate(axes[::panels]):
+        support, truth = support_x[task], truths[task, :, 0]
+        if panels == 1:
+            lines = {line.get_label(): line.get_ydata() for line in first.lines}
+            assert torch.equal(torch.as_tensor(lines["truth"]), truth)
+            assert torch.equal(torch.as_tensor(lines["support"]), support_y[task, :, 0])
+            before, after = (y for name, y in lines.items() if "adaptation, nRMSE" in name)
+            assert abs(before - after).max() > 1e-4
+        else:
+            surfaces = [torch.as_tensor(a.collections[0].get_array()).flatten() for a in axes[3 * task : 3 * task + 3]]
+            assert torch.equal(surfaces[0], truth)
+            assert (surfaces[1] - surfaces[2]).abs().max() > 1e-4
+            assert torch.equal(torch.as_tensor(first.collections[1].get_offsets().data), support)
+    assert len(curves.axes) == 2
+
+
+def test_the_chunk_of_tasks_holds_at_meta_test_too(tmp_path, quick, monkeypatch):
+    """The numbers are the same to rounding; no more tasks are drawn at once, and none before the training."""
+    drawn, draw = [], CosMixture.meta_test
+    monkeypatch.setattr(CosMixture, "meta_test", lambda d, *span: (drawn.append(span), draw(d, *span))[1])
+    start(tmp_path / "run", "--protocol", "inner", "--test-tasks", "5", "--task-chunk", "2")
+    assert drawn == [(2, 0), (2, 2), (1, 4)] * 2  # theta's meta-test and the random initialisation's
+    start(tmp_path / "whole", "--protocol", "inner", "--test-tasks", "5")
+    assert drawn[6:] == [(5, 0)] * 2
+    one, two = (content(tmp_path / name, "test.json")[-1]["test"]["mean"] for name in ("run", "whole"))
+    assert one == pytest.approx(two, rel=1e-9)
+
+
+def test_both_protocols_are_reported_in_one_table(tmp_path, quick):
+    for protocol in ("both", "finetune", "inner"):
+        start(tmp_path / protocol, "--protocol", protocol)
+    both, finetune, inner = (content(tmp_path / p, "test.json")[-1] for p in ("both", "finetune", "inner"))
+    (also,) = both["also"]
+    for one, two in ((both, finetune), (also, inner)):
+        assert all(one[name] == two[name] for name in ("unit", "epochs", "support", "test"))
+    rows = {p: content(tmp_path / p, "summary.json")["table"].splitlines()[1:-1] for p in ("both", "finetune", "inner")}
+    assert rows["both"] == rows["finetune"] + rows["inner"]
+    assert content(tmp_path / "both", "summary.json")["also"][0]["unit"] == "inner step"
+    assert run.main(["--evaluate", str(tmp_path / "finetune"), "--protocol", "both", "--test-steps", "3"]) == 0
+    evaluation = content(tmp_path / "finetune", "evaluation-CosMixture-4shot-both-test_steps3.json")
+    assert evaluation["also"][0]["epochs"] == [0, 1, 3]
+
+
+def test_the_last_meta_test_stands_beside_that_of_the_random_initialisation(tmp_path, quick):
+    flags = ["--protocol", "both", "--test-interval", "3"]
+    start(tmp_path / "run", *flags)
+    start(tmp_path / "scratch", *flags, "--method", "scratch")
+    first, last = content(tmp_path / "run", "test.json")
+    assert "scratch" not in first
+    reference = content(tmp_path / "scratch", "test.json")[-1]
+    assert "scratch" not in reference
+    for one, two in zip(last["scratch"], (reference, *reference["also"]), strict=True):
+        assert all(one[name] == two[name] for name in ("epochs", "support", "test"))
+    row = content(tmp_path / "run", "summary.json")["table"].splitlines()[3].split()
+    assert row[0] == "10"
+    assert row[-3] == f"{reference['test']['mean'][-1]:.4f}"
+
+
+def at_scratch(monkeypatch, do):
+    """do(protocol, stop) before the random initialisation is tested."""
+    untrained, curves, inside = Experiment.untrained, Experiment._curves, []
+
+    def noted(experiment):
+        inside.append(True)
+        return untrained(experiment)
+
+    def hurt(experiment, protocol, stop):
+        if inside:
+            do(protocol, stop)
+        return curves(experiment, protocol, stop)
+
+    monkeypatch.setattr(Experiment, "untrained", noted)
+    monkeypatch.setattr(Experiment, "_curves", hurt)
+
+
+def test_a_random_initialisation_that_cannot_be_adapted_ends_no_run(tmp_path, quick, monkeypatch):
+    def diverge(protocol, stop):
+        if protocol == "inner":
+            raise Diverged("too rough")
+
+    at_scratch(monkeypatch, diverge)
+    assert start(tmp_path / "run", "--protocol", "both") == 0
+    finetuned, inner = content(tmp_path / "run", "test.json")[-1]["scratch"]
+    assert finetuned["epochs"] == [0, 10]
+    assert inner is None
+    _, _, first, _, _, *steps = content(tmp_path / "run", "summary.json")["table"].splitlines()[:-1]
+    assert "diverged" not in first
+    assert all(line.endswith("diverged") for line in steps)
+
+
+def test_a_stop_while_the_random_initialisation_is_tested_loses_nothing(tmp_path, quick, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        at_scratch(patch, lambda protocol, stop: setattr(stop, "number", signal.SIGINT))
+        assert start(tmp_path / "run") == 130
+    assert "after update 6" in error_line(capsys)
+    assert start(tmp_path / "run", "--resume") == 0
+    start(tmp_path / "whole")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_evaluate_draws_without_a_new_run(tmp_path, quick):
+    start(tmp_path / "run")
+    assert run.main(["--evaluate", str(tmp_path / "run"), "--draw", "1"]) == 0
+    picture = tmp_path / "run" / "fits-CosMixture-4shot-finetune.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")

@@ -1,123 +1,382 @@
-"""Run folders and checkpoints."""
+"""A run's folder: every file whole or not at all, one process at once, tests made anew, damage named and left alone."""
 
 import json
+import os
+import pickle
+import signal
+from contextlib import nullcontext
 
 import pytest
 import torch
+from helpers.commands import (
+    OFTEN,
+    assert_same_run,
+    checkpoint,
+    content,
+    error_line,
+    files,
+    has_checkpoint,
+    metrics,
+    spawn,
+    start,
+    theta,
+    wait_for,
+)
 
+import run
 from amaml import InputError
-from experiment import folder as folder_module
-from experiment.folder import Checkpoint, RunFolder, load_checkpoint
-
-SETTINGS = {"device": "cpu", "width": 4, "prox": None}
-
-
-def a_checkpoint(update=3):
-    theta = torch.linspace(0, 1, 7, dtype=torch.float64)
-    optimizer = torch.optim.Adam([theta.clone().requires_grad_()], lr=0.1)
-    optimizer.param_groups[0]["params"][0].grad = theta
-    optimizer.step()
-    return Checkpoint(SETTINGS, theta, optimizer.state_dict(), update, 2, 0.5)
+from experiment import folder as folders
+from experiment import opening
+from experiment.build import Experiment
+from experiment.folder import RunFolder
+from experiment.session import Session
+from experiment.settings import FIELDS
 
 
-@pytest.fixture
-def folder(tmp_path):
-    made = RunFolder(tmp_path / "a" / "b")
-    made.create(SETTINGS)
-    return made
-
-
-def test_a_new_folder_knows_its_settings(folder):
-    assert folder.settings() == SETTINGS
-    assert not folder.finished
-    assert folder.load() is None
-    assert folder.metrics() == []
-    assert folder.read("test.json", "nothing") == "nothing"
-    config = json.loads((folder.path / "config.json").read_text())
-    assert {"settings", "versions", "commit", "device", "threads", "command"} == set(config)
-
-
-def test_missing_and_empty_folders_hold_no_run(tmp_path):
-    assert RunFolder(tmp_path / "nothing").settings() is None
-    assert RunFolder(tmp_path).settings() is None
+def test_a_new_folder_knows_its_settings_and_a_missing_one_holds_no_run(tmp_path):
+    settings = {"device": "cpu", "width": 4, "prox": None}
+    assert RunFolder(tmp_path / "a" / "b").settings() is None
     (tmp_path / "config.json.tmp").write_text("{")  # a kill in the very first write
     assert RunFolder(tmp_path).settings() is None
-
-
-def test_checkpoints_come_back_to_the_bit_without_pickled_code(folder):
-    saved = a_checkpoint()
-    folder.save(saved)
-    loaded = folder.load()
-    assert torch.equal(loaded.theta, saved.theta)
-    assert (loaded.settings, loaded.update, loaded.timed_updates, loaded.timed_seconds) == (SETTINGS, 3, 2, 0.5)
-    for name, value in saved.optimizer["state"][0].items():
-        assert torch.equal(loaded.optimizer["state"][0][name], value)
-    assert torch.load(folder.path / "checkpoint.pt", weights_only=True)["update"] == 3
-
-
-def test_a_missing_checkpoint_is_a_mistake(tmp_path):
-    for path in (tmp_path / "none.pt", tmp_path, tmp_path / "file" / "below.pt"):
-        with pytest.raises(InputError, match="cannot read the checkpoint"):
-            load_checkpoint(path)
-
-
-def test_every_file_of_the_folder_is_written_atomically(folder, monkeypatch):
-    written = []
-    monkeypatch.setattr(folder_module, "write_atomically", lambda path, content: written.append(path.name))
-    folder.create(SETTINGS)
-    folder.save(a_checkpoint())
-    folder.write("test.json", [])
-    folder.write_bytes("curves.png", b"")
-    folder.rewind(0)
-    assert written == ["config.json", "checkpoint.pt", "test.json", "curves.png", "metrics.jsonl", "test.json"]
-
-
-def test_rewinding_drops_what_came_later(folder):
-    folder.append_metrics([{"update": n, "query_loss": 0.1 * n} for n in (1, 2, 3)])
-    folder.append_metrics([{"update": 4, "query_loss": 1 / 3}])
-    with open(folder.path / "metrics.jsonl", "a") as file:
-        file.write('{"update": 5, "query')  # cut by a kill
-    assert [m["update"] for m in folder.metrics()] == [1, 2, 3, 4]
-    folder.write("test.json", [{"update": 2}, {"update": 4}])
-    before = (folder.path / "metrics.jsonl").read_bytes()
-    folder.rewind(3)
-    assert (folder.path / "metrics.jsonl").read_bytes() == b"".join(before.splitlines(keepends=True)[:3])
-    assert folder.read("test.json", None) == [{"update": 2}]
-    folder.append_metrics([{"update": 4, "query_loss": 1 / 3}])
-    assert (folder.path / "metrics.jsonl").read_bytes() == b"".join(before.splitlines(keepends=True)[:4])
-
-
-def test_a_summary_makes_a_run_finished_until_it_goes_on(folder):
+    folder = RunFolder(tmp_path / "a" / "b")
+    folder.create(settings)
+    assert folder.settings() == settings
+    assert folder.metrics() == []
+    config = json.loads((folder.path / "config.json").read_text())
+    assert {"settings", "versions", "commit", "device", "threads", "command"} == set(config)
     folder.write("summary.json", {})
-    assert folder.finished
-    folder.create(SETTINGS)
-    assert not folder.finished
-
-
-def test_numbers_that_are_not_json_are_refused(folder):
+    folder.create(settings)
+    assert not folder.has("summary.json")
     with pytest.raises(ValueError, match="JSON"):
         folder.write("test.json", {"x": float("nan")})
 
 
-def test_clearing_removes_a_runs_files_and_nothing_else(folder):
-    folder.save(a_checkpoint())
-    for name in folder_module.FILES:
-        (folder.path / name).touch()
-    (folder.path / "checkpoint.pt.tmp").touch()
-    folder.create(SETTINGS)
-    folder.clear()
-    assert list(folder.path.iterdir()) == []
-    folder.create(SETTINGS)
-    (folder.path / "notes.txt").touch()
+def test_rewinding_drops_what_came_later(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.append_metrics([{"update": n, "query_loss": 0.1 * n} for n in (1, 2, 3)])
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"update": 4, "query')  # cut by a kill
+    assert [m["update"] for m in folder.metrics()] == [1, 2, 3]
+    folder.write("test.json", [{"update": 2}, {"update": 3}])
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    folder.rewind(2)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b"".join(before.splitlines(keepends=True)[:2])
+    assert folder.read("test.json", None) == [{"update": 2}]
+
+
+def test_every_file_of_a_run_is_written_atomically(tmp_path, quick, monkeypatch):
+    written, write = [], folders.write_atomically
+    monkeypatch.setattr(folders, "write_atomically", lambda path, c: (written.append(path.name), write(path, c)))
+    start(tmp_path)
+    assert set(written) == set(files(tmp_path))
+
+
+def test_the_metrics_reach_the_disk_before_the_checkpoint_of_their_updates(tmp_path, quick, monkeypatch):
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(os.readlink(f"/proc/self/fd/{file}")), fsync(file)))
+    start(tmp_path / "run", "--checkpoint-interval", "3")
+    names = [os.path.basename(path).removesuffix(".tmp") for path in synced]
+    assert names.count("checkpoint.pt") == 2
+    assert all(names[i - 1] == "metrics.jsonl" for i, name in enumerate(names) if name == "checkpoint.pt")
+
+
+def test_the_autosave_writes_a_checkpoint_between_the_regular_ones(tmp_path, quick, monkeypatch):
+    saved, save = [], RunFolder.save
+    monkeypatch.setattr(RunFolder, "save", lambda folder, c: (saved.append(c.update), save(folder, c)))
+    for seconds, expected in ((0.0, [1, 2, 3, 4, 5, 6]), (1000.0, [6])):
+        monkeypatch.setattr("experiment.session.SAVE_SECONDS", seconds)
+        start(tmp_path / str(seconds), "--checkpoint-interval", "100")
+        assert saved == expected
+        saved.clear()
+
+
+def test_a_folder_takes_one_process_at_a_time_and_a_kill_frees_it(tmp_path, quick, capsys):
+    out, long = tmp_path / "run", ["--checkpoint-interval", "5", "--test-interval", "0", "--compile", "off"]
+    first = spawn(out, *long, "--meta-updates", "100000")
+    try:
+        wait_for(has_checkpoint(out), "checkpoint", first)
+        for flags in ([], ["--resume"], ["--overwrite"], ["--seed", "1"]):
+            assert start(out, *long, "--meta-updates", "100000", *flags) == 2
+            assert f"{out} is in use by another process; wait for its end" in error_line(capsys)
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.communicate()
+    last = checkpoint(out)["update"] + 3
+    assert start(out, *long, "--meta-updates", str(last), "--resume") == 0
+    assert [m["update"] for m in metrics(out)] == list(range(1, last + 1))
+
+
+def test_of_two_runs_that_begin_at_once_in_a_new_folder_one_goes_on(tmp_path, quick, monkeypatch, capsys):
+    build, out = run.build, tmp_path / "run"
+
+    def overtaken(settings, group):
+        monkeypatch.setattr(run, "build", build)
+        assert start(out, "--seed", "1") == 0  # another one begins, and ends, while this one is being built
+        return build(settings, group)
+
+    monkeypatch.setattr(run, "build", overtaken)
+    assert start(out) == 2
+    assert "another run has begun" in capsys.readouterr().err
+    assert content(out, "config.json")["settings"]["seed"] == 1
+    assert "summary.json" in files(out)
+
+
+def test_a_folder_of_which_nothing_may_be_written_still_shows_its_run(tmp_path, quick, monkeypatch, capsys):
+    start(tmp_path)
+    table = capsys.readouterr().out.splitlines()[0]
+
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(folders.filelock.FileLock, "acquire", refuse)
+    assert start(tmp_path) == 0
+    assert capsys.readouterr().out.splitlines()[0] == table
+
+
+@pytest.mark.parametrize(
+    "flags", [["--test-tasks", "3"], ["--test-epochs", "20"], ["--protocol", "inner"]], ids=" ".join
+)
+def test_other_tests_of_a_finished_run_are_made_without_training(tmp_path, quick, monkeypatch, capsys, flags):
+    out = tmp_path / "run"
+    start(out)
+    trained, lines, old = theta(out), metrics(out), content(out, "test.json")
+    seconds = content(out, "summary.json")["seconds_per_update"]
+    monkeypatch.setattr(Session, "_step", None)
+    capsys.readouterr()
+    assert start(out, *flags) == 0
+    assert torch.equal(theta(out), trained)
+    assert metrics(out) == lines
+    *before, new = content(out, "test.json")
+    assert before == old
+    assert new["update"] == 6
+    assert new["protocol"][flags[0][2:].replace("-", "_")] == (int(flags[1]) if flags[1].isdigit() else "inner")
+    summary = content(out, "summary.json")
+    assert [row["test"] for row in summary["at_epochs"]] == new["test"]["mean"]
+    assert summary["seconds_per_update"] == seconds
+    assert summary["table"] in capsys.readouterr().out
+    assert start(out, *flags) == 0  # now it is finished
+    assert len(content(out, "test.json")) == 2
+
+
+def test_tests_made_anew_survive_a_kill(tmp_path, quick, monkeypatch):
+    start(tmp_path)
+
+    def killed(*arguments, **named):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Experiment, "adapt", killed)
+        assert start(tmp_path, "--test-tasks", "3") == 130
+    assert start(tmp_path, "--test-tasks", "3", "--resume") == 0
+    assert [test["tasks"] for test in content(tmp_path, "test.json")] == [2, 3]
+
+
+def test_an_unfinished_run_may_be_tested_in_another_way_from_here_on(tmp_path, quick):
+    start(tmp_path, "--meta-updates", "3")
+    (tmp_path / "summary.json").unlink()
+    assert start(tmp_path, "--resume", "--test-tasks", "3", "--test-interval", "4") == 0
+    assert [(t["update"], t["tasks"]) for t in content(tmp_path, "test.json")] == [(3, 2), (4, 3), (6, 3)]
+
+
+@pytest.mark.parametrize("compiler", [True, False])
+def test_whether_a_run_is_compiled_is_decided_once(tmp_path, quick, monkeypatch, capsys, compiler):
+    """A longer --meta-updates, and a compiler that came, change nothing; one that went stops the run."""
+    out, entered = tmp_path / "run", []
+    monkeypatch.setattr(opening, "LONG_RUN", 8 if not compiler else 4)
+    monkeypatch.setattr(opening, "compiler_found", lambda: True)
+    monkeypatch.setattr(run, "compiled", lambda on: nullcontext(entered.append(on)))
+    start(out)
+    assert start(out, "--meta-updates", "9", "--resume") == 0
+    assert checkpoint(out)["compiled"] == compiler
+    assert entered == [compiler, compiler]
+    monkeypatch.setattr(opening, "compiler_found", lambda: False)
+    capsys.readouterr()
+    before = files(out)
+    assert start(out, "--meta-updates", "10", "--resume") == (2 if compiler else 0)
+    if compiler:
+        assert "there is no C++ compiler" in error_line(capsys)
+        assert files(out) == before
+
+
+class Bomb:
+    """What a hostile checkpoint does: it calls a function of its choice while it is read."""
+
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+def damaged(kind: str, good: bytes, path) -> None:
+    parts = torch.load(path, weights_only=True)
+    if kind in ("empty", "text", "pickle", "cut"):
+        cut = good[: len(good) // 2]
+        contents = {"empty": b"", "text": b"theta = 3\n", "pickle": pickle.dumps(parts["settings"]), "cut": cut}
+        path.write_bytes(contents[kind])
+    elif kind == "one flipped bit":
+        position = good.index(parts["model"]["meta.module.0.weight"].numpy().tobytes()) + 3
+        path.write_bytes(good[:position] + bytes([good[position] ^ 1]) + good[position + 1 :])
+    else:
+        changes = {"format": {"format": 99}, "model": {"model": 3}, "key": {"extra": 1}, "update": {"update": "6"}}
+        whole = {"code": parts | {"settings": Bomb()}, "list": [1, 2]}
+        torch.save(whole[kind] if kind in whole else parts | changes[kind], path)
+
+
+@pytest.mark.parametrize(
+    "kind", ["empty", "text", "pickle", "cut", "one flipped bit", "code", "list", "format", "model", "key", "update"]
+)
+def test_a_corrupt_checkpoint_is_refused(tmp_path, quick, capsys, kind):
+    out = tmp_path / "run"
+    start(out)
+    damaged(kind, (out / "checkpoint.pt").read_bytes(), out / "checkpoint.pt")
+    before = files(out)
+    capsys.readouterr()
+    for flags in (["--resume", "--meta-updates", "8"], ["--evaluate", str(out)]):
+        assert (start(out, *flags) if flags[0] == "--resume" else run.main(flags)) == 2
+        line = error_line(capsys)
+        assert f"cannot read the checkpoint {out / 'checkpoint.pt'}" in line
+        assert "weights_only" not in line  # torch's advice to switch its guard off is no remedy
+        assert files(out) == before
+    assert start(out, "--overwrite") == 0
+
+
+@pytest.mark.parametrize("missing", ["method", "settings of another program"])
+def test_a_checkpoint_without_its_settings_is_refused(tmp_path, quick, capsys, missing):
+    start(tmp_path)
+    saved = checkpoint(tmp_path)
+    saved["settings"].pop(missing, None)
+    if missing not in FIELDS:
+        saved["settings"] = {"learning_rate": 3}
+    torch.save(saved, tmp_path / "checkpoint.pt")
+    capsys.readouterr()
+    assert run.main(["--evaluate", str(tmp_path)]) == 2
+    line = error_line(capsys)
+    assert str(tmp_path) in line
+    assert (f"--{missing}" if missing in FIELDS else "'learning_rate'") in line
+
+
+def test_a_checkpoint_of_another_run_is_not_resumed(tmp_path, quick, capsys):
+    out, other = tmp_path / "run", tmp_path / "other"
+    start(out)
+    start(other, "--width", "5")
+    (out / "checkpoint.pt").write_bytes((other / "checkpoint.pt").read_bytes())
+    capsys.readouterr()
+    assert start(out, "--resume", "--meta-updates", "8") == 2
+    assert "--width 5, not 4" in error_line(capsys)
+    saved = checkpoint(out)  # its settings say 4, its theta does not
+    saved["settings"]["width"] = 4
+    torch.save(saved, out / "checkpoint.pt")
+    before = files(out)
+    assert start(out, "--resume", "--meta-updates", "8") == 2
+    assert "holds 46 parameters, the network has 33" in " ".join(error_line(capsys).split())
+    assert files(out) == before
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "test.json"])
+@pytest.mark.parametrize("broken", [b'{"settings": {', b"\xff\xfe", b"7\n7\n"], ids=["cut", "bytes", "number"])
+def test_a_corrupt_file_of_a_run_is_named_and_overwrite_helps(tmp_path, quick, capsys, name, broken):
+    out = tmp_path / "run"
+    start(out)
+    (out / "summary.json").unlink()
+    (out / name).write_bytes(broken + b"\n")
+    before = {k: v for k, v in files(out).items() if k != "config.json"}
+    capsys.readouterr()
+    assert start(out, "--resume") == 2
+    assert str(out / name) in error_line(capsys)
+    assert {k: v for k, v in files(out).items() if k != "config.json"} == before
+    if name != "config.json" or broken != b"7\n7\n":  # a valid file of somebody else's is not ours to replace
+        assert start(out, "--overwrite") == 0
+
+
+@pytest.mark.parametrize(
+    ("damage", "fragment"),
+    [
+        (lambda lines: lines[:2] + lines[4:], "holds update 5 in line 3"),
+        (lambda lines: lines[:2] + lines[1:], "holds update 2 in line 3"),
+        (lambda lines: lines[:4], "ends with update 4 of 6"),
+    ],
+    ids=["gap", "twice", "cut"],
+)
+def test_missing_lines_of_the_metrics_are_noticed(tmp_path, quick, capsys, damage, fragment):
+    out = tmp_path / "run"
+    start(out)
+    lines = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (out / "metrics.jsonl").write_text("".join(damage(lines)))
+    before = {name: held for name, held in files(out).items() if name not in ("config.json", "summary.json")}
+    capsys.readouterr()
+    assert start(out, "--resume", "--meta-updates", "8") == 2
+    line = error_line(capsys)
+    assert fragment in line
+    assert "--evaluate" in line
+    assert {name: held for name, held in files(out).items() if name in before} == before
+    (out / "metrics.jsonl").write_text("".join(lines))
+    assert start(out, "--resume", "--meta-updates", "8") == 0
+
+
+def no_space(*arguments):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_disk_that_fills_up_ends_the_run_in_one_line_and_keeps_the_last_checkpoint(
+    tmp_path, quick, monkeypatch, capsys
+):
+    save = RunFolder.save
+
+    def full(folder, state):
+        if state.update > 2:
+            monkeypatch.setattr("os.fsync", no_space)
+        save(folder, state)
+
+    monkeypatch.setattr(RunFolder, "save", full)
+    assert start(tmp_path, "--checkpoint-interval", "2") == 2
+    assert "No space left on device" in error_line(capsys)
+    assert checkpoint(tmp_path)["update"] == 2
+
+
+def test_a_disk_that_is_full_after_training_costs_no_training(tmp_path, quick, monkeypatch, capsys):
+    write = folders.write_atomically
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "write_atomically", lambda p, c: (no_space if b'"ci95"' in c else write)(p, c))
+        assert start(tmp_path) == 2
+    line = error_line(capsys)
+    assert "No space left on device; free some space, then go on with --resume" in line
+    assert "--out" not in line
+    assert checkpoint(tmp_path)["update"] == 6
+    monkeypatch.setattr(Session, "_step", None)
+    assert start(tmp_path, "--resume") == 0
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_blocks_no_folder(tmp_path, quick, capsys):
+    out = tmp_path / "run"
+    assert start(out, "--inner-lr", "1e29", "--dtype", "float32") == 2
+    assert "no checkpoint yet" in error_line(capsys)
+    assert start(out) == 0
+    start(tmp_path / "fresh")
+    assert_same_run(out, tmp_path / "fresh")
+
+
+def test_clearing_removes_all_files_of_a_run_and_of_its_evaluations(tmp_path, quick, capsys):
+    start(tmp_path, *OFTEN, "--draw", "1")
+    assert run.main(["--evaluate", str(tmp_path), "--draw", "1"]) == 0
+    assert {*folders.FILES} <= set(files(tmp_path))
+    folder = RunFolder(tmp_path)
+    (tmp_path / "notes.txt").touch()
     with pytest.raises(InputError, match="notes.txt"):
         folder.clear()
-    assert (folder.path / "config.json").exists()
+    assert "config.json" in files(tmp_path)
+    (tmp_path / "notes.txt").rename(tmp_path / "checkpoint.pt.tmp")
+    folder.clear()
+    assert files(tmp_path) == {}
 
 
-def test_an_evaluation_needs_a_folder_of_its_own(tmp_path, folder):
-    alone = RunFolder(tmp_path / "evaluation")
-    alone.prepare_evaluation()
-    alone.write("evaluation.json", {})
-    alone.prepare_evaluation()
-    with pytest.raises(InputError, match="config.json"):
-        folder.prepare_evaluation()
+@pytest.mark.parametrize("out", ["file", "file/below", "/proc/amaml", "other", "foreign"])
+def test_an_evaluation_does_not_write_where_it_must_not(tmp_path, quick, monkeypatch, capsys, out):
+    monkeypatch.chdir(tmp_path)
+    start("run")
+    start("other", "--seed", "1")
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.tex").write_text("precious")
+    before = files(tmp_path)
+    capsys.readouterr()
+    assert run.main(["--evaluate", "run", "--out", out]) == 2
+    assert "--out" in error_line(capsys)
+    assert files(tmp_path) == before

@@ -1,5 +1,6 @@
 """run.py from its flags to its results."""
 
+import inspect
 import io
 import json
 import os
@@ -9,21 +10,42 @@ import sys
 
 import pytest
 import torch
-from helpers.commands import ROOT, TINY, assert_same_run, checkpoint, content, files, into_a_closed_pipe, metrics, start
+from helpers.commands import (
+    ROOT,
+    SIZES,
+    TINY,
+    assert_same_run,
+    checkpoint,
+    content,
+    error_line,
+    files,
+    into_a_closed_pipe,
+    metrics,
+    start,
+    theta,
+)
 from tqdm import tqdm
 
 import run
-from amaml import AMAML, InputError, half_mse, mlp
-from baselines import FOMAML, IMAML, MAML, Pretrained, Reptile, Scratch
-from experiment.networks import initialise
-from experiment.registry import METHODS
+from amaml import AMAML, InputError, mlp
+from baselines import FOMAML, MAML
+from data import DOMAINS
+from experiment.build import build
+from experiment.distributed import Group
+from experiment.methods import METHODS, NETWORKS, PROTOCOLS, protocols
+from experiment.networks import seeded
 from experiment.settings import FIELDS, merged, parse_flags, read_toml
 
 FOLDER = {"config.json", "metrics.jsonl", "test.json", "checkpoint.pt", "summary.json", "curves.png"}
 
 
+def initial_theta() -> torch.Tensor:
+    """Of the network of TINY, seed 0."""
+    return torch.nn.utils.parameters_to_vector(seeded(lambda: mlp(1, 1, 4), 0).double().parameters()).detach()
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_runs_from_flags_to_results(tmp_path, capsys, method):
+def test_every_method_runs_from_flags_to_results(tmp_path, quick, capsys, method):
     out = tmp_path / method
     assert start(out, "--method", method) == 0
     captured = capsys.readouterr()
@@ -38,48 +60,88 @@ def test_every_method_runs_from_flags_to_results(tmp_path, capsys, method):
     )
     assert captured.out == content(out, "summary.json")["table"] + f"\n{out}\n"
     saved = checkpoint(out)
-    first, _ = initialise(lambda: mlp(1, 1, 4), 0, torch.float64, "cpu")
-    assert saved["settings"]["method"] == method
-    assert saved["update"] == 6
-    moved = (saved["theta"] - first).abs()
+    assert (saved["settings"]["method"], saved["update"]) == (method, 6)
+    moved = (theta(out) - initial_theta()).abs()
     assert moved.min() > 1e-4 if trained else moved.max() == 0  # Adam moves every parameter by about 6e-3
 
 
-def test_each_name_stands_for_its_method():
-    def learner(*flags):
-        s = merged(parse_flags(["--domain", "CosMixture", "--inner-steps", "7", "--inner-lr", "0.5", *flags]))
-        inner_loop = {"inner_lr": s.inner_lr, "inner_steps": s.inner_steps}
-        return METHODS[s.method].call(s, apply=None, loss=half_mse, **inner_loop)
+def sizes(domain: str) -> list[str]:
+    """The flags of SIZES that the domain, its network or its protocol uses."""
+    s = merged({"domain": domain})
+    uses = [PROTOCOLS[name].uses for name in protocols(s.protocol)] + [NETWORKS[s.network].uses]
+    small = SIZES | {"meta-updates": 2, "shots": 1 if DOMAINS[domain].images else 2, "queries": 2}
+    used = {name: n for name, n in small.items() if name not in ("width", "test-epochs")}
+    used |= {name: n for name, n in small.items() if name.replace("-", "_") in set().union(*uses)}
+    used |= {"ways": 2} if DOMAINS[domain].images else {}
+    return [x for name, n in used.items() for x in (f"--{name}", str(n))]
 
-    common = {"apply": None, "loss": half_mse, "inner_lr": 0.5, "inner_steps": 7}
-    flow = ["--solver", "dopri5", "--adjoint", "continuous", "--rtol", "0.01", "--prox", "0.25"]
-    implicit = ["--cg-steps", "3", "--cg-damping", "0.125"]
-    assert learner("--method", "amaml", *flow) == AMAML(
-        **common, solver="dopri5", adjoint="continuous", rtol=0.01, prox=0.25
-    )
-    assert learner("--method", "amaml").prox == 0.1  # synthetic.toml's
-    assert learner("--method", "amaml", "--prox", "0") == AMAML(**common, prox=0.0, rtol=0.01)
-    assert learner("--method", "maml") == MAML(**common)
-    options = ["--checkpoint-every", "2", "--inner-batch", "3", "--inner-optimizer", "adam"]
-    assert learner("--method", "maml", *options) == MAML(
-        **common, checkpoint_every=2, inner_batch=3, inner_optimizer="adam"
-    )
-    assert learner("--method", "maml1") == MAML(**common | {"inner_steps": 1})
-    assert learner("--method", "fomaml") == FOMAML(**common)
-    assert learner("--method", "imaml", *implicit) == IMAML(**common, cg_steps=3, damping=0.125, prox=2.0)
-    assert learner("--method", "imaml", "--prox", "0.5").prox == 0.5
-    assert learner("--method", "reptile") == Reptile(**common)
-    assert learner("--method", "scratch") == Scratch(**common)
-    assert learner("--method", "pretrained") == Pretrained(**common)
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_every_domain_runs_from_flags_to_a_table(tmp_path, data_sets, quick, domain):
+    flags = ["--domain", domain, "--method", "fomaml", "--data-root", data_sets, "--test-interval", "0"]
+    assert run.main([*sizes(domain), *flags, "--out", str(tmp_path / "run")]) == 0
+    assert content(tmp_path / "run", "summary.json")["table"].startswith(f"{domain}, ")
+
+
+@pytest.mark.parametrize("method", ["amaml", "anil", "maml", "imaml"])
+def test_methods_run_on_images(tmp_path, quick, method):
+    flags = ["--domain", "Glyphs", "--method", method, "--out", str(tmp_path)]
+    assert run.main([*sizes("Glyphs"), *flags]) == 0
+
+
+def learner(*flags):
+    """What --method gives to the Adaptation, in the end."""
+    s = merged(parse_flags(["--domain", "CosMixture", "--inner-steps", "7", "--inner-lr", "0.5", *flags]))
+    meta = build(s, Group()).meta
+    return meta._at(meta.split.theta(), None, None)
+
+
+def test_each_name_stands_for_its_method_with_its_settings():
+    for name, chosen in METHODS.items():
+        assert type(learner("--method", name)) is chosen.make
+    flow = learner(*["--solver", "dopri5", "--adjoint", "continuous", "--rtol", "0.01", "--prox", "0.25"])
+    assert isinstance(flow, AMAML)
+    assert (flow.solver, flow.adjoint, flow.rtol, flow.prox) == ("dopri5", "continuous", 0.01, 0.25)
+    assert (flow.inner_lr, flow.inner_steps) == (0.5, 7)
+    assert learner().prox == 0.1  # synthetic.toml's
+    options = {"checkpoint-every": 2, "inner-batch": 3, "inner-optimizer": "adam"}
+    unrolled = learner("--method", "maml", *(x for name, v in options.items() for x in (f"--{name}", str(v))))
+    assert isinstance(unrolled, MAML)
+    assert (unrolled.checkpoint_every, unrolled.inner_batch, unrolled.inner_optimizer) == (2, 3, "adam")
+    assert learner("--method", "maml1").inner_steps == 1
+    assert learner("--method", "fomaml").inner_steps == 7
+    implicit = learner(*["--method", "imaml", "--cg-steps", "3", "--cg-damping", "0.125"])
+    assert (implicit.cg_steps, implicit.damping, implicit.prox) == (3, 0.125, 2.0)
+
+
+def test_every_choice_takes_settings_that_there_are():
+    for table in (METHODS, NETWORKS, PROTOCOLS):
+        for chosen in table.values():
+            parameters = inspect.signature(chosen.make).parameters
+            free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+            assert free or {*chosen.takes.values(), *chosen.fixed} <= set(parameters)
+            assert chosen.uses <= set(FIELDS)
+
+
+def test_theta_reaches_the_learner_in_few_frames(tmp_path, quick, monkeypatch):
+    seen, gradient = [], FOMAML.gradient
+
+    def noted(*arguments):
+        names = [frame.filename for frame in inspect.stack(0)]
+        seen.append([name for name in names if name.startswith((f"{ROOT}/run", f"{ROOT}/exp", f"{ROOT}/amaml/ad"))])
+        return gradient(*arguments)
+
+    monkeypatch.setattr(FOMAML, "gradient", noted)
+    start(tmp_path)
+    assert len(seen[0]) <= 7  # main, experiment, run and _step of the session; forward, _Value and compute
 
 
 @pytest.mark.parametrize("protocol", ["finetune", "inner"])
-def test_maml_with_another_inner_loop_runs_to_its_results(tmp_path, protocol):
+def test_maml_with_another_inner_loop_runs_to_its_results(tmp_path, quick, protocol):
     options = ["--inner-optimizer", "adam", "--inner-batch", "3", "--checkpoint-every", "1", "--clip", "1e-6"]
     assert start(tmp_path, "--method", "maml", *options, "--meta-optimizer", "sgd", "--protocol", protocol) == 0
     assert all(m["recomputations"] == 1 for m in metrics(tmp_path))
-    first, _ = initialise(lambda: mlp(1, 1, 4), 0, torch.float64, "cpu")
-    assert 0 < (checkpoint(tmp_path)["theta"] - first).norm() < 6.1e-9  # 6 updates of 1e-3 times a norm of 1e-6
+    assert 0 < (theta(tmp_path) - initial_theta()).norm() < 6.1e-9  # 6 updates of 1e-3 times a norm of 1e-6
 
 
 def test_the_default_folder_says_what_ran(tmp_path, monkeypatch, quick, capsys):
@@ -115,35 +177,31 @@ def test_the_summary_repeats_the_last_meta_test(tmp_path, quick):
             assert row[points] == tests[-1][points]["mean"][i] != tests[0][points]["mean"][i]
             assert row[f"{points}_ci95"] == tests[-1][points]["ci95"][i] > 0
             assert f"{row[points]:.4f} +- {row[f'{points}_ci95']:.4f}" in summary["table"]
-    assert summary["metric"] == "nRMSE"
-    assert summary["updates"] == 6
+    assert (summary["metric"], summary["updates"]) == ("nRMSE", 6)
     assert 0 < summary["seconds_per_update"] < 5
     assert 50 < summary["peak_memory_mib"] < 50_000
 
 
-def test_errors_in_other_units_are_no_nrmse(tmp_path, quick):
-    start(tmp_path / "run", "--domain", "Sinusoid", "--width", "4")
-    assert content(tmp_path / "run", "summary.json")["metric"] == "MSE"
-
-
 def test_one_test_task_has_no_interval_and_the_files_stay_json(tmp_path, quick):
     out = tmp_path / "run"
-    assert start(out, "--test-tasks", "1") == 0
+    assert start(out, "--test-tasks", "1", "--domain", "Sinusoid") == 0
 
     def refuse(name):
         raise AssertionError(f"{name} is not JSON")
 
     for name in ("test.json", "summary.json"):
         json.loads((out / name).read_text(), parse_constant=refuse)
-    assert content(out, "summary.json")["at_epochs"][0]["test_ci95"] is None
-    assert "+-" not in content(out, "summary.json")["table"]
+    summary = content(out, "summary.json")
+    assert summary["at_epochs"][0]["test_ci95"] is None
+    assert "+-" not in summary["table"]
+    assert summary["metric"] == "MSE"  # in the units of the targets
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path, quick):
     for name, seed in (("one", "5"), ("two", "5"), ("other", "6")):
         start(tmp_path / name, "--seed", seed)
     assert_same_run(tmp_path / "one", tmp_path / "two")
-    assert not torch.equal(checkpoint(tmp_path / "one")["theta"], checkpoint(tmp_path / "other")["theta"])
+    assert not torch.equal(theta(tmp_path / "one"), theta(tmp_path / "other"))
     assert content(tmp_path / "one", "test.json")[0]["test"] != content(tmp_path / "other", "test.json")[0]["test"]
 
 
@@ -196,13 +254,11 @@ def test_help_documents_every_flag_with_its_default(capsys):
 
 @pytest.mark.parametrize("unbuffered", ["1", ""])
 def test_a_closed_pipe_ends_quietly(tmp_path, monkeypatch, unbuffered):
-    """Also that of --help; some versions of argparse look away where Python does not buffer."""
+    """Some versions of argparse look away where Python does not buffer."""
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
-    start(tmp_path / "run")
-    for flags, statuses in ((["--help"], {0, 141} if unbuffered else {141}), ([*TINY, "--out", "run"], {141})):
-        status, stderr = into_a_closed_pipe([sys.executable, str(ROOT / "run.py"), *flags], tmp_path)
-        assert status in statuses
-        assert stderr == ""
+    status, stderr = into_a_closed_pipe([sys.executable, str(ROOT / "run.py"), "--help"], tmp_path)
+    assert status in ({0, 141} if unbuffered else {141})
+    assert stderr == ""
 
 
 @pytest.mark.parametrize("ends", ["done", "mistake"])
@@ -225,11 +281,38 @@ def test_deterministic_algorithms_are_asked_for_where_the_run_asks(tmp_path, qui
         assert_same_run(tmp_path / "run", tmp_path / "same")
 
 
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (MemoryError(), "run.py: out of memory"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "run.py: out of memory"),
+        (RuntimeError("DefaultCPUAllocator: no memory"), "run.py: out of memory"),
+        (
+            RuntimeError("scatter_add_cuda_kernel does not have a deterministic implementation, but you set ... You"),
+            "run.py: scatter_add_cuda_kernel does not have a deterministic implementation",
+        ),
+        (RuntimeError("a bug"), None),
+    ],
+)
+def test_faults_of_the_machine_get_one_line_and_those_of_the_program_are_raised(
+    tmp_path, monkeypatch, capsys, fault, said
+):
+    def build(*settings):
+        raise fault
+
+    monkeypatch.setattr(run, "build", build)
+    if said is None:
+        with pytest.raises(RuntimeError, match="a bug"):
+            start(tmp_path / "run")
+        return
+    assert start(tmp_path / "run") == 2
+    assert error_line(capsys).startswith(said)
+
+
 def test_the_program_starts_and_reports_a_mistake_with_status_2(tmp_path):
     command = [sys.executable, str(ROOT / "run.py"), "--domain", "Alpine3D"]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert ended.returncode == 2
-    assert ended.stdout == ""
+    assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith("run.py: unknown domain 'Alpine3D'; did you mean 'Alpine2D'?")
     assert ended.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []

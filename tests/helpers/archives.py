@@ -90,12 +90,12 @@ def movielens(path: Path, ratings: np.ndarray, separator: str = "\t") -> None:
 
 
 def every_set(root: Path) -> None:
-    """All of them: 150 users of 30 items and of 100 jokes, a few classes of images."""
+    """All of them: 220 users of 30 items and of 100 jokes, a few classes of images."""
     rng = np.random.default_rng(0)
-    stars = rng.integers(1, 6, (150, 30)).astype(float)
+    stars = rng.integers(1, 6, (220, 30)).astype(float)
     movielens(root / "u.data", stars)
     movielens(root / "ratings.dat", stars, "::")
-    jokes = rng.uniform(-10, 10, (150, 100)).round(2)
+    jokes = rng.uniform(-10, 10, (220, 100)).round(2)
     (root / "jester-data-1.csv").write_text("".join(f"100,{','.join(map(str, row))}\n" for row in jokes))
     omniglot(root / "omniglot", "background", {"Greek": 4, "Latin": 4})
     as_pickles(root, pictures(2, 2))

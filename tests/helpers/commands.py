@@ -1,14 +1,18 @@
-"""The program as its users start it, on a problem small enough for tests, and what it leaves behind."""
+"""The program as its users start it, on a problem small enough for tests, what it leaves behind, and how it is hurt."""
 
 import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import torch
 
 import run
+from experiment import folder
 
 ROOT = Path(run.__file__).parent
 SIZES = {
@@ -25,6 +29,7 @@ OURS = {"method": "fomaml", "protocol": "finetune", "meta-schedule": "constant",
 TINY = ["--domain", "CosMixture"] + [x for k, v in (OURS | SIZES).items() for x in (f"--{k}", str(v))]
 EPOCHS = TINY.index("--test-epochs")
 WITHOUT_EPOCHS = TINY[:EPOCHS] + TINY[EPOCHS + 2 :]  # for --protocol inner, which has no use for them
+OFTEN = ["--checkpoint-interval", "2", "--test-interval", "3"]
 
 
 def start(out: Path, *flags: str) -> int:
@@ -43,8 +48,54 @@ def spawn(out: Path, *flags: str) -> subprocess.Popen:
     )
 
 
+def wait_for(condition: Callable[[], bool], what: str, process: subprocess.Popen | None = None) -> None:
+    """Until a condition holds, as long as a process lives."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert process is None or process.poll() is None, f"ended before {what}: {process.communicate()}"
+        assert time.monotonic() < deadline, f"no {what} in 60 s"
+        time.sleep(0.01)
+
+
+def has_checkpoint(out: Path, update: int = 1) -> Callable[[], bool]:
+    """Whether a run has saved so many updates."""
+    return lambda: (out / "checkpoint.pt").exists() and checkpoint(out)["update"] >= update
+
+
+class Killed(BaseException):
+    """SIGKILL as the folder sees it: nothing after this happens."""
+
+
+def killed_at_write(monkeypatch, moment: int) -> None:
+    """From now on, the process dies in the middle of its moment-th write of a file."""
+    write, append, clock = folder.write_atomically, folder.RunFolder.append_metrics, count()
+
+    def dying_write(path, content):
+        if next(clock) == moment:
+            path.with_name(path.name + ".tmp").write_bytes(content[: len(content) // 2])
+            raise Killed
+        write(path, content)
+
+    def dying_append(folder, records):
+        if next(clock) == moment:
+            append(folder, records)
+            text = (folder.path / "metrics.jsonl").read_bytes()
+            (folder.path / "metrics.jsonl").write_bytes(text[:-20])
+            raise Killed
+        append(folder, records)
+
+    monkeypatch.setattr(folder, "write_atomically", dying_write)
+    monkeypatch.setattr(folder.RunFolder, "append_metrics", dying_append)
+
+
 def checkpoint(out: Path) -> dict:
     return torch.load(out / "checkpoint.pt", weights_only=True)
+
+
+def theta(out: Path) -> torch.Tensor:
+    """All trained parameters of a run's checkpoint, learned rates last."""
+    model = checkpoint(out)["model"]
+    return torch.cat([value.reshape(-1) for value in model.values() if isinstance(value, torch.Tensor)])
 
 
 def content(out: Path, name: str):
@@ -56,15 +107,17 @@ def metrics(out: Path) -> list[dict]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Everything below a folder, to see that nothing changed."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    """Everything below a folder but locks, to see that nothing changed."""
+    found = (p for p in folder.rglob("*") if p.is_file() and p.name != ".lock")
+    return {str(p.relative_to(folder)): p.read_bytes() for p in found}
 
 
 def assert_same_run(out: Path, other: Path) -> None:
-    """Two folders hold the same theta, optimiser, metrics and tests, to the bit."""
+    """Two folders hold the same theta, learner's memory, optimiser, metrics and tests, to the bit."""
     one, two = checkpoint(out), checkpoint(other)
     assert one["update"] == two["update"]
-    assert torch.equal(one["theta"], two["theta"])
+    assert torch.equal(theta(out), theta(other))
+    assert str(one["model"]["meta._extra_state"]) == str(two["model"]["meta._extra_state"])
     states = [[v for s in c["optimizer"]["state"].values() for v in s.values()] for c in (one, two)]
     assert len(states[0]) == len(states[1])
     assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))

@@ -18,7 +18,7 @@ from amaml.amaml import FURTHER
 from amaml.flow.curvature import Curvature
 from amaml.flow.trajectory import Trajectory
 from benchmarks import reference as fine
-from experiment.networks import initialise
+from experiment import networks
 
 
 def converged(learner: AMAML, theta, tasks) -> torch.Tensor:
@@ -29,7 +29,7 @@ def rough(seed: int):
     """Inputs times 10: a stiff landscape with strong negative curvature."""
     tasks = data.make("Alpine2D", data.Sampling(30, 30, 3, seed)).episode(0)
     tasks = Tasks(10 * tasks.support_x, tasks.support_y, 10 * tasks.query_x, tasks.query_y)
-    return *initialise(lambda: amaml.mlp(2, 1, 12), seed, torch.float64, "cpu"), tasks
+    return *amaml.flatten(networks.seeded(lambda: amaml.mlp(2, 1, 12), seed).double()), tasks
 
 
 def smooth(seed: int):

@@ -17,7 +17,7 @@ from amaml.flow.field import GradientFlow
 from amaml.flow.mesh import SOLVERS, FixedMesh, GradedMesh, bisected
 from amaml.flow.schemes import DESCENT, HEUN, MIDPOINT, RK3, RK4, RungeKutta
 from amaml.flow.trajectory import Trajectory
-from experiment.networks import initialise
+from experiment.networks import seeded
 
 GRADED = [name for name in SOLVERS if name != "euler"]
 SSP3 = RungeKutta("ssp3", ((), (1.0,), (0.25, 0.25)), (1 / 6, 1 / 6, 2 / 3))  # Shu and Osher 1988
@@ -189,7 +189,7 @@ def test_bisected_steps_cover_the_same_time_by_the_same_schemes():
 def test_steps_keep_up_with_a_flow_that_sharpens_suddenly():
     """lambda_max grows from 5 to 40: an estimate that lagged behind gave a gradient 30 times too large."""
     tasks = data.make("Sinusoid", data.Sampling(10, 10, 4, seed=1)).episode(1)
-    theta, apply = initialise(lambda: amaml.mlp(1, 1, 40), 1, torch.float64, "cpu")
+    theta, apply = amaml.flatten(seeded(lambda: amaml.mlp(1, 1, 40), 1).double())
     flow = GradientFlow(apply, half_mse, tasks, theta)
     trajectory = Trajectory(flow)
     GradedMesh(SOLVERS["auto"], 1e-3).follow(trajectory, (2.0,), Curvature(flow))

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-import data
-from experiment import pictures
+from experiment import figures
 from experiment.build import build
-from experiment.pictures import Fits, draw_curves, draw_fits
+from experiment.distributed import Group
+from experiment.figures import Fits, draw_curves, draw_fits
 from experiment.settings import merged
 
 TITLE = "Alpine2D, 4 shots, 4 queries, 2 inner steps: amaml, seed 7"
@@ -15,9 +15,9 @@ TITLE = "Alpine2D, 4 shots, 4 queries, 2 inner steps: amaml, seed 7"
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures, which are not made into files."""
-    figures = []
-    monkeypatch.setattr(pictures, "_png", lambda figure: figures.append(figure) or b"png")
-    return figures
+    shown = []
+    monkeypatch.setattr(figures, "_png", lambda figure: shown.append(figure) or b"png")
+    return shown
 
 
 def entry(update: int, level: float, unit: str = "epoch") -> dict:
@@ -71,14 +71,13 @@ def test_a_fitted_task_carries_its_errors(drawn, dimensions):
 def test_fitted_tasks_are_in_the_units_of_the_formula_with_their_errors(monkeypatch):
     flags = {"domain": "CosMixture", "shots": 5, "queries": 5, "test_epochs": 3, "test_tasks": 2, "draw": 2, "width": 4}
     s, shown = merged(flags | {"dtype": "float64"}), []
-    monkeypatch.setattr("experiment.build.draw_fits", lambda title, fits: shown.append((title, fits)))
-    domain = data.of_settings(s)
-    e = build(s, domain)
-    e.picture(e.theta)
+    monkeypatch.setattr("experiment.figures.draw_fits", lambda title, fits: shown.append((title, fits)))
+    e = build(s, Group())
+    e.picture()
     title, fits = shown[0]
     assert title == "CosMixture, 5 shots, 5 queries, 200 inner steps: amaml, seed 0"
     np.testing.assert_allclose(fits.x[0, [0, -1], 0], [-1, 1], rtol=1e-12)  # the ends of the grid
-    deviation = domain.y_scale[1]
+    deviation = e.domain.y_scale[1]
     for predictions, errors in ((fits.before, fits.errors_before), (fits.after, fits.errors_after)):
         in_deviations = (predictions - fits.truth) / deviation
         np.testing.assert_allclose(np.sqrt((in_deviations**2).mean((1, 2))), errors, rtol=1e-9)

@@ -1,4 +1,4 @@
-"""The pictures of a single run: its curves, and fitted tasks."""
+"""The pictures of a run: its curves, and fitted tasks."""
 
 from __future__ import annotations
 
@@ -83,11 +83,11 @@ def _draw_training(axes: Axes, metrics: list[dict[str, Any]]) -> None:
 
 def can_draw(input_shape: tuple[int, ...]) -> bool:
     """Whether draw_fits can show such tasks, those of one or two inputs; warns where it cannot."""
-    drawable = tuple(input_shape) in ((1,), (2,))
-    if not drawable:
-        message = f"--draw shows tasks of one or two inputs, these have {tuple(input_shape)}: there will be no picture"
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
-    return drawable
+    if input_shape in ((1,), (2,)):
+        return True
+    message = f"--draw shows tasks of one or two inputs, these have {tuple(input_shape)}: there will be no picture"
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
+    return False
 
 
 class Fits(NamedTuple):

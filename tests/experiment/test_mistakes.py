@@ -5,21 +5,13 @@ from helpers.commands import content, error_line, files, start
 
 import data
 import run
-from experiment import opening
+from experiment import machine, opening
+from experiment.settings import merged
 
 LIMITS = {"shots": 1000, "queries": 1000, "meta-batch": 100, "test-tasks": 100}
-COUNTS = [
-    *LIMITS,
-    "inner-steps",
-    "meta-updates",
-    "width",
-    "cg-steps",
-    "checkpoint-interval",
-    "ways",
-    "task-chunk",
-    "processes",
-    "test-steps",
-]
+COUNTS = [*LIMITS, "inner-steps", "meta-updates", "width", "cg-steps", "checkpoint-interval", "ways", "task-chunk"]
+COUNTS += ["processes", "test-steps"]
+BAD_COUNTS = ["-3", "2.5", "ten", "", "nan", "inf", "1e3", "9" * 400, "2147483648"]
 FINETUNE = ["--protocol", "finetune"]  # the sizes of TINY are for it
 MISTAKES = [
     (["--domain", "alpine2d"], ["unknown domain 'alpine2d'", "did you mean 'Alpine2D'?", "CosMixture2D-slides"]),
@@ -33,8 +25,7 @@ MISTAKES = [
     (["--resume=yes"], ["--resume", "'yes'", "--help"]),
     *((["--" + name, "0"], [f"--{name} must be a positive integer", "'0'"]) for name in COUNTS),
     *((["--" + name, str(most + 1)], [f"--{name} {most + 1}", f"at most {most}"]) for name, most in LIMITS.items()),
-    *((["--shots", bad], ["--shots must be a positive integer", repr(bad)]) for bad in ("-3", "2.5", "ten", "", "nan")),
-    *((["--shots", bad], ["--shots must be a positive integer"]) for bad in ("inf", "1e3", "9" * 400, "2147483648")),
+    *((["--shots", bad], ["--shots must be a positive integer", repr(bad)]) for bad in BAD_COUNTS),
     (["--test-epochs", "-1"], ["--test-epochs must be zero or a positive integer", "'-1'"]),
     (["--seed", "-1"], ["--seed must be zero or a positive integer below 2**63", "'-1'"]),
     (["--seed", str(2**63)], ["--seed must be zero or a positive integer below 2**63", str(2**63)]),
@@ -50,12 +41,9 @@ MISTAKES = [
     (["--solver", "rk44"], ["unknown solver 'rk44'", "did you mean 'rk4'?"]),
     (["--adjoint", "exact"], ["unknown adjoint 'exact'", "discrete"]),
     (["--dtype", "float16"], ["unknown dtype 'float16'", "float64"]),
-    (["--activation", "Tanh"], ["unknown activation 'Tanh'", "did you mean 'tanh'?"]),
-    (["--norm", "layer"], ["unknown norm 'layer'", "batch"]),
     (["--norm", "batch", "--shots", "1"], ["--norm batch", "at least 2", "--shots 1"]),
     (["--meta-optimizer", "adamw"], ["unknown meta-optimizer 'adamw'", "did you mean 'adam'?"]),
     (["--network", "conv4"], ["--network conv4", "CosMixture", "choose mlp or linear"]),
-    (["--network", "resnet"], ["unknown network 'resnet'", "did you mean 'resnet12'?"]),
     (["--inner-optimizer", "adam"], ["--inner-optimizer adam is for --method maml or maml1", "not for fomaml"]),
     (["--method", "amaml", "--inner-batch", "2"], ["--inner-batch 2 is for --method maml", "amaml"]),
     (["--method", "imaml", "--checkpoint-every", "2"], ["--checkpoint-every 2 is for --method maml", "leave it out"]),
@@ -91,7 +79,7 @@ def test_compiling_needs_a_compiler(tmp_path, monkeypatch, capsys):
     assert start(tmp_path / "run", "--compile", "on") == 2
     assert "--compile on needs a C++ compiler" in error_line(capsys)
     assert list(tmp_path.iterdir()) == []
-    assert not opening.compiles("auto", 5000, None)
+    assert not opening._compiles(merged({"domain": "CosMixture"}))
 
 
 def test_no_domain_is_a_mistake_that_names_them_all(capsys):
@@ -156,7 +144,7 @@ def test_overwrite_refuses_a_run_folder_that_holds_something_else(tmp_path, quic
     assert files(out) == before
 
 
-@pytest.mark.parametrize("mistake", [["--shots", "2000"], ["--test-tasks", "101"], ["--norm", "batch", "--shots", "1"]])
+@pytest.mark.parametrize("mistake", [["--shots", "2000"], ["--norm", "batch", "--shots", "1"]])
 def test_a_mistake_beside_overwrite_loses_no_run(tmp_path, quick, mistake):
     out = tmp_path / "run"
     start(out)
@@ -166,33 +154,20 @@ def test_a_mistake_beside_overwrite_loses_no_run(tmp_path, quick, mistake):
 
 
 @pytest.mark.parametrize("finished", [True, False])
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ("--domain", "CosMixture-slides"),
-        ("--method", "maml"),
-        ("--shots", "5"),
-        ("--inner-lr", "0.02"),
-        ("--width", "5"),
-        ("--seed", "1"),
-        ("--meta-optimizer", "sgd"),
-    ],
-    ids=" ".join,
-)
-def test_an_out_of_another_configuration_is_refused(tmp_path, quick, capsys, flags, finished):
+def test_an_out_of_another_configuration_is_refused(tmp_path, quick, capsys, finished):
     out = tmp_path / "run"
     start(out)
     if not finished:
         (out / "summary.json").unlink()
-    before = files(out)
-    old = content(out, "config.json")["settings"][flags[0].removeprefix("--").replace("-", "_")]
+    before, settings = files(out), content(out, "config.json")["settings"]
     capsys.readouterr()
-    assert start(out, *flags, "--resume") == 2
-    line = error_line(capsys)
-    assert f"{out} holds a run with {flags[0]} {old}, not {flags[1]}" in line
-    assert "--out" in line
-    assert "--overwrite" in line
-    assert files(out) == before
+    for flag, value in {"domain": "CosMixture-slides", "method": "maml", "shots": "5", "meta-optimizer": "sgd"}.items():
+        assert start(out, f"--{flag}", value, "--resume") == 2
+        line = error_line(capsys)
+        assert f"{out} holds a run with --{flag} {settings[flag.replace('-', '_')]}, not {value}" in line
+        assert "--out" in line
+        assert "--overwrite" in line
+        assert files(out) == before
 
 
 def test_an_unfinished_run_is_neither_lost_nor_continued_unasked(tmp_path, quick, capsys):
@@ -223,3 +198,24 @@ def test_a_finished_run_of_another_length_says_so(tmp_path, quick, capsys):
     assert start(out, "--meta-updates", "8", "--resume") == 2
     assert "checkpoint.pt" in error_line(capsys)
     assert (out / "summary.json").exists()
+
+
+def test_a_network_that_no_memory_holds_is_refused_before_it_is_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("experiment.build.seeded", None)
+    monkeypatch.setattr("os.sysconf", lambda name: 2**18)  # pages of 256 KiB: 64 GiB
+    for flags, tasks in (([], 2), (["--meta-batch", "50"], 50), (["--task-chunk", "1"], 1)):
+        assert start(tmp_path / "run", "--width", "60000", *flags) == 2
+        line = error_line(capsys)
+        assert "parameters, choose a smaller one, or a smaller --task-chunk" in line
+        assert f"{tasks} tasks at once take at least" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_processes_of_one_machine_need_a_device_each(monkeypatch):
+    machine.check_device("cpu", 9)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    machine.check_device("cuda", 2)
+    with pytest.raises(run.InputError, match="3 processes need a GPU each, this machine has 2"):
+        machine.check_device("cuda", 3)
+    with pytest.raises(run.InputError, match="choose --device cuda, one for each"):
+        machine.check_device("cuda:0", 2)

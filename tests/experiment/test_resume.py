@@ -7,45 +7,33 @@ import time
 from itertools import count
 
 import pytest
-from helpers.commands import assert_same_run, checkpoint, content, error_line, files, metrics, spawn, start
+from helpers.commands import (
+    OFTEN,
+    Killed,
+    assert_same_run,
+    checkpoint,
+    content,
+    error_line,
+    files,
+    has_checkpoint,
+    killed_at_write,
+    metrics,
+    spawn,
+    start,
+    theta,
+    wait_for,
+)
 
 import run
-from experiment import evaluation, folder
-
-OFTEN = ["--checkpoint-interval", "2", "--test-interval", "3"]
-
-
-class Killed(BaseException):
-    """SIGKILL as the folder sees it: nothing after this happens."""
-
-
-def killed_at_write(monkeypatch, moment: int):
-    """From now on, the process dies in the middle of its moment-th write of a file."""
-    write, append, clock = folder.write_atomically, folder.RunFolder.append_metrics, count()
-
-    def dying_write(path, content):
-        if next(clock) == moment:
-            path.with_name(path.name + ".tmp").write_bytes(content[: len(content) // 2])
-            raise Killed
-        write(path, content)
-
-    def dying_append(folder, records):
-        if next(clock) == moment:
-            append(folder, records)
-            text = (folder.path / "metrics.jsonl").read_bytes()
-            (folder.path / "metrics.jsonl").write_bytes(text[:-20])
-            raise Killed
-        append(folder, records)
-
-    monkeypatch.setattr(folder, "write_atomically", dying_write)
-    monkeypatch.setattr(folder.RunFolder, "append_metrics", dying_append)
+from experiment import folder
+from experiment.build import Experiment
 
 
 def test_a_falling_step_size_goes_on_where_it_was_and_ends_where_it_was_to(tmp_path, quick, monkeypatch):
     flags = [*OFTEN, "--meta-schedule", "cosine"]
     start(tmp_path / "whole", *flags)
     start(tmp_path / "constant", *OFTEN)
-    assert not checkpoint(tmp_path / "whole")["theta"].equal(checkpoint(tmp_path / "constant")["theta"])
+    assert not theta(tmp_path / "whole").equal(theta(tmp_path / "constant"))
     with monkeypatch.context() as patch:
         killed_at_write(patch, 6)
         with pytest.raises(Killed):
@@ -89,34 +77,27 @@ def test_a_run_killed_again_and_again_resumes_to_the_bit(tmp_path, quick, monkey
     assert_same_run(out, tmp_path / "whole")
 
 
-def wait_for(process, condition, what):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert process.poll() is None, f"ended before {what}: {process.communicate()}"
-        assert time.monotonic() < deadline, f"no {what} in 60 s"
-        time.sleep(0.005)
-
-
 def test_sigterm_and_sigkill_lose_nothing_of_a_process(tmp_path):
-    out, flags = tmp_path / "run", ["--meta-updates", "480", "--checkpoint-interval", "20", "--test-interval", "200"]
+    out, flags = tmp_path / "run", ["--meta-updates", "2000", "--checkpoint-interval", "5", "--test-interval", "0"]
     first = spawn(out, *flags)
-    wait_for(first, (out / "checkpoint.pt").exists, "checkpoint")
+    wait_for(has_checkpoint(out), "checkpoint", first)
     first.send_signal(signal.SIGTERM)
     stdout, stderr = first.communicate(timeout=60)
     update = checkpoint(out)["update"]
     assert first.returncode == 128 + signal.SIGTERM
     assert stdout == ""
     assert stderr == f"run.py: stopped after update {update}; go on with --resume\n"
-    assert len(metrics(out)) == update < 480
+    assert len(metrics(out)) == update < 2000
 
     second = spawn(out, *flags, "--resume")
-    wait_for(second, lambda: checkpoint(out)["update"] > update, "further checkpoint")
-    moment = random.uniform(0, 0.5)
+    wait_for(has_checkpoint(out, update + 1), "further checkpoint", second)
+    moment = random.uniform(0, 0.2)
     time.sleep(moment)
     second.kill()
     second.communicate(timeout=60)
     reached = checkpoint(out)["update"]
 
+    flags = [*flags, "--meta-updates", str(reached + 10)]
     assert start(out, *flags, "--resume") == 0
     start(tmp_path / "whole", *flags)
     try:
@@ -128,7 +109,7 @@ def test_sigterm_and_sigkill_lose_nothing_of_a_process(tmp_path):
 
 def signalled(monkeypatch, step: int | None, number: int, test: int = 0, repeat: int = 1):
     """Send a signal while episode step is drawn, or (step None) in the middle of the test-th meta-test."""
-    build, fine_tune, tests = run.build, evaluation.fine_tune, count()
+    build, adapt, tests = run.build, Experiment.adapt, count()
 
     def send():
         for _ in range(repeat):
@@ -140,7 +121,7 @@ def signalled(monkeypatch, step: int | None, number: int, test: int = 0, repeat:
         monkeypatch.setattr(e.domain, "episode", lambda n: (send() if n == step else None, draw(n))[1])
         return e
 
-    def noisy_test(*arguments, on_record, **named):
+    def noisy_test(experiment, tasks, protocol, on_record):
         current = next(tests)
 
         def record(epoch):
@@ -148,17 +129,17 @@ def signalled(monkeypatch, step: int | None, number: int, test: int = 0, repeat:
                 send()
             on_record(epoch)
 
-        return fine_tune(*arguments, on_record=record, **named)
+        return adapt(experiment, tasks, protocol, record)
 
     monkeypatch.setattr(run, "build", noisy_build)
-    monkeypatch.setattr(evaluation, "fine_tune", noisy_test)
+    monkeypatch.setattr(Experiment, "adapt", noisy_test)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
     ("where", "update", "tests"),
-    [({"step": 0}, 0, []), ({"step": 3}, 3, [3]), ({"step": None}, 3, []), ({"step": None, "test": 1}, 6, [3])],
-    ids=["before update 1", "before update 4", "first test", "last test"],
+    [({"step": 0}, 1, []), ({"step": 3}, 4, [3]), ({"step": None}, 3, []), ({"step": None, "test": 1}, 6, [3])],
+    ids=["update 1", "update 4", "first test", "last test"],
 )
 def test_a_stop_saves_at_once_and_resumes_to_the_bit(
     tmp_path, quick, monkeypatch, capsys, number, where, update, tests
@@ -227,7 +208,7 @@ def test_the_clock_of_a_resumed_run_goes_on(tmp_path, quick, monkeypatch):
         signalled(patch, step=3, number=signal.SIGTERM)
         start(out)
     before = checkpoint(out)
-    assert before["timed_updates"] == 2  # the first update of a process also traces the network
+    assert before["timed_updates"] == 3  # the first update of a process also traces the network
     start(out, "--resume")
     after = checkpoint(out)
     assert after["timed_updates"] == 4

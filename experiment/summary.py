@@ -1,0 +1,66 @@
+"""What a run ends with: its table, summary.json and curves.png."""
+
+from typing import Any
+
+from experiment.figures import draw_curves
+from experiment.folder import RunFolder
+
+SUMMARY_EPOCHS = (0, 10, 100, 500, 1000)
+
+
+def at_epochs(entry: dict[str, Any]) -> list[dict[str, float | None]]:
+    """The rows of the summary: the metric at epochs 0, 10, 100, 500, 1000 and the last, or at every inner step kept."""
+    kept = SUMMARY_EPOCHS if entry["unit"] == "epoch" else entry["epochs"]
+    rows = []
+    for epoch in sorted({*kept} & {*entry["epochs"]} | {entry["epochs"][-1]}):
+        i = entry["epochs"].index(epoch)
+        row: dict[str, float | None] = {"epoch": epoch}
+        for name in ("support", "test"):
+            row[name], row[f"{name}_ci95"] = entry[name]["mean"][i], entry[name]["ci95"][i]
+        rows.append(row)
+    return rows
+
+
+def table(title: str, entry: dict[str, Any]) -> str:
+    """The table a run ends with, of the last meta-test, and beside it that of the network before any training."""
+    parts, lines = (entry, *entry["also"]), [title]
+    beside = entry.get("scratch", [None] * len(parts))
+    heads = [f"{entry['metric']} on support", f"{entry['metric']} on test points"]
+    heads += ["scratch, on test points"] if "scratch" in entry else []
+    for part, other in zip(parts, beside, strict=True):
+        lines.append(_line(part["unit"], heads))
+        rows = at_epochs(part)
+        for row, other_row in zip(rows, at_epochs(other) if other else [None] * len(rows), strict=True):
+            cells = [_with_interval(row[name], row[f"{name}_ci95"]) for name in ("support", "test")]
+            if "scratch" in entry:
+                cells.append(_with_interval(other_row["test"], other_row["test_ci95"]) if other_row else "diverged")
+            lines.append(_line(f"{row['epoch']:.0f}", cells))
+    lines += [f"{name:>34}  {_with_interval(*pair):>24}" for name, pair in entry["predictors"].items()]
+    return "\n".join(lines)
+
+
+def _line(first: str, cells: list[str]) -> str:
+    return "  ".join([f"{first:>10}", f"{cells[0]:>22}", *(f"{cell:>24}" for cell in cells[1:])])
+
+
+def _with_interval(mean: float, half: float | None) -> str:
+    return f"{mean:.4f}" if half is None else f"{mean:.4f} +- {half:.4f}"
+
+
+def write_summary(folder: RunFolder, title: str, costs: dict[str, Any]) -> str:
+    """summary.json and curves.png of a run whose updates and tests are in its folder; returns its table.
+
+    costs: updates, seconds_per_update, first_update_seconds, compiled and peak_memory_mib, None where unknown.
+    """
+    tests = folder.read("test.json", [])
+    last, seconds, first = tests[-1], costs["seconds_per_update"], costs["first_update_seconds"]
+    said = [f"{costs['updates']} updates"]
+    said.append(f"{seconds:.4f} s per update" if seconds is not None else "too short to time")
+    said[-1] += f" (the first {first:.1f} s, tracing{' and compiling' if costs['compiled'] else ''})" if first else ""
+    said += [f"peak memory {costs['peak_memory_mib']:.0f} MiB"] if costs["peak_memory_mib"] else []
+    text = table(title, last) + "\n" + ", ".join(said)
+    folder.write_bytes("curves.png", draw_curves(title, tests, folder.metrics()))
+    also = [{"unit": part["unit"], "at_epochs": at_epochs(part)} for part in last["also"]]
+    results = {"metric": last["metric"], "at_epochs": at_epochs(last), "also": also, "predictors": last["predictors"]}
+    folder.write("summary.json", results | costs | {"table": text})
+    return text

@@ -1,0 +1,202 @@
+"""One run in several processes: the same bits as in one, and one end for all, whatever happens to one of them."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from helpers.commands import (
+    ROOT,
+    TINY,
+    assert_same_run,
+    checkpoint,
+    content,
+    error_line,
+    has_checkpoint,
+    metrics,
+    start,
+    wait_for,
+)
+from helpers.processes import Run, said
+
+import run
+from amaml import AMAML, Diverged, InputError, OverBudget
+from baselines import FOMAML
+from experiment import distributed
+from experiment.distributed import Group, Stopped
+from experiment.folder import RunFolder
+
+SMALL = ["--meta-batch", "4", "--task-chunk", "1", "--checkpoint-interval", "2", "--compile", "off"]
+AUTO = [*SMALL, "--method", "amaml", "--inner-steps", "20", "--test-interval", "3"]
+ENDLESS = [*SMALL, "--meta-updates", "100000", "--test-interval", "0"]
+
+# a process that has computed may fork, as long as it has one thread
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+
+
+def test_any_number_of_processes_makes_the_same_bits(tmp_path, quick):
+    start(tmp_path / "1", *AUTO)
+    assert checkpoint(tmp_path / "1")["model"]["meta._extra_state"]
+    assert Run(3, tmp_path / "3", *AUTO).end() == ([0] * 3, [])
+    assert content(tmp_path / "3", "config.json")["settings"]["processes"] == 3
+    assert_same_run(tmp_path / "3", tmp_path / "1")
+
+
+def test_more_processes_than_chunks_do_no_harm(tmp_path, quick):
+    start(tmp_path / "1", *AUTO, "--task-chunk", "3")
+    assert Run(3, tmp_path / "3", *AUTO, "--task-chunk", "3").end() == ([0] * 3, [])
+    assert_same_run(tmp_path / "3", tmp_path / "1")
+
+
+def test_a_killed_process_ends_the_run_and_it_goes_on_to_the_bit(tmp_path, quick):
+    group = Run(2, tmp_path / "run", *ENDLESS)
+    wait_for(has_checkpoint(tmp_path / "run"), "checkpoint")
+    group.ranks[1].kill()
+    statuses, (line,) = group.end()
+    assert statuses == [1, -signal.SIGKILL]
+    assert line.startswith("run.py: another process of this run has ended")
+    assert line.endswith("go on with --resume")
+    flags = [*ENDLESS, "--meta-updates", str(checkpoint(tmp_path / "run")["update"] + 5)]
+    assert Run(2, tmp_path / "run", *flags, "--resume").end() == ([0, 0], [])
+    start(tmp_path / "whole", *flags)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_process_that_does_not_answer_is_given_up(tmp_path, quick, monkeypatch):
+    monkeypatch.setattr(distributed, "SILENCE", distributed.timedelta(seconds=2))
+    group = Run(2, tmp_path / "run", *ENDLESS)
+    wait_for(has_checkpoint(tmp_path / "run"), "checkpoint")
+    os.kill(group.ranks[1].pid, signal.SIGSTOP)
+    group.ranks[0].join(60)
+    group.ranks[1].kill()
+    statuses, (line,) = group.end()
+    assert statuses[0] == 1
+    assert "has not answered" in line
+
+
+def test_a_stop_of_one_process_is_met_by_all(tmp_path, quick):
+    group = Run(2, tmp_path / "run", *ENDLESS)
+    wait_for(has_checkpoint(tmp_path / "run"), "checkpoint")
+    os.kill(group.ranks[1].pid, signal.SIGTERM)
+    statuses, lines = group.end()
+    assert statuses == [128 + signal.SIGTERM] * 2
+    update = checkpoint(tmp_path / "run")["update"]
+    assert lines == [f"run.py: stopped after update {update}; go on with --resume"]
+    assert len(metrics(tmp_path / "run")) == update
+
+
+def test_the_launcher_ends_with_one_line_and_the_status_of_the_run(tmp_path):
+    def spawn(*flags: str) -> subprocess.Popen:
+        command = [sys.executable, str(ROOT / "run.py"), *TINY, "--out", str(tmp_path), *ENDLESS, *flags]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([*command, "--processes", "2"], env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
+
+    stopped = spawn()
+    wait_for(has_checkpoint(tmp_path), "checkpoint", stopped)
+    stopped.send_signal(signal.SIGTERM)
+    _, stderr = stopped.communicate(timeout=60)
+    update = checkpoint(tmp_path)["update"]
+    assert stopped.returncode == 128 + signal.SIGTERM
+    assert said(stderr) == [f"run.py: stopped after update {update}; go on with --resume"]
+
+
+def diverging(learner, theta, tasks, memory, calls=[], whole=FOMAML.gradient):  # noqa: B006
+    calls.append(tasks)
+    if os.environ["RANK"] == "1" and len(calls) == 5:  # two chunks an update: in the third
+        raise Diverged("as it was asked to; try another")
+    return whole(learner, theta, tasks, memory)
+
+
+def full(folder, checkpoint):
+    raise InputError("no space left; free some")
+
+
+def test_a_fault_in_a_chunk_ends_all_with_its_line(tmp_path, quick, monkeypatch):
+    monkeypatch.setattr(FOMAML, "gradient", diverging)
+    said = "run.py: update 3: as it was asked to; try another; the checkpoint of update 2 is kept"
+    assert Run(2, tmp_path / "run", *SMALL).end() == ([2, 2], [said])
+
+
+@pytest.mark.parametrize(("name", "other"), [("save", 1), ("create", 2)])
+def test_a_fault_of_the_first_process_is_told_once(tmp_path, quick, monkeypatch, name, other):
+    """Where it saves alone, the other one is lost; where both wait for it, it is the fault of both."""
+    monkeypatch.setattr(RunFolder, name, full)
+    statuses, (line,) = Run(2, tmp_path / "run", *SMALL).end()
+    assert statuses == [2, other]
+    assert line.startswith("run.py: no space left; free some")
+
+
+def test_mistakes_are_told_once_before_anything_starts(tmp_path, capsys):
+    assert start(tmp_path / "run", "--processes", "2", "--shots", "0") == 2
+    assert "--shots must be a positive integer" in error_line(capsys)
+
+
+def test_a_share_of_the_batch_is_the_default_chunk(tmp_path, quick):
+    assert Run(2, tmp_path / "run", "--meta-batch", "5").end() == ([0, 0], [])
+    assert content(tmp_path / "run", "config.json")["settings"]["task_chunk"] == 3
+    statuses, (line,) = Run(2, tmp_path / "run", "--meta-batch", "5", "--task-chunk", "2", "--resume").end()
+    assert statuses == [2, 2]
+    assert "holds a run with --task-chunk 3, not 2" in line
+
+
+def test_a_checkpoint_is_evaluated_by_several_processes_to_the_bit(tmp_path, quick):
+    start(tmp_path / "run", *SMALL)
+    command = ["--evaluate", str(tmp_path / "run"), "--test-tasks", "5"]
+    name = "evaluation-CosMixture-4shot-finetune-test_tasks5.json"
+    assert run.main([*command, "--out", str(tmp_path / "alone")]) == 0
+    assert Run(2, tmp_path / "both", command=command).end() == ([0, 0], [])
+    assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "both" / name).read_bytes()
+
+
+def over_budget(learner, theta, tasks, memory, calls=[], whole=AMAML.gradient):  # noqa: B006
+    calls.append(tasks)
+    if os.environ["RANK"] == "1" and len(calls) == 5:
+        raise OverBudget("too dear")
+    return whole(learner, theta, tasks, memory)
+
+
+@pytest.mark.filterwarnings("ignore:update 3. the meta-gradient of this batch")
+def test_a_batch_with_a_chunk_over_budget_is_left_out_by_all(tmp_path, quick, monkeypatch):
+    monkeypatch.setattr(AMAML, "gradient", over_budget)
+    assert Run(2, tmp_path / "run", *AUTO).end() == ([0, 0], [])
+    assert [record["update"] for record in metrics(tmp_path / "run") if "skipped" in record] == [3]
+    assert checkpoint(tmp_path / "run")["update"] == 6
+
+
+class Pair(Group):
+    """Process rank of two, of which the other has sent something already."""
+
+    def __init__(self, rank: int, other: tuple) -> None:
+        super().__init__(rank, 2)
+        self.other = other
+
+    def exchange(self, mine):
+        return [mine, self.other] if self.first else [self.other, mine]
+
+
+def test_the_fault_of_the_first_chunk_is_raised_wherever_it_was_met():
+    def solve(part):
+        raise ValueError(f"part {part}")
+
+    group = Pair(0, (None, [distributed.Outcome(fault=ValueError("part 1"))]))
+    with pytest.raises(ValueError, match="part 0"):
+        group.map_chunks(solve, [0, 1, 2, 3])
+    with pytest.raises(ValueError, match="part 1"):
+        group.map_chunks(lambda part: solve(part) if part == 2 else None, [0, 1, 2, 3])
+
+
+def test_a_signal_counts_once_all_processes_know():
+    group = Pair(0, (signal.SIGTERM, [distributed.Outcome(1)]))
+    group.check_stop()  # what it was asked for itself is told in the next exchange
+    with pytest.raises(Stopped):
+        group.map_chunks(lambda part: None, [0])
+
+
+def test_a_stop_before_the_first_update_is_a_stop():
+    group = Group()
+    with group.stop:
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(Stopped) as stopped:
+            group.of_first(lambda: 1)
+    assert stopped.value.number == signal.SIGINT

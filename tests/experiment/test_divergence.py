@@ -1,0 +1,212 @@
+"""Losses and parameters that stop being finite, batches that are left out: the update, the last good checkpoint."""
+
+import json
+
+import pytest
+import torch
+from helpers.commands import Killed, assert_same_run, checkpoint, error_line, killed_at_write, metrics, start, theta
+
+import run
+from amaml import Diverged, OverBudget
+from baselines import FOMAML
+from experiment import methods
+from experiment.session import cosine
+
+
+@pytest.mark.parametrize("method", ["maml", "maml1", "fomaml", "imaml", "reptile"])
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_update(tmp_path, quick, capsys, method):
+    out = tmp_path / "run"
+    assert start(out, "--method", method, "--inner-lr", "1e29", "--dtype", "float32") == 2
+    line = error_line(capsys)
+    assert "update 1: " in line
+    assert "inner_lr" in line
+    assert "no checkpoint yet" in line
+    assert not (out / "checkpoint.pt").exists()
+    assert metrics(out) == []
+
+
+@pytest.mark.parametrize("solver", ["auto", "rk4", "rkc", "euler"])
+def test_amaml_refuses_a_horizon_that_no_steps_can_cover(tmp_path, quick, capsys, solver):
+    out = tmp_path / "run"
+    flags = ["--method", "amaml", "--solver", solver, "--inner-lr", "1e29", "--dtype", "float32"]
+    assert start(out, *flags) == 2
+    line = error_line(capsys)
+    assert "update 1: " in line
+    assert "smaller" in line
+    assert "no checkpoint yet" in line
+    assert not (out / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("solver", ["euler", "rk4"])
+def test_amaml_stops_with_its_update_where_theta_explodes(tmp_path, capsys, solver):
+    out = tmp_path / "run"
+    flags = [
+        "--method",
+        "amaml",
+        "--solver",
+        solver,
+        "--meta-lr",
+        "1e25",
+        "--dtype",
+        "float32",
+        "--checkpoint-interval",
+        "1",
+    ]
+    assert start(out, *flags) == 2
+    line = error_line(capsys)
+    assert "update 2: " in line
+    assert "the checkpoint of update 1 is kept" in line
+    assert checkpoint(out)["update"] == 1
+    assert theta(out).isfinite().all()
+
+
+def test_a_theta_that_is_not_finite_is_never_saved(tmp_path, quick, monkeypatch, capsys):
+    class Overflow(torch.optim.SGD):
+        def step(self):
+            self.param_groups[0]["params"][0].data[2] = torch.inf
+
+    monkeypatch.setitem(methods.META_OPTIMIZERS, "sgd", Overflow)
+    assert start(tmp_path / "run", "--meta-optimizer", "sgd", "--meta-updates", "1") == 2
+    assert "update 1: theta is not finite" in error_line(capsys)
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_a_meta_test_that_is_not_finite_stops_the_run(tmp_path, quick, capsys):
+    flags = ["--meta-lr", "1e25", "--dtype", "float32", "--meta-updates", "1"]
+    assert start(tmp_path / "run", *flags) == 2
+    line = error_line(capsys)
+    assert "meta-test after update 1" in line
+    assert "the checkpoint of update 1 is kept" in line
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize(("interval", "kept"), [(2, "update 4 is kept"), (100, "no checkpoint yet")])
+def test_the_first_update_that_was_not_finite_is_named(tmp_path, quick, capsys, monkeypatch, interval, kept):
+    """Of a method that does not check its result; the updates are looked at in batches, later ones are faulty too."""
+    out, build, gradient = tmp_path / "run", run.build, FOMAML.gradient
+
+    def unchecked(learner, theta, tasks, memory):
+        if not theta.isfinite().all():
+            raise Diverged("theta is lost")
+        return gradient.__wrapped__(learner, theta, tasks, memory)
+
+    def poisoned(*settings):
+        e = build(*settings)
+        draw = e.domain.episode
+
+        def episode(step):
+            tasks = draw(step)
+            if step == 4:
+                tasks.query_y[0, 0] = torch.inf
+            return tasks
+
+        monkeypatch.setattr(e.domain, "episode", episode)
+        return e
+
+    flags = ["--checkpoint-interval", str(interval), "--meta-updates", "9"]
+    with monkeypatch.context() as patch:
+        patch.setattr(FOMAML, "gradient", unchecked)
+        patch.setattr(run, "build", poisoned)
+        assert start(out, *flags) == 2
+    line = error_line(capsys)
+    assert "update 5: query loss inf" in line
+    assert kept in line
+    if interval == 2:
+        assert checkpoint(out)["update"] == 4
+        start(tmp_path / "sound", *flags)
+        assert start(out, *flags, "--resume") == 0
+        assert json.dumps(metrics(out)) == json.dumps(metrics(tmp_path / "sound"))
+
+
+def left_out(monkeypatch, *numbers: int):
+    """The batches of these updates of FOMAML are over their budget."""
+    calls, gradient, build = [], FOMAML.gradient, run.build
+
+    def noisy(*settings):
+        e = build(*settings)
+        draw = e.domain.episode
+        monkeypatch.setattr(e.domain, "episode", lambda step: (calls.append(step + 1), draw(step))[1])
+        return e
+
+    def some(*arguments):
+        if calls[-1] in numbers:
+            raise OverBudget("too dear")
+        return gradient(*arguments)
+
+    monkeypatch.setattr(run, "build", noisy)
+    monkeypatch.setattr(FOMAML, "gradient", some)
+
+
+def test_a_batch_over_budget_changes_neither_theta_nor_the_optimiser(tmp_path, quick, monkeypatch):
+    start(tmp_path / "two", "--meta-updates", "2")
+    left_out(monkeypatch, 3, 4)
+    with pytest.warns(RuntimeWarning, match=r"update 3: the meta-gradient of this batch .* left out"):
+        start(tmp_path / "four", "--meta-updates", "4")
+    assert torch.equal(theta(tmp_path / "two"), theta(tmp_path / "four"))
+    assert checkpoint(tmp_path / "four")["optimizer"]["state"][0]["step"] == 2
+    assert metrics(tmp_path / "four")[2:] == [{"update": 3, "skipped": True}, {"update": 4, "skipped": True}]
+
+
+def test_the_first_update_must_succeed(tmp_path, quick, monkeypatch, capsys):
+    left_out(monkeypatch, 1)
+    assert start(tmp_path) == 2
+    assert "update 1: too dear" in error_line(capsys)
+
+
+MANY = ["--meta-updates", "9", "--checkpoint-interval", "3", "--test-interval", "0"]
+
+
+@pytest.mark.filterwarnings("ignore:update 2. the meta-gradient of this batch")
+def test_more_than_one_percent_of_the_last_updates_left_out_ends_the_run(tmp_path, quick, monkeypatch, capsys):
+    monkeypatch.setattr("experiment.session.SKIP_WINDOW", 200)  # of which two may be left out
+    left_out(monkeypatch, 2, 5, 7)
+    assert start(tmp_path, *MANY) == 2
+    line = error_line(capsys)
+    assert "update 7: 3 of the last 200 batches were left out" in line
+    assert "the checkpoint of update 6 is kept" in line
+
+
+@pytest.mark.filterwarnings("ignore:update 2. the meta-gradient of this batch")
+def test_a_batch_that_was_left_out_after_the_checkpoint_of_a_killed_run_counts_once(tmp_path, quick, monkeypatch):
+    monkeypatch.setattr("experiment.session.SKIP_WINDOW", 200)
+    left_out(monkeypatch, 2, 4)
+    start(tmp_path / "whole", *MANY)
+    with monkeypatch.context() as patch:
+        killed_at_write(patch, 7)
+        with pytest.raises(Killed):
+            start(tmp_path / "run", *MANY)
+    assert [m["update"] for m in metrics(tmp_path / "run") if "skipped" in m] == [2, 4]
+    assert checkpoint(tmp_path / "run")["skipped"] == [2]
+    assert start(tmp_path / "run", *MANY, "--resume") == 0
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert checkpoint(tmp_path / "run")["skipped"] == [2, 4]
+
+
+def step(out, *flags: str) -> torch.Tensor:
+    """The difference that the only update makes by gradient descent of 0.1."""
+    start(out, "--meta-optimizer", "sgd", "--meta-lr", "0.1", "--meta-updates", "1", *flags)
+    start(out.with_name("scratch"), "--method", "scratch", "--meta-updates", "1", "--overwrite")
+    return theta(out) - theta(out.with_name("scratch"))
+
+
+def test_a_clipped_gradient_keeps_its_direction_and_has_the_norm_asked_for(tmp_path, quick):
+    whole, clipped, long = (step(tmp_path / clip, "--clip", clip) for clip in ("0", "1e-3", "1e3"))
+    torch.testing.assert_close(clipped, whole * (1e-4 / whole.norm()), rtol=1e-2, atol=0)
+    assert torch.equal(whole, long)
+    norms = [metrics(tmp_path / clip)[0]["gradient_norm"] for clip in ("0", "1e-3", "1e3")]
+    assert norms == pytest.approx([whole.norm().item() / 0.1] * 3, rel=1e-9)  # the one it had
+
+
+def test_the_step_size_falls_along_half_a_cosine(tmp_path, quick, monkeypatch):
+    shares = [1, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4]
+    assert [cosine(0.1, 4, n) for n in range(4)] == pytest.approx([0.1 * share for share in shares])
+    sizes = []
+
+    class Noted(torch.optim.SGD):
+        def step(self):
+            sizes.append(self.param_groups[0]["lr"])
+            super().step()
+
+    monkeypatch.setitem(methods.META_OPTIMIZERS, "sgd", Noted)
+    start(tmp_path, "--meta-optimizer", "sgd", "--meta-lr", "0.1", "--meta-schedule", "cosine", "--meta-updates", "4")
+    assert sizes == [cosine(0.1, 4, n) for n in range(4)]
