@@ -109,12 +109,12 @@ class Adaptation(nn.Module):
         check_module(module)
         _check_untrained(module, loss, query_loss, objective)
         self.module, self.method = module, method
-        self.apply_module = Flattened(module, adapt, batched)
-        self.inner_lr = Rates(inner_lr, self.apply_module.shapes) if isinstance(inner_lr, Mapping) else inner_lr
+        self.function = Flattened(module, adapt, batched)
+        self.inner_lr = Rates(inner_lr, self.function.shapes) if isinstance(inner_lr, Mapping) else inner_lr
         self.prox, self.task_chunk, self.each, self.latest = prox, task_chunk, each, None
         self._learner = self._make(*_losses(loss, query_loss, objective, penalty), inner_steps, options)
         self.memory: Memory = self._learner.init()
-        self._at(self.apply_module.theta())
+        self._at(self.function.theta())
 
     def forward(
         self,
@@ -130,7 +130,7 @@ class Adaptation(nn.Module):
         2019), in equal parts without weights; one trajectory and one sweep back, whatever their number.
         Without gradients (torch.no_grad(), or nothing requires one) it costs the inner loop alone.
         """
-        theta, tasks = self.apply_module.theta(), self._with_shared(tasks)
+        theta, tasks = self.function.theta(), self._with_shared(tasks)
         learner = self._at(theta, inner_lr, prox, at, weights)
         request = self._requested(learner, theta, tasks.leaves())
         if not request:
@@ -158,7 +158,7 @@ class Adaptation(nn.Module):
         A differentiable function of all that enters the inner loop: backward() through it is the adjoint from lam(T) =
         dJ/dphi, with what lam gains at earlier times, exact for the steps and within rtol for the flow.
         """
-        theta, tasks = self.apply_module.theta(), self._with_shared(tasks)
+        theta, tasks = self.function.theta(), self._with_shared(tasks)
         learner = _inner(self._at(theta, inner_lr, prox, inner_steps=inner_steps))
         steps = (learner.inner_steps,) if at is None else tuple(at)
         check_at(steps, learner.inner_steps)
@@ -169,11 +169,11 @@ class Adaptation(nn.Module):
 
     def predict(self, phi: Tensor, x: Points) -> Tensor:
         """Of adapted parameters phi (tasks, P) at x (tasks, points, *input): (tasks, points, *output)."""
-        return predict(self.apply_module, phi, x, self.apply_module.shared())
+        return predict(self.function, phi, x, self.function.shared())
 
     def unflatten(self, phi: Tensor) -> dict[str, Tensor]:
         """The adapted parameters by name, phi (..., P) to tensors (..., *shape)."""
-        return self.apply_module.pieces(phi)
+        return self.function.pieces(phi)
 
     @property
     def name(self) -> str:
@@ -264,7 +264,7 @@ class Adaptation(nn.Module):
                 "an Adaptation shares the parameters of its module among the tasks; leave Tasks(shared=...) out, and "
                 "give other tensors beside support_x and query_x"
             )
-        shared = self.apply_module.shared()
+        shared = self.function.shared()
         return replace(tasks, shared=shared) if shared else tasks
 
     def _make(self, loss: Loss, query_loss: Loss | None, inner_steps: int, options: dict[str, Any]) -> MetaLearner:
@@ -278,7 +278,7 @@ class Adaptation(nn.Module):
                 raise InputError(f"there is no keyword {option!r} here; write {ELSEWHERE[option]}")
             if option not in known:
                 raise unknown(f"keyword of method {self.name}", option, {*known, *(KEYWORDS if kind is AMAML else ())})
-        apply = Bound(self.apply_module) if isinstance(loss, OfModel) else self.apply_module
+        apply = Bound(self.function) if isinstance(loss, OfModel) else self.function
         options |= {} if query_loss is None else {"query_loss": query_loss}
         return kind(apply=apply, loss=loss, inner_lr=1.0, inner_steps=inner_steps, **options, **fixed)
 
@@ -304,7 +304,7 @@ class Adaptation(nn.Module):
     ) -> MetaLearner:
         """The learner with its rates, prox and outer loss as they are now."""
         given, count = self.inner_lr if inner_lr is None else inner_lr, inner_steps or self._learner.inner_steps
-        rate, schedule = rate_and_schedule(given, count, theta, self.apply_module.shapes)
+        rate, schedule = rate_and_schedule(given, count, theta, self.function.shapes)
         prox = self.prox if prox is None else prox
         if isinstance(prox, Tensor) and prox.ndim:
             raise InputError(f"prox must be a number or a tensor of one, got shape {tuple(prox.shape)}")

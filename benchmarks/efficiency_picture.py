@@ -15,7 +15,7 @@ from experiment.figures_compare import name_lines
 
 A_MAML, LINE = STYLES["amaml"], {"linewidth": 1.5, "markersize": 4}
 SHOWN = {  # a line's name and look
-    "A-MAML auto 1e-2": ("A-MAML, rtol 1e-2", LINE | A_MAML),
+    "A-MAML auto 1e-2": ("A-MAML, rtol 1e-2", A_MAML | LINE),
     "A-MAML auto": ("A-MAML, rtol 1e-3", A_MAML | LINE | {"linestyle": (0, (4, 1))}),
     "released A-MAML": ("A-MAML as released", A_MAML | LINE | {"linestyle": (0, (1, 1.5)), "marker": "x"}),
     **{NAMES[name]: (NAMES[name], LINE | STYLES[name]) for name in ("maml", "imaml", "fomaml", "reptile")},

@@ -187,29 +187,12 @@ def trained_on(frame: pd.DataFrame, horizons: pd.DataFrame) -> str:
     return f"## Trained on from the theta that Reptile reaches over 200 steps\n\n{as_markdown(rows)}\n"
 
 
-_FIGURE_HEAD = [
-    "method",
-    "paper",
-    "released, support",
-    "released, test",
-    "ours, support",
-    "ours, test",
-    "released: verdict at epoch 0; at 1000",
-]
-_TABLE_COLUMNS = [
-    "inner loop, unseen",
-    "inner loop, seen",
-    "100 epochs of Adam, unseen",
-    "100 epochs of Adam, seen",
-    "epoch at which the seen error passes the paper's",
-    "verdict",
-]
-_HORIZON_COLUMNS = [
-    "test before",
-    "test after the inner loop",
-    "support after the inner loop",
-    "least test error in 200 epochs of Adam",
-]
+_PAIRS = [f"{setting}, {points}" for setting in ("released", "ours") for points in ("support", "test")]
+_FIGURE_HEAD = ["method", "paper", *_PAIRS, "released: verdict at epoch 0; at 1000"]
+_TABLE_COLUMNS = [f"{how}, {items}" for how in ("inner loop", "100 epochs of Adam") for items in ("unseen", "seen")]
+_TABLE_COLUMNS += ["epoch at which the seen error passes the paper's", "verdict"]
+_HORIZON_COLUMNS = ["test before", "test after the inner loop", "support after the inner loop"]
+_HORIZON_COLUMNS += ["least test error in 200 epochs of Adam"]
 
 
 def _seeds(found: pd.DataFrame) -> str:

@@ -10,20 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
-from experiment.figures_compare import curve, name_lines
+from experiment.figures_compare import curve, name_lines, style
 from experiment.results import POINTS, until
 
-# dark to light, dashes and markers: a grey print tells them apart
-STYLES = {
-    "amaml": {"color": "#0d0887", "linestyle": "-", "marker": "o", "linewidth": 2.6},
-    "maml": {"color": "#7e03a8", "linestyle": (0, (6, 2)), "marker": "s"},
-    "maml1": {"color": "#a82296", "linestyle": (0, (1.5, 1.5)), "marker": "D"},
-    "fomaml": {"color": "#cb4679", "linestyle": (0, (6, 2, 1.5, 2)), "marker": "^"},
-    "imaml": {"color": "#e56b5d", "linestyle": (0, (3, 1.5)), "marker": "v"},
-    "reptile": {"color": "#f89441", "linestyle": (0, (9, 2, 1.5, 2, 1.5, 2)), "marker": "P"},
-    "scratch": {"color": "#777777", "linestyle": (0, (1, 2)), "marker": "x"},
-    "pretrained": {"color": "#aaaaaa", "linestyle": "-", "marker": "*"},
-}
 NAMES = {
     "amaml": "A-MAML",
     "maml": "MAML",
@@ -31,10 +20,10 @@ NAMES = {
     "fomaml": "FOMAML",
     "imaml": "iMAML",
     "reptile": "Reptile",
-    "scratch": "scratch",
-    "pretrained": "pretrained",
 }
-LINE = {"linewidth": 1.6, "markersize": 5}  # of the horizons, where a style does not say
+GREY = {"scratch": {"color": "#777777"}, "pretrained": {"color": "#aaaaaa"}}  # what is not meta-trained
+NAMES |= {method: method for method in GREY}
+STYLES = {method: style(i, len(NAMES) - 1) | GREY.get(method, {}) for i, method in enumerate(NAMES)}
 TOP = 1.6  # of the figure's axes; what starts above is told in figure.md
 
 
@@ -91,14 +80,14 @@ def panels(frame: pd.DataFrame, setting: str, paper: dict[str, Any]) -> Figure:
 
 
 def _panel(axis: Axes, frame: pd.DataFrame, points: str, published: dict[str, tuple[float, float]]) -> None:
-    for method, style in STYLES.items():
+    for method, look in STYLES.items():
         own = frame[frame["method"] == method]
         if len(own):
             values = own.pivot(index="epoch", columns="seed", values=points)
-            curve(axis, values, **{"linewidth": 1.5} | style | {"marker": ""})
+            curve(axis, values, **look | {"marker": ""})
         for epoch, value in zip((0, 1000), published.get(method, ()), strict=False):
-            mark = {"marker": style["marker"], "color": style["color"], "markerfacecolor": "white"}
-            axis.plot([epoch], [min(value, TOP)], **mark, markersize=6, clip_on=False, zorder=4)
+            mark = look | {"linestyle": "none", "markerfacecolor": "white"}
+            axis.plot([epoch], [min(value, TOP)], **mark, clip_on=False, zorder=4)
     axis.set(ylim=(0, TOP), xlim=(0, 1000), xticks=(0, 500, 1000))
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
@@ -114,16 +103,16 @@ def over_horizons(frame: pd.DataFrame, trained_on: pd.DataFrame, domain: str, up
     ends = frame[frame["end"]].assign(steps=frame["inner_steps"].astype(int))
     after = trained_on[trained_on["end"]] if len(trained_on) else ends.head(0)
     names = [method for method in STYLES if (ends["method"] == method).any()]
-    on_left = {NAMES[m]: _over_steps(left, ends[ends["method"] == m], updates, LINE | STYLES[m]) for m in names}
+    on_left = {NAMES[m]: _over_steps(left, ends[ends["method"] == m], updates, STYLES[m]) for m in names}
     colors, on_right = {NAMES[m]: STYLES[m]["color"] for m in names}, {}
     for method in names:
         steps, best = _best(ends[ends["method"] == method])
         name = f"{NAMES[method]}, {steps} steps"
-        on_right[name], colors[name] = _over_seconds(right, best, LINE | STYLES[method]), STYLES[method]["color"]
+        on_right[name], colors[name] = _over_seconds(right, best, STYLES[method]), STYLES[method]["color"]
     start = on_right.get(f"{NAMES['reptile']}, 200 steps")
     for method in (m for m in STYLES if start and (after["method"] == m).any()):
         name = "Reptile, longer" if method == "reptile" else f"Reptile, then {NAMES[method]}"
-        on_right[name] = _one_step(right, start, after[after["method"] == method], LINE | STYLES[method])
+        on_right[name] = _one_step(right, start, after[after["method"] == method], STYLES[method])
         colors[name] = STYLES[method]["color"]
     left.set(xscale="log", xlabel="inner steps in meta-training, and at the meta-test", ylabel="nRMSE on test points")
     left.xaxis.set_major_locator(FixedLocator([1, 5, 20, 50, 200, 1000]))
@@ -150,14 +139,14 @@ def _reached(group: pd.DataFrame, most: float = np.inf) -> int:
     return int(min(most, group.groupby("seed")["update"].max().min()))
 
 
-def _over_steps(axis: Axes, ends: pd.DataFrame, updates: int, style: dict[str, Any]) -> tuple[float, float]:
+def _over_steps(axis: Axes, ends: pd.DataFrame, updates: int, look: dict[str, Any]) -> tuple[float, float]:
     """Draw a method's error over its inner steps, open marks where it has fewer updates; where the line ends."""
     groups = {steps: (_reached(group, updates), group) for steps, group in ends.groupby("steps")}
     found = {steps: until(group, n).set_index("seed")["test"] for steps, (n, group) in groups.items()}
-    end = curve(axis, values := pd.DataFrame(found).T, **style)
+    end = curve(axis, values := pd.DataFrame(found).T, **look)
     fewer = values.mean(axis="columns")[[steps for steps, (n, _) in groups.items() if n < updates]]
     if len(fewer):
-        axis.plot(fewer, **style | {"linestyle": "none", "markerfacecolor": "white"}, zorder=4)
+        axis.plot(fewer, **look | {"linestyle": "none", "markerfacecolor": "white"}, zorder=4)
     return end
 
 
@@ -178,16 +167,16 @@ def exceptions(ends: pd.DataFrame, updates: int) -> str:
     return f"\n(open marks: {'; '.join(parts)})" if parts else ""
 
 
-def _over_seconds(axis: Axes, ends: pd.DataFrame, style: dict[str, Any]) -> tuple[float, float]:
+def _over_seconds(axis: Axes, ends: pd.DataFrame, look: dict[str, Any]) -> tuple[float, float]:
     """Draw the error over the seconds of meta-training, where every seed was tested; where the line ends."""
     values = ends.pivot(index="update", columns="seed", values="test").dropna()
     values.index = values.index * ends.drop_duplicates("seed")["seconds"].median()
-    return curve(axis, values, **style)
+    return curve(axis, values, **look)
 
 
-def _one_step(axis: Axes, start: tuple[float, float], ends: pd.DataFrame, style: dict[str, Any]) -> tuple[float, float]:
+def _one_step(axis: Axes, start: tuple[float, float], ends: pd.DataFrame, look: dict[str, Any]) -> tuple[float, float]:
     """Draw a line from where it starts to the last meta-test of runs that went on from there; where it ends."""
     seconds = start[0] + ends.drop_duplicates("seed")["seconds"].median() * _reached(ends)
     end = seconds, float(ends.loc[ends["final"], "test"].mean())
-    axis.plot(*zip(start, end, strict=True), **style | {"linestyle": ":"}, markevery=[1])
+    axis.plot(*zip(start, end, strict=True), **look | {"linestyle": ":"}, markevery=[1])
     return end

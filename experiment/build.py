@@ -57,7 +57,7 @@ class Experiment:
             return {}
         if s.learn_rates == "scalar":
             return {"inner_lr": s.inner_lr * factors[0]}
-        return {"inner_lr": {name: s.inner_lr * f for name, f in zip(self.meta.split.shapes, factors, strict=True)}}
+        return {"inner_lr": {name: s.inner_lr * f for name, f in zip(self.meta.function.shapes, factors, strict=True)}}
 
     def restore(self, checkpoint: Checkpoint, place: str, remedy: str) -> None:
         """Take over a checkpoint's parameters and the learner's memory; InputError where those are of another size."""
@@ -173,7 +173,7 @@ def build(s: Settings, group: Group) -> Experiment:
     adapt, loss = method.adapt and method.adapt(network), domain.objective.loss
     meta = Adaptation(network, loss, adapt=adapt, task_chunk=s.task_chunk, each=group.map_chunks, **options)
     whole = Adaptation(network, loss, s.inner_lr, s.inner_steps, method="fomaml") if adapt else meta
-    shapes = {None: [], "scalar": [()], "parameter": meta.split.shapes.values()}[s.learn_rates]
+    shapes = {None: [], "scalar": [()], "parameter": meta.function.shapes.values()}[s.learn_rates]
     log_rates = nn.ParameterList([torch.zeros(shape, dtype=dtype, device=s.device) for shape in shapes])
     model = nn.ModuleDict({"meta": meta, "log_rates": log_rates})
     return Experiment(s, domain, model, whole, copy.deepcopy(model.state_dict()), group)

@@ -26,6 +26,7 @@ from typing import Any
 
 from amaml.errors import InputError, unknown
 from experiment.cells import Cell, Grid, Step
+from experiment.results import FACTS
 from experiment.settings import CONTROL, FIELDS, Settings, flag_name, merged
 
 ROOT = Path(__file__).parent.parent
@@ -72,6 +73,8 @@ def _split(content: dict[str, Any], path: Path) -> tuple[dict[str, Any], dict[st
     for key, value in content.items():
         if key in OTHERS:
             continue
+        if key in FACTS:
+            raise InputError(f"{path}: {key} is a column of the results, and no name for an axis; choose another")
         if key in FIELDS and not isinstance(value, list):
             fixed[key] = value
         elif key in FIELDS and value:

@@ -18,11 +18,11 @@ from typing import IO
 
 from tqdm import tqdm
 
+from amaml.errors import InputError
 from experiment import results
 from experiment.cells import (
     Cell,
     Grid,
-    Step,
     done,
     hours_left,
     in_words,
@@ -54,13 +54,20 @@ class Place:
     walltime: str = "04:00:00"
     account: str | None = None
 
-    def command(self, step: Step) -> list[str]:
-        """What starts a step there."""
+    def command(self, command: list[str]) -> list[str]:
+        """What starts a command there."""
         if self.partition is None:
-            return step.command
-        asked = {"partition": self.partition, "time": self.walltime, "account": self.account}
-        asked |= {"gpus-per-node": 1 if self.gpus else None, "ntasks": 1, "cpus-per-task": 1}
-        return ["srun", "--quiet", *(f"--{name}={value}" for name, value in asked.items() if value), *step.command]
+            return command
+        asked = {"ntasks": 1, "cpus-per-task": 1, "partition": self.partition, "time": self.walltime}
+        asked |= {"account": self.account, "gpus-per-node": 1 if self.gpus else None}
+        return ["srun", "--quiet", *(f"--{name}={value}" for name, value in asked.items() if value), *command]
+
+    def check(self) -> None:
+        """Raise InputError where SLURM would take no such job."""
+        if self.partition is not None:
+            asked = subprocess.run(self.command(["--test-only", "true"]), capture_output=True, text=True)
+            if asked.returncode:
+                raise InputError(f"no job can be started: {asked.stderr.strip()}")
 
 
 def free_cores() -> int:
@@ -72,6 +79,7 @@ def free_cores() -> int:
 def run(grid: Grid, place: Place) -> int:
     """Run every cell that is not done; the number of those that failed. KeyboardInterrupt leaves all resumable."""
     results.collect(grid, [cell for cell in grid.cells if cell.name not in grid.kept and done(grid, cell)])
+    place.check()
     workers, progress = _Workers(grid, place), Progress(grid, place.workers)
     with ThreadPoolExecutor(place.workers) as pool:
         try:
@@ -136,7 +144,7 @@ class _Workers:
         for step in cell.steps:
             # the lock is the command's as well, and lasts as long; a session of its own: Ctrl-C is for this program
             process = subprocess.Popen(
-                self.place.command(step),
+                self.place.command(step.command),
                 stdin=subprocess.DEVNULL,
                 pass_fds=[lock.fileno()],
                 start_new_session=True,
@@ -164,10 +172,10 @@ class _Workers:
 
 
 def last_line(path: str) -> str:
-    """The last line of a file that is not empty."""
+    """The last line of a file that is not empty, but for what srun has to say of a command that failed."""
     with open(path, errors="replace") as file:
         lines = file.read().strip().splitlines()
-    return lines[-1] if lines else ""
+    return next((line for line in reversed(lines) if not line.startswith("srun: error: ")), "".join(lines[-1:]))
 
 
 class Progress:
@@ -175,37 +183,33 @@ class Progress:
 
     def __init__(self, grid: Grid, workers: int) -> None:
         self.grid, self.workers, self.failed = grid, workers, 0
-        self.count = sum(done(grid, cell) for cell in grid.cells)
-        layout = "{desc} {n_fmt}/{total_fmt} cells |{bar}| {elapsed}{postfix}"
-        self.bar = tqdm(
-            total=len(grid.cells),
-            initial=self.count,
-            desc=grid.name,
-            bar_format=layout,
-            disable=None,
-            dynamic_ncols=True,
+        count, layout = (
+            sum(done(grid, c) for c in grid.cells),
+            "{desc} {n_fmt}/{total_fmt} cells |{bar}| {elapsed}{postfix}",
         )
+        options = {"desc": grid.name, "bar_format": layout, "disable": None, "dynamic_ncols": True}
+        self.bar = tqdm(total=len(grid.cells), initial=count, **options)
+        self.bar.n = count  # where it is disabled, too
         if self.bar.disable:
-            print(f"{grid.name}: {self.count} of {len(grid.cells)} cells are done", flush=True)
+            print(f"{grid.name}: {count} of {len(grid.cells)} cells are done", flush=True)
 
     def ended(self, cell: Cell, status: int) -> None:
         """Show that a cell ended."""
         now = state(self.grid, cell)
-        self.count += 1
         self.failed += status != 0
         text = f"failed: exit status {status}: {now.line}" if status else f"done in {in_words(now.seconds)}"
         if self.bar.disable:
-            print(f"[{self.count}/{len(self.grid.cells)}] {cell.name}: {text}{self._left()}", flush=True)
+            self.bar.n += 1
+            print(f"[{self.bar.n}/{len(self.grid.cells)}] {cell.name}: {text}{self._left('; ')}", flush=True)
         elif status:
             self.bar.write(f"{cell.name}: {text}")
         self.bar.update()
 
     def refresh(self) -> None:
         """Bring the time left up to date."""
-        if not self.bar.disable:
-            failed = f", {self.failed} failed" if self.failed else ""
-            self.bar.set_postfix_str(self._left().removeprefix("; ") + failed)
+        failed = f", {self.failed} failed" if self.failed else ""
+        self.bar.set_postfix_str(self._left("") + failed)
 
-    def _left(self) -> str:
+    def _left(self, before: str) -> str:
         left = hours_left(states(self.grid), self.workers)
-        return "" if left is None else f"; {in_words(3600 * left)} left"
+        return "" if left is None else f"{before}{in_words(3600 * left)} left"

@@ -13,6 +13,7 @@ from experiment.evaluation import mean_and_interval
 
 HEADS = {"test": "on test points", "support": "on the support set"}
 INTERVALS = "Mean ± 95% interval over seeds; in brackets the interval over the test tasks of one seed."
+CELLS = ["panel", "method", "setting", "seed", "protocol", "epoch", "support", "test", "command"]
 Table = list[list[str]]  # the first row is the head
 
 
@@ -39,9 +40,11 @@ def write(
         markdown += [f"Settings that differ besides method and seed:\n\n{lines}"]
         latex += [as_latex(table, f"{panel.title}: {name}") for name, table in tables.items()]
     text = "\n\n".join(markdown) + "\n"
-    frames = {"table.csv": [_means(p, asked) for p in panels], "cells.csv": [_cells(p, asked) for p in panels]}
-    contents = {name: pd.concat(parts).to_csv(index=False, lineterminator="\n") for name, parts in frames.items()}
-    for name, content in ({"comparison.md": text, "comparison.tex": "\n\n".join(latex) + "\n"} | contents).items():
+    cells = [_cells(panel, asked) for panel in panels]
+    frames = {"table.csv": pd.concat(map(_means, cells)), "cells.csv": pd.concat(cells)[CELLS]}
+    contents = {"comparison.md": text, "comparison.tex": "\n\n".join(latex) + "\n"}
+    contents |= {name: frame.to_csv(index=False, lineterminator="\n") for name, frame in frames.items()}
+    for name, content in contents.items():
         write_atomically(out / name, content.encode())
     return text
 
@@ -112,29 +115,20 @@ def _head(panel: Panel, columns: Sequence[Column]) -> list[str]:
 def _cells(panel: Panel, asked: Sequence[int] | None) -> pd.DataFrame:
     """A line a record of every run, with its command."""
     lines = panel.final[panel.final["epoch"].isin(panel.epochs(asked))].sort_values(["variant", "seed", "epoch"])
-    return pd.DataFrame(
-        {
-            "panel": panel.name,
-            "method": lines["variant"].str.partition(", ")[0],
-            "setting": lines["variant"].str.partition(", ")[2],
-            "seed": lines["seed"],
-            "protocol": "finetune" if panel.unit == "epoch" else "inner",
-            **{name: lines[name] for name in ("epoch", "support", "test", "command")},
-        }
-    )
+    names = lines["variant"].str.partition(", ")
+    protocol = "finetune" if panel.unit == "epoch" else "inner"
+    return lines.assign(panel=panel.name, method=names[0], setting=names[2], protocol=protocol)
 
 
-def _means(panel: Panel, asked: Sequence[int] | None) -> pd.DataFrame:
+def _means(cells: pd.DataFrame) -> pd.DataFrame:
     """A line a record of every variant, with both intervals."""
-    lines = panel.final[panel.final["epoch"].isin(panel.epochs(asked))]
-    found = []
-    for (label, epoch), own in lines.groupby(["variant", "epoch"], observed=True):
-        method, _, setting = label.partition(", ")
-        for points in HEADS:
-            place = [panel.name, method, setting, "finetune" if panel.unit == "epoch" else "inner", points, epoch]
-            found.append([*place, *statistics(own, points), own["seed"].nunique()])
-    names = ["panel", "method", "setting", "protocol", "points", "epoch", "mean", "seeds_ci95", "tasks_ci95", "seeds"]
-    return pd.DataFrame(found, columns=names)
+    places = ["panel", "method", "setting", "protocol"]
+    found = [
+        [*place, points, epoch, *statistics(own, points), len(own)]
+        for (_, epoch, *place), own in cells.groupby(["variant", "epoch", *places], observed=True)
+        for points in HEADS
+    ]
+    return pd.DataFrame(found, columns=[*places, "points", "epoch", "mean", "seeds_ci95", "tasks_ci95", "seeds"])
 
 
 def shown(mean: float, over_seeds: float, over_tasks: float = np.nan, sign: bool = False) -> str:

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
-from experiment.compare_tables import costs, differences, errors, predictors
+from helpers.grids import write_grid
 
-from experiment import compare, reproduce
-from experiment.compare import read_runs
-from experiment.settings import CONTROL, METHODS, merged
+from experiment import compare, figures_compare, reproduce, results
+from experiment.compare import Panel, read_runs
+from experiment.grid import read_grid
+from experiment.settings import merged
+from experiment.tables import costs, differences, errors, predictors
 
 SIZES = {"domain": "CosMixture", "shots": 10, "queries": 10, "inner_steps": 5, "meta_updates": 20, "test_tasks": 4}
 
@@ -64,8 +66,13 @@ def runs(tmp_path):
     return folder
 
 
-def panels(runs):
-    return compare.panels(runs, CONTROL, METHODS)
+def panels(*paths: Path) -> list[Panel]:
+    return compare.panels(*read_runs(list(paths)))
+
+
+def seeds(panel: Panel) -> list[tuple[str, list[int]]]:
+    """Of every variant."""
+    return [(label, sorted({*own["seed"]})) for label, own in panel.frame.groupby("variant", observed=True)]
 
 
 def student(values) -> float:
@@ -75,9 +82,9 @@ def student(values) -> float:
 
 
 def test_runs_are_gathered_by_what_differs_between_them(runs):
-    (panel,) = panels(read_runs([runs]))
+    (panel,) = panels(runs)
     assert panel.title == "CosMixture, 10 shots, 10 queries, 5 inner steps, fine-tuned, 4 seeds"
-    assert [(v.label, sorted(v.runs)) for v in panel.variants] == [
+    assert seeds(panel) == [
         ("amaml", [0, 1, 2]),
         ("maml", [0, 1, 7]),
         ("fomaml, inner_lr 0.01", [0]),
@@ -95,8 +102,8 @@ def test_seeds_that_start_from_the_same_seed_of_other_runs_are_one_variant(tmp_p
         for other in ("reptile", "fomaml"):
             start = f"results/{other}/seed{seed}"
             write_run(tmp_path / f"{other}{seed}", [1.0], [1.0], method="amaml", seed=seed, start_from=start)
-    (panel,) = panels(read_runs([tmp_path]))
-    assert [(v.label, sorted(v.runs)) for v in panel.variants] == [
+    (panel,) = panels(tmp_path)
+    assert seeds(panel) == [
         ("amaml, start_from results/fomaml/seed*", [0, 1]),
         ("amaml, start_from results/reptile/seed*", [0, 1]),
     ]
@@ -105,7 +112,7 @@ def test_seeds_that_start_from_the_same_seed_of_other_runs_are_one_variant(tmp_p
 def test_other_tests_are_other_panels(runs):
     write_run(runs / "other", [1.0], [1.0], method="amaml", shots=20)
     write_run(runs / "inner", [1.0], [1.0], method="amaml", protocol="inner", unit="inner step")
-    assert [(p.name, len(p.variants)) for p in panels(read_runs([runs]))] == [
+    assert [(p.name, len(p.labels)) for p in panels(runs)] == [
         ("CosMixture-10-10-epochs", 4),
         ("CosMixture-10-10-inner-steps", 1),
         ("CosMixture-20-10-epochs", 1),
@@ -113,7 +120,7 @@ def test_other_tests_are_other_panels(runs):
 
 
 def test_means_and_intervals_are_over_seeds_and_apart_over_tasks(runs):
-    (panel,) = panels(read_runs([runs]))
+    (panel,) = panels(runs)
     head, amaml, maml, fomaml, _ = errors(panel, "test", panel.epochs(None))
     assert head == ["method", "seeds", "epoch 0", "epoch 10", "epoch 100"]
     assert amaml == [
@@ -129,19 +136,19 @@ def test_means_and_intervals_are_over_seeds_and_apart_over_tasks(runs):
 
 
 def test_differences_pair_the_seeds_that_both_have(runs):
-    (panel,) = panels(read_runs([runs]))
-    _, maml, *fomaml = differences(panel, panel.variants[0], [100])
+    (panel,) = panels(runs)
+    _, maml, *fomaml = differences(panel, "amaml", [100])
     assert maml == ["maml", "2", f"+0.200 ± {student([0.3, 0.1]):.3f}"]  # 0.8 - 0.5 and 0.7 - 0.6
     assert [row[1:] for row in fomaml] == [["1", "+0.500"]] * 2
 
 
 def test_costs_are_seconds_and_evaluations_of_an_update(runs):
-    (panel,) = panels(read_runs([runs]))
+    (panel,) = panels(runs)
     assert costs(panel)[1] == ["amaml", "20", "0.2500", "4.5", "3.0"]
 
 
 def test_simple_predictors_are_shown_once_for_all_methods(runs):
-    (panel,) = panels(read_runs([runs]))
+    (panel,) = panels(runs)
     assert predictors(panel)[1:] == [["mean", "4", f"2.500 ± {student([0, 1, 2, 7]):.3f} (± 0.250)"]]
 
 
@@ -152,9 +159,13 @@ def test_a_test_by_both_protocols_is_two(runs):
         entry["also"] = [entry | {"unit": "inner step", "epochs": [0, 1, 5]}]
     other = entries[0] | {"epochs": [0, 10, 50], "also": []}  # by a protocol that the run was asked for before
     file.write_text(json.dumps([other, *entries]))
-    epochs, inner = read_runs([runs / "amaml0"])
-    assert [(t["update"], t["epochs"]) for t in epochs.tests] == [(10, [0, 10, 100]), (20, [0, 10, 100])]
-    assert [(t["update"], t["epochs"]) for t in inner.tests] == [(10, [0, 1, 5]), (20, [0, 1, 5])]
+    frame, _ = read_runs([runs / "amaml0"])
+    assert {key: list(own["epoch"]) for key, own in frame.groupby(["unit", "update"])} == {
+        ("epoch", 10): [0, 10, 100],
+        ("epoch", 20): [0, 10, 100],
+        ("inner step", 10): [0, 1, 5],
+        ("inner step", 20): [0, 1, 5],
+    }
 
 
 def test_an_evaluation_is_another_test_of_its_run(runs):
@@ -166,8 +177,8 @@ def test_an_evaluation_is_another_test_of_its_run(runs):
     (other / "evaluation.json").write_text(
         json.dumps({"settings": settings | {"protocol": "inner", "evaluate": str(source)}, **entry})
     )
-    epochs, inner = panels(read_runs([runs]))
-    assert len(epochs.variants) == 4
+    epochs, inner = panels(runs)
+    assert len(epochs.labels) == 4
     assert (inner.metric, inner.unit, inner.epochs(None)) == ("nRMSE", "inner step", [0, 1, 5])
     assert costs(inner)[1][2] == "0.2500"
 
@@ -176,8 +187,8 @@ def test_the_test_of_an_earlier_theta_is_not_that_of_a_longer_run(runs):
     file = runs / "amaml0" / "test.json"
     before, last = json.loads(file.read_text())
     file.write_text(json.dumps([before, last | {"unit": "inner step", "epochs": [0, 1, 5]}]))
-    (inner,) = read_runs([runs / "amaml0"])
-    assert (inner.unit, [t["update"] for t in inner.tests]) == ("inner step", [20])
+    frame, _ = read_runs([runs / "amaml0"])
+    assert ({*frame["unit"]}, {*frame["update"]}) == ({"inner step"}, {20})
 
 
 def test_an_evaluation_of_an_earlier_checkpoint_does_not_stand_for_the_run(runs):
@@ -188,13 +199,13 @@ def test_an_evaluation_of_an_earlier_checkpoint_does_not_stand_for_the_run(runs)
     early.mkdir()
     (early / "evaluation.json").write_text(json.dumps({"settings": settings, "metric": "nRMSE", **entry}))
     for paths in ([early, runs], [runs, early]):
-        (panel,) = panels(read_runs(paths))
-        assert panel.variants[0].runs[0].folder == source
+        (panel,) = panels(*paths)
+        assert errors(panel, "test", [100])[1][2].startswith("0.600")  # not the 1.5 of the earlier theta
 
 
 def test_variants_with_other_lengths_of_test_keep_their_own_end(runs):
     write_run(runs / "short", [1.0, 0.4], [1.0, 0.4], method="reptile")
-    (panel,) = panels(read_runs([runs]))
+    (panel,) = panels(runs)
     assert panel.epochs(None) == [0, 10, 100, None]
     row = next(row for row in errors(panel, "test", panel.epochs(None)) if row[0] == "reptile")
     assert row[4:] == ["", "0.400 (± 0.500)"]
@@ -235,18 +246,13 @@ def test_the_files_hold_the_same_numbers(runs, tmp_path, capsys):
     }
 
 
-def test_the_pictures_show_every_curve_under_its_name(runs, tmp_path, monkeypatch):
-    from experiment import compare_pictures
-
-    figures = []
-    monkeypatch.setattr(compare_pictures, "_save", lambda figure, path: figures.append(figure) or path)
-    (panel,) = panels(read_runs([runs]))
-    compare_pictures.draw(panel, tmp_path)
-    adaptation, training = figures
+def test_the_pictures_show_every_curve_under_its_name(runs):
+    (panel,) = panels(runs)
+    figures = adaptation, training = figures_compare.adaptation(panel), figures_compare.training(panel)
     for figure in figures:
         assert "CosMixture, 10 shots, 10 queries, 5 inner steps, fine-tuned, 4 seeds" in figure.get_suptitle()
         for axis in figure.axes:
-            assert sorted(text.get_text() for text in axis.texts) == sorted(v.label for v in panel.variants)
+            assert sorted(text.get_text() for text in axis.texts) == sorted(panel.labels)
     test, support = adaptation.axes
     np.testing.assert_allclose(test.lines[0].get_ydata(), [0.9, 0.8, 0.6])
     np.testing.assert_allclose(support.lines[1].get_ydata(), [0.9, 0.5, 0.2])
@@ -257,25 +263,78 @@ def test_the_pictures_show_every_curve_under_its_name(runs, tmp_path, monkeypatc
     np.testing.assert_allclose(seconds.lines[0].get_xdata(), [2.5, 5.0])
 
 
-def test_a_grey_print_tells_the_curves_apart(runs, tmp_path):
-    from experiment.compare_pictures import _style
+def test_a_curve_that_leaves_the_frame_says_where_it_ends(runs):
+    write_run(runs / "far", [0.9, 5.0, 9.0], [0.9, 5.0, 9.0], method="reptile")
+    (panel,) = panels(runs)
+    test, _ = figures_compare.adaptation(panel).axes
+    assert test.get_ylim()[1] < 2
+    assert "reptile (9)" in [text.get_text() for text in test.texts]
 
-    (panel,) = panels(read_runs([runs]))
-    styles = [_style(panel, i) for i in range(4)]
+
+def test_a_grey_print_tells_the_curves_apart():
+    styles = [figures_compare.style(i, 4) for i in range(4)]
     grey = [float(np.dot(s["color"][:3], (0.2126, 0.7152, 0.0722))) for s in styles]
     assert np.diff(grey).min() > 0.1
     assert len({(str(s["linestyle"]), s["marker"]) for s in styles}) == 4
+
+
+GRID = """
+out = "grid/{method}/seed{seed}"
+seed = [0, 1, 2]
+method = ["amaml", "maml"]
+domain = "CosMixture"
+shots = 10
+queries = 10
+inner_steps = 5
+meta_updates = 20
+test_tasks = 4
+then = [{ out = "{out}-inner", protocol = "inner" }]
+"""
+
+
+def test_a_csv_says_what_the_runs_say_that_it_was_made_of(tmp_path, monkeypatch):
+    """By the tables, which are the same for both; and a run that stands in both counts once."""
+    monkeypatch.chdir(tmp_path)
+    grid = read_grid(write_grid(tmp_path, GRID))
+    for i, cell in enumerate(grid.cells):
+        flags = {"method": cell.labels["method"], "seed": int(cell.labels["seed"])}
+        write_run(cell.folder, [0.9, 0.8, 0.5 + i / 7], [0.9, 0.5, i / 3], **flags)
+        entry = json.loads((cell.folder / "test.json").read_text())[-1] | {"unit": "inner step", "epochs": [0, 1, 5]}
+        settings = json.loads((cell.folder / "config.json").read_text())["settings"] | {"protocol": "inner"}
+        cell.steps[1].makes.parent.mkdir()
+        made = entry | {"settings": settings, "evaluated": str(cell.folder)}
+        Path(str(cell.steps[1].makes).replace("*", "")).write_text(json.dumps(made))
+    results.collect(grid, grid.cells[::-1])
+    results.collect(grid, grid.cells[:2])  # once more: in the place of what stands there
+    assert len(grid.csv.read_text().splitlines()) == 1 + 6 * 3
+    folder = panels(Path("grid"))
+    for other in (panels(grid.csv), panels(Path("grid"), grid.csv)):
+        assert [panel.title for panel in other] == [panel.title for panel in folder]
+        for a, b in zip(other, folder, strict=True):
+            assert seeds(a) == seeds(b)
+            assert a.differences == b.differences
+            for make in (lambda p: errors(p, "support", p.epochs(None)), predictors, costs):
+                assert make(a) == make(b)
+    (first, _) = compare.panels(*read_runs([grid.csv], {"method": ["maml"], "seed": ["0", "2"]}))
+    assert seeds(first) == [("maml", [0, 2])]
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["nowhere"], "nowhere holds no finished run"),
-        (["{runs}", "--reference", "mml"], "unknown variant of --reference 'mml'; did you mean 'maml'"),
-        (["{runs}", "--epoch", "3"], "unrecognized arguments: --epoch 3"),
+        (["{runs}/runs", "--reference", "mml"], "unknown variant of --reference 'mml'; did you mean 'maml'"),
+        (["{runs}/csv/a.csv", "--only", "metod=maml"], "unknown axis of --only 'metod'; did you mean 'method'"),
+        (["{runs}/csv/a.csv", "--only", "method=mml"], "unknown method of --only 'mml'; did you mean 'maml'"),
+        (["{runs}/runs", "--epoch", "3"], "unrecognized arguments: --epoch 3"),
     ],
 )
 def test_a_mistake_gets_one_line(runs, tmp_path, capsys, flags, message):
+    runs = runs.parent
+    (runs / "csv").mkdir()
+    (runs / "csv" / "a.csv").write_text(
+        ",".join(["method", *results.FACTS]) + "\nmaml" + "," * len(results.FACTS) + "\n"
+    )
     arguments = [flag.format(runs=runs) for flag in flags]
     assert reproduce.main(["compare", *arguments, "--out", str(tmp_path / "out")]) == 2
     captured = capsys.readouterr()

@@ -1,19 +1,21 @@
 """The picture of results/efficiency: ratios beside the paper's, and names that can be read."""
 
-from benchmarks.line_names import APART
+import pandas as pd
 
 from benchmarks.efficiency_picture import figure
 from benchmarks.paper import PAPER
+from experiment.figures_compare import APART
 
 
-def rows(**seconds: float) -> list[dict]:
+def rows(**seconds: float) -> pd.DataFrame:
     """At 10 and, ten times as many, 100 inner steps."""
     names = {"amaml": "A-MAML auto 1e-2", "fomaml": "FOMAML", "reptile": "Reptile"}
-    return [
+    measured = [
         {"method": names[name], "steps": steps, "seconds": value * steps, "peak_bytes": None}
         for name, value in seconds.items()
         for steps in (10, 100)
-    ] + [{"method": "MAML", "steps": 100, "refused": "too long"}]
+    ]
+    return pd.DataFrame([*measured, {"method": "MAML", "steps": 100, "refused": "too long"}])
 
 
 def test_ratios_are_over_fomaml_ours_and_the_papers():
@@ -32,5 +34,5 @@ def test_names_of_lines_that_end_together_are_pushed_apart():
 
 
 def test_one_number_of_steps_is_enough_for_a_picture():
-    seconds, _ = figure([row for row in rows(amaml=0.3, fomaml=0.1) if row["steps"] == 10], PAPER["efficiency"]).axes
+    seconds, _ = figure(rows(amaml=0.3, fomaml=0.1).query("steps == 10"), PAPER["efficiency"]).axes
     assert {text.get_text() for text in seconds.texts} == {"A-MAML, rtol 1e-2", "FOMAML"}

@@ -33,7 +33,7 @@ def problem():
         x = torch.randn(3, count, 2, dtype=torch.float64)
         return x, scale * x.sin().sum(-1, keepdim=True)
 
-    theta = meta.split.theta().detach()
+    theta = meta.function.theta().detach()
     return Model(meta, meta, {}, rmse, 3), theta, Tasks(*points(6), *points(4), *points(9))
 
 
@@ -60,10 +60,10 @@ def test_all_tasks_at_once_are_what_each_would_be_alone(problem):
     model, theta, tasks = problem
     curves, phi, *_ = fine_tune(model, tasks, epochs=25)
     assert curves.epochs == [0, 10, 20, 25]
-    assert torch.equal(model.meta.split.theta(), theta)
+    assert torch.equal(model.meta.function.theta(), theta)
     assert phi.shape == (3, len(theta))
     for task in range(3):
-        rows, alone = by_hand(theta, model.meta.split, tasks, task, 25)
+        rows, alone = by_hand(theta, model.meta.function, tasks, task, 25)
         np.testing.assert_allclose(curves.support[:, task], rows[curves.epochs, 0], rtol=1e-12)
         np.testing.assert_allclose(curves.test[:, task], rows[curves.epochs, 1], rtol=1e-12)
         torch.testing.assert_close(phi[task], alone, rtol=1e-12, atol=1e-14)
@@ -167,10 +167,10 @@ def test_the_inner_loop_is_measured_on_the_test_points_after_each_number_of_step
     assert (curves.epochs, curves.unit) == (expected, "inner step")
     for task in range(3):
         for record, n in enumerate(expected):
-            by_hand = steps_by_hand(theta, model.meta.split, tasks, task, n)
+            by_hand = steps_by_hand(theta, model.meta.function, tasks, task, n)
             for name in ("support", "test"):
                 x, y = getattr(tasks, f"{name}_x")[task], getattr(tasks, f"{name}_y")[task]
-                error = rmse(model.meta.split(by_hand, x), y).item()
+                error = rmse(model.meta.function(by_hand, x), y).item()
                 assert getattr(curves, name)[record, task] == pytest.approx(error, rel=1e-12)
         torch.testing.assert_close(phi[task], by_hand, rtol=1e-12, atol=1e-14)
     assert (before(tasks.test_x) - after(tasks.test_x)).abs().max() > 1e-3

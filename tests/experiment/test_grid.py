@@ -5,27 +5,12 @@ from pathlib import Path
 
 import pytest
 from helpers.commands import ROOT
+from helpers.grids import flags_of, write_grid
 
 import run
 from amaml import InputError
 from experiment import parallel, reproduce
 from experiment.grid import TARGETS, read_grid
-
-
-def write_grid(folder: Path, text: str, name: str = "grid") -> Path:
-    path = folder / f"{name}.toml"
-    path.write_text(text)
-    return path
-
-
-def flags_of(command: list[str]) -> dict[str, str]:
-    """--name value pairs of a command; a bare flag is true."""
-    flags, words = {}, command[2:]
-    for i, word in enumerate(words):
-        if word.startswith("--"):
-            bare = i + 1 == len(words) or words[i + 1].startswith("--")
-            flags[word] = "true" if bare else words[i + 1]
-    return flags
 
 
 def test_a_grid_is_the_product_of_its_axes_with_the_seed_slowest(tmp_path):
@@ -57,6 +42,7 @@ def test_a_grid_is_the_product_of_its_axes_with_the_seed_slowest(tmp_path):
     cell = grid.cells[2]
     assert cell.name == "cos/imaml-8/seed3"
     assert grid.records == Path("results/mine/.cells/grid")
+    assert grid.csv == Path("results/grid.csv")
     assert cell.steps[0].command[:2] == [sys.executable, str(ROOT / "run.py")]
     assert flags_of(cell.steps[0].command) == {
         "--domain": "CosMixture",
@@ -105,6 +91,10 @@ def test_every_target_makes_commands_that_run_py_accepts(path, monkeypatch):
         ("domain = ", "cannot read the grid .*grid.toml.*TOML"),
         ('domain = "CosMixture"\nmethods = "maml"', "unknown key in .*'methods'; did you mean 'method'"),
         ('domain = "CosMixture"\nseed = []', "seed must be a value, or a list of at least one value"),
+        (
+            'domain = "CosMixture"\nupdate = [{ shots = 3 }]',
+            "update is a column of the results, and no name for an axis",
+        ),
         ('domain = "CosMixture"\npanel = [1, 2]', "panel must be a value, or a list of at least one value or table"),
         ('domain = "CosMixture"\nmethod = ["maml", "maml2"]', "cell maml2: unknown method 'maml2'"),
         ('domain = "CosMixture"\npanel = [{ shot = 3 }]', "cell 3: unknown setting 'shot'"),
@@ -137,11 +127,12 @@ def test_a_mistake_in_a_grid_gets_one_line_before_anything_runs(tmp_path, capsys
         (["methods", "--gpus", "2", "--workers", "3"], "--workers 3 is more than the 2 GPUs"),
         (["methods", "--only", "metod=maml"], "unknown axis of --only 'metod'; did you mean 'method'"),
         (["methods", "--only", "method=mml"], "unknown method of --only 'mml'; did you mean 'maml'"),
+        (["methods", "--slurm", "nowhere"], "there is no srun here"),
     ],
 )
 def test_a_mistake_on_the_command_line_gets_one_line(capsys, monkeypatch, flags, message):
     monkeypatch.setattr(parallel, "run", None)
-    monkeypatch.setattr(parallel, "check_parsl", lambda: None)
+    monkeypatch.setenv("PATH", "")
     assert reproduce.main(flags) == 2
     assert message in capsys.readouterr().err
 

@@ -32,7 +32,7 @@ def test_the_gradient_in_network_and_rates_is_the_slope_of_the_query_loss(method
         for log in e.model["log_rates"]:
             log.copy_(0.3 * torch.randn(log.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
     parameters = list(e.model.parameters())
-    adapted = sum(shape.numel() for shape in e.meta.split.shapes.values())
+    adapted = sum(shape.numel() for shape in e.meta.function.shapes.values())
     rates = sum(p.numel() for p in e.model["log_rates"])
     assert rates == (1 if kind == "scalar" else adapted)
     assert adapted == (5 if method == "anil" else sum(p.numel() for p in parameters) - rates)

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 from helpers.commands import ROOT
-from test_setup import CORE, Machine
+from helpers.machines import CORE, Machine
 
 from experiment.grid import TARGETS
 
@@ -20,7 +20,7 @@ def machine(tmp_path):
 def modules(machine) -> list[str]:
     """The modules of the project that Python was told to run, with their arguments."""
     lines = machine.log.read_text().splitlines()
-    return [line.partition(" -m ")[2] for line in lines if " -m configs" in line or " -m benchmarks" in line]
+    return [line.partition(" -m ")[2] for line in lines if " -m experiment" in line or " -m benchmarks" in line]
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["methodz"], ["-n", "methods"]], ids=str)
@@ -34,25 +34,20 @@ def test_anything_but_a_target_gets_the_usage_with_all_targets(machine, argument
     assert machine.log.read_text() == ""
 
 
-def test_parsl_is_set_up_only_where_cells_are_to_run(machine):
-    for flag in ("--dry-run", "--status"):
-        assert machine.start("reproduce.sh", "methods", flag, HAS=CORE).returncode == 0
-        assert machine.installed() == []
-        assert modules(machine) == [f"experiment.reproduce methods {flag}"]
-    ended = machine.start("reproduce.sh", "methods", "--seeds", "0", "1", HAS=CORE)
+def test_what_is_missing_is_set_up_once(machine):
+    ended = machine.start("reproduce.sh", "methods", "--seeds", "0", "1")
     assert ended.returncode == 0, ended.stderr
-    assert machine.installed() == ["requirements.txt", "configs/parsl-requirements.txt"]
+    assert machine.installed() == ["requirements.txt"]
     assert modules(machine) == ["experiment.reproduce methods --seeds 0 1"]
-    assert machine.start("reproduce.sh", "methods", HAS=CORE).returncode == 0
+    assert machine.start("reproduce.sh", "methods", "--status").returncode == 0
     assert machine.installed() == []
-    assert machine.start("reproduce.sh", "methods", HAS=f"{CORE} parsl").returncode == 0
-    assert modules(machine) == ["experiment.reproduce methods"]
+    assert modules(machine) == ["experiment.reproduce methods --status"]
 
 
 def test_the_papers_targets_make_their_tables_after_their_cells(machine):
     for target in ("paper-figure", "paper-tables", "horizons", "horizons-maml", "horizons-on"):
         machine.log.unlink(missing_ok=True)
-        machine.start("reproduce.sh", target, HAS=f"{CORE} parsl")
+        machine.start("reproduce.sh", target, HAS=CORE)
         directions = ["benchmarks.directions"] if target == "horizons" else []
         assert modules(machine) == [f"experiment.reproduce {target}", *directions, "benchmarks.paper"]
         machine.log.unlink()
@@ -62,7 +57,7 @@ def test_the_papers_targets_make_their_tables_after_their_cells(machine):
 
 def test_a_grid_and_a_comparison_are_looked_for_where_the_user_is(machine):
     script = machine.bin / "python3"
-    script.write_text(script.read_text().replace('"-m pytest")', '"-m configs."*)'))  # says where it is
+    script.write_text(script.read_text().replace('"-m pytest")', '"-m experiment."*)'))  # says where it is
     for arguments in (["my grid.toml", "--dry-run"], ["compare", "a b", "--out", "c"]):
         ended = machine.start("reproduce.sh", *arguments, HAS=CORE)
         assert ended.stdout == f"in {machine.folder}\n"
@@ -71,12 +66,12 @@ def test_a_grid_and_a_comparison_are_looked_for_where_the_user_is(machine):
 
 
 def test_the_efficiency_target_measures_after_its_cells(machine):
-    machine.start("reproduce.sh", "efficiency", HAS=f"{CORE} parsl")
+    machine.start("reproduce.sh", "efficiency", HAS=CORE)
     first, *rest = modules(machine)
-    assert first == "experiment.reproduce efficiency"
+    assert first == "experiment.reproduce efficiency --again"
     assert [line.split()[0] for line in rest] == [
         *["benchmarks.meta_update"] * 4,
         "benchmarks.accuracy",
     ]
     machine.start("reproduce.sh", "efficiency", "--status", HAS=CORE)
-    assert modules(machine) == ["experiment.reproduce efficiency --status"]
+    assert modules(machine) == ["experiment.reproduce efficiency --status --again"]

@@ -93,7 +93,7 @@ def learner(*flags):
     """What --method gives to the Adaptation, in the end."""
     s = merged(parse_flags(["--domain", "CosMixture", "--inner-steps", "7", "--inner-lr", "0.5", *flags]))
     meta = build(s, Group()).meta
-    return meta._at(meta.split.theta(), None, None)
+    return meta._at(meta.function.theta())
 
 
 def test_each_name_stands_for_its_method_with_its_settings():

@@ -6,78 +6,20 @@ The shell scripts run with a stand-in for Python that records how it is called, 
 import os
 import re
 import resource
-import shutil
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 from helpers.commands import ROOT
+from helpers.machines import CORE, STAND_IN, Machine
 from packaging.requirements import Requirement
 
 from experiment.machine import packages
 
-NAMES = ("python3", "python", "python3.13", "python3.12", "python3.11")
-STAND_IN = """#!/usr/bin/env bash
-# A Python that has the packages in $HAS, or, inside .venv, those that pip was told to install there.
-here=$(dirname "$0")
-echo "${0##*/} $*" >> "$LOG"
-case "$0" in .venv/*|*/.venv/*) has=$(cat "$here/packages" 2>/dev/null) ;; *) has=$HAS ;; esac
-case "$1 $2" in
-    "- "*|"- ") [ -z "${OLD:-}" ] || exit 3; shift; lacking=""
-        for module in "$@"; do case " $has " in *" $module "*) ;; *) lacking="$lacking $module" ;; esac; done
-        echo $lacking; [ -z "$lacking" ] ;;
-    "-m data.download") printf '%s\\n' "in $PWD" "path $PYTHONPATH" "${@:2}" ;;
-    "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
-    "-m pip") [ -z "${OFFLINE:-}" ] || exit 1
-        sed 's/==.*//; s/pytest-xdist/xdist/' "${@: -1}" | tr '\\n' ' ' >> "$here/packages" ;;
-    "-m ruff") exit "${RUFF:-0}" ;;
-    "-m pytest") echo "in $PWD" ;;
-    *run.py*) printf '%s\\n' "in $PWD" "${@:2}"; exit "${STATUS:-0}" ;;
-esac
-"""
 FIVE = ["Alpine2D", "100", "50", "200", "cpu"]
 AS_FLAGS = ["--domain", "Alpine2D", "--shots", "100", "--queries", "50", "--inner-steps", "200", "--device", "cpu"]
-CORE = " ".join(packages())
 PYTEST = "python3 -m pytest -n auto --dist worksteal"
-
-
-class Machine:
-    """A checkout of the scripts on a machine with stand-ins for Python."""
-
-    def __init__(self, folder: Path) -> None:
-        self.root, self.bin, self.log = folder / "check out", folder / "bin", folder / "log"
-        for name in (
-            "experiment.sh",
-            "requirements.txt",
-            "tests/run.sh",
-            "tests/requirements.txt",
-            "configs/tensorboard-requirements.txt",
-            "configs/environment.sh",
-        ):
-            (self.root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, self.root / name)
-        self.bin.mkdir()
-        for name in NAMES:
-            (self.bin / name).write_text(STAND_IN)
-            (self.bin / name).chmod(0o755)
-        self.folder = folder
-
-    def start(self, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-        self.log.write_text("")
-        return subprocess.run(
-            ["bash", str(self.root / script), *arguments],
-            env={"PATH": f"{self.bin}:/usr/bin:/bin", "HOME": str(self.folder), "LOG": str(self.log), "HAS": ""}
-            | environment,
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-        )
-
-    def installed(self) -> list[str]:
-        """The requirement files that pip was given in the last start."""
-        return re.findall(r"^python -m pip install --no-cache-dir -r (\S+)$", self.log.read_text(), re.MULTILINE)
 
 
 @pytest.fixture
@@ -161,7 +103,8 @@ def test_the_active_environment_comes_first(machine, variable):
 def test_the_experiment_and_the_tests_share_an_environment_in_peace(machine):
     machine.start("experiment.sh", *FIVE)
     assert machine.start("tests/run.sh").returncode == 0
-    assert machine.installed() == ["requirements.txt", "tests/requirements.txt", "configs/tensorboard-requirements.txt"]
+    optional = "configs/tensorboard-requirements.txt"
+    assert machine.installed() == ["requirements.txt", "tests/requirements.txt", optional]
     for script in ("experiment.sh", "tests/run.sh", "experiment.sh"):
         assert machine.start(script, *FIVE).returncode == 0
         assert machine.installed() == []
@@ -188,7 +131,8 @@ def test_the_set_up_says_beforehand_what_it_costs_and_how_to_do_without(machine)
     before = ended.stderr.split("could not install")[0]
     assert f"installing requirements.txt into {machine.root}/.venv, once" in before
     assert "a download of 3 GB and 5 GB on disk; with a CPU build, 0.3 GB\n  and 1.2 GB" in before
-    assert "(python3 has torch: python3 -m pip install torchdiffeq matplotlib pandas filelock tqdm)." in before
+    lacking = " ".join(name for name in CORE.split() if name not in ("numpy", "torch", "scipy"))
+    assert f"(python3 has torch: python3 -m pip install {lacking})." in before
     assert "(none here has torch)." in machine.start("experiment.sh", *FIVE, OFFLINE="1").stderr
     assert machine.start("experiment.sh", *FIVE, HAS=CORE).stderr == ""
 

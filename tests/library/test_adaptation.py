@@ -522,8 +522,8 @@ def test_compiled_graphs_pull_back_the_same():
     problem = Problem("head of a body")
     meta = problem.meta()
     tasks = meta._with_shared(problem.tasks).detach()
-    phi = meta.apply_module.theta().detach().expand(3, -1)
-    arguments = meta.apply_module, problem.loss, phi, torch.ones_like(phi), *tasks.support, (0, 1, 2, 6)
+    phi = meta.function.theta().detach().expand(3, -1)
+    arguments = meta.function, problem.loss, phi, torch.ones_like(phi), *tasks.support, (0, 1, 2, 6)
     plain = derivatives.pull_backs(*arguments)
     with derivatives.compiled():
         fast = derivatives.pull_backs(*arguments)

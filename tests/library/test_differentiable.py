@@ -78,7 +78,7 @@ class Problem:
         sets = random(2, 5, *point), random(2, 5, 1, seed=1), random(2, 4, *point, seed=2), random(2, 4, 1, seed=3)
         self.tasks = Tasks(*(one.requires_grad_() for one in sets))
         self.meta = self.adaptation()
-        self.names = list(self.meta.apply_module.shapes)
+        self.names = list(self.meta.function.shapes)
         self.inputs = [*self.module.parameters(), self.tasks.support_x, self.tasks.support_y]
 
     def adaptation(self, **options) -> Adaptation:

@@ -100,7 +100,7 @@ def test_running_statistics_are_neither_used_nor_written():
     assert meta(regression()).item() == amaml.Adaptation(plain, half_mse, 0.1, 3, method="maml")(regression()).item()
     assert torch.equal(module[1].running_mean, torch.zeros(1).double())
     with pytest.warns(UserWarning, match="'1' is in eval mode"):
-        assert amaml.flatten(module.eval())[1](meta.apply_module.theta(), regression().support_x[0]).isfinite().all()
+        assert amaml.flatten(module.eval())[1](meta.function.theta(), regression().support_x[0]).isfinite().all()
 
 
 def test_layers_with_active_dropout_are_refused_by_name():

@@ -1,0 +1,52 @@
+"""Grids small enough for tests, cells that are shell scripts, and waiting."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from experiment.cells import Cell, Grid, Step
+
+TINY = """
+domain = "CosMixture"
+shots = 4
+queries = 4
+inner_steps = 2
+meta_batch = 2
+test_tasks = 2
+test_epochs = 5
+test_interval = 0
+width = 4
+compile = "off"
+"""
+
+
+def write_grid(folder: Path, text: str, name: str = "grid") -> Path:
+    path = folder / f"{name}.toml"
+    path.write_text(text)
+    return path
+
+
+def scripts(folder: Path, **texts: str) -> Grid:
+    """A cell a shell script; {made} in it is the file that it is to make."""
+    cells = [
+        Cell(name, {"cell": name}, {}, folder, (Step(["bash", "-c", text.format(made=folder / name)], folder / name),))
+        for name, text in texts.items()
+    ]
+    return Grid("scripts", cells, folder / ".cells" / "scripts", folder / "scripts.csv")
+
+
+def flags_of(command: list[str]) -> dict[str, str]:
+    """--name value pairs of a command; a bare flag is true."""
+    flags, words = {}, command[2:]
+    for i, word in enumerate(words):
+        if word.startswith("--"):
+            bare = i + 1 == len(words) or words[i + 1].startswith("--")
+            flags[word] = "true" if bare else words[i + 1]
+    return flags
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"timed out: {what}"
+        time.sleep(0.02)
