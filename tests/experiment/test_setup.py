@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 from helpers.commands import ROOT
