@@ -88,7 +88,7 @@ def replay(define: Definition, apply: Any, loss: Any, *arguments: Any) -> Result
         go_apart(apply, "points of a task meet, in batch norm or attention, and padding would join them", len(phi))
     if padded or graph.call is None:
         return define.one_by_one(apply, loss, cut=padded)(*arguments)
-    return graph.call(*(a.contiguous() for a in tensors), *used)  # compiled for the layout of its examples
+    return graph.at(tensors, used)
 
 
 @torch.no_grad()
@@ -141,6 +141,10 @@ class Graph(NamedTuple):
         except (AttributeError, LookupError, TypeError, ValueError):
             return None
 
+    def at(self, tensors: Sequence[Tensor], used: list[Tensor]) -> Result:
+        """The result; what is compiled holds for the layout of its examples."""
+        return self.call(*(tensor.contiguous() for tensor in tensors), *used)
+
     def is_up_to_date(self, key: Key, root: tuple) -> bool:
         """Whether it is what would be traced now."""
         try:
@@ -175,7 +179,7 @@ class Probe(NamedTuple):
             now = Definition(task.loss).of_own(*root, tree_map(Tensor.clone, (theta, self.x, self.y)))
         except Exception:  # apply and loss do not take the old points any more
             return False
-        then = self.graph.call(*_flat((theta, self.x, self.y))[0], *used)
+        then = self.graph.at(_flat((theta, self.x, self.y))[0], used)
         tolerance = ROUNDINGS * torch.finfo(now.dtype).eps if now.dtype.is_floating_point else 0.0
         return torch.allclose(now, then, rtol=tolerance, atol=0.0, equal_nan=True)
 
@@ -252,7 +256,7 @@ class Family:
         tensors, _ = _flat(arguments)
         try:
             graph = Graph.of(key.trace(root), root, tensors if key.compiling else ())
-            if agrees(lambda *a: graph.call(*_flat(a)[0], *graph.used(root)), key.define, root, arguments, expected):
+            if agrees(lambda *a: graph.at(_flat(a)[0], graph.used(root)), key.define, root, arguments, expected):
                 return graph
             reason = "its batched numbers are not those of a single task"
         except Exception as fault:
