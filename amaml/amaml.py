@@ -13,8 +13,9 @@ from amaml.errors import Diverged, InputError, OverBudget, unknown
 from amaml.flow.accuracy import Controller, Memory, Observation, refined, relative_distance
 from amaml.flow.adjoint import ADJOINTS
 from amaml.flow.curvature import Curvature
+from amaml.flow.descent import FixedMesh, descends
 from amaml.flow.field import Evaluations, GradientFlow
-from amaml.flow.mesh import SOLVERS, FixedMesh, GradedMesh, Mesh, descends
+from amaml.flow.mesh import SOLVERS, GradedMesh, Mesh
 from amaml.flow.optimizers import PLAIN, Optimizer
 from amaml.flow.passes import Passes, Solution, Terminal
 from amaml.flow.quadrature import Requested, requested
@@ -124,8 +125,8 @@ class AMAML:
         """
         self._check(theta)
         memory = memory.about(self.problem(theta))
-        flow = self.flow(theta.detach(), tasks, self._limit(memory))
-        passes = self._passes(flow, self._outer_loss(flow, request := self._request(tasks)), request)
+        passes = self.passes(theta, tasks, self._limit(memory))
+        flow = passes.flow
         mesh, curvature = self._choose(flow, memory, passes.inner_steps[-1])
         try:
             return self._controlled(passes, mesh, curvature, memory)
@@ -188,6 +189,11 @@ class AMAML:
             if self.solver != "auto" or isinstance(mesh, FixedMesh):
                 raise
             return follow(self._descent(at[-1]))
+
+    def passes(self, theta: Tensor, tasks: Tasks, limit: float = math.inf) -> Passes:
+        """All of a meta-gradient but the steps, with so many evaluations at most for a solution."""
+        flow, request = self.flow(theta.detach(), tasks, limit), self._request(tasks)
+        return self._passes(flow, self._outer_loss(flow, request), request)
 
     def _passes(self, flow: GradientFlow, terminal: Callable[[Trajectory], Terminal], request: Requested) -> Passes:
         return Passes(flow, self._query_steps, self._rate, terminal, request, self.adjoint, self.checkpoints)

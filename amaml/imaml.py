@@ -1,16 +1,16 @@
 """iMAML: the meta-gradient of a regularised inner optimum, from the implicit function theorem."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from amaml.checks import validated
 from amaml.engine.derivatives import Loss
 from amaml.errors import InputError
 from amaml.flow.field import GradientFlow
-from amaml.flow.linalg import conjugate_gradient
 from amaml.flow.quadrature import Quadrature, Requested, means, requested
 from amaml.learner import (
     Followed,
@@ -107,3 +107,30 @@ class IMAML:
         return v, implicit
 
     init, update, meta_gradient = no_memory, unchanged, with_own_memory
+
+
+def row_dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products of the rows of two (tasks, P) tensors, (tasks, 1)."""
+    return (a * b).sum(-1, keepdim=True)
+
+
+def conjugate_gradient(matvec: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:
+    """Solve A x = b for every row of b (tasks, P), A symmetric positive definite per task, from x = 0.
+
+    Hestenes and Stiefel 1952; one matvec an iteration. A row that has converged, or that meets a direction d with
+    d' A d <= 0, keeps the x that it has while the others go on. Where the first direction, b, is such a one, x is 0.
+    """
+    x, residual, direction = torch.zeros_like(b), b, b
+    norm = row_dot(residual, residual)
+    going_on = torch.ones_like(norm, dtype=torch.bool)
+    for _ in range(iterations):
+        product = matvec(direction)
+        curvature = row_dot(direction, product)
+        going_on = going_on & (curvature > 0)
+        step = torch.where(going_on, norm / curvature, 0.0)
+        x = x + step * direction
+        residual = residual - step * product
+        new_norm = row_dot(residual, residual)
+        direction = residual + torch.where(norm > 0, new_norm / norm, 0.0) * direction
+        norm = new_norm
+    return x

@@ -107,7 +107,7 @@ def main() -> None:
         f"`python -m benchmarks.accuracy --rtol {a.rtol:g} --steps {' '.join(map(str, a.steps))}`",
         "",
         f"A-MAML auto, rtol {a.rtol:g}, 5 tasks, float64, inner_lr {INNER_LR:g}, untrained networks. Fresh: first "
-        f"calls, which measure; later, varied: calls after {BEFORE} others. Descended: made the exact steps of gradient "
+        f"calls, which measure; later, varied: calls after {BEFORE} others. Descended: the exact steps of gradient "
         "descent. Errors of what followed the flow and, of later calls, did not measure, in units of rtol, against the "
         "converged flow; evaluations (gradients and Hessian-vector products, measuring included) over FOMAML's "
         "gradients; calls that raised an error instead; references that did not stand still.",

@@ -1,6 +1,7 @@
 """The gradient of the converged flow, that errors are measured against."""
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from amaml import AMAML, Tasks
 from amaml.flow.accuracy import relative_distance
 from amaml.flow.curvature import Curvature
-from amaml.flow.mesh import SOLVERS, GivenMesh, GradedMesh, bisected
+from amaml.flow.mesh import SOLVERS, GradedMesh
 
 STANDS_STILL = 3e-5  # relative distance of the last two resolutions
 MOST = 8  # bisections
@@ -26,11 +27,10 @@ def converged(learner: AMAML, theta: Tensor, tasks: Tasks, still: float = STANDS
 
     still: the relative distance of two resolutions that counts as standing still.
     """
-    flow, mesh = learner.flow(theta.detach(), tasks, math.inf), GradedMesh(SOLVERS["auto"], 1e-4)
-    solution, distance = learner.solve(flow, tasks, mesh, Curvature(flow), "discrete"), math.inf
+    mesh, passes = GradedMesh(SOLVERS["auto"], 1e-4), replace(learner, adjoint="discrete").passes(theta, tasks)
+    solution, distance = passes.solve(mesh, Curvature(passes.flow)), math.inf
     for _ in range(MOST):
-        halves = GivenMesh(bisected(solution.trajectory.moves), mesh)
-        finer = learner.solve(flow, tasks, halves, Curvature(flow), "discrete")
+        finer = passes.solve(mesh.halved(solution.trajectory), Curvature(passes.flow))
         distance, solution = relative_distance(solution.value, finer.value), finer
         if distance < still:
             break

@@ -10,9 +10,7 @@ from torch.linalg import vector_norm
 
 from amaml.errors import Diverged
 from amaml.flow.field import GradientFlow
-from amaml.flow.linalg import largest_eigenvalue
 
-MOST_PRODUCTS = 10  # of one estimate of lambda_max
 SETTLED = 1.25  # ratio of two successive products, at which one stops
 UNCHANGED = 1.1  # ratio of a first product to what was found before, at which one stops; of the sharpest, either way
 RANDOM = 0.3  # size of the random part of the first start, over that of the direction it begins with
@@ -37,7 +35,7 @@ class Curvature:
 
     def __init__(self, flow: GradientFlow, start: Tensor | None = None, known: Leading | None = None) -> None:
         self.flow, self.vectors, self.known = flow, start, known if start is None else None
-        self.found, self.where = [self.known.value if self.known else 0.0] * len(flow.tasks), None
+        self.found, self.where = [0.0] * len(flow.tasks), None
 
     @property
     def leading(self) -> Leading | None:
@@ -48,28 +46,22 @@ class Curvature:
         return Leading(value, self.vectors[self.found.index(value)].clone())
 
     def at(self, u: Tensor) -> list[float]:
-        """Of every task. Hessian-vector products until two agree: at least 2, 3 the first time, 1 where nothing has
-        changed since the last look; waits for each.
+        """Of every task, from below, within a few percent. Hessian-vector products until two agree: at least 2, 3 from
+        the field's direction, 1 where nothing has changed since the last look; waits for each.
 
         Raises Diverged where the Hessian is not finite.
         """
-
         if u is self.where:
             return self.found
         self.where = u
-
-        def matvec(v: Tensor) -> Tensor:
-            return self.flow.symmetric_hvp(u, v)
-
         if self.vectors is None:
             self.vectors = self._first_start()
             if self.known is None:
-                _, self.vectors = largest_eigenvalue(matvec, self.vectors, 1)
+                self._multiply(u)
         drop, growth = UNCHANGED, UNCHANGED
-        for _ in range(MOST_PRODUCTS):
-            before = self.found
-            values, self.vectors = largest_eigenvalue(matvec, self.vectors, 1)
-            if not math.isfinite(sum(now := values.tolist())):
+        while True:  # |H v| grows towards lambda_max
+            before, now = self.found, self._multiply(u).tolist()
+            if not math.isfinite(sum(now)):
                 raise Diverged(LEFT)
             self.found = [max(value, torch.finfo(u.dtype).eps) for value in now]
             grown = any(new > growth * old for new, old in zip(self.found, before, strict=True))
@@ -77,6 +69,15 @@ class Curvature:
                 break
             drop, growth = math.inf, SETTLED
         return self.found
+
+    def _multiply(self, u: Tensor) -> Tensor:
+        """One step of power iteration; |H v| (tasks,) of the unit vectors v that it began with."""
+        tiny = torch.finfo(u.dtype).tiny
+        unit = self.vectors / vector_norm(self.vectors, dim=-1, keepdim=True).clamp_min(tiny)
+        self.vectors = self.flow.symmetric_hvp(u, unit)
+        norm = vector_norm(self.vectors, dim=-1)
+        self.vectors = self.vectors / norm.clamp_min(tiny)[:, None]
+        return norm
 
     def _first_start(self) -> Tensor:
         field = self.flow.at_start

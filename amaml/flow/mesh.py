@@ -20,21 +20,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import torch
-from torch import Tensor
-
-from amaml.errors import Diverged, InputError
-from amaml.flow.accuracy import Memory
+from amaml.errors import Diverged
 from amaml.flow.chebyshev import Chebyshev
 from amaml.flow.curvature import LEFT, Curvature
 from amaml.flow.field import GradientFlow
-from amaml.flow.optimizers import PLAIN, Optimizer, OptimizerStep
-from amaml.flow.schemes import DESCENT, DOPRI5, MIDPOINT, RK3, RK4, Move, Scheme
+from amaml.flow.schemes import DOPRI5, MIDPOINT, RK3, RK4, Move, Scheme
 from amaml.flow.trajectory import Trajectory
-from amaml.tasks import Tasks
-
-FEWEST = 20  # steps of gradient descent: fewer take less than 10 times what it takes to find out, 5 evaluations
-KINK = 0.2  # of the change of the field along a step: what its Jacobian may miss
 
 
 class Mesh(Protocol):
@@ -46,61 +37,6 @@ class Mesh(Protocol):
         Raises Diverged where the state is not finite, OverBudget where the flow's budget does not suffice.
         """
         ...
-
-
-@dataclass(frozen=True)
-class FixedMesh:
-    """So many steps of gradient descent, or of another optimiser: not a solution of the flow.
-
-    sizes: of every step, over that of an inner step; None: 1. batch: the numbers of the support points that each step
-    sees (steps, n), or how many it sees, drawn by its number; None: all. single: whether the way back is to tell the
-    steps apart.
-    """
-
-    steps: int
-    optimizer: Optimizer = PLAIN
-    sizes: Sequence[float] | None = None
-    batch: int | Tensor | None = None
-    single: bool = False
-
-    def flow(self, flow: GradientFlow) -> GradientFlow:
-        """Without a limit of its evaluations: these steps are what is asked for."""
-        return flow.limited(math.inf)
-
-    def follow(self, trajectory: Trajectory, ends: Sequence[float], curvature: Curvature | None = None) -> Trajectory:
-        trajectory.mesh, trajectory.ends, tasks = self, ends, trajectory.flow.tasks
-        times = [ends[-1] * i / max(self.steps, 1) for i in range(self.steps + 1)]
-        for end in ends:
-            reached = round(self.steps * end / ends[-1]) if ends[-1] else 0
-            steps = range(len(trajectory.moves), reached)
-            trajectory.extend(
-                [Move(self._scheme(k, tasks), times[k], times[k + 1], self._size(times, k)) for k in steps]
-            )
-            trajectory.land()
-        return trajectory
-
-    def _scheme(self, k: int, tasks: Tasks) -> Scheme:
-        if self.optimizer.plain and self.batch is None and not self.single:
-            return DESCENT
-        return OptimizerStep(self.optimizer, k, self._points(k, tasks))
-
-    def _points(self, k: int, tasks: Tasks) -> Tensor | None:
-        """Those of step k. Drawn ones go through the support set in a random order, then in another, and so on; the
-        orders are the same for every call."""
-        n, shot = self.batch, tasks.shot
-        if isinstance(n, Tensor):
-            return n[k].to(tasks.device)
-        if n is not None and n > shot:
-            raise InputError(f"inner_batch {n} is more than the {shot} support points of a task")
-        if n is None:
-            return None
-        rounds, place = divmod(k, shot // n)
-        order = torch.randperm(shot, generator=torch.Generator().manual_seed(rounds))
-        return order[place * n : (place + 1) * n].to(tasks.device, non_blocking=True)
-
-    def _size(self, times: Sequence[float], k: int) -> float:
-        h = times[k + 1] - times[k]
-        return h if self.sizes is None else h * self.sizes[k]
 
 
 @dataclass(frozen=True)
@@ -139,7 +75,6 @@ class GradedMesh:
     safety: the share of a stability interval that is used, since lambda_max is estimated from below (as dom_eig_safety
     of SUNDIALS' LSRKStep). Not varied.
     frequency: gradients between two estimates of lambda_max (dom_eig_frequency there, in steps). Not varied.
-    factormax: the most that lambda_max is taken to have grown by, where a block is taken again. Not varied.
     """
 
     schemes: tuple[Scheme, ...]
@@ -149,7 +84,6 @@ class GradedMesh:
     handicap: float = 1.2
     safety: float = 0.9
     frequency: int = 28
-    factormax: float = 4.0
 
     def flow(self, flow: GradientFlow) -> GradientFlow:
         """As it is."""
@@ -186,14 +120,14 @@ class GradedMesh:
                 if last.end == t:
                     raise Diverged(LEFT)
                 trajectory.rewind(count, u)
-                sharp *= self.factormax
+                sharp *= 2
                 continue
             if last.end < end:
                 later = curvature.at(trajectory.final)
                 rate = max(abs(math.log(b / a)) for a, b in zip(now, later, strict=True)) / (last.end - t)
                 if last.h * max(later) > last.scheme.stability:
                     trajectory.rewind(count, u)
-                    sharp = min(max(later), self.factormax * sharp)
+                    sharp = max(later)
                     continue
                 now, sharp = later, max(later)
             t = last.end
@@ -207,9 +141,9 @@ class GradedMesh:
         return cost
 
     def block(self, t: float, end: float, start: float, sharp: float, rate: float = 0.0) -> list[Move]:
-        """The next moves from t towards end, until lambda_max is worth another look; it was start at 0, is sharp now.
+        """The next moves from t towards end, until lambda_max is worth another look.
 
-        rate: of change of log lambda_max as seen last, 1 / time.
+        It was start at time 0 and is sharp now; rate: of change of log lambda_max as seen last, 1 / time.
         """
         sizes, reached, cost = [], t, 0
         while reached < end and cost < self.frequency:
@@ -240,17 +174,18 @@ class GradedMesh:
     def _accurate(self, scheme: Scheme, t: float, end: float, start: float, sharp: float, rate: float) -> float:
         """By the law above. Where lambda_max changes fast the Hessian is another one after 1 / rate, which then takes
         the place of the distance from the start."""
-        z, growth = self._law(scheme)
+        z, growth, late = self._law(scheme, start * end)
         unchanged = min(t, 1 / rate) if rate else t
         forward = growth * unchanged + z / start
-        backward = self.late * (growth * (end - t) + z / sharp) / (1 + self.late * growth)
+        backward = late * (growth * (end - t) + z / sharp) / (1 + late * growth)
         return min(forward, backward)
 
-    def _law(self, scheme: Scheme) -> tuple[float, float]:
-        """z and growth."""
+    def _law(self, scheme: Scheme, x: float) -> tuple[float, float, float]:
+        """z and growth; and by how much steps may be longer towards T, where the stiffest modes, of lambda_max T = x,
+        are so many times faster than those, of p + 1, that err most over the whole horizon; twice, for both ends."""
         both = [scheme] if self.backward is None else [scheme, self.backward]
         p, constant = min(one.order for one in both), max(one.error_constant for one in both)
-        return _law(self.tolerance, constant, p)
+        return *_law(self.tolerance, constant, p), min(max(x / (2 * (p + 1)), 1.0), self.late)
 
     def _limit(self, scheme: Scheme) -> float:
         """The largest h * lambda_max of a step."""
@@ -267,32 +202,6 @@ class GradedMesh:
 def _law(tolerance: float, constant: float, p: int) -> tuple[float, float]:
     z = (tolerance / constant) ** (1 / p)
     return z, z * (math.e / (p + 1)) ** ((p + 1) / p)
-
-
-def descends(
-    flow: GradientFlow, mesh: GradedMesh, curvature: Curvature, rate: float, steps: int, memory: Memory
-) -> bool:
-    """Whether the steps of gradient descent are to be made in place of a mesh's, which would cost as much.
-
-    They are where there are so few that finding out is as dear; where the steps are too long to follow the flow,
-    inner_lr lambda_max >= 1; where the mesh would take as many gradients, in a first call with measuring its error; and
-    where the loss has kinks.
-    """
-    if steps < FEWEST or (memory.descended and not memory.in_turn):
-        return True
-    sharp, horizon = max(curvature.at(flow.start)), rate * steps
-    solves = 1 if memory.errors else 3  # the steps and their halves
-    if sharp * rate >= 1 or solves * mesh.forecast(horizon, sharp) >= steps:
-        return True
-    return (memory.descended or not memory.errors) and _kinked(flow, mesh.block(0.0, horizon, sharp, sharp)[0].h)
-
-
-def _kinked(flow: GradientFlow, h: float) -> bool:
-    """Whether the field changes along its first step as its Jacobian in the middle of the step does not tell."""
-    step = h * flow.at_start
-    change = flow(0.0, flow.start + step) - flow.at_start
-    missed = change + flow.scaled(flow.hvp(flow.start + step / 2, step))
-    return bool(missed.norm() > KINK * change.norm())
 
 
 def bisected(moves: Sequence[Move]) -> tuple[Move, ...]:

@@ -9,8 +9,9 @@ from helpers.problems import mlp, most_saved, regression
 from amaml import AMAML, half_mse
 from amaml.flow.adjoint import discrete
 from amaml.flow.curvature import Curvature
+from amaml.flow.descent import FixedMesh
 from amaml.flow.field import GradientFlow
-from amaml.flow.mesh import SOLVERS, FixedMesh, GradedMesh
+from amaml.flow.mesh import SOLVERS, GradedMesh
 from amaml.flow.schemes import RK4, Move
 from amaml.flow.trajectory import Trajectory, _split
 from amaml.learner import query_gradient

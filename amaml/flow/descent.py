@@ -1,0 +1,102 @@
+"""The steps of the inner loop themselves, and where they take the place of a solution of the flow."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from amaml.errors import InputError
+from amaml.flow.accuracy import Memory
+from amaml.flow.curvature import Curvature
+from amaml.flow.field import GradientFlow
+from amaml.flow.mesh import GradedMesh
+from amaml.flow.optimizers import PLAIN, Optimizer, OptimizerStep
+from amaml.flow.schemes import DESCENT, Move, Scheme
+from amaml.flow.trajectory import Trajectory
+from amaml.tasks import Tasks
+
+FEWEST = 20  # steps of gradient descent: fewer take less than 10 times what it takes to find out, 5 evaluations
+KINK = 0.2  # of the change of the field along a step: what its Jacobian may miss
+
+
+@dataclass(frozen=True)
+class FixedMesh:
+    """So many steps of gradient descent, or of another optimiser: not a solution of the flow.
+
+    sizes: of every step, over that of an inner step; None: 1. batch: the numbers of the support points that each step
+    sees (steps, n), or how many it sees, drawn by its number; None: all. single: whether the way back is to tell the
+    steps apart.
+    """
+
+    steps: int
+    optimizer: Optimizer = PLAIN
+    sizes: Sequence[float] | None = None
+    batch: int | Tensor | None = None
+    single: bool = False
+
+    def flow(self, flow: GradientFlow) -> GradientFlow:
+        """Without a limit of its evaluations: these steps are what is asked for."""
+        return flow.limited(math.inf)
+
+    def follow(self, trajectory: Trajectory, ends: Sequence[float], curvature: Curvature | None = None) -> Trajectory:
+        trajectory.mesh, trajectory.ends, tasks = self, ends, trajectory.flow.tasks
+        times = [ends[-1] * i / max(self.steps, 1) for i in range(self.steps + 1)]
+        for end in ends:
+            reached = round(self.steps * end / ends[-1]) if ends[-1] else 0
+            steps = range(len(trajectory.moves), reached)
+            trajectory.extend(
+                [Move(self._scheme(k, tasks), times[k], times[k + 1], self._size(times, k)) for k in steps]
+            )
+            trajectory.land()
+        return trajectory
+
+    def _scheme(self, k: int, tasks: Tasks) -> Scheme:
+        if self.optimizer.plain and self.batch is None and not self.single:
+            return DESCENT
+        return OptimizerStep(self.optimizer, k, self._points(k, tasks))
+
+    def _points(self, k: int, tasks: Tasks) -> Tensor | None:
+        """Those of step k. Drawn ones go through the support set in a random order, then in another, and so on; the
+        orders are the same for every call."""
+        n, shot = self.batch, tasks.shot
+        if isinstance(n, Tensor):
+            return n[k].to(tasks.device)
+        if n is not None and n > shot:
+            raise InputError(f"inner_batch {n} is more than the {shot} support points of a task")
+        if n is None:
+            return None
+        rounds, place = divmod(k, shot // n)
+        order = torch.randperm(shot, generator=torch.Generator().manual_seed(rounds))
+        return order[place * n : (place + 1) * n].to(tasks.device, non_blocking=True)
+
+    def _size(self, times: Sequence[float], k: int) -> float:
+        h = times[k + 1] - times[k]
+        return h if self.sizes is None else h * self.sizes[k]
+
+
+def descends(
+    flow: GradientFlow, mesh: GradedMesh, curvature: Curvature, rate: float, steps: int, memory: Memory
+) -> bool:
+    """Whether the steps of gradient descent are to be made in place of a mesh's, which would cost as much.
+
+    They are where there are so few that finding out is as dear; where they are too long to follow the flow, inner_lr
+    lambda_max >= 1; where the mesh would take as many gradients, in a first call with measuring its error; and where
+    the loss has kinks.
+    """
+    if steps < FEWEST or (memory.descended and not memory.in_turn):
+        return True
+    sharp, horizon = max(curvature.at(flow.start)), rate * steps
+    solves = 1 if memory.errors else 3  # the steps and their halves
+    if sharp * rate >= 1 or solves * mesh.forecast(horizon, sharp) >= steps:
+        return True
+    return (memory.descended or not memory.errors) and _kinked(flow, mesh.block(0.0, horizon, sharp, sharp)[0].h)
+
+
+def _kinked(flow: GradientFlow, h: float) -> bool:
+    """Whether the field changes along its first step as its Jacobian in the middle of the step does not tell."""
+    step = h * flow.at_start
+    change = flow(0.0, flow.start + step) - flow.at_start
+    missed = change + flow.scaled(flow.hvp(flow.start + step / 2, step))
+    return bool(missed.norm() > KINK * change.norm())
