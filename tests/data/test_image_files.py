@@ -183,6 +183,9 @@ def test_files_are_decoded_again_only_when_they_change(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(image_files, "_decode", None)
         assert np.array_equal(load(Omniglot, tmp_path).images, first.images)
+        os.utime(tmp_path / "images_background.zip", (0, 0))  # another file of the same size, for all that is known
+        with pytest.raises(TypeError):
+            load(Omniglot, tmp_path)
     omniglot(tmp_path, "background", {"Greek": 3}, shift=30)
     assert not np.array_equal(load(Omniglot, tmp_path).images, first.images)
     omniglot(tmp_path, "evaluation", {"Latin": 1})
@@ -192,7 +195,7 @@ def test_files_are_decoded_again_only_when_they_change(tmp_path, monkeypatch):
 class Build:
     """Counts how often it is asked for its images."""
 
-    images = np.random.default_rng(0).integers(0, 256, (10, 1, 3, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (10, 1, 30, 30), dtype=np.uint8)
     content, calls = ImageSet(images, {"train": {"a": 3, "b": 4}, "test": {"c": 3}}), 0
 
     def __call__(self) -> ImageSet:
@@ -217,8 +220,10 @@ def test_a_damaged_cache_is_built_again(tmp_path):
     build, path = Build(), tmp_path / "some.npz"
     cached([tmp_path], "some", "fingerprint", build)
     whole = path.read_bytes()
-    flipped = [whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :] for i in range(0, len(whole), 2)]
-    for damaged in [b"\xff" * len(whole), *(whole[:length] for length in range(0, len(whole), 31)), *flipped]:
+    places = [*range(0, 300, 3), *range(300, len(whole), 99), *range(len(whole) - 300, len(whole), 3)]
+    flipped = [whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :] for i in places]
+    smaller = whole.replace(b"(10, 1, 30, 30)", b"(10, 1, 30, 20)")
+    for damaged in [b"\xff" * len(whole), smaller, *(whole[:length] for length in range(0, len(whole), 499)), *flipped]:
         before = build.calls
         path.write_bytes(damaged)
         assert build.equals(cached([tmp_path], "some", "fingerprint", build))
