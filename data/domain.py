@@ -93,8 +93,8 @@ class Domain(Protocol):
         return x, y
 
     def tensor(self, values: np.ndarray) -> Tensor:
-        """Real numbers on the device and in the precision of the run."""
-        return torch.as_tensor(values).to(self.sampling.device, self.sampling.dtype)
+        """Real numbers on the device and in the precision of the run; contiguous."""
+        return torch.as_tensor(np.ascontiguousarray(values)).to(self.sampling.device, self.sampling.dtype)
 
 
 class Endless(Domain):

@@ -12,7 +12,6 @@ from torch import nn
 
 from amaml import Adaptation, Diverged, InputError
 from data import Domain, of_settings
-from experiment import figures
 from experiment.distributed import Group, StopRequest
 from experiment.evaluation import Adapted, Curves, Model, in_chunks, test_entry
 from experiment.folder import Checkpoint
@@ -97,8 +96,8 @@ class Experiment:
 
     def adapt(self, tasks: Any, protocol: str, on_record: Callable[[int], None] = lambda record: None) -> Adapted:
         """Adapt to tasks by a protocol."""
-        s, chosen = self.settings, PROTOCOLS[protocol]
-        model = Model(self.meta, self.whole, self.rates(), self.domain.objective.metric, s.inner_steps)
+        s, chosen, objective = self.settings, PROTOCOLS[protocol], self.domain.objective
+        model = Model(self.meta, self.whole, self.rates(), objective.loss, objective.metric, s.inner_steps)
         return chosen.make(model, tasks, on_record=on_record, **chosen.options(s))
 
     def meta_test(self, update: int, stop: StopRequest) -> dict[str, Any]:
@@ -146,6 +145,8 @@ class Experiment:
 
     def picture(self) -> bytes | None:
         """The first --draw meta-test tasks before and after adaptation, None for --draw 0 and what cannot be drawn."""
+        from experiment import figures  # with matplotlib, which a mistake in a flag need not wait for
+
         if not self.settings.draw or not figures.can_draw(self.domain.input_shape):
             return None
         tasks, objective = self.domain.meta_test(self.settings.draw), self.domain.objective

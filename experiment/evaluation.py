@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.stats
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from amaml import Adaptation, Diverged, Tasks
@@ -28,12 +28,13 @@ class Model(NamedTuple):
     meta: Adaptation
     whole: Adaptation
     rates: dict[str, Any]
+    loss: Loss
     metric: Loss
     inner_steps: int
 
     def start(self, count: int) -> Tensor:
         """theta, all parameters, for so many tasks (count, P)."""
-        return self.whole.split.theta().detach().expand(count, -1)
+        return self.whole.function.theta().detach().expand(count, -1)
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def fine_tune(model: Model, tasks: Tasks, epochs: int, on_record: OnRecord = lam
             records.append(_measure(whole, model.metric, phi, tasks))
             on_record(epoch)
         if epoch < epochs:
-            phi.grad = derivatives.gradients(whole.split, whole.loss, phi, tasks.support_x, tasks.support_y)
+            phi.grad = derivatives.gradients(whole.function, model.loss, phi, tasks.support_x, tasks.support_y)
             optimizer.step()
     return _adapted(model, whole, phi, recorded, records, "epoch")
 
@@ -89,7 +90,8 @@ def inner_loop(
     last, meta = steps or model.inner_steps, model.meta
     recorded, records = sorted({n for n in RECORDED_STEPS if n < last} | {last}), []
     for n in recorded:
-        phi = meta.adapt(tasks, inner_steps=n, **model.rates) if n else model.start(len(tasks))
+        with torch.no_grad():
+            phi = meta.adapt(tasks, inner_steps=n, **model.rates) if n else model.start(len(tasks))
         records.append(_measure(meta if n else model.whole, model.metric, phi, tasks))
         on_record(n)
     return _adapted(model, meta, phi, recorded, records, "inner step")
@@ -129,7 +131,7 @@ def mean_and_interval(values: np.ndarray) -> tuple[float, float]:
     if count < 2:
         return float(values.mean()), math.nan
     spread = float(values.std(ddof=1)) / math.sqrt(count)
-    return float(values.mean()), float(scipy.stats.t.ppf(0.975, count - 1)) * spread
+    return float(values.mean()), float(stdtrit(count - 1, 0.975)) * spread
 
 
 def test_entry(update: int, curves: Curves, predictors: dict[str, np.ndarray], metric: str) -> dict[str, Any]:

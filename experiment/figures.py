@@ -1,20 +1,15 @@
 """The pictures of a run: its curves, and fitted tasks."""
 
-from __future__ import annotations
-
 import io
 import warnings
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator
 
-AXES = {"epoch": "fine-tuning epoch", "inner step": "inner step"}
 POINTS = (("test", "test points", "C0"), ("support", "support", "C1"))
-matplotlib.use("Agg")
 
 
 def draw_curves(title: str, tests: list[dict[str, Any]], metrics: list[dict[str, Any]]) -> bytes:
@@ -22,44 +17,34 @@ def draw_curves(title: str, tests: list[dict[str, Any]], metrics: list[dict[str,
 
     tests: the entries of test.json; metrics: the lines of metrics.jsonl.
     """
-    last = [tests[-1], *tests[-1]["also"]]
+    last, count = [tests[-1], *tests[-1]["also"]], tests[-1]["tasks"]
+    alike = [test for test in tests if test["unit"] == tests[-1]["unit"]]
     parts = len(last) + (len(tests) > 1) + 1
     figure = Figure(figsize=(4.6 * parts, 4), layout="constrained")
-    count = "1 meta-test task" if tests[-1]["tasks"] == 1 else f"mean and 95% interval of {tests[-1]['tasks']} tasks"
-    figure.suptitle(f"{title}\nmeta-tests: {count}", fontsize=11)
+    tasks = "1 meta-test task" if count == 1 else f"mean and 95% interval of {count} tasks"
+    figure.suptitle(f"{title}\nmeta-tests: {tasks}", fontsize=11)
     axes = list(figure.subplots(1, parts))
     for entry in last:
-        _draw_adaptation(axes.pop(0), entry)
+        unit = "fine-tuning epoch" if entry["unit"] == "epoch" else "inner step"
+        curves = {name: (entry[name]["mean"], entry[name]["ci95"]) for name, *_ in POINTS}
+        _draw_means(axes.pop(0), entry["epochs"], curves, "", xlabel=unit, ylabel=entry["metric"])
     if len(tests) > 1:
-        _draw_tests(axes.pop(0), tests)
+        ends = {name: [[t[name][key][-1] for t in alike] for key in ("mean", "ci95")] for name, *_ in POINTS}
+        ylabel = f"{tests[-1]['metric']} at the last {tests[-1]['unit']}"
+        _draw_means(axes.pop(0), [t["update"] for t in alike], ends, "o", xlabel="meta-update", ylabel=ylabel)
     _draw_training(axes.pop(0), metrics)
     return _png(figure)
 
 
-def _draw_adaptation(axes: Axes, test: dict[str, Any]) -> None:
+def _draw_means(axes: Axes, x: list[int], curves: dict[str, Any], marker: str, **labels: str) -> None:
+    """Means with their intervals, (mean, half) by the name of the points."""
     for name, label, color in POINTS:
-        _draw_mean(axes, test["epochs"], test[name]["mean"], test[name]["ci95"], label, color)
-    axes.set(xlabel=AXES[test["unit"]], ylabel=test["metric"], ylim=(0, None))
-    axes.set_title(f"meta-test after {test['update']} updates", fontsize=10)
-    axes.legend()
-
-
-def _draw_tests(axes: Axes, tests: list[dict[str, Any]]) -> None:
-    """The metric at the last epoch or step of every meta-test of the first protocol."""
-    alike = [test for test in tests if test["unit"] == tests[-1]["unit"]]
-    for name, label, color in POINTS:
-        mean, half = ([test[name][key][-1] for test in alike] for key in ("mean", "ci95"))
-        _draw_mean(axes, [test["update"] for test in alike], mean, half, label, color, marker="o")
-    axes.set(xlabel="meta-update", ylabel=tests[-1]["metric"], ylim=(0, None))
-    axes.set_title(f"at the last {AXES[tests[-1]['unit']]} of every meta-test", fontsize=10)
-    axes.legend()
-
-
-def _draw_mean(axes: Axes, x, mean, half, label: str, color: str, marker: str = "") -> None:
-    mean, half = np.array(mean), np.nan_to_num(np.array(half, dtype=float))
-    axes.plot(x, mean, label=label, color=color, marker=marker if len(mean) > 1 else "o")
-    axes.fill_between(x, mean - half, mean + half, alpha=0.25, linewidth=0, color=color)
+        mean, half = (np.nan_to_num(np.array(part, dtype=float)) for part in curves[name])
+        axes.plot(x, mean, label=label, color=color, marker=marker if len(mean) > 1 else "o")
+        axes.fill_between(x, mean - half, mean + half, alpha=0.25, linewidth=0, color=color)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.set(ylim=(0, None), **labels)
+    axes.legend()
 
 
 def _draw_training(axes: Axes, metrics: list[dict[str, Any]]) -> None:
@@ -73,17 +58,13 @@ def _draw_training(axes: Axes, metrics: list[dict[str, Any]]) -> None:
         axes.legend()
     else:
         axes.plot(updates, losses, "C0", marker="." if len(losses) < 30 else "")
-    axes.set(xlabel="meta-update", ylabel="query loss", yscale="log")
-    axes.set_title("after the inner loop, in meta-training", fontsize=10)
+    axes.set(xlabel="meta-update", ylabel="query loss after the inner loop", yscale="log")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def can_draw(input_shape: tuple[int, ...]) -> bool:
     """Whether draw_fits can show such tasks, those of one or two inputs; warns where it cannot."""
-    if input_shape in ((1,), (2,)):
+    if tuple(input_shape) in ((1,), (2,)):
         return True
     message = f"--draw shows tasks of one or two inputs, these have {tuple(input_shape)}: there will be no picture"
     warnings.warn(message, RuntimeWarning, stacklevel=2)
@@ -118,39 +99,34 @@ def draw_fits(title: str, fits: Fits) -> bytes:
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(count, columns, squeeze=False, sharex=True)
     for i in range(count):
-        draw(axes[i], f"meta-test task {i}", Fits(*(part[i] for part in fits[:-1]), fits.metric))
+        task = Fits(*(part[i] for part in fits[:-1]), fits.metric)
+        errors = zip(("before", "after"), (task.errors_before, task.errors_after), strict=True)
+        draw(axes[i], task, [f"{when} adaptation, {fits.metric} {error:.3g}" for when, error in errors])
+        axes[i][0].set_title(f"meta-test task {i}", fontsize=10)
+        for axis in axes[i]:
+            axis.label_outer()
     return _png(figure)
 
 
-def _draw_curve(axes, name: str, task: Fits) -> None:
-    metric, x = task.metric, task.x[:, 0]
-    axes[0].plot(x, task.truth[:, 0], "k", label="truth")
-    axes[0].plot(x, task.before[:, 0], "C0--", label=f"before adaptation, {metric} {task.errors_before:.3g}")
-    axes[0].plot(x, task.after[:, 0], "C3", label=f"after adaptation, {metric} {task.errors_after:.3g}")
-    axes[0].plot(task.support_x[:, 0], task.support_y[:, 0], "k.", label="support")
-    axes[0].set(xlabel="x", ylabel="y")
-    axes[0].set_title(name, fontsize=10)
-    axes[0].label_outer()
-    axes[0].legend(fontsize=8)
+def _draw_curve(axes: list[Axes], task: Fits, labels: list[str]) -> None:
+    (axis,), x = axes, task.x[:, 0]
+    axis.plot(x, task.truth[:, 0], "k", label="truth")
+    axis.plot(x, task.before[:, 0], "C0--", label=labels[0])
+    axis.plot(x, task.after[:, 0], "C3", label=labels[1])
+    axis.plot(task.support_x[:, 0], task.support_y[:, 0], "k.", label="support")
+    axis.set(xlabel="x", ylabel="y")
+    axis.legend(fontsize=8)
 
 
-def _draw_surfaces(axes, name: str, task: Fits) -> None:
-    side = round(len(task.x) ** 0.5)
-    low, high = task.truth.min(), task.truth.max()
-    titles = (
-        f"{name}: truth and support",
-        f"before adaptation, {task.metric} {task.errors_before:.3g}",
-        f"after adaptation, {task.metric} {task.errors_after:.3g}",
-    )
-    for axis, values, title in zip(axes, (task.truth, task.before, task.after), titles, strict=True):
+def _draw_surfaces(axes: list[Axes], task: Fits, labels: list[str]) -> None:
+    side, limits = round(len(task.x) ** 0.5), {"vmin": task.truth.min(), "vmax": task.truth.max()}
+    for axis, values, label in zip(axes, (task.truth, task.before, task.after), ["", *labels], strict=True):
         mesh = [part.reshape(side, side) for part in (task.x[:, 0], task.x[:, 1], values[:, 0])]
-        picture = axis.pcolormesh(*mesh, vmin=low, vmax=high, shading="nearest")
+        picture = axis.pcolormesh(*mesh, **limits, shading="nearest")
         axis.set(xlabel="x1", ylabel="x2", aspect="equal")
-        axis.set_title(title, fontsize=10)
-        axis.label_outer()
-    points = {"c": task.support_y[:, 0], "vmin": low, "vmax": high}
-    axes[0].scatter(*task.support_x.T, **points, edgecolors="white", linewidths=0.6, s=18)
-    axes[0].figure.colorbar(picture, ax=axes, label="y", aspect=15)
+        axis.set_title(label, fontsize=10)
+    axes[0].scatter(*task.support_x.T, c=task.support_y[:, 0], **limits, edgecolors="white", linewidths=0.6, s=18)
+    axes[0].figure.colorbar(picture, ax=list(axes), label="y", aspect=15)
 
 
 def _png(figure: Figure) -> bytes:

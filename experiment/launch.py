@@ -6,10 +6,6 @@ import signal
 import sys
 from pathlib import Path
 
-from torch.distributed import run as torchrun
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
 from amaml.errors import Diverged, InputError
 from experiment.distributed import Lost, Stopped
 
@@ -76,6 +72,10 @@ def launch(processes: int, program: Path, arguments: list[str]) -> int:
     A process has one thread, unless OMP_NUM_THREADS says otherwise, as always under torchrun. What torchrun itself
     has to say is left out: the first process says why a run ends, or this one where the first was killed.
     """
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
     command = ["--standalone", "--nproc-per-node", str(processes), str(program), *arguments]
     logging.disable()
     try:

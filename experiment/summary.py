@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from experiment.figures import draw_curves
 from experiment.folder import RunFolder
 
 SUMMARY_EPOCHS = (0, 10, 100, 500, 1000)
@@ -52,6 +51,8 @@ def write_summary(folder: RunFolder, title: str, costs: dict[str, Any]) -> str:
 
     costs: updates, seconds_per_update, first_update_seconds, compiled and peak_memory_mib, None where unknown.
     """
+    from experiment.figures import draw_curves  # with matplotlib, which a mistake in a flag need not wait for
+
     tests = folder.read("test.json", [])
     last, seconds, first = tests[-1], costs["seconds_per_update"], costs["first_update_seconds"]
     said = [f"{costs['updates']} updates"]

@@ -7,7 +7,7 @@ import torch
 from helpers import archives
 
 from amaml import adaptation
-from experiment import build, summary
+from experiment import build, figures
 
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for run.py in a process of its own
@@ -32,8 +32,8 @@ def quick(monkeypatch, traced):
         return network
 
     monkeypatch.setattr(build, "seeded", same)
-    monkeypatch.setattr(adaptation, "Flattened", lambda m, adapt: traced.setdefault((m, adapt), flattened(m, adapt)))
-    monkeypatch.setattr(summary, "draw_curves", lambda *arguments: b"curves")
+    monkeypatch.setattr(adaptation, "Flattened", lambda *given: traced.setdefault(given, flattened(*given)))
+    monkeypatch.setattr(figures, "draw_curves", lambda *arguments: b"curves")
 
 
 @pytest.fixture(scope="session")
