@@ -55,15 +55,14 @@ def done(grid: Grid, cell: Cell) -> bool:
     """Whether the cell's numbers stand in the grid's CSV, or its files are here and are of the run asked for."""
     if cell.name in grid.kept:
         return True
-    there = (any(step.makes.parent.glob(step.makes.name)) for step in cell.steps)
-    return all(there) and _as_asked(cell)
+    there = all(any(step.makes.parent.glob(step.makes.name)) for step in cell.steps)
+    with contextlib.suppress(OSError, ValueError, KeyError):  # results kept without their configuration
+        return there and as_asked(cell, json.loads((cell.folder / "config.json").read_text())["settings"])
+    return there
 
 
-def _as_asked(cell: Cell) -> bool:
-    try:
-        settings = json.loads((cell.folder / "config.json").read_text())["settings"]
-    except (OSError, ValueError, KeyError):
-        return True  # results kept without their configuration
+def as_asked(cell: Cell, settings: dict[str, Any]) -> bool:
+    """Whether a run's settings are those that the cell asks for."""
     return all(settings.get(name, value) == value for name, value in cell.settings.items())
 
 

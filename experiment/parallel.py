@@ -29,7 +29,6 @@ from experiment.cells import (
     locked,
     read_record,
     record_path,
-    state,
     states,
     write_record,
 )
@@ -195,9 +194,9 @@ class Progress:
 
     def ended(self, cell: Cell, status: int) -> None:
         """Show that a cell ended."""
-        now = state(self.grid, cell)
+        last = read_record(record_path(self.grid, cell))
         self.failed += status != 0
-        text = f"failed: exit status {status}: {now.line}" if status else f"done in {in_words(now.seconds)}"
+        text = f"failed: exit status {status}: {last['line']}" if status else f"done in {in_words(last['seconds'])}"
         if self.bar.disable:
             self.bar.n += 1
             print(f"[{self.bar.n}/{len(self.grid.cells)}] {cell.name}: {text}{self._left('; ')}", flush=True)

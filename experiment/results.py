@@ -6,6 +6,7 @@ column for every record, test_epoch_100 or support_step_5 (epochs of fine-tuning
 interval over the tasks in test_epoch_100_ci95; and a predictor_NAME for each predictor that needs no network.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -13,6 +14,7 @@ import math
 import re
 import shlex
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from filelock import FileLock
 
 from amaml.errors import InputError
 from data.files import write_atomically
-from experiment.cells import Cell, Grid, Step
+from experiment.cells import Cell, Grid, Step, as_asked
 from experiment.settings import merged, parse_flags
 
 POINTS = ("support", "test")
@@ -120,14 +122,12 @@ def kept(grid: Grid) -> dict[str, float]:
 
 
 def _as_asked(cell: Cell, command: str) -> bool:
-    """Whether a command's settings are those that the cell asks for; False for flags that there are no more."""
-    if command == command_of(cell.steps[0]):
-        return True
-    try:
-        settings = merged(parse_flags(shlex.split(command)[2:]))
-    except InputError:
-        return False
-    return all(getattr(settings, name) == value for name, value in cell.settings.items())
+    """Whether a command gives the settings that the cell asks for; False where it has flags that are no more."""
+    with contextlib.suppress(InputError):
+        return command == command_of(cell.steps[0]) or as_asked(
+            cell, asdict(merged(parse_flags(shlex.split(command)[2:])))
+        )
+    return False
 
 
 def command_of(step: Step) -> str:

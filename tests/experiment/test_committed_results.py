@@ -121,10 +121,3 @@ def test_what_stands_in_a_csv_counts_as_done_in_a_clone(target, capsys, monkeypa
     count = len(read_grid(TARGETS / f"{target}.toml").cells)
     assert main([target, "--status"]) == 0
     assert capsys.readouterr().out.startswith(f"{count} cells: {count} done\n")
-
-
-def test_the_tree_holds_data_and_no_runs():
-    kinds = {
-        path.suffix for path in RESULTS.rglob("*") if path.is_file() and path.parent in (RESULTS, *RESULTS.iterdir())
-    }
-    assert kinds <= {".csv", ".md", ".png"}
