@@ -35,7 +35,7 @@ def without_numbers(request, monkeypatch):
 def test_what_may_pass_is_tried_again_and_nothing_else(tmp_path, capsys):
     grid = scripts(
         tmp_path,
-        good="echo one $OMP_NUM_THREADS; echo > {made}",
+        good="readlink /proc/$$/fd/* | grep -q good.lock && echo one $OMP_NUM_THREADS && echo > {made}",  # its lock
         mistake="echo a mistake >&2; echo 'srun: error: task 0: exit code 2' >&2; exit 2",
         broken="echo broken >&2; exit 1",
         lost="[ -e {made}.tried ] && exec touch {made}; touch {made}.tried; kill -9 $$",
