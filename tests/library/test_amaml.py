@@ -10,7 +10,7 @@ from torch import nn
 import amaml
 import data
 from amaml import AMAML, Diverged, InputError, OverBudget, Tasks, half_mse
-from amaml.flow.accuracy import Memory, Observation
+from amaml.flow.accuracy import Controller, Memory, Observation
 from amaml.flow.adjoint import Unstable, discrete
 from amaml.flow.curvature import Curvature
 from amaml.flow.schemes import RK4, Move
@@ -198,7 +198,7 @@ def test_an_error_that_cannot_be_brought_below_rtol_is_refused_and_auto_descends
     (theta, apply), tasks = mlp(), regression()
     monkeypatch.setattr("amaml.flow.accuracy.relative_distance", lambda a, b: 0.5)
     with pytest.raises(OverBudget, match=r"measured relative error is inf, above 0.001, .* try a smaller inner_lr"):
-        AMAML(apply, half_mse, 0.05, 40, solver="rk4").meta_gradient(theta, tasks)
+        AMAML(apply, half_mse, 0.05, 40, solver="rk4", controller=Controller(first=300)).meta_gradient(theta, tasks)
     gradient = AMAML(apply, half_mse, 0.05, 100).meta_gradient(theta, tasks)
     assert (gradient.solver, gradient.error) == ("euler", None)
 
