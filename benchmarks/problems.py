@@ -35,16 +35,18 @@ class Problem:
         return self.episode(0)
 
 
-def problem(name: str, dtype: torch.dtype, device: str, trained: str | None) -> Problem:
+def problem(
+    name: str, dtype: torch.dtype, device: str, trained: str | None, tasks: int | None = None, width: int = 32
+) -> Problem:
     """ "alpine": Alpine2D 100/100, 5 tasks, 2-32-32-1 tanh, inner step 0.01. "conv", "resnet": Glyphs 5-way 1-shot 5
     queries, 4 tasks, inner step 0.001; a strided Conv-4 with GELU (112,261 parameters), a narrow ResNet-12. trained: a
-    checkpoint whose theta is taken instead of the initial one."""
+    checkpoint whose theta is taken instead of the initial one. tasks, width: others than these, width of "alpine"."""
     torch.manual_seed(0)
     if name == "alpine":
-        domain = data.make("Alpine2D", data.Sampling(100, 100, 5, 0, dtype, device))
-        module, loss, inner_lr = mlp(2, 1), half_mse, 0.01
+        domain = data.make("Alpine2D", data.Sampling(100, 100, tasks or 5, 0, dtype, device))
+        module, loss, inner_lr = mlp(2, 1, width), half_mse, 0.01
     else:
-        domain = data.make("Glyphs", data.Sampling(1, 5, 4, 0, dtype, device))
+        domain = data.make("Glyphs", data.Sampling(1, 5, tasks or 4, 0, dtype, device))
         shape, loss, inner_lr = domain.input_shape, cross_entropy, 0.001
         conv = name == "conv"
         module = conv4(shape, 5, strided=True, activation="gelu") if conv else resnet12(shape, 5, (16, 32, 64, 128))

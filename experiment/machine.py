@@ -43,10 +43,16 @@ def check_memory(needed: int, device: str, what: str) -> None:
 
 @contextlib.contextmanager
 def deterministic(on: bool) -> Iterator[None]:
-    """Within this context torch uses only operations that give the same bits every time; elsewhere CUDA's may not."""
+    """Within this context torch uses only operations that give the same bits every time; elsewhere CUDA's may not.
+
+    Raises InputError where it is too late to tell cuBLAS, which is told once a process.
+    """
     before = torch.are_deterministic_algorithms_enabled()
+    if on and torch.cuda.is_initialized() and "CUBLAS_WORKSPACE_CONFIG" not in os.environ:
+        remedy = "export CUBLAS_WORKSPACE_CONFIG=:4096:8 before Python starts"
+        raise InputError(f"--deterministic comes too late, CUDA is in use; {remedy}")
     if on:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     try:
         yield

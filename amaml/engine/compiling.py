@@ -12,6 +12,7 @@ Complex numbers gain little (1.2 to 1.4 times the speed on a Fourier neural oper
 """
 
 import math
+import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -64,7 +65,8 @@ def _compiled_for(device: str, traced: GraphModule) -> Callable[..., Result]:
     options = {"guard_filter_fn": lambda guards: [False] * len(guards)}
     if device != "cuda":
         return torch.compile(traced, dynamic=False, options=options)
-    replayed = torch.compile(traced, dynamic=False, options=options | {"triton.cudagraphs": True})
+    options |= {"triton.cudagraphs": os.environ.get("TORCHINDUCTOR_CUDAGRAPHS") != "0"}  # torch's own switch
+    replayed = torch.compile(traced, dynamic=False, options=options)
 
     def fresh(*arguments: Tensor) -> Result:
         torch.compiler.cudagraph_mark_step_begin()  # a CUDA graph writes every result to the same place

@@ -1,21 +1,32 @@
 """Everything that differs on a GPU, against the CPU; needs one."""
 
+import os
+
 import pytest
 import torch
-from helpers.commands import assert_same_run, checkpoint, content, start
+from helpers.commands import (
+    OFTEN,
+    Killed,
+    assert_same_run,
+    checkpoint,
+    content,
+    killed_at_write,
+    start,
+    theta,
+)
 from helpers.problems import classification, convnet, mlp, regression, relative_error
 
 import amaml
 import baselines
 import run
 from amaml import AMAML, Chunked, half_mse
+from experiment.machine import environment
 
-pytestmark = [
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
-]
+DEVICE = os.environ.get("AMAML_DEVICE", "cuda:0")  # "cpu" tries the tests themselves
+pytestmark = pytest.mark.skipif(DEVICE != "cpu" and not torch.cuda.is_available(), reason="needs a CUDA device")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for --deterministic, before any test uses CUDA
+needs_cuda = pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
 
-DEVICE = "cuda:0"
 SAME = 1e-10  # relative, in float64
 LEARNERS = {
     "A-MAML auto": lambda *a: AMAML(*a),
@@ -28,7 +39,6 @@ LEARNERS = {
     "MAML, Adam": lambda *a: baselines.MAML(*a, inner_optimizer="adam", inner_batch=2),
     **{name: getattr(baselines, name) for name in ("FOMAML", "IMAML", "Reptile", "Scratch", "Pretrained")},
 }
-LONG = ["--device", DEVICE, "--method", "amaml", "--checkpoint-interval", "2", "--test-interval", "3"]
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["traced", "compiled"])
@@ -60,10 +70,14 @@ def test_a_convolutional_network_does_too(compiled):
 
 
 @pytest.mark.parametrize("compile", ["off", "on"])
-def test_a_run_resumes_to_the_bit(tmp_path, compile):
-    flags = [*LONG, "--deterministic", "--compile", compile]
+def test_a_run_resumes_to_the_bit(tmp_path, compile, monkeypatch):
+    flags = [*OFTEN, "--device", DEVICE, "--method", "amaml", "--deterministic", "--compile", compile]
     start(tmp_path / "whole", *flags)
-    start(tmp_path / "run", *flags, "--meta-updates", "3")
+    with monkeypatch.context() as patch:
+        killed_at_write(patch, 6)
+        with pytest.raises(Killed):
+            start(tmp_path / "run", *flags)
+    assert 0 < checkpoint(tmp_path / "run")["update"] < checkpoint(tmp_path / "whole")["update"]
     assert start(tmp_path / "run", *flags, "--resume") == 0
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
@@ -73,12 +87,12 @@ def test_a_whole_experiment_ends_as_on_the_cpu(tmp_path, compile):
     flags = ["--method", "amaml", "--protocol", "both", "--draw", "2", "--test-epochs", "10"]
     assert start(tmp_path / "cpu", *flags) == 0
     assert start(tmp_path / "cuda", *flags, "--device", DEVICE, "--compile", compile) == 0
-    here, there = (checkpoint(tmp_path / name)["theta"].cpu() for name in ("cpu", "cuda"))
+    here, there = (theta(tmp_path / name).cpu() for name in ("cpu", "cuda"))
     assert relative_error(there, here) < 1e-8  # Adam's first steps divide by the size of the gradient
     tests = [content(tmp_path / name, "test.json")[-1] for name in ("cpu", "cuda")]
     assert tests[1]["test"]["mean"] == pytest.approx(tests[0]["test"]["mean"], rel=1e-6)
     assert (tmp_path / "cuda" / "fits.png").exists()
-    assert content(tmp_path / "cuda", "config.json")["device"] == torch.cuda.get_device_name(DEVICE)
+    assert content(tmp_path / "cuda", "config.json")["device"] == environment(DEVICE)["device"]
 
 
 def test_a_run_of_the_cpu_is_evaluated_on_the_gpu(tmp_path):
@@ -90,6 +104,7 @@ def test_a_run_of_the_cpu_is_evaluated_on_the_gpu(tmp_path):
     assert there["test"]["mean"] == pytest.approx(here["test"]["mean"], rel=1e-8)
 
 
+@needs_cuda
 def test_two_processes_want_a_gpu_each(tmp_path, capfd):
     assert start(tmp_path / "run", "--device", "cuda", "--processes", str(torch.cuda.device_count() + 1)) == 2
     assert "processes need a GPU each" in capfd.readouterr().err

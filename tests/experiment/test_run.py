@@ -30,6 +30,7 @@ import run
 from amaml import AMAML, InputError, mlp
 from baselines import FOMAML, MAML
 from data import DOMAINS
+from experiment import machine
 from experiment.build import build
 from experiment.distributed import Group
 from experiment.methods import METHODS, NETWORKS, PROTOCOLS, protocols
@@ -279,6 +280,20 @@ def test_deterministic_algorithms_are_asked_for_where_the_run_asks(tmp_path, qui
     assert not torch.are_deterministic_algorithms_enabled()
     if ends == "done":
         assert_same_run(tmp_path / "run", tmp_path / "same")
+
+
+def test_cublas_is_told_before_cuda_is_used_or_not_at_all(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    with machine.deterministic(True):
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    with pytest.raises(InputError, match="export CUBLAS_WORKSPACE_CONFIG"), machine.deterministic(True):
+        pass
+    assert not torch.are_deterministic_algorithms_enabled()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    with machine.deterministic(True):
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
 @pytest.mark.parametrize(
