@@ -112,9 +112,20 @@ class _Differentiable(TorchFunctionMode):
         if name == "view_as_complex":
             return function(arguments[0] * 1, **options)
         if name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
-            with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
+            with _without_mkldnn(), torch.backends.cudnn.flags(enabled=False):
                 return function(*arguments, **options)
         return function(*arguments, **options)
+
+
+@contextlib.contextmanager
+def _without_mkldnn() -> Iterator[None]:
+    """As torch.backends.mkldnn.flags(enabled=False), which sets TF32 as well and warns where there is no Intel GPU."""
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
 
 
 @contextlib.contextmanager
