@@ -260,8 +260,10 @@ class Session:
     @property
     def costs(self) -> dict[str, Any]:
         """What the updates took, for the summary; None where it is not known."""
+        last = self.experiment.meta.latest
         return {
             "updates": self.update,
+            "solver": last and last.solver,  # what A-MAML's auto has chosen in the last update
             "seconds_per_update": self.clock.seconds_per_update,
             "first_update_seconds": self.clock.warm_up,
             "compiled": self.opening.compiled,

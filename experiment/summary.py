@@ -49,7 +49,7 @@ def _with_interval(mean: float, half: float | None) -> str:
 def write_summary(folder: RunFolder, title: str, costs: dict[str, Any]) -> str:
     """summary.json and curves.png of a run whose updates and tests are in its folder; returns its table.
 
-    costs: updates, seconds_per_update, first_update_seconds, compiled and peak_memory_mib, None where unknown.
+    costs: updates, solver, seconds_per_update, first_update_seconds, compiled and peak_memory_mib, None where unknown.
     """
     from experiment.figures import draw_curves  # with matplotlib, which a mistake in a flag need not wait for
 
@@ -59,6 +59,7 @@ def write_summary(folder: RunFolder, title: str, costs: dict[str, Any]) -> str:
     said.append(f"{seconds:.4f} s per update" if seconds is not None else "too short to time")
     said[-1] += f" (the first {first:.1f} s, tracing{' and compiling' if costs['compiled'] else ''})" if first else ""
     said += [f"peak memory {costs['peak_memory_mib']:.0f} MiB"] if costs["peak_memory_mib"] else []
+    said += [f"solver {costs['solver']}"] if costs["solver"] else []
     text = table(title, last) + "\n" + ", ".join(said)
     folder.write_bytes("curves.png", draw_curves(title, tests, folder.metrics()))
     also = [{"unit": part["unit"], "at_epochs": at_epochs(part)} for part in last["also"]]
