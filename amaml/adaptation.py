@@ -1,8 +1,9 @@
 """Adaptation as an nn.Module: a differentiable function of everything that enters an inner loop."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -136,12 +137,11 @@ class Adaptation(nn.Module):
         if not request:
             return self._evaluated(learner, theta.detach(), tasks.detach()).mean()
 
-        def compute() -> tuple[Tensor, list[Tensor]]:
-            latest = self._remember(learner, lambda: learner.gradient(theta, tasks, self.memory))
-            gradients = {"theta": latest.value} | latest.gradients
-            return latest.query_loss.mean(), [gradients[name].view_as(t) for name, t in request.items()]
-
-        return _Value.apply(compute, *request.values())
+        with self._remembering(learner):
+            self.latest = learner.gradient(theta, tasks, self.memory)
+        gradients = {"theta": self.latest.value} | self.latest.gradients
+        found = [gradients[name].view_as(t) for name, t in request.items()]
+        return _Value.apply(self.latest.query_loss.mean(), *found, *request.values())
 
     def adapt(
         self,
@@ -187,6 +187,11 @@ class Adaptation(nn.Module):
         solver = f", solver={learner.solver!r}" if hasattr(learner, "solver") else ""
         return f"method={self.name!r}, inner_steps={learner.inner_steps}, inner_lr={said}{solver}"
 
+    @property
+    def control(self) -> "Control":
+        """The memory alone, to be saved apart from the parameters: control.state_dict(), control.load_state_dict()."""
+        return Control(self)
+
     def get_extra_state(self) -> dict[str, Any] | None:
         """The memory in state_dict(), as plain numbers and tensors."""
         return self.memory.state_dict() if hasattr(self.memory, "state_dict") else None
@@ -205,8 +210,9 @@ class Adaptation(nn.Module):
 
         def pull_back(lam: Tensor) -> list[Tensor]:
             self._check_defined(learner, ["phi", *request])
-            pulled = self._remember(learner, lambda: learner.pull_back(followed, lam, self.memory))
-            gradients = {"theta": pulled.value} | pulled.gradients
+            with self._remembering(learner):
+                self.latest = learner.pull_back(followed, lam, self.memory)
+            gradients = {"theta": self.latest.value} | self.latest.gradients
             return [len(tasks) * gradients[name].view_as(t) for name, t in request.items()]
 
         return _Path.apply(followed.path, pull_back, *request.values())
@@ -226,15 +232,15 @@ class Adaptation(nn.Module):
         self.latest = MetaGradient(theta.new_zeros(len(tasks), 0), query_loss, Evaluations())
         return query_loss
 
-    def _remember(self, learner: MetaLearner, call: Callable[[], MetaGradient]) -> MetaGradient:
-        """What a call gives, which the memory learns from; it does from a call that is refused, too."""
+    @contextmanager
+    def _remembering(self, learner: MetaLearner) -> Iterator[None]:
+        """Within this context a call makes latest anew; the memory learns from it, and from one that is refused."""
         try:
-            self.latest = call()
+            yield
         except Diverged as refused:
             self.memory = learner.update(self.memory, refused)
             raise
         self.memory = learner.update(self.memory, self.latest)
-        return self.latest
 
     def _requested(self, learner: MetaLearner | None, theta: Tensor, entering: Mapping[str, Any]) -> dict[str, Tensor]:
         """What requires a gradient, by name; nothing where autograd is off."""
@@ -322,6 +328,20 @@ class Adaptation(nn.Module):
         return learner if self.task_chunk is None else Chunked(learner, self.task_chunk, self.each)
 
 
+class Control(NamedTuple):
+    """What the learner of an Adaptation remembers of its error, as a part that can be saved."""
+
+    of: Adaptation
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Plain numbers and tensors."""
+        return self.of.get_extra_state()
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Go on from a state_dict()."""
+        self.of.set_extra_state(state)
+
+
 def _inner(learner: MetaLearner) -> MetaLearner:
     """The learner of the chunks."""
     return learner.learner if isinstance(learner, Chunked) else learner
@@ -355,17 +375,17 @@ def _losses(
 
 
 class _Value(torch.autograd.Function):
-    """The mean query loss; its meta-gradients are computed with it, and wait for backward()."""
+    """The mean query loss, with the meta-gradients that were computed with it and the tensors these are of."""
 
     @staticmethod
-    def forward(ctx: Any, compute: Any, *tensors: Tensor) -> Tensor:
-        value, gradients = compute()
-        ctx.save_for_backward(*gradients, *tensors)
-        return value
+    def forward(ctx: Any, value: Tensor, *gradients_and_tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*gradients_and_tensors)
+        return value.clone()
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *_First.apply(scale, *ctx.saved_tensors)
+        gradients = _First.apply(scale, *ctx.saved_tensors)
+        return None, *(None for _ in gradients), *gradients
 
 
 class _Path(torch.autograd.Function):

@@ -2,8 +2,7 @@
 
 from amaml.first_order import FOMAML, Reptile
 from amaml.imaml import IMAML
-from baselines.anil import anil
 from baselines.maml import MAML
 from baselines.references import Pretrained, Scratch
 
-__all__ = ["FOMAML", "IMAML", "MAML", "Pretrained", "Reptile", "Scratch", "anil"]
+__all__ = ["FOMAML", "IMAML", "MAML", "Pretrained", "Reptile", "Scratch"]

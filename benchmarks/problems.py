@@ -72,9 +72,7 @@ def methods(p: Problem) -> dict[str, Callable[[int], Any]]:
         "A-MAML euler": ours(solver="euler"),
         "A-MAML continuous": ours(adjoint="continuous"),
         "MAML": lambda steps: MAML(p.apply, p.loss, p.inner_lr, steps),
-        "MAML checkpointed": lambda steps: MAML(
-            p.apply, p.loss, p.inner_lr, steps, checkpoint_every=max(1, round(steps**0.5))
-        ),
+        "MAML checkpointed": lambda steps: ours(solver="euler", checkpoints=max(1, round(steps**0.5)))(steps),
         "FOMAML": lambda steps: FOMAML(p.apply, p.loss, p.inner_lr, steps),
         "iMAML": lambda steps: IMAML(p.apply, p.loss, p.inner_lr, steps),
         "Reptile": lambda steps: Reptile(p.apply, p.loss, p.inner_lr, steps),

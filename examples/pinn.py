@@ -47,9 +47,8 @@ def main() -> None:
                 error = meta.predict(meta.adapt(tasks), tasks.query_x)[..., 0] - torch.sin(
                     tasks.query_y * tasks.query_x[..., 0]
                 )
-            print(
-                f"update {update:3}: residual {value:.2f} after 50 steps, root mean squared error {error.square().mean().sqrt():.2f}"
-            )
+            off = error.square().mean().sqrt()
+            print(f"update {update:3}: residual {value:.2f} after 50 steps, root mean squared error {off:.2f}")
 
 
 if __name__ == "__main__":

@@ -171,6 +171,8 @@ def build(s: Settings, group: Group) -> Experiment:
     _check_memory(s, domain, dtype)
     network = seeded(lambda: build_network(s, domain), s.seed).to(s.device, dtype)
     options = {"inner_lr": s.inner_lr, "inner_steps": s.inner_steps, "method": method.make, **method.options(s)}
+    if s.checkpoint_every is not None:
+        options["checkpoints"] = max(1, s.inner_steps // s.checkpoint_every)
     adapt, loss = method.adapt and method.adapt(network), domain.objective.loss
     meta = Adaptation(network, loss, adapt=adapt, task_chunk=s.task_chunk, each=group.map_chunks, **options)
     whole = Adaptation(network, loss, s.inner_lr, s.inner_steps, method="fomaml") if adapt else meta

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from amaml import AMAML
-from baselines import FOMAML, IMAML, MAML, Pretrained, Reptile, Scratch
+from baselines import FOMAML, IMAML, Pretrained, Reptile, Scratch
 from experiment.evaluation import fine_tune, inner_loop
 from experiment.networks import conv4, flat_linear, flat_mlp, last_layer, resnet12_of_width
 
@@ -45,13 +45,13 @@ def _alike(*names: str) -> dict[str, str]:
 
 
 _FLOW = _alike("solver", "adjoint", "rtol", "prox")
-_UNROLLED = _alike("checkpoint_every", "inner_optimizer", "inner_batch")
+_STEPS = _alike("inner_optimizer", "inner_batch")
 
 METHODS = {
     "amaml": Choice(AMAML, _FLOW, also=("learn_rates",)),
     "anil": Choice(AMAML, _FLOW, also=("learn_rates",), adapt=last_layer),  # Raghu et al. 2020, section 4
-    "maml": Choice(MAML, _UNROLLED),
-    "maml1": Choice(MAML, _UNROLLED, {"inner_steps": 1}),
+    "maml": Choice(AMAML, _STEPS, {"solver": "euler"}, also=("checkpoint_every",)),  # the exact gradient of the steps
+    "maml1": Choice(AMAML, _STEPS, {"solver": "euler", "inner_steps": 1}),
     "fomaml": Choice(FOMAML),
     "imaml": Choice(IMAML, _alike("prox", "cg_steps") | {"cg_damping": "damping"}),
     "reptile": Choice(Reptile),

@@ -11,8 +11,8 @@ from typing import Any, NoReturn, get_args
 from amaml.errors import InputError, unknown
 from amaml.flow.adjoint import ADJOINTS
 from amaml.flow.mesh import SOLVERS
+from amaml.flow.optimizers import RULES
 from amaml.models import ACTIVATIONS, NORMS
-from baselines.inner import INNER_OPTIMIZERS
 from data import DOMAINS
 from experiment.methods import BOTH, LEARN_RATES, META_OPTIMIZERS, META_SCHEDULES, METHODS, NETWORKS, PROTOCOLS
 
@@ -119,7 +119,7 @@ class Settings:
     )
     cg_steps: int = _flag(_count, "iMAML: conjugate-gradient iterations")
     cg_damping: float = _flag(_nonnegative, "iMAML: damping of the linear system")
-    inner_optimizer: str = _named(INNER_OPTIMIZERS, "MAML: inner optimiser")
+    inner_optimizer: str = _named(RULES, "MAML: inner optimiser")
     inner_batch: int | None = _flag(_count, "MAML: support points an inner step, others for every step (default: all)")
     checkpoint_every: int | None = _flag(_count, "MAML: steps between kept states, for memory (default: keep all)")
     task_chunk: int | None = _flag(_count, "tasks in the network at once (default: all, or a process's share)")

@@ -39,6 +39,13 @@ def sgd(
     return gradient + momentum * velocity if nesterov else velocity, (velocity,)
 
 
+def heavy_ball(
+    gradient: Tensor, state: State | None, step: int, momentum: float | Tensor = 0.9
+) -> tuple[Tensor, State]:
+    """Gradient descent with momentum (Polyak 1964)."""
+    return sgd(gradient, state, step, momentum)
+
+
 def rmsprop(
     gradient: Tensor, state: State | None, step: int, alpha: float | Tensor = 0.99, eps: float = 1e-8
 ) -> tuple[Tensor, State]:
@@ -70,9 +77,10 @@ def _root(square: Tensor) -> Tensor:
     return torch.where(positive, square, 1.0).sqrt() * positive
 
 
-RULES: dict[str, Rule] = {"sgd": sgd, "rmsprop": rmsprop, "adam": adam, "adamw": adam}
+RULES: dict[str, Rule] = {"sgd": sgd, "momentum": heavy_ball, "rmsprop": rmsprop, "adam": adam, "adamw": adam}
 HYPER = {
     "sgd": ("momentum", "nesterov"),
+    "momentum": ("momentum",),
     "rmsprop": ("alpha", "eps"),
     "adam": ("betas", "eps"),
     "adamw": ("betas", "eps"),

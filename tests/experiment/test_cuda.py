@@ -20,6 +20,7 @@ import amaml
 import baselines
 import run
 from amaml import AMAML, Chunked, half_mse
+from amaml.flow.optimizers import Optimizer
 from experiment.machine import environment
 
 DEVICE = os.environ.get("AMAML_DEVICE", "cuda:0")  # "cpu" tries the tests themselves
@@ -35,8 +36,7 @@ LEARNERS = {
     "A-MAML in chunks": lambda *a: Chunked(AMAML(*a), 2),
     "A-MAML, checkpoints": lambda *a: AMAML(*a, checkpoints=3),
     "MAML": lambda *a: baselines.MAML(*a),
-    "MAML, checkpoints": lambda *a: baselines.MAML(*a, checkpoint_every=3),
-    "MAML, Adam": lambda *a: baselines.MAML(*a, inner_optimizer="adam", inner_batch=2),
+    "A-MAML, Adam": lambda *a: AMAML(*a, inner_optimizer=Optimizer("adam"), inner_batch=2),
     **{name: getattr(baselines, name) for name in ("FOMAML", "IMAML", "Reptile", "Scratch", "Pretrained")},
 }
 
