@@ -18,7 +18,6 @@ import argparse
 import ctypes
 import gc
 import json
-import math
 import statistics
 import subprocess
 import sys
@@ -123,8 +122,6 @@ def settle(learner: Any, p: Problem, calls: int, beginning: int) -> Settled | No
             continue
         if n > beginning:
             seen.append(gradient.observation)
-    # where the last calls call for no measurement, no timed call makes one
-    learner.control.since, learner.control.interval = 0, math.inf
     mean = statistics.fmean
     return Settled(mean(o.cost for o in seen), mean(o.measuring for o in seen)) if seen else None
 

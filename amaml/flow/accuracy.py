@@ -151,21 +151,23 @@ class Controller:
     def due(self, memory: "Memory", rtol: float, seen: Observation) -> bool:
         """Whether a call's error is to be measured: in its turn, where it is unlike all that were, or carries too much.
 
-        Once measurements out of turn have taken their share, only calls that are far from everything known are.
+        Once measurements out of turn have taken their share, only calls that are far from everything known are, and
+        those whose estimate is far too large.
         """
         if memory.in_turn or not math.isfinite(seen.norm):
             return True
         carried, far = self.carried(memory, seen), self.outlier**2
         if memory.measuring <= self.share * (memory.spent + memory.measuring):
             return carried is None or carried > self.ceiling * rtol
-        return not memory.like(seen, far) if carried is None else carried > far * self.ceiling * rtol
+        guess = self.carried(memory, seen, math.inf) or 0.0
+        return not memory.like(seen, far) or guess > far * self.ceiling * rtol
 
-    def carried(self, memory: "Memory", seen: Observation) -> float | None:
+    def carried(self, memory: "Memory", seen: Observation, outlier: float | None = None) -> float | None:
         """The relative error of a call by its estimate and the measured calls that it is like; None without such.
 
         Of what their errors were over their estimates the upper quartile: too large more often than too small.
         """
-        like = memory.like(seen, self.outlier)
+        like = memory.like(seen, outlier or self.outlier)
         errors = sorted(one.error * (seen.estimate / one.estimate if one.estimate else 1.0) for one in like)
         return errors[3 * len(errors) // 4] if errors else None
 

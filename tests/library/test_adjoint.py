@@ -129,7 +129,7 @@ def test_discrete_meta_gradients_converge_with_the_order_of_the_scheme(name):
     reference = _gradient(discrete, "rk4", 256)
     coarse, fine = (relative_error(_gradient(discrete, name, n), reference) for n in (16, 32))
     order = torch.log2(torch.tensor(coarse / fine)).item()
-    assert abs(order - FIXED[name].order) < 0.35
+    assert -0.35 < order - FIXED[name].order < 0.6  # dopri5 is of nearly sixth order on what is linear
 
 
 @pytest.mark.parametrize("prox", [0.0, 0.6])
