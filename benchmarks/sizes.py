@@ -4,8 +4,8 @@
 
 network: "alpine" 2-32-32-1, "wide" 2-256-256-1, both in float64, or "conv", Conv-4 in float32 (benchmarks.problems).
 way: how the graphs of derivatives run: "traced", "compiled" by torch.compile, or, on CUDA, replayed as CUDA "graphs".
-first: seconds of the first call; it traces and compiles what no method before it had. seconds: the median of what fits into TURN, two calls at
-least. waits: how often the host waited for the device in the last call. peak_mib: of CUDA's allocator.
+first: seconds of the first call; it traces and compiles what no method before it had. seconds: the median of what fits
+into TURN, one call at least. waits: how often the host waited for the device in a call. peak_mib: of CUDA's allocator.
 Whatever a cell ends with, a fault or its limit of time, is its line, and the next one begins.
 """
 

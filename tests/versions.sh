@@ -23,14 +23,14 @@ install() {
         echo "$others" >"$folder/$1/others"
 }
 
-failed=0
+failed=0 program=$(echo tests/experiment/test_{run,resume,mistakes}.py)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 for version; do
     log=$folder/$version.log
     if ! install "$version" >"$log" 2>&1; then
         outcome="not installed" failed=1
     else
-        "$folder/$version/bin/python" -m pytest -n "${WORKERS:-auto}" tests/library tests/experiment/test_run*.py >"$log" 2>&1 ||
+        "$folder/$version/bin/python" -m pytest -n "${WORKERS:-auto}" tests/library $program >"$log" 2>&1 ||
             failed=1
         outcome=$(tail -n 1 "$log")
     fi

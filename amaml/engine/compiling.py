@@ -2,11 +2,9 @@
 
 torch's compiler can be wrong in silence, so every graph is compared once, compiled with traced, on the first tensors
 that it meets. Two of its faults are known, on the CPU in torch 2.11 to 2.13, and avoided:
-
 It writes in place what is written into a tensor that nobody reads afterwards, even where that is expanded and its rows
 are one memory. Batching over tasks makes such tensors: index_add, index_copy and the gradient of index_select erred by
 30 to 650%.
-
 It forgets the order of writes into views of complex numbers: the Hessian-vector product of an FFT layer erred by 30%.
 Complex numbers gain little (1.2 to 1.4 times the speed on a Fourier neural operator), so their graphs stay traced.
 """
@@ -101,13 +99,10 @@ def _error(traced: GraphModule, found: Result, examples: list[Tensor], values: l
     rounding = max(TF32 if kind == (torch.float32, True) else torch.finfo(kind[0]).eps for kind in kinds)
     if error <= rounding ** (2 / 3):  # 4e-11 in float64, 2e-5 in float32
         return 0.0
-    generator = torch.Generator(examples[0].device).manual_seed(0)
-
-    def moved(a: Tensor) -> Tensor:
-        return a * (1 + rounding * torch.empty_like(a).uniform_(-1, 1, generator=generator))
-
-    noise = _distance(traced(*(moved(a) if a.is_floating_point() else a for a in examples)), expected)
-    return 0.0 if error <= ROUNDINGS * noise else error
+    seed = torch.Generator(examples[0].device).manual_seed(0)
+    random = [torch.zeros_like(a).uniform_(-1, 1, generator=seed) if a.is_floating_point() else None for a in examples]
+    moved = [a if r is None else a * (1 + rounding * r) for a, r in zip(examples, random, strict=True)]
+    return 0.0 if error <= ROUNDINGS * _distance(traced(*moved), expected) else error
 
 
 def _distance(found: Result, expected: Result) -> float:
@@ -120,9 +115,9 @@ def _distance(found: Result, expected: Result) -> float:
 
 
 def _name(apply: Any) -> str:
-    """The class of the network, or the name of the function, that apply stands for."""
-    module = getattr(apply, "module", apply)
-    return getattr(module, "__qualname__", type(module).__name__)
+    """The class of the network, or the name of the function."""
+    network = getattr(apply, "module", apply)
+    return getattr(network, "__qualname__", type(network).__name__)
 
 
 def _warn(fault: str) -> None:

@@ -1,14 +1,13 @@
 """A function of tensors as a graph of torch's operations."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.compiler import _compile_session_context
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -60,7 +59,7 @@ def _equal(one: Any, other: Any) -> bool:
 def _make(function: Callable, examples: Sequence[Tensor]) -> GraphModule:
     """The graph; networks that look at values get a second chance, for some leave that out within torch.compile."""
     fault = None
-    for within in (contextlib.nullcontext, _compile_session_context):
+    for within in (contextlib.nullcontext, _as_if_compiling):
         try:
             with batchable(sharing=True), within():
                 return make_fx(function)(*examples)
@@ -69,6 +68,17 @@ def _make(function: Callable, examples: Sequence[Tensor]) -> GraphModule:
                 raise
             fault = fault or one
     raise fault
+
+
+@contextlib.contextmanager
+def _as_if_compiling() -> Iterator[None]:
+    """Within this context torch.compiler.is_compiling() is true; torch's own context is not in all versions."""
+    before = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = True
+    try:
+        yield
+    finally:
+        torch.compiler._is_compiling_flag = before
 
 
 def _written(graph: Graph) -> bool:
