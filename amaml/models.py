@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.func import vjp, vmap
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from amaml.engine.calling import batchable, differentiable_twice, exclusive, given_back, own_copy, to_the_end, unwrapped
 from amaml.engine.faults import by_itself, described, go_apart, is_mistake
@@ -222,9 +222,12 @@ def predict(apply: Apply, phi: Tensor, x: Points, *shared: Mapping[str, Tensor])
         put = put or place
         return tensors
 
+    def batched(row: Tensor, points: Points) -> list[Tensor]:  # recurrent layers can be batched within vjp alone
+        return vjp(lambda p: (p.sum(), of_one(p, points)), row, has_aux=True)[2]
+
     try:
         with batchable():
-            stacked = vmap(of_one)(phi, x)
+            stacked = vmap(batched)(phi, tree_map(Tensor.clone, x))  # which the network may write into
         return put(iter(stacked))
     except Exception as fault:
         if is_mistake(fault):

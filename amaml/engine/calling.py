@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -65,6 +66,9 @@ def batchable(sharing: bool = False) -> Iterator[None]:
         stack.callback(Distribution.set_default_validate_args, Distribution._validate_args)
         Distribution.set_default_validate_args(False)
         stack.enter_context(torch.autograd.set_detect_anomaly(False))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)  # while it is traced
+        stack.enter_context(_DataIsDetached())
         token = _sharing.set(sharing)
         stack.callback(_sharing.reset, token)
         yield
@@ -96,36 +100,38 @@ def no_random_draws(device: torch.device) -> Iterator[None]:
 
 
 class _Differentiable(TorchFunctionMode):
-    """Within this context
-
-    tensor.data is tensor.detach(): under nested transforms the former hides the tensor from the innermost one alone,
-    and second derivatives would be wrong;
-    recurrent layers leave mkldnn and cuDNN out, whose backward passes have no derivative;
-    a view as complex numbers is one of a copy, which begins at an even place.
-    """
+    """Within this context what has no second derivative is computed by what has one, recurrent layers without mkldnn
+    and cuDNN, the hard sigmoid by its definition; and a view as complex numbers is one of a copy, at an even place."""
 
     def __torch_function__(self, function: Callable, types: Any, arguments: tuple = (), options: Any = None) -> Any:
-        options = options or {}
-        if function == Tensor.data.__get__:
-            return arguments[0].detach()
-        name = getattr(function, "__name__", "")
+        options, name = options or {}, getattr(function, "__name__", "")
         if name == "view_as_complex":
             return function(arguments[0] * 1, **options)
-        if name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
-            with _without_mkldnn(), torch.backends.cudnn.flags(enabled=False):
+        if name == "hardsigmoid":
+            return nn.functional.relu6(arguments[0] + 3) / 6
+        if name in ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell"):
+            with _off(torch.backends.mkldnn), _off(torch.backends.cudnn):
                 return function(*arguments, **options)
         return function(*arguments, **options)
 
 
 @contextlib.contextmanager
-def _without_mkldnn() -> Iterator[None]:
-    """As torch.backends.mkldnn.flags(enabled=False), which sets TF32 as well and warns where there is no Intel GPU."""
-    before = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
+def _off(backend: Any) -> Iterator[None]:
+    before, backend.enabled = backend.enabled, False
     try:
         yield
     finally:
-        torch._C._set_mkldnn_enabled(before)
+        backend.enabled = before
+
+
+class _DataIsDetached(TorchFunctionMode):
+    """Within this context tensor.data is tensor.detach(): under nested transforms the former hides the tensor from the
+    innermost one alone, and second derivatives would be wrong."""
+
+    def __torch_function__(self, function: Callable, types: Any, arguments: tuple = (), options: Any = None) -> Any:
+        if function == Tensor.data.__get__:
+            return arguments[0].detach()
+        return function(*arguments, **(options or {}))
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ Path = tuple[Step, ...]
 MOST_OBJECTS = 20_000  # looked at in one search; a tensor farther away stays a constant of its graph
 MOST_ITEMS = 100  # of a list that are looked at for values that change
 PLAIN = (str, bytes, int, float, complex, type(None), BuiltinFunctionType, CodeType, torch.dtype, torch.device)
+BOOKS = vars(nn.Module()).keys() - {"training"}  # what every module keeps of its own, mostly empty
 LEAVES = (Tensor, *PLAIN)
 FOREIGN = ("torch", "builtins", "numpy", "functools", "collections", "typing", "abc", "enum", "dataclasses", "amaml")
 
@@ -105,7 +106,7 @@ def _children(owner: object, most_items: int | None) -> Iterator[tuple[Path, obj
     elif isinstance(owner, nn.Module):
         skipped = owner.__class__.__module__.startswith("torch.")
         for key, child in vars(owner).items():
-            if child or key == "training" or not key.startswith("_"):
+            if key not in BOOKS or child:
                 yield ((True, "__dict__"), (False, key)), child
         if not skipped:
             yield ((True, "__class__"),), owner.__class__

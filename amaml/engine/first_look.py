@@ -9,7 +9,7 @@ from torch import Tensor
 from amaml.engine import task
 from amaml.engine.calling import differentiable_twice
 from amaml.engine.closures import find_paths, spelled
-from amaml.engine.task import Definition, Result, called
+from amaml.engine.task import Definition, Result, called, vjp_by_autograd
 from amaml.errors import InputError
 from amaml.losses import of_points
 from amaml.models import Flattened
@@ -30,22 +30,21 @@ def check_gradient(root: tuple, theta: Tensor, x: Any, y: Any) -> None:
     """Raise InputError for a loss that has no gradient in theta, or one in something that would not get it."""
     leaf = theta.detach().requires_grad_()
     with torch.enable_grad(), differentiable_twice():
-        value = Definition(task.loss).of_one(*root)(leaf, x, y)
+        value = Definition(task.loss).of_one(*root, vjp_by_autograd)(leaf, x, y)
     reached = _leaves(value)
     if not any(tensor is leaf for tensor in reached):
         raise InputError(
             "the loss does not depend on the adapted parameters in a way that has a gradient (detached? argmax? "
             "torch.no_grad()?); there is nothing to adapt by"
         )
-    others = [tensor for tensor in reached if tensor is not leaf]
-    if others and isinstance(root[0], Flattened):
-        path = find_paths(root, others[:1])[0]
-        name = "a tensor" if path is None else spelled(path)
-        raise InputError(
-            f"the loss uses {name} of shape {tuple(others[0].shape)}, which requires a gradient and would get none; "
-            "give it with the tasks, beside support_y or support_x, or .detach() it; the parameters of a module that "
-            "adapts are read from the module itself, which amaml.Adaptation holds and amaml.flatten copies"
-        )
+    others = [tensor for tensor in reached if tensor is not leaf] if isinstance(root[0], Flattened) else []
+    for path, tensor in zip(find_paths(root, others), others, strict=True):
+        if path is not None:  # not made within
+            raise InputError(
+                f"the loss uses {spelled(path)} of shape {tuple(tensor.shape)}, which requires a gradient and would "
+                "get none; give it with the tasks, beside support_y or support_x, or .detach() it; the parameters that "
+                "adapt are read from the module itself, which amaml.Adaptation holds and amaml.flatten copies"
+            )
 
 
 def _leaves(value: Tensor) -> list[Tensor]:

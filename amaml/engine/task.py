@@ -114,7 +114,7 @@ def vjp_by_autograd(function: Callable[..., Tensor], *inputs: Tensor) -> tuple[T
 
 
 def loss(vjp: Vjp, value: Function, wanted: tuple, phi: Tensor, x: Any, y: Any) -> Tensor:
-    return value(phi, x, y)
+    return vjp(lambda p: value(p, x, y), phi)[0]  # recurrent layers can be batched where they are differentiated
 
 
 def gradient(vjp: Vjp, value: Function, wanted: tuple, phi: Tensor, x: Any, y: Any) -> Tensor:
