@@ -4,7 +4,7 @@
 
 OUTPUT
 
-The states of Adam are differentiated through step by step, so that memory does not grow with a graph of 30 steps.
+The states of Adam are differentiated through step by step, so that memory does not grow with a graph of the steps.
 """
 
 import torch
@@ -12,12 +12,12 @@ from own_data import batch, network
 
 import amaml
 
-STEPS = 30
+STEPS = 10
 
 
 def main() -> None:
     torch.manual_seed(0)
-    log_rates = torch.full((STEPS,), 0.02).log().requires_grad_()  # one for each inner step
+    log_rates = torch.full((STEPS,), 0.03).log().requires_grad_()  # one for each inner step
     decay = torch.tensor(0.01, requires_grad=True)
     meta = amaml.Adaptation(
         network(),
@@ -30,14 +30,14 @@ def main() -> None:
     )
     groups = [{"params": list(meta.module.parameters())}, {"params": [log_rates], "lr": 0.02}]
     optimizer = torch.optim.Adam([*groups, {"params": [decay], "lr": 1e-3}], lr=0.005)
-    for update in range(101):
+    for update in range(61):
         optimizer.zero_grad()
         value = meta(batch(update), inner_lr=log_rates.exp())
         value.backward()
         optimizer.step()
         with torch.no_grad():
             decay.clamp_(min=0)
-        if update % 50 == 0:
+        if update % 30 == 0:
             first, last = log_rates[0].exp().item(), log_rates[-1].exp().item()
             print(f"update {update:3}: query loss {value:.2f}, steps of {first:.3f} to {last:.3f}, decay {decay:.3f}")
 

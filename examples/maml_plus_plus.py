@@ -20,7 +20,7 @@ def train(weights: tuple[float, ...]) -> None:
     torch.manual_seed(0)
     meta = amaml.Adaptation(network(), amaml.half_mse, inner_lr=0.1, inner_steps=20, method="maml")
     optimizer = torch.optim.Adam(meta.parameters(), lr=0.005)
-    for update in range(150):
+    for update in range(60):
         optimizer.zero_grad()
         meta(batch(update), at=STEPS, weights=weights).backward()
         optimizer.step()

@@ -34,21 +34,21 @@ def batch(number: int, tasks: int = 8, points: int = 20) -> amaml.Tasks:
 def main() -> None:
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Linear(1, 24), torch.nn.Tanh(), torch.nn.Linear(24, 1))
-    meta = amaml.Adaptation(network, objective=residual, inner_lr=0.02, inner_steps=50, method="maml")
+    meta = amaml.Adaptation(network, objective=residual, inner_lr=0.002, inner_steps=30, method="maml")
     optimizer = torch.optim.Adam(meta.parameters(), lr=0.01)
-    for update in range(201):
+    for update in range(81):
         optimizer.zero_grad()
         value = meta(batch(update))
         value.backward()
         optimizer.step()
-        if update % 100 == 0:
+        if update % 40 == 0:
             tasks = batch(1000)
             with torch.no_grad():
                 error = meta.predict(meta.adapt(tasks), tasks.query_x)[..., 0] - torch.sin(
                     tasks.query_y * tasks.query_x[..., 0]
                 )
             off = error.square().mean().sqrt()
-            print(f"update {update:3}: residual {value:.2f} after 50 steps, root mean squared error {off:.2f}")
+            print(f"update {update:3}: residual {value:.2f} after 30 steps, root mean squared error {off:.2f}")
 
 
 if __name__ == "__main__":

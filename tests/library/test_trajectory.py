@@ -102,8 +102,9 @@ def test_no_graph_is_kept_across_steps():
     from baselines import MAML
 
     (theta, apply), tasks = mlp(), regression()
-    for solver in ("euler", "auto"):
-        assert most_saved(AMAML(apply, half_mse, 0.05, 40, solver=solver), theta, tasks) == 0
+    for solver in ("euler", "rk4"):  # what is kept for a moment is the check of one task's loss
+        few, many = (most_saved(AMAML(apply, half_mse, 0.05, n, solver=solver), theta, tasks) for n in (10, 40))
+        assert few == many < 10_000
     few, many = (most_saved(MAML(apply, half_mse, 0.05, steps), theta, tasks) for steps in (10, 40))
     assert many > 3 * few > 0
 
