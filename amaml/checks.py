@@ -1,5 +1,6 @@
 """What every learner checks before and after it computes, in one decorator for adapt and gradient."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,8 @@ def validated(method: Callable[..., Any]) -> Callable[..., Any]:
 
     Before: types, dtypes and devices, and whether apply and loss still are what was traced. Afterwards: one look at the
     result, which waits for the device. A result that is not finite raises InputError where theta or the tasks are not
-    finite either, and names the tensor and the tasks; otherwise Diverged.
+    finite either, and names the tensor and the tasks; otherwise Diverged, which tells whether it is the loss that has
+    no derivative at theta, or the inner loop that leaves the finite numbers.
     """
 
     @functools.wraps(method)
@@ -33,10 +35,10 @@ def validated(method: Callable[..., Any]) -> Callable[..., Any]:
         try:
             result = method(learner, theta, tasks, *memory)
         except Diverged:
-            check_finite(theta, tasks)
+            _check_cause(learner, theta, tasks)
             raise
         if not _finite(result):
-            check_finite(theta, tasks)
+            _check_cause(learner, theta, tasks)
             kind = "the meta-gradient or the query loss" if isinstance(result, MetaGradient) else "phi"
             raise Diverged(f"{kind} is not finite; try a smaller inner_lr or fewer inner steps")
         return result
@@ -86,6 +88,24 @@ def check_precision(theta: Tensor, rates: Tensor | None, rtol: float, rounding: 
         raise InputError(
             f"rtol {rtol:g} is more than {theta.dtype} can reach; use {rounding(theta):.1g} or more"
             + (", or float64" if theta.dtype == torch.float32 else "")
+        )
+
+
+def _check_cause(learner: Any, theta: Tensor, tasks: Tasks) -> None:
+    """Raise what explains a result that is not finite by what the inner loop begins with, if that does."""
+    check_finite(theta, tasks)
+    theta, tasks = theta.detach(), tasks.detach()
+    given = learner.apply, learner.loss, theta.expand(len(tasks), -1)
+    gradient, losses = derivatives.gradients_and_losses(*given, *tasks.support)
+    order = "" if not gradient.isfinite().all() else "second "
+    if order:
+        with contextlib.suppress(InputError):  # there is none, for methods that do without
+            gradient = derivatives.hvps(*given, torch.ones_like(gradient), *tasks.support)
+    if losses.isfinite().all() and not gradient.isfinite().all():
+        raise Diverged(
+            f"the support loss has no finite {order}derivative at theta, where no inner_lr and no number of steps can "
+            "help; look for a norm or square root of zero, also in a branch that torch.where does not take, and add a "
+            "small number to what is under the root"
         )
 
 

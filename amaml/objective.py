@@ -30,7 +30,7 @@ class Bound:
     """An apply that hands out the model and x instead of a prediction, for an Objective's loss."""
 
     def __init__(self, apply: Any) -> None:
-        self.apply = apply
+        self.apply, self.module, self.batched = apply, apply.module, apply.batched
 
     def __call__(self, phi: Tensor, x: Points, shared: Mapping[str, Tensor] | None = None) -> tuple[Model, Points]:
         return Model(self.apply, phi, shared), x

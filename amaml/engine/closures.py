@@ -60,9 +60,11 @@ def follow(path: Path, root: object) -> Any:
 
 
 def spelled(path: Path) -> str:
-    """For people: what the path leads through, in its own words."""
-    names = (str(key) for _, key in path if not str(key).startswith("__") and key != "cell_contents")
-    return ".".join(name for name in names if name not in ("_parameters", "_modules", "_buffers"))
+    """The names on a path that begins at (apply, loss), for people."""
+    before = (key for _, key in path)
+    names = [str(key) for key, last in zip((key for _, key in path[1:]), before, strict=False) if last != "__closure__"]
+    hidden = "cell_contents", "_parameters", "_modules", "_buffers"
+    return ".".join(name for name in names if not name.startswith("__") and name not in hidden)
 
 
 def _walk(root: object, most_items: int | None = None) -> Iterator[tuple[Path, object]]:

@@ -12,7 +12,6 @@ from amaml.engine.closures import find_paths, spelled
 from amaml.engine.task import Definition, Result, called, vjp_by_autograd
 from amaml.errors import InputError
 from amaml.losses import of_points
-from amaml.models import Flattened
 from amaml.points import some_points
 
 
@@ -37,7 +36,7 @@ def check_gradient(root: tuple, theta: Tensor, x: Any, y: Any) -> None:
             "the loss does not depend on the adapted parameters in a way that has a gradient (detached? argmax? "
             "torch.no_grad()?); there is nothing to adapt by"
         )
-    others = [tensor for tensor in reached if tensor is not leaf] if isinstance(root[0], Flattened) else []
+    others = [tensor for tensor in reached if tensor is not leaf] if hasattr(root[0], "module") else []
     for path, tensor in zip(find_paths(root, others), others, strict=True):
         if path is not None:  # not made within
             raise InputError(

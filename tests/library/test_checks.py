@@ -144,14 +144,19 @@ def test_a_loss_that_is_not_one_number_is_refused(method):
     )
 
 
-def test_a_loss_that_branches_on_values_is_refused(method):
+def test_a_loss_that_has_no_derivative_at_theta_says_so(method):
     (theta, apply), tasks = linear(), regression(shots=5)
 
-    def clipped(prediction, target):
-        error = half_mse(prediction, target)
-        return error if error < 1.0 else error.sqrt()
+    def branch(prediction, target):
+        return torch.where(prediction > 1e9, (-prediction.square()).sqrt(), prediction - target).square().mean()
 
-    refused(method, apply, theta, tasks, "branches on the values of a tensor.*torch.where", clipped)
+    def norm(prediction, target):
+        return half_mse(prediction, target) + (prediction - prediction).norm()
+
+    message = "derivative at theta, where no inner_lr and no number of steps can help; look for a norm or square root"
+    refused(method, apply, theta, tasks, f"has no finite {message}", branch, Diverged)
+    with pytest.raises(Diverged, match=f"has no finite second {message}"):
+        METHODS["AMAML-euler"](apply, norm).meta_gradient(theta, tasks)
 
 
 @pytest.mark.parametrize("value", [torch.nan, -torch.inf])
@@ -211,8 +216,8 @@ def test_missing_targets_that_a_loss_leaves_out_are_no_mistake(method):
 
 def test_data_that_are_not_finite_cost_one_solve(monkeypatch):
     (theta, apply), tasks = linear(), regression()
-    solved, solve = [], AMAML._solve
-    monkeypatch.setattr(AMAML, "_solve", lambda *arguments: solved.append(1) or solve(*arguments))
+    solved, solve = [], AMAML.solve
+    monkeypatch.setattr(AMAML, "solve", lambda *arguments: solved.append(1) or solve(*arguments))
     with pytest.raises(InputError, match="query_y holds NaN in 3 of 3 tasks"):
         AMAML(apply, half_mse, 0.05, 5).meta_gradient(theta, changed(tasks, query_y=tasks.query_y * torch.nan))
     assert len(solved) == 1

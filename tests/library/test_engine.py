@@ -1,70 +1,445 @@
-"""Graphs under torch.compile, and modules of any kind."""
+"""Modules of any kind, batched or task by task, against unrolled autograd of the test's own; all given back."""
+
+import contextlib
+import copy
+import sys
+import threading
+import warnings
+from dataclasses import dataclass
 
 import pytest
 import torch
-from helpers.problems import classification, convnet, mlp, regression, relative_error
+from helpers.problems import classification, convnet, generator, mlp, regression, relative_error
 from torch import nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 import amaml
-from amaml import AMAML, half_mse
-from amaml.engine import derivatives
+from amaml import Adaptation, InputError, Tasks, half_mse, mse
+from amaml.engine import derivatives, graphs, task
+from amaml.engine.task import Definition
+
+LR, STEPS = 0.03, 3
+one_by_one = pytest.mark.filterwarnings("ignore:torch cannot batch:RuntimeWarning")
+
+
+class Forward(nn.Module):
+    """Parts, and what forward does with them."""
+
+    def __init__(self, forward, **parts) -> None:
+        super().__init__()
+        self.function = forward
+        for name, part in parts.items():
+            setattr(self, name, part) if isinstance(part, nn.Module) else self.register_buffer(name, part)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+def two_layers(between) -> Forward:
+    """between(module, first layer's output, x)."""
+    return Forward(lambda m, x: m.out(between(m, m.into(x), x)), into=nn.Linear(2, 4), out=nn.Linear(4, 1))
+
+
+def physics(m, x):
+    x = x.detach().requires_grad_()
+    u = m.net(x)
+    return u + torch.autograd.grad(u.sum(), x, create_graph=True)[0].sum(-1, keepdim=True)
+
+
+def filled(m, h, x):
+    new = torch.zeros(len(x), 4, dtype=x.dtype)
+    for i in range(4):
+        new[:, i] = h[:, i] * (i + 1)
+    return new
+
+
+def masked_in_place(m, h, x):
+    m.out.weight.data *= (m.out.weight > -0.2).to(x.dtype)
+    return h.tanh()
+
+
+class Squares(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * ctx.saved_tensors[0] * g
+
+
+def hooked():
+    module = two_layers(lambda m, h, x: h.tanh())
+    module.out.register_full_backward_hook(lambda part, into, out: None)
+    return module
+
+
+def counting(m, x):
+    m.calls += 1
+    return m.net(x) * m.calls
+
+
+def moving(m, x):
+    h = m.net(x)
+    m.mean.mul_(0.9).add_(0.1 * h.detach().mean(0))
+    return h - m.mean
+
+
+def stored(m, h, x):
+    m.last = h.tanh()
+    return m.last
+
+
+def heads(m, x):
+    q, k, v = (part.unflatten(-1, (2, 2)).transpose(0, 1) for part in m.into(x).chunk(3, -1))
+    return m.out(F.scaled_dot_product_attention(q, k, v).transpose(0, 1).flatten(1))
+
+
+def written_out(m, x):
+    q, k, v = (part.unflatten(-1, (2, 2)).transpose(0, 1) for part in m.into(x).chunk(3, -1))
+    return m.out(((q @ k.mT / 2**0.5).softmax(-1) @ v).transpose(0, 1).flatten(1))
+
+
+def attention(forward=heads):
+    return Forward(forward, into=nn.Linear(2, 12), out=nn.Linear(4, 1))
+
+
+def recurrent(kind):
+    return lambda: Forward(
+        lambda m, x: m.out(m.rnn(x[:, None] * torch.ones(4, 1).to(x))[0][:, -1]),
+        rnn=kind(2, 3, batch_first=True),
+        out=nn.Linear(3, 1),
+    )
+
+
+def encoder(**options):
+    layer = nn.TransformerEncoderLayer(4, 2, 6, activation="gelu", batch_first=True, **options)
+    return Forward(
+        lambda m, x: m.out(m.layer(m.into(x)[None])[0]), into=nn.Linear(2, 4), layer=layer, out=nn.Linear(4, 1)
+    )
+
+
+def fourier():
+    def forward(m, x):
+        return m.out(torch.fft.irfft(torch.fft.rfft(m.into(x)) * torch.view_as_complex(m.kernel.weight), n=4))
+
+    return Forward(forward, kernel=nn.Linear(2, 3, bias=False), into=nn.Linear(2, 4), out=nn.Linear(4, 1))
+
+
+# module, whether it is batched, and where torch does it otherwise another module of the same parameters
+CASES = {
+    "LSTM": (recurrent(nn.LSTM), True, None),
+    "GRU": (recurrent(nn.GRU), True, None),
+    "encoder layer, train": (lambda: encoder(dropout=0.0), True, None),
+    "encoder layer, eval": (lambda: encoder().eval(), True, None),
+    "attention": (attention, True, lambda: attention(written_out)),
+    "Fourier": (fourier, True, None),
+    "counter": (lambda: Forward(counting, net=nn.Linear(2, 1), calls=torch.zeros(())), True, None),
+    "stores": (lambda: two_layers(stored), True, None),
+    "hard sigmoid": (
+        lambda: two_layers(lambda m, h, x: F.hardsigmoid(h)),
+        True,
+        lambda: two_layers(lambda m, h, x: F.relu6(h + 3) / 6),
+    ),
+    "moving average": (lambda: Forward(moving, net=nn.Linear(2, 1), mean=torch.zeros(1)), False, None),
+    "spectral norm": (
+        lambda: nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(2, 4)), nn.Tanh(), nn.Linear(4, 1)),
+        False,
+        None,
+    ),
+    "physics": (lambda: Forward(physics, net=nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))), False, None),
+    "graph of each task": (
+        lambda: two_layers(lambda m, h, x: h.index_add(0, (x[:, 0] > 0).nonzero()[:, 0], h[(x[:, 0] > 0)].tanh())),
+        False,
+        None,
+    ),
+    "numbers read": (lambda: two_layers(lambda m, h, x: h.tanh() * float(x.abs().max())), False, None),
+    "fills a tensor": (lambda: two_layers(filled), False, None),
+    "weights masked in place": (lambda: two_layers(masked_in_place), False, None),
+    "old function": (lambda: two_layers(lambda m, h, x: Squares.apply(h)), False, None),
+    "backward hook": (hooked, False, None),
+    "checkpointed": (
+        lambda: two_layers(lambda m, h, x: checkpoint(lambda z: m.into(z).tanh(), x, use_reentrant=False)),
+        False,
+        lambda: two_layers(lambda m, h, x: h.tanh()),
+    ),
+}
+
+
+def unrolled(module, tasks, loss=mse):
+    """The query loss of plain autograd through the steps, and its gradients by name; of each task on its own."""
+    state, value = dict(module.named_parameters()), 0.0
+    start = {name: p.detach().clone().requires_grad_() for name, p in state.items()}
+
+    def of(phi, x, y):
+        buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        return loss(functional_call(module, {name: 1 * p for name, p in phi.items()} | buffers, (x,)), y)
+
+    for i in range(len(tasks)):
+        phi = start
+        for _ in range(STEPS):
+            gradients = torch.autograd.grad(
+                of(phi, tasks.support_x[i], tasks.support_y[i]), phi.values(), create_graph=True, materialize_grads=True
+            )
+            phi = {name: p - LR * g for (name, p), g in zip(phi.items(), gradients, strict=True)}
+        value = value + of(phi, tasks.query_x[i], tasks.query_y[i]) / len(tasks)
+    return value.item(), dict(zip(start, torch.autograd.grad(value, start.values()), strict=True))
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.filterwarnings("ignore:.*non-contiguous")
+def test_a_module_of_any_kind(name):
+    build, batched, other = CASES[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = build().double()
+    tasks, before, kinds = regression(), copy.deepcopy(module.state_dict()), [type(p) for p in module.parameters()]
+    settings = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled, torch.compiler.is_compiling()
+    meta = Adaptation(module, mse, LR, STEPS, method="maml")
+    with contextlib.nullcontext() if batched else pytest.warns(RuntimeWarning, match="cannot batch.*one by one"):
+        value = meta(tasks)
+    value.backward()
+    with warnings.catch_warnings(action="ignore"):
+        phi = meta.adapt(tasks)
+        predicted = meta.predict(phi, tasks.query_x)
+    copy.deepcopy(module)
+
+    reference = module if other is None else other().double()
+    reference.load_state_dict(before)
+    with sdpa_kernel(SDPBackend.MATH):
+        torch.backends.mha.set_fastpath_enabled(False)
+        expected, gradients = unrolled(reference, tasks)
+        torch.backends.mha.set_fastpath_enabled(settings[0])
+    assert abs(value.item() - expected) < 1e-12
+    for key, parameter in module.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[key], rtol=1e-10, atol=1e-13)
+    assert abs(mse(predicted, tasks.query_y).item() - expected) < 1e-12
+
+    assert [type(p) for p in module.parameters()] == kinds
+    assert all(torch.equal(then, now) for then, now in zip(before.values(), module.state_dict().values(), strict=True))
+    assert (
+        torch.backends.mha.get_fastpath_enabled(),
+        torch.backends.mkldnn.enabled,
+        torch.compiler.is_compiling(),
+    ) == settings
+
+
+@pytest.mark.parametrize("images", [False, True])
+def test_task_by_task_gives_the_batched_numbers(images):
+    network, problem, loss = (convnet, classification, F.cross_entropy) if images else (mlp, regression, mse)
+    (theta, apply), tasks = network(), problem()
+    phi = theta + 0.1 * torch.randn(len(tasks), len(theta), generator=generator(3), dtype=torch.float64)
+    v = torch.randn(phi.shape, generator=generator(4), dtype=torch.float64)
+    for kind, given, wanted in (
+        (task.loss, (phi,), ()),
+        (task.gradient, (phi,), ()),
+        (task.gradient_and_loss, (phi,), ()),
+        (task.hvp, (phi, v), ()),
+        (task.pull_back, (phi, v), (0,)),
+        (task.loss_and_gradients, (phi,), (0,)),
+    ):
+        define, arguments = Definition(kind, wanted), (*given, *tasks.support)
+        batched, apart = graphs.replay(define, apply, loss, *arguments), define.one_by_one(apply, loss)(*arguments)
+        torch.testing.assert_close(apart, batched, rtol=1e-12, atol=1e-13)
+
+
+def test_batched_insists():
+    module = two_layers(lambda m, h, x: h.tanh() * float(x.sum())).double()
+    meta = Adaptation(module, mse, LR, STEPS, method="maml", batched=True)
+    with pytest.raises(InputError, match=r"cannot batch.*Forward, test_engine.py line \d+: .*batched=False goes"):
+        meta(regression())
+
+
+def test_a_call_that_fails_or_is_interrupted_gives_the_module_back():
+    def forward(m, h, x):
+        m.kept.append(h)
+        if m.ends is not None and len(m.kept) > 1:
+            raise m.ends
+        return h
+
+    module = two_layers(forward).double()
+    module.ends, module.kept = None, []
+    meta, kinds = Adaptation(module, mse, LR, STEPS, method="maml"), [type(p) for p in module.parameters()]
+    for ends, expected in ((KeyboardInterrupt(), KeyboardInterrupt), (RuntimeError("broken"), InputError)):
+        module.kept, module.ends = [torch.zeros(1)], ends
+        with pytest.raises(expected, match="test_engine.py line .*broken" if expected is InputError else None):
+            meta(regression())
+        assert [type(p) for p in module.parameters()] == kinds
+        assert len(module.kept) == 1
+
+
+def test_threads_wait_for_each_other():
+    module = two_layers(lambda m, h, x: h.tanh()).double()
+    meta, interval, wrong = Adaptation(module, mse, LR, STEPS, method="maml"), sys.getswitchinterval(), []
+    phi = torch.randn(4, 1, 17, generator=generator(), dtype=torch.float64)
+    tasks = [regression(tasks=1, seed=seed) for seed in range(4)]
+    expected = [meta.predict(phi[k], tasks[k].query_x) for k in range(4)]
+    traced = Adaptation(module, mse, LR, STEPS, method="maml")
+
+    def work(k):
+        if k == 0:
+            traced(tasks[0])
+        wrong.extend(k for _ in range(20) if not torch.equal(meta.predict(phi[k], tasks[k].query_x), expected[k]))
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    try:
+        sys.setswitchinterval(1e-5)
+        for thread in threads:
+            thread.start()
+    finally:
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(interval)
+    assert not wrong
+    assert all(isinstance(p, nn.Parameter) for p in module.parameters())
+
+
+def test_a_module_changed_after_wrapping_is_seen():
+    module = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    meta = Adaptation(module, mse, LR, STEPS, method="maml")
+
+    def fresh():
+        return Adaptation(module, mse, LR, STEPS, method="maml")(regression()).item()
+
+    before = meta(regression()).item()
+    for change in (
+        lambda: module.append(nn.Linear(1, 1).double()),
+        lambda: module[0].requires_grad_(False),
+        lambda: module[0].requires_grad_(True),
+        lambda: module.__setitem__(1, nn.ReLU()),
+    ):
+        change()
+        assert meta(regression()).item() == pytest.approx(fresh(), rel=1e-12)
+        assert abs(meta(regression()).item() - before) > 1e-6
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_compiled_and_parallel_modules_are_unwrapped_and_scripted_ones_refused():
+    module = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    expected = Adaptation(module, mse, LR, STEPS, ("2",), "maml")(regression()).item()
+    for wrapped in (torch.compile(module), nn.DataParallel(module)):
+        assert Adaptation(wrapped, mse, LR, STEPS, ("2",), "maml")(regression()).item() == expected
+    layer = nn.Sequential(torch.compile(module[0]), module[1], module[2])
+    assert Adaptation(layer, mse, LR, STEPS, ("2",), "maml")(regression()).item() == expected
+    scripted = torch.jit.script(module)
+    with pytest.raises(InputError, match="is scripted.*give the module that was scripted"):
+        Adaptation(scripted, mse, LR, STEPS)
+
+
+def test_a_loss_that_reads_the_module_sees_the_parameters_of_the_task():
+    module, tasks = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double(), regression()
+    start = torch.cat([p.detach().reshape(-1) for p in module.parameters()]).requires_grad_()
+    shapes, sizes = [p.shape for p in module.parameters()], [p.numel() for p in module.parameters()]
+
+    def of(phi, x, y):
+        w, b, v, c = (piece.view(shape) for piece, shape in zip(phi.split(sizes), shapes, strict=True))
+        return mse((x @ w.T + b).tanh() @ v.T + c, y) + 0.1 * phi.square().sum()
+
+    value = 0.0
+    for i in range(len(tasks)):
+        phi = start
+        for _ in range(STEPS):
+            phi = (
+                phi
+                - LR * torch.autograd.grad(of(phi, tasks.support_x[i], tasks.support_y[i]), phi, create_graph=True)[0]
+            )
+        value = value + of(phi, tasks.query_x[i], tasks.query_y[i]) / len(tasks)
+
+    def loss(prediction, target):
+        return mse(prediction, target) + 0.1 * sum(p.square().sum() for p in module.parameters())
+
+    got = Adaptation(module, loss, LR, STEPS, method="maml")(tasks)
+    got.backward()
+    assert abs(got.item() - value.item()) < 1e-12
+    found = torch.cat([p.grad.reshape(-1) for p in module.parameters()])
+    assert relative_error(found, torch.autograd.grad(value, start)[0]) < 1e-12
+    theta, apply = amaml.flatten(module)  # a copy, whose parameters the loss does not see
+    with pytest.raises(InputError, match=r"the loss uses 2.bias of shape \(1,\), which requires a gradient"):
+        derivatives.gradients(apply, loss, theta[None], *regression(tasks=1).support)
+
+
+def test_a_tensor_of_the_loss_that_requires_a_gradient_is_refused():
+    weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+    meta = Adaptation(nn.Linear(2, 1).double(), lambda p, y: weight.exp() * mse(p, y), LR, STEPS, method="maml")
+    with pytest.raises(InputError, match="the loss uses .* requires a gradient and would get none"):
+        meta(regression())
+
+
+@one_by_one
+def test_padding_does_not_reach_points_that_meet():
+    sets = regression(1, 4, 5), regression(1, 9, 7, seed=1)
+    rows = [tuple(part[0] for part in (t.support_x, t.support_y, t.query_x, t.query_y)) for t in sets]
+    module = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1)).double()
+    meta = Adaptation(module, lambda p, y: F.mse_loss(p, y, reduction="none"), LR, STEPS, method="maml")
+    alone = sum(meta(Tasks.ragged([row])).item() for row in rows) / 2
+    assert meta(Tasks.ragged(rows)).item() == pytest.approx(alone, rel=1e-12)
+
+
+@dataclass
+class Output:
+    logits: torch.Tensor
+    more: tuple
+
+
+def test_predictions_are_structures_like_the_module_s():
+    module = two_layers(lambda m, h, x: h.tanh()).double()
+    structured = Forward(lambda m, x: {"out": Output(m.net(x), (None, 3, x))}, net=module)
+    phi = torch.randn(2, 17, generator=generator(), dtype=torch.float64)
+    x = regression(tasks=2).query_x
+    expected = Adaptation(module, mse, LR, STEPS).predict(phi, x)
+    found = Adaptation(structured, mse, LR, STEPS).predict(phi, x)["out"]
+    assert torch.equal(found.logits, expected)
+    assert found.more[:2] == (None, 3)
+    assert torch.equal(found.more[2], x)
+
+
+def test_what_has_no_second_derivative_names_the_operation_and_the_way_out():
+    parts = {"into": nn.Linear(2, 4), "kernel": nn.Linear(4, 3)}
+    module, t = Forward(lambda m, x: -torch.cdist(m.into(x), m.kernel.weight), **parts).double(), regression()
+    tasks = Tasks(t.support_x, t.support_y[..., 0].gt(0).long(), t.query_x, t.query_y[..., 0].gt(0).long())
+    with pytest.raises(InputError, match="_cdist_backward has no second derivative in torch.*'fomaml' or cdist's"):
+        Adaptation(module, F.cross_entropy, LR, STEPS, method="maml")(tasks).backward()
+    Adaptation(module, F.cross_entropy, LR, STEPS, method="fomaml")(tasks).backward()
+
+
+@pytest.mark.parametrize("loss", [lambda p, y: mse(p.detach(), y), lambda p, y: p.argmax(-1).double().square().mean()])
+def test_a_loss_without_a_gradient_is_refused(loss):
+    with pytest.raises(InputError, match="does not depend on the adapted parameters in a way that has a gradient"):
+        Adaptation(nn.Linear(2, 1).double(), loss, LR, STEPS, method="maml")(regression())
+
+
+def test_anomaly_detection_changes_nothing():
+    meta = Adaptation(nn.Linear(2, 1).double(), mse, LR, STEPS, method="maml")
+    with torch.autograd.set_detect_anomaly(True):
+        value = Adaptation(nn.Linear(2, 1).double(), mse, LR, STEPS, method="maml")(regression())
+        assert torch.is_anomaly_enabled()
+    assert value.isfinite()
+    assert meta(regression()).isfinite()
+
+
+def test_the_least_recently_used_graphs_go(monkeypatch):
+    monkeypatch.setattr(graphs, "MOST_GRAPHS", 3)
+    (theta, apply), loss = mlp(), lambda p, y: half_mse(p, y)
+    for shots in (2, 3, 4, 2, 5):
+        derivatives.gradients(apply, loss, theta.expand(3, -1), *regression(shots=shots).support)
+    (family,) = (families for key, (*_, families) in graphs._families.items() if key == (id(apply), id(loss)))
+    kept = [key.signature[1][0][1] for found in family.values() for key in found.graphs]
+    assert kept == [4, 2, 5]
 
 
 @pytest.mark.skipif(not derivatives.compiler_found(), reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-def test_compiled_graphs_compute_the_same():
+def test_compiled_graphs_compute_the_same_and_are_not_tied_to_the_tensors_of_their_first_call():
+    """The same tensor for two arguments, then two tensors; the first not contiguous."""
     (theta, apply), tasks = mlp(), regression()
-    phi = theta.expand(len(tasks), -1)  # not contiguous: the strides of what is compiled are fixed
+    phi = theta.expand(len(tasks), -1)
     v = torch.ones(len(tasks), len(theta), dtype=torch.float64)
-    plain = derivatives.hvps(apply, half_mse, phi, v, tasks.support_x, tasks.support_y)
+    plain = derivatives.hvps(apply, half_mse, phi, v, *tasks.support)
     with derivatives.compiled():
-        fast = derivatives.hvps(apply, half_mse, phi, v, tasks.support_x, tasks.support_y)
+        derivatives.hvps(apply, half_mse, phi, phi, *tasks.support)
+        fast = derivatives.hvps(apply, half_mse, phi, v, *tasks.support)
     torch.testing.assert_close(fast, plain, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.skipif(not derivatives.compiler_found(), reason="torch.compile needs a C++ compiler")
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-def test_compiled_graphs_are_not_tied_to_the_tensors_of_their_first_call():
-    """The same tensor for two arguments, then two tensors."""
-    (theta, apply), tasks = mlp(width=4), regression(tasks=2)
-    phi = theta.expand(len(tasks), -1).contiguous()
-    v = torch.ones_like(phi)
-    with derivatives.compiled():
-        derivatives.hvps(apply, half_mse, phi, phi, tasks.support_x, tasks.support_y)
-        fast = derivatives.hvps(apply, half_mse, phi, v, tasks.support_x, tasks.support_y)
-    plain = derivatives.hvps(apply, half_mse, phi, v, tasks.support_x, tasks.support_y)
-    torch.testing.assert_close(fast, plain, rtol=1e-10, atol=1e-12)
-
-
-def test_large_modules_of_any_kind():
-    """A residual block with running statistics, which flatten replaces by the batch's own."""
-
-    class Residual(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.norm = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
-            self.second, self.head = nn.Conv2d(4, 1, 3, padding=1), nn.Linear(64, 3)
-
-        def forward(self, x):
-            return self.head((x + self.second(torch.tanh(self.norm(self.first(x))))).flatten(1))
-
-    torch.manual_seed(0)
-    module = Residual().double()
-    running = module.norm.running_mean.clone()
-    theta, apply = amaml.flatten(module)
-    loss, tasks = torch.nn.functional.cross_entropy, classification()
-    gradient = AMAML(apply, loss, 0.01, 50).meta_gradient(theta, tasks)
-    reference = AMAML(apply, loss, 0.01, 50, solver="rk4", rtol=1e-6).meta_gradient(theta, tasks)
-    assert relative_error(gradient.value, reference.value) < 5e-3
-    assert torch.equal(module.norm.running_mean, running)
-
-
-def test_dropout_and_missing_parameters_are_refused():
-    with pytest.raises(amaml.InputError, match="dropout '1' is active"):
-        amaml.flatten(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)))
-    with pytest.raises(amaml.InputError, match="found: none"):
-        amaml.flatten(nn.Sequential(nn.Tanh()))
-    with pytest.raises(amaml.InputError, match=r"float32 on cpu, torch.float64 on cpu"):
-        amaml.flatten(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double()))
-    theta, apply = convnet()
-    assert theta.ndim == 1
