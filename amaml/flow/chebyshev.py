@@ -87,13 +87,13 @@ class Chebyshev:
 
     def _step(self, flow: GradientFlow, h: float, start: Tensor) -> tuple[Stages, Tensor]:
         first, rest, weights, _ = _coefficients(self.stages)
-        slope = flow(0.0, start)
+        slope = flow(start)
         states = [start, start + first * h * slope]
         end = (weights[0] * start).add_(states[1], alpha=weights[1])
         for (mu, nu, m, g), weight in zip(rest, weights[2:], strict=True):
             state = (1 - mu - nu) * start
             state.add_(states[-1], alpha=mu).add_(states[-2], alpha=nu)
-            states.append(state.add_(flow(0.0, states[-1]), alpha=h * m).add_(slope, alpha=h * g))
+            states.append(state.add_(flow(states[-1]), alpha=h * m).add_(slope, alpha=h * g))
             end.add_(state, alpha=weight)
         return tuple(states[:-1]), end
 

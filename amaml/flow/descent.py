@@ -97,6 +97,6 @@ def descends(
 def _kinked(flow: GradientFlow, h: float) -> bool:
     """Whether the field changes along its first step as its Jacobian in the middle of the step does not tell."""
     step = h * flow.at_start
-    change = flow(0.0, flow.start + step) - flow.at_start
+    change = flow(flow.start + step) - flow.at_start
     missed = change + flow.scaled(flow.hvp(flow.start + step / 2, step))
     return bool(missed.norm() > KINK * change.norm())

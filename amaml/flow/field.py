@@ -38,10 +38,10 @@ class Evaluations:
 
 @dataclass(frozen=True)
 class GradientFlow:
-    """The vector field of a batch of tasks, as torchdiffeq calls it: flow(t, u) -> du/dt, both (tasks, P).
+    """The vector field of a batch of tasks: flow(u) -> du/dt, both (tasks, P).
 
-    A-MAML, section 3; with prox > 0 the field pulls towards theta (P,) as well. The field does not depend on t,
-    and its Jacobian, minus the Hessian of the regularised support loss, is symmetric. Counts its evaluations, and
+    A-MAML, section 3; with prox > 0 the field pulls towards theta (P,) as well. It does not depend on time, and its
+    Jacobian, minus the Hessian of the regularised support loss, is symmetric. Counts its evaluations, and
     raises OverBudget as soon as their total passes the limit.
 
     rates: the diagonal of D (P,), None for the identity: a rate of its own for every parameter (Meta-SGD, Li et al.
@@ -68,7 +68,7 @@ class GradientFlow:
         """The field at u(0), (tasks, P), computed once."""
         return self._field(self.start)
 
-    def __call__(self, t: Tensor | float, u: Tensor) -> Tensor:
+    def __call__(self, u: Tensor) -> Tensor:
         return self.at_start if u is self.start else self._field(u)
 
     @torch.no_grad()

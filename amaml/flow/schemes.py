@@ -160,7 +160,7 @@ class RungeKutta:
             stages, slopes = [], []
             for row in self.a:
                 stages.append(_shifted(u, row, slopes, move.h))
-                slopes.append(flow(0.0, stages[-1]))
+                slopes.append(flow(stages[-1]))
             record(move, tuple(stages))
             u = _shifted(u, self.b, slopes, move.h)
         return u

@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 PACKAGES = ("amaml", "amaml/engine", "amaml/flow", "baselines")
 ONE_META_GRADIENT = """
 import json, sys
-import torch, torchdiffeq
+import torch
 import amaml, baselines
 
 torch.manual_seed(0)
@@ -94,8 +94,8 @@ def test_no_modules_import_each_other():
 def test_the_library_imports_only_what_its_wheel_requires(folder):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     required = {Requirement(text).name for text in project["dependencies"]}
-    assert required == {"torch", "torchdiffeq", "scipy"}
-    known = required | {"numpy", "amaml", "baselines"}  # scipy requires numpy
+    assert required == {"torch", "numpy", "scipy"}
+    known = required | {"amaml", "baselines"}
     found = {name.split(".")[0] for path in (ROOT / folder).glob("*.py") for name in imported(path)}
     assert found <= set(sys.stdlib_module_names) | known
 
@@ -134,11 +134,11 @@ def required_by(*names: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory) -> Path:
-    """An environment that shows torch, torchdiffeq and what these require, by links, and nothing else."""
+    """An environment that shows torch, scipy and what these require, by links, and nothing else."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, symlinks=True)
     (packages,) = folder.glob("lib/python*/site-packages")
-    for name in required_by("torch", "torchdiffeq"):
+    for name in required_by("torch", "scipy"):
         files = metadata.distribution(name).files
         for top in {file.parts[0] for file in files} - {"..", "__pycache__"}:
             if not (packages / top).exists():  # a folder that packages share
@@ -146,9 +146,9 @@ def environment(tmp_path_factory) -> Path:
     return folder
 
 
-def test_an_environment_of_torch_and_torchdiffeq_alone_is_enough(wheel, environment):
+def test_an_environment_of_torch_and_scipy_alone_is_enough(wheel, environment):
     """pip finds all that the wheel requires there, without an index; a meta-gradient is computed; no module is loaded
-    from a package that torch and torchdiffeq do not require."""
+    from a package that torch and scipy do not require."""
     python = str(environment / "bin" / "python")
     pip = [sys.executable, "-m", "pip", "--python", python]
     if subprocess.run([*pip, "--version"], capture_output=True).returncode:
@@ -163,7 +163,7 @@ def test_an_environment_of_torch_and_torchdiffeq_alone_is_enough(wheel, environm
     said = json.loads(ended.stdout)
     assert Path(said["amaml"]).is_relative_to(environment)
     assert said["error"] < 1e-12
-    allowed = required_by("torch", "torchdiffeq") | {"amaml"}
+    allowed = required_by("torch", "scipy") | {"amaml"}
     tops = metadata.packages_distributions() | {"amaml": ["amaml"], "baselines": ["amaml"]}
     foreign = {name: tops.get(name) for name in said["loaded"] if name not in sys.stdlib_module_names}
     assert not {name for name, owners in foreign.items() if owners and not set(owners) & allowed}

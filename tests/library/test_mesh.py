@@ -51,7 +51,7 @@ def test_a_fixed_mesh_is_gradient_descent_and_lands_on_inner_steps():
     FixedMesh(10).follow(trajectory, (0.3, 0.7, 1.0))
     u, expected = flow.start, []
     for _ in range(10):
-        u = u + 0.1 * flow(0.0, u)
+        u = u + 0.1 * flow(u)
         expected.append(u)
     assert sorted(trajectory.landings) == [3, 7, 10]
     for count, state in trajectory.landings.items():
