@@ -2,7 +2,9 @@
 
     PYTHONPATH=. python examples/inner_adam.py
 
-OUTPUT
+update   0: query loss 0.21, steps of 0.029 to 0.031, decay 0.009
+update  30: query loss 0.27, steps of 0.023 to 0.035, decay 0.008
+update  60: query loss 0.15, steps of 0.027 to 0.036, decay 0.005
 
 The states of Adam are differentiated through step by step, so that memory does not grow with a graph of the steps.
 """

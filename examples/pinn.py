@@ -2,7 +2,9 @@
 
     PYTHONPATH=. python examples/pinn.py
 
-OUTPUT
+update   0: residual 0.16 after 30 steps, root mean squared error 0.41
+update  40: residual 0.04 after 30 steps, root mean squared error 0.32
+update  80: residual 0.06 after 30 steps, root mean squared error 0.28
 
 Each task is u'' = -w^2 u on [0, 1] with u(0) = 0 and u(1) = sin w, which u = sin(w x) solves; w differs.
 """

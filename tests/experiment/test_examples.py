@@ -19,7 +19,7 @@ def words(text: str) -> str:
 def said(path: Path) -> str:
     """The output in an example's docstring: what follows the command."""
     docstring = path.read_text().split('"""')[1]
-    return docstring.split(f"python examples/{path.name}\n")[1].strip()
+    return docstring.split(f"python examples/{path.name}\n")[1].strip().split("\n\n")[0]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -21,7 +21,7 @@ def test_fixed_steps_are_torchdiffeqs(scheme):
     trajectory = Trajectory(flow)
     ends = times.tolist()
     trajectory.extend([Move(scheme, a, b, b - a) for a, b in zip(ends[:-1], ends[1:], strict=True)])
-    expected = odeint(flow, flow.start, times, method=scheme.name)[-1]
+    expected = odeint(lambda t, u: flow(u), flow.start, times, method=scheme.name)[-1]
     torch.testing.assert_close(trajectory.final, expected, rtol=1e-13, atol=1e-15)
 
 
