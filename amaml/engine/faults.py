@@ -98,7 +98,7 @@ def _place(fault: Exception, apply: Any) -> str:
 
 
 def _ours(frame: FrameType) -> bool:
-    return frame.f_code.co_filename.startswith(OWN)
+    return frame.f_code.co_filename.startswith((*OWN, "<string>"))
 
 
 def _named(layer: nn.Module, module: nn.Module | None) -> str:

@@ -162,13 +162,14 @@ class Probe(NamedTuple):
 
     @classmethod
     def of(cls, root: tuple, theta: Tensor, x: Any, y: Any) -> "Probe | None":
-        """None where the loss cannot be traced."""
+        """None where the loss cannot be traced, or needs autograd."""
         tensors, structure = _flat((theta, x, y))
         function = _of_tensors(Definition(task.loss).of_one(*root), structure)
         try:
-            return cls(Graph.of(trace(function, [torch.zeros_like(t) for t in tensors], root), root), x, y)
+            probe = cls(Graph.of(trace(function, [torch.zeros_like(t) for t in tensors], root), root), x, y)
         except Exception:
             return None
+        return probe if probe.agrees(root, theta) else None
 
     def agrees(self, root: tuple, theta: Tensor) -> bool:
         """Whether the graph still computes the loss; waits for the device."""
@@ -176,7 +177,8 @@ class Probe(NamedTuple):
         if used is None:
             return False
         try:
-            now = Definition(task.loss).of_own(*root, tree_map(Tensor.clone, (theta, self.x, self.y)))
+            row = tree_map(Tensor.clone, (theta, self.x, self.y))
+            now = Definition(task.loss).of_own(*root, row, graph=False)
         except Exception:  # apply and loss do not take the old points any more
             return False
         then = self.graph.at(_flat((theta, self.x, self.y))[0], used)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from amaml.engine.calling import differentiable_twice, standing
+from amaml.engine.calling import differentiable_twice, no_random_draws, standing
 from amaml.losses import evaluate
 from amaml.points import Given, task_axis, without_padding
 
@@ -56,7 +56,8 @@ class Definition:
         """The same results by torch.autograd, of one task after the other: for all that torch.vmap cannot take."""
 
         def of_all(*arguments: Any) -> Result:
-            rows = [self.of_row(apply, loss, arguments, i, cut) for i in range(len(arguments[0]))]
+            with no_random_draws(arguments[0].device):  # which may begin with any task
+                rows = [self.of_row(apply, loss, arguments, i, cut) for i in range(len(arguments[0]))]
             if isinstance(rows[0], Tensor):
                 return torch.stack(rows)
             return self._summed(tuple(torch.stack(column) for column in zip(*rows, strict=True)), arguments)
@@ -67,9 +68,9 @@ class Definition:
         """The result of one of the tasks by torch.autograd, without a graph."""
         return self.of_own(apply, loss, row_of(arguments, i), cut)
 
-    def of_own(self, apply: Any, loss: Any, row: tuple, cut: bool = False) -> Result:
-        """Likewise of the tensors of one task, which a network may write into."""
-        with torch.enable_grad(), differentiable_twice():
+    def of_own(self, apply: Any, loss: Any, row: tuple, cut: bool = False, graph: bool = True) -> Result:
+        """Likewise of the tensors of one task, which a network may write into; graph: whether autograd is on."""
+        with torch.set_grad_enabled(graph), differentiable_twice():
             result = self.of_one(apply, loss, vjp_by_autograd, cut)(*row)
         return tree_map(Tensor.detach, result)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers.problems import linear, regression, relative_error
 from torch import nn
+from torch.nn import functional as F
 
 from amaml import AMAML, InputError, compiled, half_mse
 from amaml.engine import derivatives, graphs, tracing
@@ -173,6 +174,70 @@ def test_tensors_that_are_used_are_inputs_of_the_graph_and_need_no_new_one(make,
     change()
     learner.meta_gradient(theta, tasks)
     assert bool(traces) == (not tensor or make is other_dtype)
+
+
+def huber(used):
+    """Small residuals in the first task, which alone is computed again to see changes."""
+    used.delta = 1.0
+    return lambda p, t: F.huber_loss(p, t, delta=used.delta), lambda: setattr(used, "delta", 0.1)
+
+
+def query_temperature(used):
+    used.temperature = 1.0
+
+    def loss(p, t):
+        return half_mse(p * used.temperature, t) if len(p) == 4 else half_mse(p, t)
+
+    return loss, lambda: setattr(used, "temperature", 0.5)
+
+
+def gradient_scale(used):
+    used.scale = 1.0
+
+    class Scaled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            return used.scale * g
+
+    return lambda p, t: half_mse(Scaled.apply(p), t), lambda: setattr(used, "scale", 0.3)
+
+
+@pytest.mark.filterwarnings("ignore:torch cannot batch:RuntimeWarning")
+@pytest.mark.parametrize("make", [huber, query_temperature, gradient_scale])
+def test_a_change_that_leaves_the_first_loss_as_it_was_is_seen(make):
+    (theta, apply), tasks = linear(), regression(queries=4)
+    with torch.no_grad():
+        tasks.support_y[0] = apply(theta, tasks.support_x[0]) + 1e-3
+    loss, change = make(SimpleNamespace())
+    learner = FOMAML(apply, loss, 0.05, 5)
+    before = learner.meta_gradient(theta, tasks).value
+    change()
+    expected = FOMAML(apply, lambda p, t: loss(p, t), 0.05, 5).meta_gradient(theta, tasks).value
+    assert relative_error(before, expected) > 1e-2
+    assert relative_error(learner.meta_gradient(theta, tasks).value, expected) < 1e-12
+
+
+def test_a_counter_that_no_graph_depends_on_is_looked_at_once(monkeypatch):
+    (theta, apply), tasks = linear(), regression()
+    trainer = SimpleNamespace(step=0, log=[], loss=half_mse)
+    learner, traces = FOMAML(apply, lambda p, t: trainer.loss(p, t), 0.05, 5), []
+    learner.meta_gradient(theta, tasks)
+    make_fx = tracing.make_fx
+    monkeypatch.setattr(tracing, "make_fx", lambda f: traces.append(f) or make_fx(f))
+    counts = []
+    for _ in range(3):
+        trainer.step += 1
+        trainer.log.append(0.5)
+        learner.meta_gradient(theta, tasks)
+        counts.append(len(traces))
+    assert counts[0] == counts[-1]
+    trainer.loss = F.l1_loss
+    learner.meta_gradient(theta, tasks)
+    assert len(traces) > counts[-1]
 
 
 def test_a_change_between_two_shapes_reaches_both():
