@@ -155,7 +155,8 @@ def _command(flags: dict[str, Any]) -> list[str]:
     command = [sys.executable, str(ROOT / "run.py")]
     for name in sorted(flags, key=list(FIELDS).index):
         if flags[name] is not False:
-            command += [flag_name(name)] if flags[name] is True else [flag_name(name), str(flags[name])]
+            value = flags[name] if isinstance(flags[name], list) else [flags[name]]
+            command += [flag_name(name), *(str(part) for part in value if part is not True)]
     return command
 
 

@@ -44,15 +44,16 @@ def _alike(*names: str) -> dict[str, str]:
     return dict(zip(names, names, strict=True))
 
 
-_FLOW = _alike("solver", "adjoint", "rtol", "prox")
-_STEPS = _alike("inner_optimizer", "inner_batch")
+_ALONG = _alike("query_steps", "query_weights")
+_FLOW = _alike("solver", "adjoint", "rtol", "prox") | _ALONG
+_STEPS = _alike("inner_optimizer", "inner_batch") | _ALONG
 
 METHODS = {
     "amaml": Choice(AMAML, _FLOW, also=("learn_rates",)),
     "anil": Choice(AMAML, _FLOW, also=("learn_rates",), adapt=last_layer),  # Raghu et al. 2020, section 4
     "maml": Choice(AMAML, _STEPS, {"solver": "euler"}, also=("checkpoint_every",)),  # the exact gradient of the steps
-    "maml1": Choice(AMAML, _STEPS, {"solver": "euler", "inner_steps": 1}),
-    "fomaml": Choice(FOMAML),
+    "maml1": Choice(AMAML, _alike("inner_optimizer", "inner_batch"), {"solver": "euler", "inner_steps": 1}),
+    "fomaml": Choice(FOMAML, _ALONG),
     "imaml": Choice(IMAML, _alike("prox", "cg_steps") | {"cg_damping": "damping"}),
     "reptile": Choice(Reptile),
     "scratch": Choice(Scratch),

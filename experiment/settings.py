@@ -76,6 +76,17 @@ _path = _text(".+", "a path")
 _switch = _check(lambda v: v if isinstance(v, bool) else None, "true or false")
 
 
+def _several(check: Check) -> Check:
+    """A list of at least one such value."""
+
+    def read(flag: str, values: Any) -> list[Any]:
+        if not isinstance(values, list) or not values:
+            raise InputError(f"{flag} must be one value or more, got {values!r}")
+        return [check(flag, value) for value in values]
+
+    return read
+
+
 def _or_none(flag: str, value: Any) -> float | None:
     """A number of which zero is the same as leaving it out: None."""
     return _nonnegative(flag, value) or None
@@ -83,6 +94,11 @@ def _or_none(flag: str, value: Any) -> float | None:
 
 def _flag(check: Check, help: str, default: Any = None) -> Any:
     return field(default=default, metadata={"check": check, "help": help})
+
+
+def _list(check: Check, help: str) -> Any:
+    """A setting of one value or more."""
+    return field(default=None, metadata={"check": _several(check), "help": help, "nargs": "+"})
 
 
 def _named(names: Iterable[str], help: str) -> Any:
@@ -121,6 +137,8 @@ class Settings:
     cg_damping: float = _flag(_nonnegative, "iMAML: damping of the linear system")
     inner_optimizer: str = _named(RULES, "MAML: inner optimiser")
     inner_batch: int | None = _flag(_count, "MAML: support points an inner step, others for every step (default: all)")
+    query_steps: list[int] | None = _list(_index, "inner steps after which the outer loss looks (default: the last)")
+    query_weights: list[float] | None = _list(_nonnegative, "its weights at --query-steps (default: equal parts)")
     checkpoint_every: int | None = _flag(_count, "MAML: steps between kept states, for memory (default: keep all)")
     task_chunk: int | None = _flag(_count, "tasks in the network at once (default: all, or a process's share)")
     processes: int | None = _flag(_count, "processes that share the run, on a GPU each for cuda (default: 1)")
@@ -221,6 +239,8 @@ def check_together(flags: Iterable[str], s: Settings) -> None:
         raise InputError(f"--start-from {s.start_from} is not for --method scratch, whose theta is random; {remedy}")
     if s.draw > s.test_tasks:
         raise InputError(f"--draw {s.draw} is more than --test-tasks {s.test_tasks}; choose at most {s.test_tasks}")
+    if s.query_weights is not None and s.query_steps is None:
+        raise InputError("--query-weights are those of --query-steps; give both")
     if s.resume and s.overwrite:
         raise InputError("--resume goes on with a run and --overwrite discards it; choose one of them")
     tests = {name: choice.uses for name, choice in PROTOCOLS.items()}
@@ -270,7 +290,7 @@ def parse_flags(arguments: list[str]) -> dict[str, Any]:
         if setting.metadata["check"] is _switch:
             parser.add_argument(flag_name(name), action="store_true", help=text)
         else:
-            parser.add_argument(flag_name(name), help=text, metavar="X")
+            parser.add_argument(flag_name(name), help=text, metavar="X", nargs=setting.metadata.get("nargs"))
     namespace, unread = parser.parse_known_args(arguments)
     if unread:
         raise unknown("flag", unread[0].split("=")[0], [flag_name(name) for name in FIELDS])

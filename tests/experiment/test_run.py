@@ -331,3 +331,12 @@ def test_the_program_starts_and_reports_a_mistake_with_status_2(tmp_path):
     assert ended.stderr.startswith("run.py: unknown domain 'Alpine3D'; did you mean 'Alpine2D'?")
     assert ended.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_outer_loss_may_look_along_the_way(tmp_path, quick, capsys):
+    flags = ["--inner-steps", "4", "--query-steps", "1", "4", "--query-weights", "0.25", "0.75"]
+    for method in ("maml", "fomaml"):
+        assert start(tmp_path / method, "--method", method, *flags) == 0
+        assert content(tmp_path / method, "config.json")["settings"]["query_steps"] == [1, 4]
+    assert start(tmp_path / "far", "--method", "fomaml", "--query-steps", "1", "9", "--inner-steps", "4") == 2
+    assert "query_steps must be increasing numbers of inner steps from 0 to 4, got" in capsys.readouterr().err
