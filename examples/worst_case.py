@@ -5,8 +5,8 @@
 mean : query loss 0.02 in the mean, 0.11 of the worst task
 worst: query loss 0.04 in the mean, 0.06 of the worst task
 
-phi is in autograd's graph: whatever is computed from it, backward() is the adjoint from its derivative in phi. Here nine
-tasks of ten are alike, and three inner steps do not carry theta all the way from them to the tenth.
+phi is in autograd's graph: whatever is computed from it, backward() is the adjoint from its derivative in phi. Here
+nine tasks of ten are alike, and three inner steps do not carry theta all the way from them to the tenth.
 """
 
 import torch
