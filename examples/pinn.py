@@ -3,8 +3,8 @@
     PYTHONPATH=. python examples/pinn.py
 
 update   0: residual 0.16 after 30 steps, root mean squared error 0.41
+update  20: residual 0.07 after 30 steps, root mean squared error 0.34
 update  40: residual 0.04 after 30 steps, root mean squared error 0.32
-update  80: residual 0.06 after 30 steps, root mean squared error 0.28
 
 Each task is u'' = -w^2 u on [0, 1] with u(0) = 0 and u(1) = sin w, which u = sin(w x) solves; w differs.
 """
@@ -38,12 +38,12 @@ def main() -> None:
     network = torch.nn.Sequential(torch.nn.Linear(1, 24), torch.nn.Tanh(), torch.nn.Linear(24, 1))
     meta = amaml.Adaptation(network, objective=residual, inner_lr=0.002, inner_steps=30, method="maml")
     optimizer = torch.optim.Adam(meta.parameters(), lr=0.01)
-    for update in range(81):
+    for update in range(41):
         optimizer.zero_grad()
         value = meta(batch(update))
         value.backward()
         optimizer.step()
-        if update % 40 == 0:
+        if update % 20 == 0:
             tasks = batch(1000)
             with torch.no_grad():
                 error = meta.predict(meta.adapt(tasks), tasks.query_x)[..., 0] - torch.sin(

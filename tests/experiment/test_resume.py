@@ -78,7 +78,7 @@ def test_a_run_killed_again_and_again_resumes_to_the_bit(tmp_path, quick, monkey
 
 
 def test_sigterm_and_sigkill_lose_nothing_of_a_process(tmp_path):
-    out, flags = tmp_path / "run", ["--meta-updates", "2000", "--checkpoint-interval", "5", "--test-interval", "0"]
+    out, flags = tmp_path / "run", ["--meta-updates", "490", "--checkpoint-interval", "5", "--test-interval", "0"]
     first = spawn(out, *flags)
     wait_for(has_checkpoint(out), "checkpoint", first)
     first.send_signal(signal.SIGTERM)
@@ -87,7 +87,7 @@ def test_sigterm_and_sigkill_lose_nothing_of_a_process(tmp_path):
     assert first.returncode == 128 + signal.SIGTERM
     assert stdout == ""
     assert stderr == f"run.py: stopped after update {update}; go on with --resume\n"
-    assert len(metrics(out)) == update < 2000
+    assert len(metrics(out)) == update < 490
 
     second = spawn(out, *flags, "--resume")
     wait_for(has_checkpoint(out, update + 1), "further checkpoint", second)

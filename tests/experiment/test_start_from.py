@@ -18,7 +18,7 @@ from helpers.commands import (
 from helpers.processes import Run
 
 import run
-from baselines import MAML
+from amaml import AMAML
 
 SGD = ["--meta-optimizer", "sgd", "--meta-lr", "0.1"]
 
@@ -34,14 +34,14 @@ def reptile(tmp_path, quick):
 
 @pytest.mark.parametrize("named", ["", "checkpoint.pt"])
 def test_the_first_update_is_a_step_from_the_other_runs_theta(tmp_path, reptile, monkeypatch, named):
-    flags, seen, gradient = ["--method", "maml", "--meta-updates", "1", *SGD], [], MAML.gradient
+    flags, seen, gradient = ["--method", "maml", "--meta-updates", "1", *SGD], [], AMAML.gradient
 
     def noted(learner, theta, *arguments):
         made = gradient(learner, theta, *arguments)
         seen.extend((theta.detach().clone(), made.value))
         return made
 
-    monkeypatch.setattr(MAML, "gradient", noted)
+    monkeypatch.setattr(AMAML, "gradient", noted)
     assert start(tmp_path / "maml", *flags, "--start-from", str(reptile / named)) == 0
     start_, moved = theta(reptile), theta(tmp_path / "maml")
     assert torch.equal(seen[0], start_)
