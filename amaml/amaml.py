@@ -99,6 +99,11 @@ class AMAML:
                 f"solver {self.solver} follows plain gradient descent with one rate for all its steps; leave it out "
                 "with an inner optimizer, a schedule or inner_batch"
             )
+        if self.adjoint == "continuous" and not self._plain:
+            raise InputError(
+                "adjoint continuous is that of plain gradient descent; with an inner optimizer, a schedule or "
+                "inner_batch use discrete"
+            )
 
     def init(self) -> Memory:
         """Nothing is known of the error."""
@@ -302,7 +307,7 @@ class AMAML:
     def problem(self, theta: Tensor) -> tuple:
         """What a memory is about."""
         learned = ("learned" if isinstance(value, Tensor) else value for value in (self.prox, self.inner_lr))
-        settings = str(self.solver), self.adjoint, self.rtol, *learned, self.inner_steps
+        settings = str(self.solver), self.adjoint, self.rtol, *learned, self.inner_steps, self.query_steps
         return (*settings, len(theta), str(theta.dtype))
 
     def _finite(self, found: Solution) -> tuple[float, float]:

@@ -84,5 +84,5 @@ class Passes:
             trajectory.rewind(swept.index, swept.state)
             trajectory.mesh.follow(trajectory, trajectory.ends, Curvature(flow, swept.stiff))
         of_tasks = swept.lam + flow.prox * swept.sweep.pulled if flow.prox else swept.lam
-        gradients = swept.sweep.gradients(begin.direct, self.rate, self.inner_steps[-1])
+        gradients = swept.sweep.gradients(begin.direct, self.rate)
         return Solution(trajectory, begin, of_tasks, means(gradients, flow.tasks), swept.estimate)

@@ -22,7 +22,7 @@ from amaml.tasks import Tasks
 class Requested(NamedTuple):
     """Of what, beside theta, the meta-gradient is requested.
 
-    support, query: leaves of tasks.support and tasks.query; rate: inner_lr; schedule: the sizes of single steps;
+    support, query: leaves of tasks.support and tasks.query; rate: inner_lr; schedule: how many sizes of single steps;
     numbers: those of the inner optimiser, by name.
     """
 
@@ -30,7 +30,7 @@ class Requested(NamedTuple):
     query: tuple[int, ...] = ()
     rate: bool = False
     prox: bool = False
-    schedule: bool = False
+    schedule: int = 0
     numbers: tuple[str, ...] = ()
 
 
@@ -46,9 +46,9 @@ def requested(
 ) -> Requested:
     """What requires a gradient."""
     named = tuple(name for name, number in (numbers or {}).items() if _requires(number))
-    return Requested(
-        _requiring(tasks.support), _requiring(tasks.query), *map(_requires, (inner_lr, prox, schedule)), named
-    )
+    sizes = len(schedule) if _requires(schedule) else 0
+    rate_and_prox = map(_requires, (inner_lr, prox))
+    return Requested(_requiring(tasks.support), _requiring(tasks.query), *rate_and_prox, sizes, named)
 
 
 class Quadrature:
@@ -118,8 +118,8 @@ class Quadrature:
         if self.requested.prox:
             self.to_prox = self.to_prox - weight * ((u - self.flow.theta) * scaled).sum()
 
-    def gradients(self, direct: Sequence[Tensor] = (), inner_lr: float = 1.0, steps: int = 0) -> dict[str, Tensor]:
-        """dJ/dpsi by the names of Tasks.leaves(), "inner_lr", "prox", "schedule" (steps,) and those of the optimiser.
+    def gradients(self, direct: Sequence[Tensor] = (), inner_lr: float = 1.0) -> dict[str, Tensor]:
+        """dJ/dpsi by the names of Tasks.leaves(), "inner_lr", "prox", "schedule" and those of the optimiser's numbers.
 
         direct: dL_query/dpsi of the requested leaves of the query set. A scalar rate inner_lr is the horizon T =
         inner_lr inner_steps, with all steps in proportion; rates (P,) are those of the flow.
@@ -138,7 +138,7 @@ class Quadrature:
             found["prox"] = self.to_prox
         if self.requested.schedule:
             zero = self.flow.theta.new_zeros(())
-            found["schedule"] = torch.stack([self.to_steps.get(k, zero) for k in range(steps)])
+            found["schedule"] = torch.stack([self.to_steps.get(k, zero) for k in range(self.requested.schedule)])
         return found
 
 

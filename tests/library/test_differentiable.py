@@ -88,7 +88,9 @@ class Problem:
             **{"inner_lr": 0.1, "inner_steps": STEPS, "adapt": self.adapt, "method": "maml"} | options,
         )
 
-    def path(self, rates=(0.1,) * STEPS, rule=None, state=None, decay=0.0, decoupled=0.0, points=None) -> torch.Tensor:
+    def path(
+        self, rates=(0.1,) * STEPS, rule=None, state=None, decay=0.0, decoupled=0.0, points=None, prox=0.0
+    ) -> torch.Tensor:
         """phi after 0 to K steps, (K + 1, tasks, P), with its graph."""
         module, parameters = copy.deepcopy(self.module), dict(self.module.named_parameters())
         rows = []
@@ -105,7 +107,7 @@ class Problem:
                 with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
                     loss = amaml.half_mse(functional_call(module, parameters | pieces, (x[chosen],)), y[chosen])
                 (gradient,) = torch.autograd.grad(loss, phi, create_graph=True)
-                gradient = gradient + decay * phi
+                gradient = gradient + decay * phi + prox * (phi - steps[0])
                 update, state = (gradient, ()) if rule is None else rule(gradient, state, k)
                 phi = phi - rate * (update + decoupled * phi)
                 steps.append(phi)
@@ -241,11 +243,12 @@ def number(value: float) -> torch.Tensor:
 def test_the_gradient_through_adam_reaches_its_numbers_too(network, checkpoints):
     problem = Problem(network)
     rates = torch.linspace(0.1, 0.01, STEPS, dtype=torch.float64, requires_grad=True)
-    betas, decay = (number(0.8), number(0.9)), number(0.1)
+    betas, decay, prox = (number(0.8), number(0.9)), number(0.1), number(0.3)
     options = {"inner_optimizer": "adam", "betas": betas, "weight_decay": decay, "checkpoints": checkpoints}
-    phi = problem.adaptation(inner_lr=rates, **options).adapt(problem.tasks, at=(0, 3, STEPS))
-    reference = problem.path(rates, lambda g, s, k: RULES["adam"](g, s, k, betas=betas), decay=decay)
-    problem.compare(phi, reference[[0, 3, STEPS]], rates, *betas, decay)
+    meta = problem.adaptation(inner_lr=rates, prox=prox, **options)
+    for at in ((0, 3, STEPS), (1, 4)):
+        reference = problem.path(rates, lambda g, s, k: RULES["adam"](g, s, k, betas=betas), decay=decay, prox=prox)
+        problem.compare(meta.adapt(problem.tasks, at=at), reference[list(at)], rates, *betas, decay, prox)
 
 
 def test_the_gradient_through_momentum_and_decoupled_decay():
@@ -306,6 +309,7 @@ def test_adam_at_a_zero_gradient_has_a_finite_derivative():
         ({"inner_optimizer": "adamm"}, "unknown inner optimizer 'adamm'; did you mean 'adam'"),
         ({"inner_optimizer": "sgd", "momentum": 1.5}, r"momentum must be in \[0, 1\), got 1.5"),
         ({"method": "amaml", "solver": "rk4", "inner_optimizer": "adam"}, "solver rk4 follows plain gradient descent"),
+        ({"adjoint": "continuous", "inner_batch": 2}, "adjoint continuous is that of plain gradient descent"),
         ({"inner_batch": 9}, "inner_batch 9 is more than the 5 support points"),
         ({"method": "reptile"}, "method reptile defines no meta-gradient of phi"),
     ],
