@@ -102,13 +102,15 @@ class Flattened:
 
     def theta(self) -> Tensor:
         """The module's own parameters that adapt, (P,), with their graph."""
-        layout = self._layout()
-        return torch.cat([layout.tensor(name).reshape(-1) for name in layout.shapes])
+        with exclusive:
+            layout = self._layout()
+            return torch.cat([layout.tensor(name).reshape(-1) for name in layout.shapes])
 
     def shared(self) -> dict[str, Tensor]:
         """All other parameters of the module, by name."""
-        layout = self._layout()
-        return {name: layout.tensor(name) for name in layout.places if name not in layout.shapes}
+        with exclusive:
+            layout = self._layout()
+            return {name: layout.tensor(name) for name in layout.places if name not in layout.shapes}
 
     def pieces(self, phi: Tensor) -> dict[str, Tensor]:
         """phi (..., P) as named tensors (..., *shape)."""
@@ -185,11 +187,12 @@ def load(module: nn.Module, theta: Tensor) -> None:
     norm with running statistics, which module(x) uses in eval mode: they are not those of the points theta was adapted
     to.
     """
-    if theta.ndim != 1:
-        raise _wrong_size(theta, sum(Flattened(module).sizes))
     apply = Flattened(module)
+    if theta.ndim != 1:
+        raise _wrong_size(theta, sum(apply.sizes))
+    parameters = dict(unwrapped(module).named_parameters())
     for name, piece in apply.pieces(theta).items():
-        apply._layout().tensor(name).copy_(piece)
+        parameters[name].copy_(piece)
     for name, part in module.named_modules():
         if isinstance(part, nn.modules.batchnorm._NormBase) and part.running_mean is not None:
             warnings.warn(
@@ -233,17 +236,13 @@ def predict(apply: Apply, phi: Tensor, x: Points, *shared: Mapping[str, Tensor])
         if is_mistake(fault):
             raise
         reason = described(fault, apply)
+    graph, (leaves, structure) = torch.is_grad_enabled(), tree_flatten(tree_map(Tensor.clone, x))
     with by_itself(apply, phi.device), torch.enable_grad(), differentiable_twice():
-        rows = [of_one(row, points) for row, points in zip(phi, _rows(x, len(phi)), strict=True)]
+        points = (tree_unflatten(row, structure) for row in zip(*leaves, strict=True))
+        rows = [of_one(row, given) for row, given in zip(phi, points, strict=True)]
         stacked = [torch.stack(column) for column in zip(*rows, strict=True)]
     go_apart(apply, reason, len(phi))
-    return put(iter(stacked))
-
-
-def _rows(x: Points, tasks: int) -> Iterator[Points]:
-    """The points of each task, as copies."""
-    leaves, structure = tree_flatten(x)
-    return (tree_unflatten([leaf[i].clone() for leaf in leaves], structure) for i in range(tasks))
+    return put(iter(stacked if graph else [tensor.detach() for tensor in stacked]))
 
 
 def _wrong_size(theta: Tensor, size: int) -> InputError:

@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from amaml.errors import InputError
+
+RECURRENT = "lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell"
 
 exclusive = threading.RLock()  # of the one thread in which modules stand at other parameters than their own
 
@@ -68,7 +71,7 @@ def batchable(sharing: bool = False) -> Iterator[None]:
         stack.enter_context(torch.autograd.set_detect_anomaly(False))
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)  # while it is traced
-        stack.enter_context(_DataIsDetached())
+        stack.enter_context(_Batchable())
         token = _sharing.set(sharing)
         stack.callback(_sharing.reset, token)
         yield
@@ -109,7 +112,7 @@ class _Differentiable(TorchFunctionMode):
             return function(arguments[0] * 1, **options)
         if name == "hardsigmoid":
             return nn.functional.relu6(arguments[0] + 3) / 6
-        if name in ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell"):
+        if name in RECURRENT:
             with _off(torch.backends.mkldnn), _off(torch.backends.cudnn):
                 return function(*arguments, **options)
         return function(*arguments, **options)
@@ -124,14 +127,23 @@ def _off(backend: Any) -> Iterator[None]:
         backend.enabled = before
 
 
-class _DataIsDetached(TorchFunctionMode):
+class _Batchable(TorchFunctionMode):
     """Within this context tensor.data is tensor.detach(): under nested transforms the former hides the tensor from the
-    innermost one alone, and second derivatives would be wrong."""
+    innermost one alone, and second derivatives would be wrong. The first states of recurrent layers are of each task,
+    for what is written into what comes of them."""
 
     def __torch_function__(self, function: Callable, types: Any, arguments: tuple = (), options: Any = None) -> Any:
         if function == Tensor.data.__get__:
             return arguments[0].detach()
+        if getattr(function, "__name__", "") in RECURRENT and not _is_count(arguments[1]):
+            zero = torch.zeros_like(arguments[0]).sum()
+            arguments = arguments[0], tree_map(lambda state: state + zero, arguments[1]), *arguments[2:]
         return function(*arguments, **(options or {}))
+
+
+def _is_count(argument: Any) -> bool:
+    """Whether it is the sizes of a packed sequence, in the place of states."""
+    return isinstance(argument, Tensor) and not argument.is_floating_point()
 
 
 @contextlib.contextmanager

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from amaml.engine import graphs, task
-from amaml.engine.graphs import compiled, compiler_found, refresh
+from amaml.engine.compiling import compiled, compiler_found
+from amaml.engine.graphs import refresh
 from amaml.engine.task import Definition
 from amaml.models import Apply
 

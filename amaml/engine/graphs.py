@@ -18,12 +18,10 @@ loaded code, a few MiB.
 """
 
 import contextlib
-import shutil
 import warnings
 import weakref
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -33,7 +31,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from amaml.engine import task
 from amaml.engine.calling import exclusive
 from amaml.engine.closures import Path, changed, find_values, follow
-from amaml.engine.compiling import compile_graph
+from amaml.engine.compiling import compile_graph, compiling
 from amaml.engine.faults import by_itself, described, go_apart, is_mistake
 from amaml.engine.first_look import agrees, check_gradient, check_repeats, points_meet
 from amaml.engine.task import Definition, Function, Result, row_of
@@ -44,25 +42,6 @@ from amaml.points import Weighted
 ROUNDINGS = 100  # a relative difference of so many eps between a traced and an untraced loss is none
 RENEWALS = 3  # after so many times that graphs were out of date a warning says what it costs
 MOST_GRAPHS = 64  # of one apply and loss, of which the least recently used goes: up to 1 MiB each for small networks
-
-_compiling: ContextVar[bool] = ContextVar("compiling", default=False)
-
-
-@contextlib.contextmanager
-def compiled(on: bool = True) -> Iterator[None]:
-    """Within this context graphs are compiled by torch.compile as well as traced: seconds each, once, for two to
-    three times the speed of small networks. torch keeps what it compiled between processes. On CUDA the compiled
-    graphs are replayed as CUDA graphs."""
-    token = _compiling.set(on)
-    try:
-        yield
-    finally:
-        _compiling.reset(token)
-
-
-def compiler_found() -> bool:
-    """Whether torch.compile has what it needs on this machine, a C++ compiler."""
-    return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
 
 
 @torch.no_grad()
@@ -76,7 +55,7 @@ def replay(define: Definition, apply: Any, loss: Any, *arguments: Any) -> Result
     _refuse_autocast(phi.device.type)
     family = _family(root, phi)
     tensors, structure = _flat(arguments)
-    key = Key(define, _compiling.get(), structure, tuple((t.shape, t.dtype, t.device) for t in tensors))
+    key = Key(define, compiling.get(), structure, tuple((t.shape, t.dtype, t.device) for t in tensors))
     graph = family.recent(key)
     used = None if graph is None else graph.used(root)
     if used is None:
