@@ -14,6 +14,7 @@ from amaml.learner import (
     Followed,
     Memory,
     MetaGradient,
+    PlainLoop,
     check_inner_loop,
     check_query_steps,
     descent_path,
@@ -27,6 +28,12 @@ from amaml.learner import (
 )
 from amaml.models import Apply
 from amaml.tasks import Tasks
+
+
+@validated
+def descended(learner: PlainLoop, theta: Tensor, tasks: Tasks) -> Tensor:
+    """adapt() of a learner whose inner loop is plain gradient descent: phi for every task, (tasks, P)."""
+    return gradient_descent(support_flow(learner, theta, tasks), learner.inner_lr, learner.inner_steps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +59,6 @@ class FOMAML:
         check_query_steps(self.query_steps, self.query_weights, self.inner_steps)
 
     @validated
-    def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
-        """phi for every task, (tasks, P)."""
-        return gradient_descent(support_flow(self, theta, tasks), self.inner_lr, self.inner_steps)
-
-    @validated
     def gradient(self, theta: Tensor, tasks: Tasks, memory: Memory) -> MetaGradient:
         """The query gradient at phi, or the weighted sum of those along the way."""
         flow, steps = support_flow(self, theta, tasks), self.query_steps or (self.inner_steps,)
@@ -76,7 +78,7 @@ class FOMAML:
         """As if every phi were theta."""
         return MetaGradient(mean_if_large(lam.sum(0)), None, followed.kept)
 
-    init, update, meta_gradient = no_memory, unchanged, with_own_memory
+    adapt, init, update, meta_gradient = descended, no_memory, unchanged, with_own_memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,11 +100,6 @@ class Reptile:
         check_inner_loop(self.inner_lr, self.inner_steps)
 
     @validated
-    def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
-        """phi for every task, (tasks, P)."""
-        return gradient_descent(support_flow(self, theta, tasks), self.inner_lr, self.inner_steps)
-
-    @validated
     def gradient(self, theta: Tensor, tasks: Tasks, memory: Memory) -> MetaGradient:
         """theta - phi, not the gradient of a loss."""
         flow = support_flow(self, theta, tasks)
@@ -110,4 +107,4 @@ class Reptile:
         query_loss = derivatives.losses(self.apply, self.loss, phi, *tasks.query)
         return MetaGradient(mean_if_large(theta.detach() - phi), query_loss, flow.evaluations)
 
-    init, update, meta_gradient = no_memory, unchanged, with_own_memory
+    adapt, init, update, meta_gradient = descended, no_memory, unchanged, with_own_memory

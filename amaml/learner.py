@@ -127,10 +127,12 @@ def mean_if_large(of_tasks: Tensor) -> Tensor:
 
 
 class PlainLoop(Protocol):
-    """A learner whose inner loop is a support loss of its own apply."""
+    """A learner whose inner loop is gradient descent on a support loss of its own apply."""
 
     apply: Apply
     loss: Loss
+    inner_lr: float
+    inner_steps: int
 
 
 def support_flow(learner: PlainLoop, theta: Tensor, tasks: Tasks, prox: float = 0.0) -> GradientFlow:

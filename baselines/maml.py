@@ -9,16 +9,15 @@ from torch import Tensor
 from amaml.checks import validated
 from amaml.engine import derivatives
 from amaml.engine.derivatives import Loss
+from amaml.first_order import descended
 from amaml.flow.field import Evaluations
 from amaml.learner import (
     Memory,
     MetaGradient,
     check_inner_loop,
-    gradient_descent,
     mean_if_large,
     no_memory,
     query_gradient,
-    support_flow,
     unchanged,
     with_own_memory,
 )
@@ -47,11 +46,6 @@ class MAML:
         check_inner_loop(self.inner_lr, self.inner_steps)
 
     @validated
-    def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
-        """phi_K for every task, (tasks, P), without a graph."""
-        return gradient_descent(support_flow(self, theta, tasks), self.inner_lr, self.inner_steps)
-
-    @validated
     @torch.enable_grad()
     def gradient(self, theta: Tensor, tasks: Tasks, memory: Memory) -> MetaGradient:
         """The gradient in theta of the query loss of phi_K."""
@@ -65,4 +59,4 @@ class MAML:
         spent = Evaluations(self.inner_steps, self.inner_steps)
         return MetaGradient(mean_if_large(to_theta), query_loss, spent)
 
-    init, update, meta_gradient = no_memory, unchanged, with_own_memory
+    adapt, init, update, meta_gradient = descended, no_memory, unchanged, with_own_memory

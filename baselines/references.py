@@ -10,15 +10,14 @@ from torch.utils._pytree import tree_map
 from amaml.checks import validated
 from amaml.engine import derivatives
 from amaml.engine.derivatives import Loss
+from amaml.first_order import descended
 from amaml.flow.field import Evaluations
 from amaml.learner import (
     Memory,
     MetaGradient,
     check_inner_loop,
-    gradient_descent,
     mean_if_large,
     no_memory,
-    support_flow,
     unchanged,
     with_own_memory,
 )
@@ -44,18 +43,13 @@ class Scratch:
         check_inner_loop(self.inner_lr, self.inner_steps)
 
     @validated
-    def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
-        """phi for every task, (tasks, P)."""
-        return gradient_descent(support_flow(self, theta, tasks), self.inner_lr, self.inner_steps)
-
-    @validated
     def gradient(self, theta: Tensor, tasks: Tasks, memory: Memory) -> MetaGradient:
         """Zero."""
         start = theta.detach().expand(len(tasks), -1)
         query_loss = derivatives.losses(self.apply, self.loss, start, *tasks.query)
         return MetaGradient(torch.zeros_like(start), query_loss, Evaluations())
 
-    init, update, meta_gradient = no_memory, unchanged, with_own_memory
+    adapt, init, update, meta_gradient = descended, no_memory, unchanged, with_own_memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,11 +70,6 @@ class Pretrained:
         check_inner_loop(self.inner_lr, self.inner_steps)
 
     @validated
-    def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
-        """phi for every task, (tasks, P)."""
-        return gradient_descent(support_flow(self, theta, tasks), self.inner_lr, self.inner_steps)
-
-    @validated
     def gradient(self, theta: Tensor, tasks: Tasks, memory: Memory) -> MetaGradient:
         """The gradient at theta of the loss on all points of each task."""
         start = theta.detach().expand(len(tasks), -1)  # (tasks, P)
@@ -88,7 +77,7 @@ class Pretrained:
         query_loss = derivatives.losses(self.apply, self.loss, start, *tasks.query)
         return MetaGradient(mean_if_large(gradient), query_loss, Evaluations(gradients=1))
 
-    init, update, meta_gradient = no_memory, unchanged, with_own_memory
+    adapt, init, update, meta_gradient = descended, no_memory, unchanged, with_own_memory
 
 
 def _joined(support: tuple[Any, Any], query: tuple[Any, Any]) -> tuple[Any, Any]:
