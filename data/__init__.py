@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from amaml.errors import unknown
-from data.domain import Domain, Sampling, check_pool
+from data.domain import Domain, check_pool
+from data.episodes import Sampling
 from data.images import CIFARFS, Glyphs, MiniImageNet, Omniglot
 from data.logistic import Logistic
 from data.ratings import ITEM_FEATURES, Jester, MovieLens1M, MovieLens100K

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -14,24 +13,7 @@ from amaml.engine.derivatives import Loss
 from amaml.errors import InputError
 from amaml.losses import accuracy, half_mse, mse, rmse
 from amaml.tasks import Tasks
-from data.episodes import EPISODE, META_TEST_TASKS, generator
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a run draws tasks. shots, queries: points a task; meta_batch: tasks an update; the seed of everything."""
-
-    shots: int
-    queries: int
-    meta_batch: int
-    seed: int
-    dtype: torch.dtype = torch.float64
-    device: str = "cpu"
-    data_root: str | None = None  # folder of the data files, None: the environment variable AMAML_DATA
-    ways: int = 5  # images: classes of a task; shots and queries are then counted by class
-    item_features: str = "onehot"  # ratings, as the following two
-    train_tasks: int = 100
-    unseen: int = 5
+from data.episodes import EPISODE, META_TEST_TASKS, Sampling, generator
 
 
 class Objective(NamedTuple):

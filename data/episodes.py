@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a run draws tasks. shots, queries: points a task; meta_batch: tasks an update; the seed of everything."""
+
+    shots: int
+    queries: int
+    meta_batch: int
+    seed: int
+    dtype: torch.dtype = torch.float64
+    device: str = "cpu"
+    data_root: str | None = None  # folder of the data files, None: the environment variable AMAML_DATA
+    ways: int = 5  # images: classes of a task; shots and queries are then counted by class
+    item_features: str = "onehot"  # ratings, as the following two
+    train_tasks: int = 100
+    unseen: int = 5
+
 
 META_TRAIN_TASKS, META_TRAIN_POINTS, META_TEST_TASKS, META_TEST_POINTS, EPISODE = range(5)  # streams of random numbers
 

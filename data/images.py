@@ -12,8 +12,8 @@ from torch import Tensor
 from amaml.errors import InputError
 from amaml.tasks import Tasks
 from data import glyphs, image_files, sources
-from data.domain import CLASSES, Endless, Sampling, check_pool
-from data.episodes import META_TEST_TASKS, generator, smallest
+from data.domain import CLASSES, Endless, check_pool
+from data.episodes import META_TEST_TASKS, Sampling, generator, smallest
 from data.image_cache import ImageSet
 from data.image_files import Layout
 from data.sources import Source

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from amaml.tasks import Tasks
-from data.domain import CLASSES, Endless, Sampling
-from data.episodes import META_TRAIN_TASKS, generator
+from data.domain import CLASSES, Endless
+from data.episodes import META_TRAIN_TASKS, Sampling, generator
 
 INPUTS = 50
 TEST_POINTS = 500

@@ -15,8 +15,8 @@ import torch
 from amaml.errors import InputError, unknown
 from amaml.tasks import Tasks
 from data import episodes, rating_files
-from data.domain import STANDARDISED, Domain, Sampling, check_pool
-from data.episodes import gather, generator, smallest
+from data.domain import STANDARDISED, Domain, check_pool
+from data.episodes import Sampling, gather, generator, smallest
 
 INPUTS = 100
 ITEM_FEATURES = ("onehot", "svd")

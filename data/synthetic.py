@@ -9,8 +9,8 @@ import torch
 
 from amaml.tasks import Tasks
 from data import episodes
-from data.domain import STANDARDISED, Domain, Sampling, check_pool
-from data.episodes import draw_without_replacement, gather, generator
+from data.domain import STANDARDISED, Domain, check_pool
+from data.episodes import Sampling, draw_without_replacement, gather, generator
 
 TASKS = 100
 POOL = 1000
