@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from amaml.amaml import AMAML
 from amaml.chunked import Chunked, Each, in_turn
 from amaml.engine import derivatives
+from amaml.engine.calling import announce_backward
 from amaml.engine.derivatives import Loss
 from amaml.errors import Diverged, InputError, unknown
 from amaml.first_order import FOMAML, Reptile
@@ -141,6 +142,7 @@ class Adaptation(nn.Module):
             self.latest = learner.gradient(theta, tasks, self.memory)
         gradients = {"theta": self.latest.value} | self.latest.gradients
         found = [gradients[name].view_as(t) for name, t in request.items()]
+        announce_backward(self.module)
         return _Value.apply(self.latest.query_loss.mean(), *found, *request.values())
 
     def adapt(
@@ -215,6 +217,7 @@ class Adaptation(nn.Module):
             gradients = {"theta": self.latest.value} | self.latest.gradients
             return [len(tasks) * gradients[name].view_as(t) for name, t in request.items()]
 
+        announce_backward(self.module)
         return _Path.apply(followed.path, pull_back, *request.values())
 
     def _evaluated(self, learner: MetaLearner, theta: Tensor, tasks: Tasks) -> Tensor:

@@ -166,6 +166,15 @@ def given_back(module: nn.Module) -> Iterator[None]:
                 kept.update(then) if isinstance(kept, dict | set) else kept.extend(then)
 
 
+def announce_backward(module: nn.Module) -> None:
+    """Tell a DistributedDataParallel, as its forward does, that a backward pass to its parameters follows: it then
+    takes their mean over the processes."""
+    parallel = isinstance(module, nn.parallel.DistributedDataParallel)
+    if parallel and torch.is_grad_enabled() and module.require_backward_grad_sync:
+        module.reducer.prepare_for_forward()
+        module.reducer.prepare_for_backward([])
+
+
 def unwrapped(module: nn.Module) -> nn.Module:
     """The module that torch.compile or a data-parallel wrapper holds; itself where it is none."""
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
