@@ -177,7 +177,7 @@ def test_a_grid_killed_twice_ends_with_the_files_of_an_undisturbed_one(tmp_path)
     program.communicate()
     assert not (tmp_path / cell.folder / "summary.json").exists()
     printed, _ = launch(path).communicate(timeout=600)
-    assert printed.splitlines()[-1].startswith("[2/2] "), printed
+    assert "[2/2] " in printed or "2 of 2 cells are done" in printed  # where the runs have ended by then
     assert "fomaml,0,400,2,nRMSE" in (tmp_path / "grid.csv").read_text()
     for cell in grid.cells:
         other = tmp_path / "whole" / cell.name
