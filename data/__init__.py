@@ -12,6 +12,7 @@ from data.domain import Domain, check_pool
 from data.episodes import Sampling
 from data.images import CIFARFS, Glyphs, MiniImageNet, Omniglot
 from data.logistic import Logistic
+from data.phantoms import Phantoms
 from data.ratings import ITEM_FEATURES, Jester, MovieLens1M, MovieLens100K
 from data.sinusoid import Sinusoid
 from data.synthetic import (
@@ -39,6 +40,7 @@ DOMAINS: dict[str, type[Domain]] = {
     "CIFARFS": CIFARFS,
     "Glyphs": Glyphs,
     "Logistic": Logistic,
+    "Phantoms": Phantoms,
 }
 
 

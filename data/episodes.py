@@ -24,6 +24,7 @@ class Sampling:
     item_features: str = "onehot"  # ratings, as the following two
     train_tasks: int = 100
     unseen: int = 5
+    noise: float = 0.0  # phantoms: of a ray through nothing, as a share of its photons
 
 
 META_TRAIN_TASKS, META_TRAIN_POINTS, META_TEST_TASKS, META_TEST_POINTS, EPISODE = range(5)  # streams of random numbers

@@ -146,6 +146,7 @@ class Settings:
     dtype: str = _named(("float64", "float32"), "precision")
     deterministic: bool = _flag(_switch, "CUDA: only operations that give the same bits every time", False)
     start_from: str | None = _flag(_path, "begin with the theta of this run folder or checkpoint")
+    noise: float = _flag(_nonnegative, "Phantoms: noise of a ray, as a share of its photons (default 0)", default=0.0)
     seed: int = _flag(_seed, "seed of tasks, episodes and initial weights")
     test_interval: int = _flag(_index, "meta-updates between meta-tests; 0 tests only at the end")
     test_tasks: int = _flag(_count, "meta-test tasks")

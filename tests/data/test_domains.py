@@ -6,9 +6,18 @@ import torch
 
 import data
 from amaml import InputError
+from data.phantoms import RAYS
 
 FIELDS = ("support_x", "support_y", "query_x", "query_y", "test_x", "test_y")
-ENDLESS = ("Sinusoid", "Logistic", "Omniglot", "MiniImageNet", "CIFARFS", "Glyphs")  # others: 100 meta-test tasks
+ENDLESS = (
+    "Sinusoid",
+    "Logistic",
+    "Omniglot",
+    "MiniImageNet",
+    "CIFARFS",
+    "Glyphs",
+    "Phantoms",
+)  # others: 100 meta-test tasks
 every_domain = pytest.mark.parametrize("name", data.DOMAINS)
 
 
@@ -78,13 +87,15 @@ def test_shapes_and_types(make, name, dtype):
     domain = make(name, dtype=dtype)
     episode, test = domain.episode(0), domain.meta_test(3)
     classification = domain.objective.metric_name == "accuracy"
-    points = (2, 4) if domain.images else (1, 2)
+    points = (2, 4) if domain.images else (RAYS, 2) if name == "Phantoms" else (1, 2)
     assert episode.test_x is None
     for tasks, count in ((episode, 2), (test, 3)):
         pairs = [(tasks.support_x, tasks.support_y), (tasks.query_x, tasks.query_y), (tasks.test_x, tasks.test_y)]
         for (x, y), n in zip(pairs if tasks is test else pairs[:2], (*points, None), strict=tasks is test):
             n = n or x.shape[1]
-            assert x.shape == (count, n, *domain.input_shape)
+            assert x.shape[:2] == (count, n)
+            assert x.shape[-len(domain.input_shape) :] == domain.input_shape
+            assert x.ndim == 2 + len(domain.input_shape) + (name == "Phantoms")  # and places along a ray
             assert x.dtype == dtype
             assert x.isfinite().all()
             assert y.shape == ((count, n) if classification else (count, n, domain.outputs))
@@ -93,7 +104,7 @@ def test_shapes_and_types(make, name, dtype):
             assert not classification or 0 <= y.min() <= y.max() < domain.outputs
     assert all(len(values) == 3 for values in domain.predictors(3).values())
     x, y = domain.in_units(test.test_x, test.test_y)
-    assert (x.shape, y.shape, x.dtype) == (test.test_x.shape, test.test_y.shape, dtype)
+    assert (x.shape[-1], y.shape, x.dtype) == (test.test_x.shape[-1], test.test_y.shape, dtype)
 
 
 def test_an_unknown_domain_is_answered_with_the_nearest(make):

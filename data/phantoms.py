@@ -1,0 +1,174 @@
+"""Tomography: random Shepp-Logan phantoms from a few views, for networks that give a density at a place.
+
+A phantom is a sum of ten ellipses of constant density (Shepp and Logan 1974, with the contrast of Toft 1996, p. 201),
+their parameters jittered. A view is a parallel beam of RAYS rays; what is measured of a ray is the mean density along
+its 2 units of length, in closed form: through an ellipse of half axes a, b, at the distance s from its centre, with a
+normal under the angle t to the axis of a, the line integral is
+
+    2 density a b sqrt(w - s^2) / w  for s^2 < w = a^2 cos^2 t + b^2 sin^2 t    (Kak and Slaney 1988, section 3.1).
+
+Nothing is downloaded. Learned initialisations for this: Tancik et al., CVPR 2021, section 4.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.stats import poisson
+from torch import Tensor
+
+from amaml.errors import InputError
+from amaml.losses import mse
+from amaml.tasks import Tasks
+from data.domain import Endless, Objective, check_pool
+from data.episodes import Sampling, smallest
+
+SIDE = 64  # pixels of a picture, which covers [-1, 1]^2
+RAYS = 64  # of a view
+SAMPLES = 64  # places on a ray at which the network is asked
+
+# density, half axes, centre and angle in degrees, in the unit disc; the first two are the skull and what it encloses
+SHEPP_LOGAN = np.array(
+    [
+        (1.0, 0.69, 0.92, 0.0, 0.0, 0.0),
+        (-0.8, 0.6624, 0.874, 0.0, -0.0184, 0.0),
+        (-0.2, 0.11, 0.31, 0.22, 0.0, -18.0),
+        (-0.2, 0.16, 0.41, -0.22, 0.0, 18.0),
+        (0.1, 0.21, 0.25, 0.0, 0.35, 0.0),
+        (0.1, 0.046, 0.046, 0.0, 0.1, 0.0),
+        (0.1, 0.046, 0.046, 0.0, -0.1, 0.0),
+        (0.1, 0.046, 0.023, -0.08, -0.605, 0.0),
+        (0.1, 0.023, 0.023, 0.0, -0.606, 0.0),
+        (0.1, 0.023, 0.046, 0.06, -0.605, 0.0),
+    ]
+)
+SHRUNK = 0.9  # so that a jittered phantom stays within the unit disc, where every ray meets all of it
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """Half the width of the uniform range of every parameter: a share of densities and half axes, units, degrees."""
+
+    share: float
+    place: float
+    angle: float
+
+
+TRAIN = Jitter(share=0.1, place=0.03, angle=10.0)
+TEST = Jitter(share=0.15, place=0.03, angle=20.0)  # phantoms of a wider family than those of meta-training
+
+
+@dataclass(frozen=True)
+class Ellipses:
+    """Phantoms: density and angle (tasks, ellipses), axes and centre (tasks, ellipses, 2)."""
+
+    density: np.ndarray
+    axes: np.ndarray
+    centre: np.ndarray
+    angle: np.ndarray
+
+    @classmethod
+    def jittered(cls, draws: np.ndarray, jitter: Jitter) -> Ellipses:
+        """From draws in [0, 1), (tasks, ellipses, 6). The skull and what it encloses share theirs, and move as one."""
+        shift = 2.0 * draws - 1.0
+        shift[:, 1] = shift[:, 0]
+        density, axes, centre, angle = np.split(SHEPP_LOGAN, [1, 3, 5], axis=1)
+        return cls(
+            density[:, 0] * (1 + jitter.share * shift[..., 0]),
+            SHRUNK * axes * (1 + jitter.share * shift[..., 1:3]),
+            SHRUNK * centre + jitter.place * shift[..., 3:5],
+            np.deg2rad(angle[:, 0] + jitter.angle * shift[..., 5]),
+        )
+
+    def at(self, x: np.ndarray) -> np.ndarray:
+        """The density (tasks, points) at places x (tasks, points, 2)."""
+        across, up = np.moveaxis(x[:, :, None] - self.centre[:, None], -1, 0)  # (tasks, points, ellipses)
+        cos, sin = np.cos(self.angle)[:, None], np.sin(self.angle)[:, None]
+        a, b = np.moveaxis(self.axes, -1, 0)[:, :, None]
+        inside = ((cos * across + sin * up) / a) ** 2 + ((cos * up - sin * across) / b) ** 2 <= 1
+        return (inside * self.density[:, None]).sum(-1)
+
+    def projections(self, angles: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        """The line integrals (tasks, views, rays) along x . (cos, sin)(angle) = offset.
+
+        angles (tasks, views) of the rays' normals, offsets (rays,).
+        """
+        normal = np.stack([np.cos(angles), np.sin(angles)], -1)  # (tasks, views, 2)
+        offset = offsets[:, None] - (normal @ np.swapaxes(self.centre, 1, 2))[:, :, None]  # (tasks, views, rays, 10)
+        turn = (angles[:, :, None] - self.angle[:, None])[:, :, None]
+        a, b = np.moveaxis(self.axes, -1, 0)[:, :, None, None]
+        width = (a * np.cos(turn)) ** 2 + (b * np.sin(turn)) ** 2
+        chords = 2 * a * b * np.sqrt(np.clip(width - offset**2, 0, None)) / width
+        return (self.density[:, None, None] * chords).sum(-1)
+
+
+def along_rays(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of the mean of predictions (points, samples, 1) over the samples, against (points, 1)."""
+    return mse(prediction.mean(-2), target)
+
+
+def psnr(prediction: Tensor, target: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB, of a peak of 1, the density of the skull; higher is better."""
+    return -10 * torch.log10(along_rays(prediction, target))
+
+
+class Phantoms(Endless):
+    """Endless phantoms, each measured by --shots views at even angles from a random one on.
+
+    support_x (tasks, views * RAYS, SAMPLES, 2): the places on every ray, whose predictions are averaged; query_x
+    (tasks, queries, 1, 2): random pixels, test_x all of them, row by row; targets are densities (tasks, points, 1).
+
+    noise: that of a ray through nothing, as a share of its photons. noise^-2 photons leave for every ray, a share of
+    exp(-integral) arrives, and their number is Poisson's. 0 measures without noise; queries have none.
+    """
+
+    uses = ("noise",)
+    input_shape = (2,)
+    outputs = 1
+    objective = Objective(along_rays, "PSNR", psnr)
+
+    def __init__(self, sampling: Sampling) -> None:
+        check_pool("pixels of a phantom", sampling.queries, SIDE**2, "--queries")
+        if not 0 <= sampling.noise < 1:
+            raise InputError(f"--noise must be 0 or a number below 1, got {sampling.noise}")
+        super().__init__(sampling)
+
+    def tasks(self, rng: np.random.Generator, count: int, first: int = 0, test: bool = False) -> Tasks:
+        """count phantoms of the family of meta-training, or of the meta-test's, with every pixel as test points."""
+        s, rays = self.sampling, self.sampling.shots * RAYS
+        draws = rng.uniform(size=(first + count, SHEPP_LOGAN.size + 1 + rays + SIDE**2))[first:]
+        shape, turn, noise, keys = np.split(draws, np.cumsum([SHEPP_LOGAN.size, 1, rays]), axis=1)
+        phantoms = Ellipses.jittered(shape.reshape(count, *SHEPP_LOGAN.shape), TEST if test else TRAIN)
+        angles = np.pi * (np.arange(s.shots) + turn) / s.shots  # (tasks, views)
+        integrals = phantoms.projections(angles, _centres(RAYS)).reshape(count, rays)
+        if s.noise:
+            photons = s.noise**-2
+            arrived = poisson.ppf(noise, photons * np.exp(-integrals))
+            integrals = np.log(photons / np.maximum(arrived, 1))
+        x, y = np.meshgrid(_centres(SIDE), _centres(SIDE))
+        pixels = np.stack([x.ravel(), y.ravel()], -1)
+        sets = [pixels[smallest(keys, np.array(SIDE**2), s.queries)]]
+        if test:
+            sets.append(np.tile(pixels, (count, 1, 1)))
+        support = self.tensor(ray_points(angles)), self.tensor(integrals / 2)[..., None]  # a ray is 2 units long
+        queries = [(self.tensor(p)[:, :, None], self.tensor(phantoms.at(p))[..., None]) for p in sets]
+        return Tasks(*support, *(part for pair in queries for part in pair))
+
+    def in_units(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The middle of every ray, or a pixel, and the density there, of a target or of a prediction."""
+        return x.mean(-2), y if y.ndim < 4 else y.mean(-2)
+
+
+def ray_points(angles: np.ndarray) -> np.ndarray:
+    """SAMPLES places on every ray of views with normals at angles (tasks, views): (tasks, views * RAYS, SAMPLES, 2)."""
+    normal = np.stack([np.cos(angles), np.sin(angles)], -1)[:, :, None, None]
+    along = np.stack([-np.sin(angles), np.cos(angles)], -1)[:, :, None, None]
+    places = _centres(RAYS)[:, None, None] * normal + _centres(SAMPLES)[:, None] * along
+    return places.reshape(len(angles), -1, SAMPLES, 2)
+
+
+def _centres(count: int) -> np.ndarray:
+    """The middles of so many equal parts of [-1, 1]."""
+    return (2 * np.arange(count) + 1) / count - 1

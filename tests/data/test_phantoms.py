@@ -1,0 +1,101 @@
+"""Phantoms: projections in closed form against numerical ones, noise, and gradients through the average along a ray."""
+
+import numpy as np
+import pytest
+import torch
+from helpers.problems import relative_error, seeded
+
+import amaml
+import baselines
+from amaml import InputError
+from data import Sampling, phantoms
+from data.phantoms import RAYS, SIDE, TEST, TRAIN, Ellipses, Phantoms
+
+
+def some(jitter=TRAIN, count=3, seed=0) -> Ellipses:
+    return Ellipses.jittered(np.random.default_rng(seed).random((count, 10, 6)), jitter)
+
+
+def make(**changes) -> Phantoms:
+    return Phantoms(Sampling(**{"shots": 3, "queries": 50, "meta_batch": 4, "seed": 0} | changes))
+
+
+def test_projections_are_the_line_integrals():
+    angles, offsets = np.array([[0.0, 0.7], [1.1, 2.0], [2.9, 3.1]]), np.linspace(-0.95, 0.95, 9)
+    expected = np.empty((3, 2, 9))
+    along = (2 * np.arange(20_000) + 1) / 20_000 - 1  # the middles of short pieces of a ray, 2 units long
+    for view in range(2):
+        for ray, offset in enumerate(offsets):
+            cos, sin = np.cos(angles[:, view, None]), np.sin(angles[:, view, None])
+            places = np.stack([offset * cos - along * sin, offset * sin + along * cos], -1)
+            expected[:, view, ray] = 2 * some().at(places).mean(-1)
+    np.testing.assert_allclose(some().projections(angles, offsets), expected, atol=5e-4)  # a piece of 1e-4 at each edge
+
+
+def test_every_view_sees_the_whole_phantom():
+    """The integral of a projection is the mass, the sum of pi a b density, from whichever side."""
+    for jitter in (TRAIN, TEST):
+        found = some(jitter, 200)
+        offsets = (2 * np.arange(4000) + 1) / 4000 - 1
+        seen = 2 * found.projections(np.tile([0.3, 1.2], (200, 1)), offsets).mean(-1)
+        mass = (np.pi * found.axes.prod(-1) * found.density).sum(-1)
+        np.testing.assert_allclose(seen, np.stack([mass, mass], 1), rtol=1e-4)
+        corners = np.tile(np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]]), (200, 1, 1))
+        assert not found.at(corners).any()
+
+
+def test_the_plain_phantom_is_shepp_and_logans():
+    plain = Ellipses.jittered(np.full((1, 10, 6), 0.5), TRAIN)
+    places = {(0, 0.8): 1.0, (0, 0.75): 0.2, (0, 0.9): 0.0, (0.2, 0): 0.0, (-0.2, 0): 0.0, (0, 0.35): 0.3}
+    found = plain.at(np.array(list(places))[None])[0]
+    for (place, expected), value in zip(places.items(), found, strict=True):
+        assert value == pytest.approx(expected, abs=1e-12), place
+
+
+def test_a_ray_is_measured_where_the_network_is_asked():
+    tasks = make().meta_test(2)
+    assert tasks.support_x.shape == (2, 3 * RAYS, phantoms.SAMPLES, 2)
+    assert (tasks.query_x.shape, tasks.test_x.shape) == ((2, 50, 1, 2), (2, SIDE**2, 1, 2))
+    pixels = {tuple(p): y for p, y in zip(tasks.test_x[0, :, 0].tolist(), tasks.test_y[0, :, 0].tolist(), strict=True)}
+    assert [pixels[tuple(p)] for p in tasks.query_x[0, :, 0].tolist()] == tasks.query_y[0, :, 0].tolist()
+    assert len({tuple(p) for p in tasks.query_x[0, :, 0].tolist()}) == 50
+    middles = (tasks.test_x[0] * SIDE + SIDE - 1) / 2
+    assert torch.equal(
+        middles.round().long().flatten(), torch.cartesian_prod(*[torch.arange(SIDE)] * 2).flip(1).flatten()
+    )
+    picture = tasks.test_y[0].reshape(SIDE, SIDE)
+    nearest = ((tasks.support_x[0] + 1) * SIDE / 2).floor().long().clamp(0, SIDE - 1)  # of the places on rays
+    blurred = picture[nearest[..., 1], nearest[..., 0]].mean(-1, keepdim=True)
+    assert (blurred - tasks.support_y[0]).abs().mean() < 0.01
+
+
+def test_noise_is_that_of_photons_and_of_the_measurements_alone():
+    exact, noisy = make(shots=40).episode(0), make(shots=40, noise=0.01).episode(0)
+    assert torch.equal(noisy.query_y, exact.query_y)
+    error = 2 * (noisy.support_y - exact.support_y) / (0.01 * exact.support_y.exp())  # exp(integral / 2) of the noise
+    assert abs(error.mean()) < 0.05
+    assert abs(error.std() - 1) < 0.05
+    assert make(noise=0.9).episode(0).support_y.isfinite().all()  # of one photon, which may not arrive
+    for noise in (-0.1, 1.0):
+        with pytest.raises(InputError, match="--noise must be 0 or a number below 1"):
+            make(noise=noise)
+    with pytest.raises(InputError, match="--queries 4097 is more than the 4096 pixels"):
+        make(queries=4097)
+
+
+def test_the_meta_test_is_of_a_wider_family():
+    train, test = (make().tasks(np.random.default_rng(0), 200, test=test).support_y for test in (False, True))
+    assert test.sum(1).std() > 1.3 * train.sum(1).std()
+
+
+def test_the_gradient_through_averages_is_unrolled_autograds():
+    theta, apply = seeded(lambda: amaml.mlp(2, 1, 6))
+    domain = make(shots=2, meta_batch=2)
+    loss, tasks = domain.objective.loss, domain.episode(0)
+    found = amaml.AMAML(apply, loss, inner_lr=0.5, inner_steps=4, solver="euler").meta_gradient(theta, tasks)
+    expected = baselines.MAML(apply, loss, inner_lr=0.5, inner_steps=4).meta_gradient(theta, tasks)
+    assert relative_error(found.value, expected.value) < 1e-10
+    averages = torch.stack([apply(theta, x).mean(1) for x in tasks.query_x])
+    value = torch.stack([loss(apply(theta, x), y) for x, y in zip(tasks.query_x, tasks.query_y, strict=True)])
+    assert torch.allclose(value, (averages - tasks.query_y).square().mean((1, 2)))
+    assert domain.objective.metric(torch.full((5, 3, 1), 0.4), torch.full((5, 1), 0.5)) == pytest.approx(20.0, abs=1e-4)
