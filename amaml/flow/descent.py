@@ -90,9 +90,9 @@ def descends(
     if steps < FEWEST or (memory.descended and not memory.in_turn):
         return True
     sharp, horizon = max(curvature.at(flow.start)), rate * steps
-    cost = mesh.forecast(horizon, sharp) * (1 if memory.errors else 3)  # the steps and their halves
-    dearest = steps if sharp * rate < EULER.stability else DEARER * steps
-    if 1 <= sharp * rate < EULER.stability or cost >= dearest:
+    solves = 1 if memory.errors else 3  # the steps and their halves
+    most = (steps if sharp * rate < EULER.stability else DEARER * steps) / solves
+    if 1 <= sharp * rate < EULER.stability or mesh.forecast(horizon, sharp, most) >= most:
         return True
     return (memory.descended or not memory.errors) and _kinked(flow, mesh.block(0.0, horizon, sharp, sharp)[0].h)
 

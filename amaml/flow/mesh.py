@@ -132,10 +132,10 @@ class GradedMesh:
                 now, sharp = later, max(later)
             t = last.end
 
-    def forecast(self, horizon: float, sharp: float) -> int:
-        """Gradients of the steps to the horizon, should lambda_max stay as it is at the start."""
+    def forecast(self, horizon: float, sharp: float, most: float = math.inf) -> int:
+        """Gradients of the steps to the horizon, should lambda_max stay as it is at the start; counted up to most."""
         t, cost = 0.0, 0
-        while t < horizon:
+        while t < horizon and cost < most:
             block = self.block(t, horizon, sharp, sharp)
             t, cost = block[-1].end, cost + sum(move.scheme.cost for move in block)
         return cost
