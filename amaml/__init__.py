@@ -11,6 +11,7 @@ from amaml.losses import accuracy, half_mse, mse, rmse
 from amaml.models import flatten, load, mlp, predict
 from amaml.tasks import Tasks
 
+__version__ = "0.1.0"
 __all__ = [
     "AMAML",
     "Adaptation",

@@ -4,6 +4,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import torch
@@ -176,7 +177,7 @@ def adapted_names(module: nn.Module, prefixes: tuple[str, ...] | None) -> list[s
 
 
 def _begins(name: str, prefix: str) -> bool:
-    return name == prefix or name.startswith(prefix + ".")
+    return name == prefix or name.startswith(prefix + ".") or fnmatchcase(name, prefix)
 
 
 @torch.no_grad()

@@ -94,6 +94,10 @@ class Tasks:
         weights = (_weights(first(rows[0]), counts) for rows, counts in sets[::2])
         return cls(*padded, None, None, *weights)
 
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in self.leaves().items())
+        return f"Tasks({len(self)} tasks: {shapes})"
+
     def __len__(self) -> int:
         return len(first(self.support_x))
 

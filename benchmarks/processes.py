@@ -14,8 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from experiment.compare_tables import as_markdown
 from experiment.machine import environment
+from experiment.tables import as_markdown
 
 ROOT = Path(__file__).parent.parent
 ROUNDS, UPDATES, TASKS = 3, 12, 8

@@ -206,3 +206,16 @@ def test_a_spawned_worker_computes_the_same(tmp_path):
     value = learner.meta_gradient(theta, tasks).value.numpy()
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert (pool.apply(_gradient, (pickle.dumps((MAML(apply, half_mse, 0.05, 4), theta, tasks)),)) == value).all()
+
+
+def test_patterns_name_what_adapts():
+    module = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
+    meta = amaml.Adaptation(module, amaml.mse, 0.1, 2, adapt=("*.bias",))
+    assert list(meta.function.shapes) == ["0.bias", "2.bias"]
+    assert "method='amaml', inner_steps=2, inner_lr=0.1, solver='auto'" in repr(meta)
+
+
+def test_tasks_show_their_shapes():
+    assert repr(regression()) == (
+        "Tasks(3 tasks: support_x (3, 6, 2), support_y (3, 6, 1), query_x (3, 5, 2), query_y (3, 5, 1))"
+    )
