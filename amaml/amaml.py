@@ -19,7 +19,7 @@ from amaml.flow.mesh import SOLVERS, GradedMesh, Mesh
 from amaml.flow.optimizers import PLAIN, Optimizer
 from amaml.flow.passes import Passes, Solution, Terminal
 from amaml.flow.quadrature import Requested, requested
-from amaml.flow.schemes import EULER, HEUN, Scheme
+from amaml.flow.schemes import HEUN, Scheme
 from amaml.flow.trajectory import Trajectory
 from amaml.learner import (
     Followed,
@@ -131,9 +131,10 @@ class AMAML:
         self._check(theta)
         memory = memory.about(self.problem(theta))
         passes = self.passes(theta, tasks, self._limit(memory))
-        flow, mesh, curvature = self._choose(passes.flow, memory, passes.inner_steps[-1])
+        flow = passes.flow
+        mesh, curvature = self._choose(flow, memory, passes.inner_steps[-1])
         try:
-            return self._controlled(replace(passes, flow=flow), mesh, curvature, memory)
+            return self._controlled(passes, mesh, curvature, memory)
         except Diverged as fault:
             if self.solver != "auto" or isinstance(mesh, FixedMesh):
                 refused = isinstance(fault, OverBudget)
@@ -175,7 +176,7 @@ class AMAML:
         self._check(theta)
         memory = memory.about(self.problem(theta))
         flow = self.flow(theta.detach(), tasks, self._limit(memory))
-        (flow, mesh, curvature), ends = self._choose(flow, memory, at[-1]), [self._rate * n for n in at]
+        (mesh, curvature), ends = self._choose(flow, memory, at[-1]), [self._rate * n for n in at]
 
         def follow(mesh: Mesh) -> Trajectory:
             return mesh.follow(Trajectory(mesh.flow(flow), checkpoints), ends, curvature)
@@ -270,18 +271,15 @@ class AMAML:
         known = bool(memory.errors)
         return refined(first, halved, lambda one: one.value, order, enough, ceiling, known, self._noise)
 
-    def _choose(self, flow: GradientFlow, memory: Memory, steps: int) -> tuple[GradientFlow, Mesh, Curvature]:
-        """The flow with its budget, the mesh over so many inner steps, and what is known of the curvature at theta."""
+    def _choose(self, flow: GradientFlow, memory: Memory, steps: int) -> tuple[Mesh, Curvature]:
+        """The mesh over so many inner steps, and what is known of the curvature at theta."""
         curvature = Curvature(flow, known=memory.leading)
         if not self._schemes or not steps:
-            return flow, self._descent(steps), curvature
+            return self._descent(steps), curvature
         mesh = self._graded(memory)
-        if self.solver == "auto":
-            if descends(flow, mesh, curvature, self._rate, steps, memory):
-                return flow, self._descent(steps), curvature
-            if max(curvature.found) * self._rate >= EULER.stability:  # the steps are no way out
-                curvature.flow = flow = flow.limited(self.controller.limit(memory, self.inner_steps))
-        return flow, mesh, curvature
+        if self.solver == "auto" and descends(flow, mesh, curvature, self._rate, steps, memory):
+            return self._descent(steps), curvature
+        return mesh, curvature
 
     def _graded(self, memory: Memory) -> GradedMesh:
         """For the flow, at the tolerance that the errors so far allow."""
@@ -314,7 +312,14 @@ class AMAML:
 
     def _finite(self, found: Solution) -> tuple[float, float]:
         """The length of a gradient and the estimate of its relative error; waits for the device."""
-        norm, estimate = torch.stack([found.value.norm(), found.estimate]).tolist()
+        ends = found.trajectory.flow.theta, found.trajectory.final
+        sizes = (end.abs().amax() for end in ends)
+        norm, estimate, start, end = torch.stack([found.value.norm(), found.estimate, *sizes]).tolist()
+        if self.solver == "auto" and end * torch.finfo(ends[0].dtype).eps > max(start, 1.0):
+            raise Diverged(
+                f"the inner loop grows without bound, from parameters of up to {start:.1g} to {end:.1g}; try a smaller "
+                "inner_lr, fewer inner steps, or a solver of the flow such as rkc"
+            )
         if not (math.isfinite(norm) or found.terminal.lam.isfinite().all()):  # no finer solve would change that
             raise Diverged(
                 "the gradient of the query loss at the adapted parameters is not finite; look at the loss, or try a "

@@ -13,12 +13,11 @@ from amaml.flow.curvature import Curvature
 from amaml.flow.field import GradientFlow
 from amaml.flow.mesh import GradedMesh
 from amaml.flow.optimizers import PLAIN, Optimizer, OptimizerStep
-from amaml.flow.schemes import DESCENT, EULER, Move, Scheme
+from amaml.flow.schemes import DESCENT, Move, Scheme
 from amaml.flow.trajectory import Trajectory
 from amaml.tasks import Tasks
 
 FEWEST = 20  # steps of gradient descent: fewer take less than 10 times what it takes to find out, 5 evaluations
-DEARER = 10  # a first call on a quadratic with lambda_max T = 1000 takes 8 times as many, its measurement included
 KINK = 0.2  # of the change of the field along a step: what its Jacobian may miss
 
 
@@ -83,16 +82,14 @@ def descends(
     """Whether the steps of gradient descent are to be made in place of a mesh's, which would cost as much.
 
     They are where there are so few that finding out is as dear; where they are too long to follow the flow, inner_lr
-    lambda_max >= 1, and still stable; where the mesh would take as many gradients, in a first call with measuring its
-    error; and where the loss has kinks. Steps beyond their stability interval grow without bound on a smooth loss: the
-    flow may then take DEARER times as many gradients.
+    lambda_max >= 1; where the mesh would take as many gradients, in a first call with measuring its error; and where
+    the loss has kinks.
     """
     if steps < FEWEST or (memory.descended and not memory.in_turn):
         return True
     sharp, horizon = max(curvature.at(flow.start)), rate * steps
     solves = 1 if memory.errors else 3  # the steps and their halves
-    most = (steps if sharp * rate < EULER.stability else DEARER * steps) / solves
-    if 1 <= sharp * rate < EULER.stability or mesh.forecast(horizon, sharp, most) >= most:
+    if sharp * rate >= 1 or mesh.forecast(horizon, sharp, steps / solves) >= steps / solves:
         return True
     return (memory.descended or not memory.errors) and _kinked(flow, mesh.block(0.0, horizon, sharp, sharp)[0].h)
 

@@ -122,14 +122,15 @@ def test_the_wheel_holds_the_library_and_nothing_else(wheel):
 
 def required_by(*names: str) -> set[str]:
     """These distributions and all that they require here, by their names."""
-    found, left = set(), list(names)
+    found, left = set(), [Requirement(name) for name in names]
     while left:
-        distribution = metadata.distribution(left.pop())
-        if distribution.name not in found:
-            found.add(distribution.name)
+        wanted = left.pop()
+        distribution, extras = metadata.distribution(wanted.name), ("", *sorted(wanted.extras))
+        if (distribution.name, extras) not in found:
+            found.add((distribution.name, extras))
             needs = [Requirement(text) for text in distribution.requires or ()]
-            left += [need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
-    return found
+            left += [n for n in needs if n.marker is None or any(n.marker.evaluate({"extra": e}) for e in extras)]
+    return {name for name, _ in found}
 
 
 @pytest.fixture(scope="module")

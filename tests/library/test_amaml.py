@@ -211,7 +211,7 @@ def relu(seed: int = 1):
 
 @pytest.mark.parametrize(
     ("network", "inner_lr", "steps"),
-    [(mlp, 0.1, 5), (relu, 0.01, 10), (relu, 0.01, 20), (relu, 0.01, 200), (mlp, 1.5, 100)],
+    [(mlp, 0.1, 5), (relu, 0.01, 10), (relu, 0.01, 20), (relu, 0.01, 200), (mlp, 0.8, 100)],
     ids=["few steps", "few steps with kinks", "kinks", "many kinks", "long steps"],
 )
 def test_auto_is_gradient_descent_at_its_price_where_the_flow_is_as_dear(network, inner_lr, steps):
