@@ -342,9 +342,9 @@ class AMAML:
 
     def _limit(self, memory: Memory) -> float:
         """Evaluations of one solve; of "auto" what gradient descent takes, half of it where nothing is known."""
-        limit = self.controller.limit(memory, self.inner_steps) if self._schemes else math.inf
-        descent = 2 * self.inner_steps if memory.errors else self.inner_steps
-        return min(limit, descent) if self.solver == "auto" else limit
+        if self.solver == "auto":
+            return 2 * self.inner_steps if memory.errors else self.inner_steps
+        return self.controller.limit(memory, self.inner_steps) if self._schemes else math.inf
 
     @property
     def _schemes(self) -> tuple[Scheme, ...]:
