@@ -18,7 +18,7 @@ from amaml.first_order import FOMAML, Reptile
 from amaml.flow.field import Evaluations
 from amaml.flow.optimizers import KEYWORDS, Optimizer
 from amaml.imaml import IMAML
-from amaml.learner import Followed, Memory, MetaGradient, MetaLearner, check_at
+from amaml.learner import Followed, Memory, MetaGradient, MetaLearner, check_at, outer_steps
 from amaml.models import Flattened, check_module, predict
 from amaml.objective import Bound, Objective, OfModel, Predicted
 from amaml.points import Points
@@ -164,9 +164,7 @@ class Adaptation(nn.Module):
         learner = _inner(self._at(theta, inner_lr, prox, inner_steps=inner_steps))
         steps = (learner.inner_steps,) if at is None else tuple(at)
         check_at(steps, learner.inner_steps)
-        with torch.enable_grad() if torch.is_grad_enabled() else torch.no_grad():
-            chunks = [tasks] if self.task_chunk is None else Chunked(learner, self.task_chunk).chunks(tasks)
-        path = torch.cat([self._path(learner, theta, chunk, steps) for chunk in chunks], 1)
+        path = torch.cat([self._path(learner, theta, chunk, steps) for chunk in self._chunks(tasks)], 1)
         return path[-1] if at is None else path
 
     def predict(self, phi: Tensor, x: Points) -> Tensor:
@@ -220,14 +218,16 @@ class Adaptation(nn.Module):
         announce_backward(self.module)
         return _Path.apply(followed.path, pull_back, *request.values())
 
+    def _chunks(self, tasks: Tasks) -> list[Tasks]:
+        """The tasks, as many at a time as go through the network at once."""
+        return [tasks] if self.task_chunk is None else Chunked(self._learner, self.task_chunk).chunks(tasks)
+
     def _evaluated(self, learner: MetaLearner, theta: Tensor, tasks: Tasks) -> Tensor:
         """The query loss of every task without gradients, (tasks,), which latest tells."""
         inner = _inner(learner)
-        steps = getattr(inner, "query_steps", None) or (inner.inner_steps,)
-        weights = getattr(inner, "query_weights", None) or [1 / len(steps)] * len(steps)
-        chunks = learner.chunks(tasks) if isinstance(learner, Chunked) else [tasks]
+        steps, weights = outer_steps(inner)
         outer, losses = getattr(inner, "query_loss", None) or inner.loss, []
-        for chunk in chunks:
+        for chunk in self._chunks(tasks):
             path = _follow(inner, theta, chunk, self.memory, steps).path
             found = [derivatives.losses(inner.apply, outer, phi, *chunk.query) for phi in path]
             losses.append(sum(w * loss for w, loss in zip(weights, found, strict=True)))

@@ -30,6 +30,7 @@ from amaml.learner import (
     check_rates,
     mean_if_large,
     number,
+    outer_steps,
     query_along,
     with_own_memory,
 )
@@ -201,12 +202,11 @@ class AMAML:
         return self._passes(flow, self._outer_loss(flow, request), request)
 
     def _passes(self, flow: GradientFlow, terminal: Callable[[Trajectory], Terminal], request: Requested) -> Passes:
-        return Passes(flow, self._query_steps, self._rate, terminal, request, self.adjoint, self.checkpoints)
+        return Passes(flow, outer_steps(self)[0], self._rate, terminal, request, self.adjoint, self.checkpoints)
 
     def _outer_loss(self, flow: GradientFlow, request: Requested) -> Callable[[Trajectory], Terminal]:
         """The query losses along the way, with their weights."""
-        loss, count = self.query_loss or self.loss, len(self._query_steps)
-        weights = self.query_weights or [1 / count] * count
+        loss, (_, weights) = self.query_loss or self.loss, outer_steps(self)
 
         def terminal(trajectory: Trajectory) -> Terminal:
             path = trajectory.path(len(flow.theta))
@@ -294,10 +294,6 @@ class AMAML:
     def _request(self, tasks: Tasks) -> Requested:
         """Of what a gradient is wanted."""
         return requested(tasks, self.inner_lr, self.prox, self.schedule, self.inner_optimizer.numbers())
-
-    @property
-    def _query_steps(self) -> Sequence[int]:
-        return self.query_steps or (self.inner_steps,)
 
     @property
     def _plain(self) -> bool:

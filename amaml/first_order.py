@@ -21,6 +21,7 @@ from amaml.learner import (
     gradient_descent,
     mean_if_large,
     no_memory,
+    outer_steps,
     query_along,
     support_flow,
     unchanged,
@@ -61,8 +62,8 @@ class FOMAML:
     @validated
     def gradient(self, theta: Tensor, tasks: Tasks, memory: Memory) -> MetaGradient:
         """The query gradient at phi, or the weighted sum of those along the way."""
-        flow, steps = support_flow(self, theta, tasks), self.query_steps or (self.inner_steps,)
-        path, weights = descent_path(flow, self.inner_lr, steps), self.query_weights or [1 / len(steps)] * len(steps)
+        flow, (steps, weights) = support_flow(self, theta, tasks), outer_steps(self)
+        path = descent_path(flow, self.inner_lr, steps)
         request, loss = Requested(query=requested(tasks).query), self.query_loss or self.loss
         lam, query_loss, direct = query_along(self.apply, loss, path, weights, flow.tasks, request.query)
         gradients = means(Quadrature(flow, request).gradients(direct), tasks)

@@ -172,6 +172,12 @@ def query_gradient_with(
     return gradient, losses, direct
 
 
+def outer_steps(learner: MetaLearner) -> tuple[Sequence[int], Sequence[float]]:
+    """After which inner steps the outer loss looks, and its weights: the last step alone, equal parts by default."""
+    steps = getattr(learner, "query_steps", None) or (learner.inner_steps,)
+    return steps, getattr(learner, "query_weights", None) or [1 / len(steps)] * len(steps)
+
+
 def query_along(
     apply: Apply, loss: Loss, path: Tensor, weights: Sequence[float], tasks: Tasks, leaves: tuple[int, ...]
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
