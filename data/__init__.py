@@ -1,17 +1,22 @@
-"""Domains of tasks by name: DOMAINS[name](sampling) draws them. What a domain must offer is data.domain.Domain."""
+"""Domains of tasks by name: DOMAINS[name](sampling) draws them. What a domain must offer is data.domain.Domain.
+
+DOMAINS["package.module:Name"] is a user's own: a class that inherits from data.domain.Domain or Endless.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
 import torch
 
-from amaml.errors import unknown
+from amaml.errors import InputError
 from data.domain import Domain, check_pool
 from data.episodes import Sampling
 from data.images import CIFARFS, Glyphs, MiniImageNet, Omniglot
 from data.logistic import Logistic
+from data.outside import Table
 from data.phantoms import Phantoms
 from data.ratings import ITEM_FEATURES, Jester, MovieLens1M, MovieLens100K
 from data.sinusoid import Sinusoid
@@ -24,7 +29,21 @@ from data.synthetic import (
     CosMixtureSlides,
 )
 
-DOMAINS: dict[str, type[Domain]] = {
+
+def _domain(name: str, found: Any) -> type[Domain]:
+    """A class from outside as a domain; InputError for what is none, or lacks a part of one."""
+    if Domain not in getattr(found, "__mro__", ()):
+        raise InputError(f"--domain {name} must be a class that inherits from data.domain.Domain, got {found!r}")
+    _check_complete(name, sorted(found.__abstractmethods__))
+    return found
+
+
+def _check_complete(name: str, lacking: Sequence[str]) -> None:
+    if lacking:
+        raise InputError(f"--domain {name} lacks {', '.join(lacking)}; data/domain.py says what a Domain has")
+
+
+_OWN: dict[str, type[Domain]] = {
     "Alpine2D": Alpine2D,
     "Alpine2D-released": Alpine2DReleased,
     "CosMixture": CosMixture,
@@ -42,13 +61,14 @@ DOMAINS: dict[str, type[Domain]] = {
     "Logistic": Logistic,
     "Phantoms": Phantoms,
 }
+DOMAINS = Table("domain", _OWN, _domain)
 
 
 def make(name: str, sampling: Sampling) -> Domain:
     """The domain of that name; raises InputError where there is none, or where its data do not suffice."""
-    if name not in DOMAINS:
-        raise unknown("domain", name, DOMAINS)
-    return DOMAINS[name](sampling)
+    domain = DOMAINS[name](sampling)
+    _check_complete(name, [part for part in ("input_shape", "outputs", "objective") if not hasattr(domain, part)])
+    return domain
 
 
 def of_settings(s: Any) -> Domain:

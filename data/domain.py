@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -32,6 +33,8 @@ OTHER_UNITS = Objective(half_mse, "MSE", mse)
 class Domain(Protocol):
     """A family of tasks. A class that inherits from this one has what follows with a body or a value.
 
+    A user's own domain is a class that inherits from this one or from Endless: --domain package.module:Name.
+
     input_shape and outputs are the sizes of one point: (d,) and 1 for regression, (channels, height, width) and the
     number of classes for classification, whose targets are classes (points,). images: whether the points are images, of
     which shots and queries count those of each class.
@@ -52,16 +55,16 @@ class Domain(Protocol):
         """Raises InputError where the domain holds less than is asked for, or lacks its files."""
         self.sampling = sampling
 
+    @abstractmethod
     def episode(self, step: int) -> Tasks:
         """meta_batch meta-train tasks for one meta-update; the same step always gives the same tasks."""
-        ...
 
+    @abstractmethod
     def meta_test(self, count: int, first: int = 0) -> Tasks:
         """Meta-test tasks first to first + count - 1, with their test points; no others are built.
 
         The same number always gives the same task. Raises InputError where there are not so many.
         """
-        ...
 
     def check_meta_test(self, count: int) -> None:
         """Raise InputError where there are fewer than count meta-test tasks. Builds none."""
@@ -90,9 +93,12 @@ class Endless(Domain):
         """Tasks first to first + count - 1, with test points."""
         return self.tasks(generator(self.sampling.seed, META_TEST_TASKS), count, first, test=True)
 
+    @abstractmethod
     def tasks(self, rng: np.random.Generator, count: int, first: int = 0, test: bool = False) -> Tasks:
-        """count tasks after the first ones that the generator gives, a row of random numbers a task."""
-        raise NotImplementedError
+        """count tasks after the first ones that the generator gives, a row of random numbers a task.
+
+        test: with test_x, test_y, on which the adapted parameters are judged.
+        """
 
 
 def check_pool(name: str, asked: int, pool: int, flag: str) -> None:

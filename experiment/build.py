@@ -184,10 +184,13 @@ def build(s: Settings, group: Group) -> Experiment:
 
 def build_network(s: Settings, domain: Domain) -> nn.Module:
     """The network that --network names, for a domain's points; raises InputError where these are no images."""
-    if s.network not in ("mlp", "linear") and not domain.images:
-        raise InputError(f"--network {s.network} takes images, {s.domain} has none; choose mlp or linear")
     chosen = NETWORKS[s.network]
-    return chosen.make(domain.input_shape, domain.outputs, **chosen.options(s))
+    if chosen.images and not domain.images:
+        raise InputError(f"--network {s.network} takes images, {s.domain} has none; choose mlp or linear")
+    network = chosen.make(domain.input_shape, domain.outputs, **chosen.options(s))
+    if not isinstance(network, nn.Module):
+        raise InputError(f"--network {s.network} must make a torch.nn.Module, got {type(network).__name__}")
+    return network
 
 
 def _test_chunk(s: Settings, domain: Domain) -> int:

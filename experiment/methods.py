@@ -1,17 +1,20 @@
 """What the settings choose by name: methods, networks, optimisers of theta, protocols; each with the settings it takes.
 
 A new one is one entry of its table here, beside its class or function; its own settings stand in experiment.settings.
+Methods and networks of a user's own module go by package.module:Name; they take the settings that their keywords name.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from amaml import AMAML
+from amaml import AMAML, InputError
 from baselines import FOMAML, IMAML, Pretrained, Reptile, Scratch
+from data.outside import Table
 from experiment.evaluation import fine_tune, inner_loop
 from experiment.networks import conv4, flat_linear, flat_mlp, last_layer, resnet12_of_width
 
@@ -20,7 +23,8 @@ from experiment.networks import conv4, flat_linear, flat_mlp, last_layer, resnet
 class Choice:
     """A class or function, the settings it takes with its keyword for each, and keywords that the name fixes.
 
-    also: settings of this choice that are no keywords. adapt: names the part of a network that alone adapts.
+    also: settings of this choice that are no keywords. adapt: names the part of a network that alone adapts. images: a
+    network for images alone.
     """
 
     make: Callable[..., Any]
@@ -28,6 +32,7 @@ class Choice:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     also: tuple[str, ...] = ()
     adapt: Callable[[nn.Module], tuple[str, ...]] | None = None
+    images: bool = False
 
     @property
     def uses(self) -> set[str]:
@@ -48,7 +53,7 @@ _ALONG = _alike("query_steps", "query_weights")
 _FLOW = _alike("solver", "adjoint", "rtol", "prox") | _ALONG
 _STEPS = _alike("inner_optimizer", "inner_batch") | _ALONG
 
-METHODS = {
+_METHODS = {
     "amaml": Choice(AMAML, _FLOW, also=("learn_rates",)),
     "anil": Choice(AMAML, _FLOW, also=("learn_rates",), adapt=last_layer),  # Raghu et al. 2020, section 4
     "maml": Choice(AMAML, _STEPS, {"solver": "euler"}, also=("checkpoint_every",)),  # the exact gradient of the steps
@@ -61,13 +66,47 @@ METHODS = {
 }
 
 _CONV4 = {"width": "filters", "activation": "activation"}
-NETWORKS = {
+_NETWORKS = {
     "mlp": Choice(flat_mlp, _alike("width", "activation", "norm")),
     "linear": Choice(flat_linear),
-    "conv4": Choice(conv4, _CONV4),
-    "conv4-strided": Choice(conv4, _CONV4, {"strided": True}),
-    "resnet12": Choice(resnet12_of_width, _alike("width")),
+    "conv4": Choice(conv4, _CONV4, images=True),
+    "conv4-strided": Choice(conv4, _CONV4, {"strided": True}, images=True),
+    "resnet12": Choice(resnet12_of_width, _alike("width"), images=True),
 }
+
+
+def _takes(made: Callable[..., Any], table: Mapping[str, Choice]) -> dict[str, str]:
+    """The settings that anything of the table takes, whose keyword this class or function has too."""
+    keywords = inspect.signature(made).parameters
+    known = {name: keyword for choice in table.values() for name, keyword in choice.takes.items()}
+    return {name: keyword for name, keyword in known.items() if keyword in keywords}
+
+
+def _method(name: str, found: Any) -> Choice:
+    """A class from outside as a method; InputError where it is no learner."""
+    learner = isinstance(found, type) and is_dataclass(found)
+    needs = ("apply", "loss", "inner_lr", "inner_steps")
+    lacking = [n for n in needs if not learner or n not in inspect.signature(found).parameters]
+    lacking += [n for n in ("init", "adapt", "gradient", "update") if not hasattr(found, n)]
+    if lacking:
+        raise InputError(
+            f"--method {name} must be a dataclass as amaml.MetaLearner says, with the fields {', '.join(needs)}; it "
+            f"lacks {', '.join(lacking)}"
+        )
+    return Choice(found, _takes(found, _METHODS))
+
+
+def _network(name: str, found: Any) -> Choice:
+    """A function or class from outside as a network."""
+    if not callable(found):
+        raise InputError(
+            f"--network {name} must be a function (input_shape, outputs) -> torch.nn.Module, got {found!r}"
+        )
+    return Choice(found, _takes(found, _NETWORKS))
+
+
+METHODS = Table("method", _METHODS, _method)
+NETWORKS = Table("network", _NETWORKS, _network)
 
 META_OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}  # of theta
 META_SCHEDULES = ("constant", "cosine")  # of their step size

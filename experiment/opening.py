@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from amaml.engine.derivatives import compiler_found
 from amaml.errors import InputError
+from data.outside import short
 from experiment.folder import Checkpoint, RunFolder, load_checkpoint
 from experiment.settings import CONTROL, TEST, Settings, check_together, checked, flag_name
 
@@ -108,4 +109,6 @@ def evaluation_settings(flags: dict[str, Any], checkpoint: Checkpoint, processes
 def evaluation_name(flags: dict[str, Any], s: Settings) -> str:
     """DOMAIN-SHOTSshot-PROTOCOL, and every other flag that makes its numbers: an evaluation replaces its like alone."""
     others = set(flags) - CONTROL - {"domain", "shots", "protocol"}
-    return "-".join([s.domain, f"{s.shots}shot", s.protocol, *(f"{name}{flags[name]}" for name in sorted(others))])
+    return "-".join(
+        [short(s.domain), f"{s.shots}shot", s.protocol, *(f"{name}{flags[name]}" for name in sorted(others))]
+    )

@@ -14,6 +14,7 @@ from amaml.flow.mesh import SOLVERS
 from amaml.flow.optimizers import RULES
 from amaml.models import ACTIVATIONS, NORMS
 from data import DOMAINS
+from data.outside import OUTSIDE, Table, short
 from experiment.methods import BOTH, LEARN_RATES, META_OPTIMIZERS, META_SCHEDULES, METHODS, NETWORKS, PROTOCOLS
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -101,6 +102,18 @@ def _list(check: Check, help: str) -> Any:
     return field(default=None, metadata={"check": _several(check), "help": help, "nargs": "+"})
 
 
+def _door(table: Table[Any], help: str) -> Any:
+    """A choice among a table's names, or of an object of the user's own module."""
+
+    def check(flag: str, value: Any) -> str:
+        if value not in table and ":" not in str(value):
+            raise unknown(flag.removeprefix("--"), str(value), [*table, OUTSIDE])
+        table[value]  # raises InputError where it cannot be used
+        return value
+
+    return _flag(check, f"{help}: {', '.join(table)}; or {OUTSIDE}")
+
+
 def _named(names: Iterable[str], help: str) -> Any:
     """A choice among names, which the help lists."""
     return _flag(_choice(names), f"{help}: {', '.join(names)}")
@@ -110,13 +123,13 @@ def _named(names: Iterable[str], help: str) -> Any:
 class Settings:
     """Everything that makes an experiment. The fields without a default here have theirs in defaults.toml."""
 
-    domain: str = _named(DOMAINS, "task family")
+    domain: str = _door(DOMAINS, "task family")
     shots: int = _flag(_count, "support points a task; of each class for images")
     queries: int = _flag(_count, "query points a task; of each class for images")
     inner_steps: int = _flag(_count, "inner steps; the flow's horizon is inner_lr times this")
     inner_lr: float = _flag(_positive, "size of an inner step, in units of the flow's time")
     device: str = _flag(_device, "where to compute: cpu, cuda, cuda:0, ...")
-    method: str = _named(METHODS, "meta-learning method")
+    method: str = _door(METHODS, "meta-learning method")
     meta_updates: int = _flag(_count, "meta-updates, steps of the optimiser of theta")
     meta_batch: int = _flag(_count, "tasks a meta-update")
     meta_lr: float = _flag(_positive, "step size of the optimiser of theta")
@@ -156,7 +169,7 @@ class Settings:
     test_epochs: int = _flag(_index, "finetune: Adam epochs at meta-test")
     test_steps: int | None = _flag(_count, "inner: inner steps at meta-test (default: --inner-steps)")
     checkpoint_interval: int = _flag(_count, "meta-updates between checkpoints, at most 30 s apart")
-    network: str = _named(NETWORKS, "network")
+    network: str = _door(NETWORKS, "network")
     width: int = _flag(_count, "units of each hidden layer, or filters of the first convolution")
     activation: str = _named(ACTIVATIONS, "activation of mlp and conv4")
     norm: str = _flag(_choice(NORMS), "normalisation of the mlp: none, batch (the batch's own statistics)")
@@ -174,7 +187,8 @@ class Settings:
         if self.out is not None:
             return Path(self.out)
         episode = f"{self.shots}shot-{self.queries}query"
-        return Path("results", self.domain, episode, f"{self.inner_steps}steps", self.method, f"seed{self.seed}")
+        names = short(self.domain), episode, f"{self.inner_steps}steps", short(self.method), f"seed{self.seed}"
+        return Path("results", *names)
 
 
 FIELDS = {f.name: f for f in fields(Settings)}
@@ -264,8 +278,8 @@ def merged(flags: dict[str, Any]) -> Settings:
     if "domain" not in flags:
         raise InputError(f"--domain is missing; choose one of: {', '.join(DOMAINS)}")
     values, tables = read_toml(FOLDER / "defaults.toml"), {name: {} for name in METHODS}
-    kind = DOMAINS.get(flags["domain"])  # an unknown one is told below
-    for path in (FOLDER / f"{name}.toml" for name in (kind and kind.defaults, flags["domain"]) if name):
+    domain = _valid("domain", flags["domain"], "")
+    for path in (FOLDER / f"{name}.toml" for name in (DOMAINS[domain].defaults, domain) if name):
         own = read_toml(path) if path.exists() else {}
         for name in tables:
             tables[name] |= own.pop(name, {})
