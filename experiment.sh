@@ -23,10 +23,7 @@ source configs/environment.sh
 export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-20000}
 
 start() { # in the caller's folder: start ARGUMENTS of Python
-    case " $* " in
-    *" --tensorboard "*) find_environment requirements.txt configs/tensorboard-requirements.txt ;;
-    *) find_environment requirements.txt ;;
-    esac
+    find_environment requirements.txt
     case $PYTHON in .venv/*) PYTHON=$root/$PYTHON ;; esac
     cd "$caller"
     exec "$PYTHON" "$@"

@@ -17,7 +17,6 @@ from experiment.distributed import Group, joined
 from experiment.folder import RunFolder, load_checkpoint
 from experiment.launch import Ending, launch
 from experiment.opening import evaluation_name, evaluation_settings, open_run
-from experiment.progress import check_tensorboard
 from experiment.session import Session
 from experiment.settings import CONTROL, Settings, merged, parse_flags
 from experiment.summary import table, write_summary
@@ -46,8 +45,6 @@ def experiment(s: Settings, group: Group) -> None:
     """Train, test and report one run in its folder; a finished one is only reported. The first process alone writes."""
     share = math.ceil(s.meta_batch / group.world) if group.world > 1 else None
     s = replace(s, processes=group.world, task_chunk=s.task_chunk or share)
-    if s.tensorboard:
-        check_tensorboard()
     folder = RunFolder(s.folder())
     with folder.alone(group.first), machine.deterministic(s.deterministic), group.stop:
         opening = group.of_first(lambda: open_run(folder, s))

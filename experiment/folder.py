@@ -22,7 +22,7 @@ from experiment.machine import environment
 
 FORMAT = 2  # 1 held theta as one vector
 FILES = ("summary.json", "checkpoint.pt", "metrics.jsonl", "test.json", "curves.png", "fits.png", "config.json")
-EVENTS, LOCK = "tensorboard", ".lock"
+LOCK = ".lock"
 EVALUATION = re.compile(r"evaluation(-.*)?\.json|fits(-.*)?\.png")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 MEND = "put the missing lines back, or start anew with --overwrite (--evaluate tests its theta as it is)"
@@ -57,7 +57,6 @@ class RunFolder:
     test.json         one entry a meta-test: the curves over epochs
     summary.json      the end result; a run that has it is finished
     curves.png, fits.png
-    tensorboard/      event files, with --tensorboard
     evaluation-*.json, fits-*.png   what --evaluate found
     .lock             held while a process works here
 
@@ -111,12 +110,8 @@ class RunFolder:
         """Remove a run's files, config.json last; raises InputError for a folder that holds anything else."""
         with contextlib.suppress(_Corrupt):
             self.settings()
-        self._only_ours((*FILES, EVENTS))
+        self._only_ours(FILES)
         with usable(self.path):
-            for path in self.path.glob(f"{EVENTS}/*tfevents*"):
-                path.unlink()
-            if self.has(EVENTS):
-                (self.path / EVENTS).rmdir()
             for name in (*filter(EVALUATION.fullmatch, self._names()), *FILES):
                 temporary_name(self.path / name).unlink(missing_ok=True)
                 (self.path / name).unlink(missing_ok=True)

@@ -143,7 +143,7 @@ def _checked(flags: dict[str, Any], where: str) -> Settings:
     try:
         s = merged(flags)
         for name in flags:
-            if name in CONTROL - {"data_root", "checkpoint_interval", "draw", "tensorboard"}:
+            if name in CONTROL - {"data_root", "checkpoint_interval", "draw"}:
                 raise InputError(f"{name} is not for a grid; leave it out")
     except InputError as fault:
         raise InputError(f"{where}: {fault}") from fault

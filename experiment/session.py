@@ -120,10 +120,9 @@ class Session:
 
     def run(self) -> None:
         """Train to the last update and test where due; raises Diverged or Stopped with a good checkpoint on disk."""
-        s, first = self.experiment.settings, self.group.first
-        events = self.folder.path / "tensorboard" if s.tensorboard and first else None
+        s = self.experiment.settings
         try:
-            with Progress(s.meta_updates, self.update, first, events) as self.progress:
+            with Progress(s.meta_updates, self.update, self.group.first) as self.progress:
                 try:
                     if self._test_due() and not self.group.of_first(self._tested):
                         self._test()  # the kill came between the checkpoint and its test, or it is another test

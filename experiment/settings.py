@@ -179,7 +179,6 @@ class Settings:
     resume: bool = _flag(_switch, "go on from the folder's checkpoint, if it has one", False)
     overwrite: bool = _flag(_switch, "discard what the folder holds and start anew", False)
     evaluate: str | None = _flag(_path, "only meta-test this run folder or checkpoint")
-    tensorboard: bool = _flag(_switch, "also write event files for TensorBoard", False)
     draw: int = _flag(_pictures, "draw this many fitted meta-test tasks", 0)
 
     def folder(self) -> Path:
@@ -193,17 +192,7 @@ class Settings:
 
 FIELDS = {f.name: f for f in fields(Settings)}
 # what steers the program and leaves the numbers of a run alone
-CONTROL = {
-    "processes",
-    "checkpoint_interval",
-    "out",
-    "data_root",
-    "resume",
-    "overwrite",
-    "evaluate",
-    "tensorboard",
-    "draw",
-}
+CONTROL = {"processes", "checkpoint_interval", "out", "data_root", "resume", "overwrite", "evaluate", "draw"}
 TEST = {"test_interval", "test_tasks", "protocol", "test_epochs", "test_steps"}  # what leaves theta alone
 
 

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source configs/environment.sh
-find_environment requirements.txt tests/requirements.txt configs/tensorboard-requirements.txt
+find_environment requirements.txt tests/requirements.txt
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m ruff check .
 exec "$PYTHON" -m pytest -n auto --dist worksteal "$@" # a process a core

@@ -1,9 +1,4 @@
-"""What a run shows while it goes on: lines in a batch log, points for TensorBoard."""
-
-import importlib.util
-
-import pytest
-from helpers.commands import OFTEN, Killed, content, error_line, killed_at_write, metrics, start
+"""What a run shows while it goes on where there is no terminal."""
 
 from experiment import progress
 from experiment.progress import Progress
@@ -35,51 +30,3 @@ def test_other_processes_of_a_run_show_nothing(capsys):
         shown.trained([{"update": 1, "query_loss": 0.5}], None)
         shown.tested(entry(1))
     assert capsys.readouterr().err == ""
-
-
-def points(out) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows of a run."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    shown = EventAccumulator(str(out / "tensorboard")).Reload()
-    return {tag: [(e.step, e.value) for e in shown.Scalars(tag)] for tag in shown.Tags()["scalars"]}
-
-
-def recorded(out) -> dict[str, list[tuple[int, float]]]:
-    """The same, from the files that are the truth."""
-    found: dict = {}
-    for record in metrics(out):
-        for name in record.keys() - {"update"}:
-            found.setdefault(f"meta-training/{name}", []).append((record["update"], record[name]))
-    for entry in content(out, "test.json"):
-        for part in (entry, *entry["also"]):
-            for where in ("support", "test"):
-                tag = f"meta-test/nRMSE on {where}, after {part['epochs'][-1]} {part['unit']}s"
-                found.setdefault(tag, []).append((part["update"], part[where]["mean"][-1]))
-    return found
-
-
-@pytest.mark.parametrize("killed", [False, True])
-def test_every_update_and_meta_test_is_a_point_once(tmp_path, quick, monkeypatch, killed):
-    pytest.importorskip("tensorboard")
-    flags = [*OFTEN, "--protocol", "both", "--tensorboard"]
-    if killed:
-        with monkeypatch.context() as patch:
-            killed_at_write(patch, 9)
-            with pytest.raises(Killed):
-                start(tmp_path, *flags)
-    assert start(tmp_path, *flags, "--resume") == 0
-    shown, truth = points(tmp_path), recorded(tmp_path)
-    assert shown.keys() == truth.keys()
-    for tag, series in truth.items():
-        assert [step for step, _ in shown[tag]] == [step for step, _ in series]
-        assert [value for _, value in shown[tag]] == pytest.approx([value for _, value in series], rel=1e-6)
-    assert start(tmp_path, *OFTEN, "--overwrite") == 0
-    assert not (tmp_path / "tensorboard").exists()
-
-
-def test_without_its_package_the_remedy_is_named_and_nothing_is_begun(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert start(tmp_path / "run", "--tensorboard") == 2
-    assert "--tensorboard needs the package tensorboard; pip install -r configs/" in error_line(capsys)
-    assert not (tmp_path / "run").exists()

@@ -104,8 +104,7 @@ def test_the_active_environment_comes_first(machine, variable):
 def test_the_experiment_and_the_tests_share_an_environment_in_peace(machine):
     machine.start("experiment.sh", *FIVE)
     assert machine.start("tests/run.sh").returncode == 0
-    optional = "configs/tensorboard-requirements.txt"
-    assert machine.installed() == ["requirements.txt", "tests/requirements.txt", optional]
+    assert machine.installed() == ["requirements.txt", "tests/requirements.txt"]
     for script in ("experiment.sh", "tests/run.sh", "experiment.sh"):
         assert machine.start(script, *FIVE).returncode == 0
         assert machine.installed() == []
@@ -118,13 +117,6 @@ def test_an_installation_that_failed_is_tried_again(machine):
     assert "run.py" not in machine.log.read_text()
     assert machine.start("experiment.sh", *FIVE).returncode == 0
     assert machine.installed() == ["requirements.txt"]
-
-
-def test_tensorboard_is_set_up_only_where_it_is_asked_for(machine):
-    machine.start("experiment.sh", *FIVE)
-    assert machine.installed() == ["requirements.txt"]
-    machine.start("experiment.sh", *FIVE, "--tensorboard")
-    assert machine.installed() == ["requirements.txt", "configs/tensorboard-requirements.txt"]
 
 
 def test_the_set_up_says_beforehand_what_it_costs_and_how_to_do_without(machine):
@@ -145,7 +137,7 @@ def test_an_old_python_is_not_enough(machine):
 
 
 def test_the_checks_are_ruff_and_pytest_and_stop_at_the_first_fault(machine):
-    tools = CORE + " pytest xdist hypothesis ruff tensorboard"
+    tools = CORE + " pytest xdist hypothesis ruff"
     ended = machine.start("tests/run.sh", "-k", "a b", HAS=tools)
     assert ended.returncode == 0
     assert ended.stdout == f"in {machine.root}\n"

@@ -40,7 +40,6 @@ class Machine:
             "requirements.txt",
             "tests/run.sh",
             "tests/requirements.txt",
-            "configs/tensorboard-requirements.txt",
             "configs/environment.sh",
         ):
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
