@@ -7,13 +7,14 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from data.files import write_atomically
 
+STATES = ("done", "running", "failed", "stopped", "waiting")  # stopped: goes on with the next start
 
-@dataclass(frozen=True)
-class Step:
+
+class Step(NamedTuple):
     """A command, and the file that it leaves when it is done, which may be a pattern."""
 
     command: list[str]
@@ -45,10 +46,9 @@ class Grid:
     csv: Path
     kept: dict[str, float] = field(default_factory=dict)
 
-
-def record_path(grid: Grid, cell: Cell) -> Path:
-    """Where what is known of a cell is kept: its .json, .log and .lock."""
-    return grid.records / cell.name
+    def record(self, cell: Cell) -> Path:
+        """Where what is known of a cell is kept: its .json, .log and .lock."""
+        return self.records / cell.name
 
 
 def done(grid: Grid, cell: Cell) -> bool:
@@ -92,9 +92,8 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
     write_atomically(path.with_name(f"{path.name}.json"), (json.dumps(record) + "\n").encode())
 
 
-@dataclass(frozen=True)
-class State:
-    """done, running, failed, stopped (goes on with the next start) or waiting; seconds spent; the last line printed."""
+class State(NamedTuple):
+    """A name of STATES; seconds spent; the last line printed."""
 
     cell: Cell
     name: str
@@ -104,10 +103,9 @@ class State:
 
 def state(grid: Grid, cell: Cell) -> State:
     """How a cell stands, by its files alone."""
-    path = record_path(grid, cell)
-    record = read_record(path)
+    path = grid.record(cell)
+    record, lock = read_record(path), path.with_name(f"{path.name}.lock")
     seconds = float(record.get("seconds", 0.0))
-    lock = path.with_name(f"{path.name}.lock")
     if lock.exists():
         with open(lock, "a") as file:
             if not locked(file):
@@ -141,8 +139,7 @@ def _expected(cell: Cell, finished: list[State]) -> float:
 def describe(known: list[State], workers: int) -> str:
     """The lines of --status."""
     count = Counter(s.name for s in known)
-    names = ("done", "running", "failed", "stopped", "waiting")
-    lines = [f"{len(known)} cells: " + ", ".join(f"{count[name]} {name}" for name in names if count[name])]
+    lines = [f"{len(known)} cells: " + ", ".join(f"{count[name]} {name}" for name in STATES if count[name])]
     lines += [f"  failed   {s.cell.name}: {s.line}" for s in known if s.name == "failed"]
     lines += [f"  running  {s.cell.name}: {in_words(s.seconds)}" for s in known if s.name == "running"]
     left = hours_left(known, count["running"] or workers)

@@ -6,6 +6,8 @@ import signal
 import sys
 from pathlib import Path
 
+import torch
+
 from amaml.errors import Diverged, InputError
 from experiment.distributed import Lost, Stopped
 
@@ -40,24 +42,25 @@ class Ending:
 
 def _reason(fault: BaseException | None) -> tuple[int | None, str]:
     """The exit status that a fault means, None for one of ours, and what is said of it."""
-    text, status = str(fault), None
-    if fault is None:
-        return 0, ""
-    if isinstance(fault, InputError | Diverged):
-        return 2, text
-    if isinstance(fault, Stopped):
-        return 128 + fault.number, text
-    if isinstance(fault, KeyboardInterrupt):
-        return 128 + signal.SIGINT, "interrupted"
-    if isinstance(fault, Lost):
-        return 1, text
-    if isinstance(fault, BrokenPipeError):
-        return pipe_closed(), ""
-    if isinstance(fault, MemoryError) or type(fault).__name__ == "OutOfMemoryError" or "CPUAllocator" in text:
+    text = str(fault)
+    match fault:
+        case None:
+            return 0, ""
+        case InputError() | Diverged():
+            return 2, text
+        case Stopped():
+            return 128 + fault.number, text
+        case KeyboardInterrupt():
+            return 128 + signal.SIGINT, "interrupted"
+        case Lost():
+            return 1, text
+        case BrokenPipeError():
+            return pipe_closed(), ""
+    if isinstance(fault, MemoryError | torch.OutOfMemoryError) or "CPUAllocator" in text:
         return 2, "out of memory; try a smaller --meta-batch, --width or --test-tasks, or another --method"
-    if isinstance(fault, RuntimeError) and "deterministic implementation" in text:
+    if "deterministic implementation" in text:
         return 2, f"{text.partition('.')[0]}; leave out --deterministic, or compute on the cpu"
-    return status, text
+    return None, text
 
 
 def pipe_closed() -> int:
@@ -81,11 +84,10 @@ def launch(processes: int, program: Path, arguments: list[str]) -> int:
     try:
         torchrun.run(torchrun.parse_args(command))
     except ChildFailedError as ended:
-        leader = ended.failures.get(0)
+        leader, (_, first) = ended.failures.get(0), ended.get_first_failure()
         if leader is not None and leader.exitcode < 0:
             name = signal.Signals(-leader.exitcode).name
             print(f"run.py: the first process was killed by {name}; go on with --resume", file=sys.stderr)
-        _, first = ended.get_first_failure()
         return first.exitcode if first.exitcode >= 0 else 128 - first.exitcode
     except SignalException as stop:
         return 128 + stop.sigval

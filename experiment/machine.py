@@ -45,15 +45,10 @@ def check_memory(needed: int, device: str, what: str) -> None:
 def deterministic(on: bool) -> Iterator[None]:
     """Within this context torch uses only operations that give the same bits every time; elsewhere CUDA's may not.
 
-    Raises InputError where it is too late to tell cuBLAS, which is told once a process.
+    cuBLAS reads CUBLAS_WORKSPACE_CONFIG once a process, which run.py sets.
     """
     before = torch.are_deterministic_algorithms_enabled()
-    if on and torch.cuda.is_initialized() and "CUBLAS_WORKSPACE_CONFIG" not in os.environ:
-        remedy = "export CUBLAS_WORKSPACE_CONFIG=:4096:8 before Python starts"
-        raise InputError(f"--deterministic comes too late, CUDA is in use; {remedy}")
-    if on:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(on or before)
     try:
         yield
     finally:

@@ -12,31 +12,17 @@ import signal
 import subprocess
 import threading
 import time
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import IO
 
-from tqdm import tqdm
-
 from amaml.errors import InputError
 from experiment import results
-from experiment.cells import (
-    Cell,
-    Grid,
-    done,
-    hours_left,
-    in_words,
-    locked,
-    read_record,
-    record_path,
-    states,
-    write_record,
-)
+from experiment.cells import Cell, Grid, done, hours_left, in_words, locked, read_record, states, write_record
 
 FINAL = 2  # run.py's exit status for a mistake or a diverged run
 ATTEMPTS = 3
 LOOK_SECONDS = 0.3  # between two looks at a command, and at whether to stop
-REFRESH_SECONDS = 10.0  # between two looks at the time left
 STOPS = tuple(128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM))
 
 
@@ -76,30 +62,35 @@ def free_cores() -> int:
 
 
 def run(grid: Grid, place: Place) -> int:
-    """Run every cell that is not done; the number of those that failed. KeyboardInterrupt leaves all resumable."""
+    """Run every cell that is not done, with a line for each that ends and its numbers in the grid's CSV.
+
+    Returns the number of those that failed. KeyboardInterrupt leaves all resumable.
+    """
     results.collect(grid, [cell for cell in grid.cells if cell.name not in grid.kept and done(grid, cell)])
     place.check()
-    workers, progress = _Workers(grid, place), Progress(grid, place.workers)
+    left, workers, failed = [cell for cell in grid.cells if not done(grid, cell)], _Workers(grid, place), 0
+    made = len(grid.cells) - len(left)
+    print(f"{grid.name}: {made} of {len(grid.cells)} cells are done", flush=True)
     with ThreadPoolExecutor(place.workers) as pool:
         try:
-            futures = {pool.submit(workers.run, cell): cell for cell in grid.cells if not done(grid, cell)}
-            _follow(futures, grid, progress)
+            futures = {pool.submit(workers.run, cell): cell for cell in left}
+            for number, future in enumerate(as_completed(futures), made + 1):
+                cell, status = futures[future], future.result()
+                if status == 0:
+                    results.collect(grid, [cell])
+                failed += status != 0
+                print(f"[{number}/{len(grid.cells)}] {_ended(grid, cell, status, place.workers)}", flush=True)
         finally:
             workers.stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
-            progress.bar.close()
-    return progress.failed
+    return failed
 
 
-def _follow(futures: dict[Future, Cell], grid: Grid, progress: "Progress") -> None:
-    """Show every cell that ends, and put its numbers into the grid's CSV, until all have."""
-    while futures:
-        for future in wait(futures, REFRESH_SECONDS, FIRST_COMPLETED).done:
-            cell, status = futures.pop(future), future.result()
-            if status == 0:
-                results.collect(grid, [cell])
-            progress.ended(cell, status)
-        progress.refresh()
+def _ended(grid: Grid, cell: Cell, status: int, workers: int) -> str:
+    """How a cell ended, and how long the others take."""
+    last, hours = read_record(grid.record(cell)), hours_left(states(grid), workers)
+    text = f"failed: exit status {status}: {last['line']}" if status else f"done in {in_words(last['seconds'])}"
+    return f"{cell.name}: {text}" + ("" if hours is None else f"; {in_words(3600 * hours)} left")
 
 
 class _Workers:
@@ -114,7 +105,7 @@ class _Workers:
 
     def run(self, cell: Cell) -> int:
         """Run a cell's commands until they succeed, fail for good or are told to stop; the last exit status."""
-        path, gpu = record_path(self.grid, cell), self.gpus.get()
+        path, gpu = self.grid.record(cell), self.gpus.get()
         path.parent.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         environment |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
@@ -135,21 +126,14 @@ class _Workers:
 
     def _attempt(self, cell: Cell, lock: IO[str], **options: object) -> int:
         """The exit status of the first command that fails, or of the last; written down with the time that it took."""
-        path, started = record_path(self.grid, cell), time.time()
+        path, started, status = self.grid.record(cell), time.time(), 0
         before = read_record(path)
         record = {"attempts": before.get("attempts", 0) + 1, "seconds": before.get("seconds", 0.0)}
         write_record(path, record | {"state": "started", "started": started})
-        status = 0
+        # the lock is the command's as well, and lasts as long; a session of its own: Ctrl-C is for this program
+        options |= {"stdin": subprocess.DEVNULL, "pass_fds": [lock.fileno()], "start_new_session": True}
         for step in cell.steps:
-            # the lock is the command's as well, and lasts as long; a session of its own: Ctrl-C is for this program
-            process = subprocess.Popen(
-                self.place.command(step.command),
-                stdin=subprocess.DEVNULL,
-                pass_fds=[lock.fileno()],
-                start_new_session=True,
-                **options,
-            )
-            if status := self._wait(process):
+            if status := self._wait(subprocess.Popen(self.place.command(step.command), **options)):
                 break
         ending = "stopped" if status in STOPS or self.stop.is_set() else "failed" if status else "done"
         line = last_line(f"{path}.log") if status else ""
@@ -175,40 +159,3 @@ def last_line(path: str) -> str:
     with open(path, errors="replace") as file:
         lines = file.read().strip().splitlines()
     return next((line for line in reversed(lines) if not line.startswith("srun: error: ")), "".join(lines[-1:]))
-
-
-class Progress:
-    """One bar over the cells on a terminal, a line a cell elsewhere."""
-
-    def __init__(self, grid: Grid, workers: int) -> None:
-        self.grid, self.workers, self.failed = grid, workers, 0
-        count, layout = (
-            sum(done(grid, c) for c in grid.cells),
-            "{desc} {n_fmt}/{total_fmt} cells |{bar}| {elapsed}{postfix}",
-        )
-        options = {"desc": grid.name, "bar_format": layout, "disable": None, "dynamic_ncols": True}
-        self.bar = tqdm(total=len(grid.cells), initial=count, **options)
-        self.bar.n = count  # where it is disabled, too
-        if self.bar.disable:
-            print(f"{grid.name}: {count} of {len(grid.cells)} cells are done", flush=True)
-
-    def ended(self, cell: Cell, status: int) -> None:
-        """Show that a cell ended."""
-        last = read_record(record_path(self.grid, cell))
-        self.failed += status != 0
-        text = f"failed: exit status {status}: {last['line']}" if status else f"done in {in_words(last['seconds'])}"
-        if self.bar.disable:
-            self.bar.n += 1
-            print(f"[{self.bar.n}/{len(self.grid.cells)}] {cell.name}: {text}{self._left('; ')}", flush=True)
-        elif status:
-            self.bar.write(f"{cell.name}: {text}")
-        self.bar.update()
-
-    def refresh(self) -> None:
-        """Bring the time left up to date."""
-        failed = f", {self.failed} failed" if self.failed else ""
-        self.bar.set_postfix_str(self._left("") + failed)
-
-    def _left(self, before: str) -> str:
-        left = hours_left(states(self.grid), self.workers)
-        return "" if left is None else f"{before}{in_words(3600 * left)} left"

@@ -5,6 +5,7 @@ import shutil
 import signal
 import sys
 import warnings
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,52 +21,40 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; see --help")
 
 
-def parser() -> argparse.ArgumentParser:
-    """The flags of reproduce.sh."""
-    parser = _Parser(prog="reproduce.sh", description=__doc__, allow_abbrev=False)
-    parser.add_argument("target", help="a target (configs/targets), or a grid of your own, GRID.toml")
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", action="extend", metavar="N", help="seeds, instead of the grid's own"
-    )
-    parser.add_argument(
-        "--only", nargs="+", action="extend", default=[], metavar="AXIS=A,B", help="only these places on an axis"
-    )
-    parser.add_argument("--workers", type=int, metavar="N", help="cells at once (default: free cores)")
-    parser.add_argument(
-        "--gpus",
-        type=int,
-        nargs="?",
-        const=-1,
-        default=0,
-        metavar="N",
-        help="a GPU for every worker; N are on a machine (default: as many as this one has)",
-    )
-    parser.add_argument("--slurm", metavar="PARTITION", help="run each cell as a job on this partition")
-    parser.add_argument("--walltime", default="04:00:00", metavar="H:M:S", help="of a job (default 04:00:00)")
-    parser.add_argument("--account", metavar="A", help="whom SLURM charges")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="jobs at a time, times --workers (default 1)")
-    parser.add_argument("--again", action="store_true", help="make also what stands in the CSV, but not here as a run")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands of the cells that are not done")
-    parser.add_argument("--status", action="store_true", help="say how many are done, and how long the rest takes")
-    return parser
+LIST = {"nargs": "+", "action": "extend"}
+FLAGS: dict[str, dict[str, Any]] = {
+    "target": {"help": "a target (configs/targets), or a grid of your own, GRID.toml"},
+    "--seeds": LIST | {"type": int, "metavar": "N", "help": "seeds, instead of the grid's own"},
+    "--only": LIST | {"default": [], "metavar": "AXIS=A,B", "help": "only these places on an axis"},
+    "--workers": {"type": int, "metavar": "N", "help": "cells at once (default: free cores)"},
+    "--gpus": {"type": int, "nargs": "?", "const": -1, "default": 0, "metavar": "N"}
+    | {"help": "a GPU for every worker; N are on a machine (default: as many as this one has)"},
+    "--slurm": {"metavar": "PARTITION", "help": "run each cell as a job on this partition"},
+    "--walltime": {"default": "04:00:00", "metavar": "H:M:S", "help": "of a job (default 04:00:00)"},
+    "--account": {"metavar": "A", "help": "whom SLURM charges"},
+    "--jobs": {"type": int, "default": 1, "metavar": "N", "help": "jobs at a time, times --workers (default 1)"},
+    "--again": {"action": "store_true", "help": "make also what stands in the CSV, but not here as a run"},
+    "--dry-run": {"action": "store_true", "help": "print the commands of the cells that are not done"},
+    "--status": {"action": "store_true", "help": "say how many are done, and how long the rest takes"},
+}
+COMPARE: dict[str, dict[str, Any]] = {
+    "paths": {"nargs": "+", "type": Path, "metavar": "CSV_OR_RUN", "help": "CSVs, runs, or folders of either"},
+    "--out": {"type": Path, "default": Path("results/comparison"), "help": "default: results/comparison"},
+    "--only": LIST | {"default": [], "metavar": "AXIS=A,B", "help": "only these places, of CSVs"},
+    "--epochs": {"type": int, "nargs": "+", "metavar": "N", "help": "epochs, or inner steps, of the tables"},
+    "--reference": {"default": "amaml", "help": "the variant of the paired differences (default amaml)"},
+}
 
 
-def comparison_parser() -> argparse.ArgumentParser:
-    """The flags of reproduce.sh compare."""
-    parser = _Parser(prog="reproduce.sh compare", description="Tables and pictures of many runs.", allow_abbrev=False)
-    parser.add_argument(
-        "paths", nargs="+", type=Path, metavar="CSV_OR_RUN", help="CSVs of results, runs, or folders of either"
-    )
-    parser.add_argument("--out", type=Path, default=Path("results/comparison"), help="default: results/comparison")
-    parser.add_argument(
-        "--only", nargs="+", action="extend", default=[], metavar="AXIS=A,B", help="only these places, of CSVs"
-    )
-    parser.add_argument("--epochs", type=int, nargs="+", metavar="N", help="epochs, or inner steps, of the tables")
-    parser.add_argument("--reference", default="amaml", help="the variant of the paired differences (default amaml)")
-    return parser
+def parsed(flags: dict[str, dict[str, Any]], arguments: list[str], about: str | None = __doc__) -> Namespace:
+    """The arguments as these flags have them."""
+    parser = _Parser(prog="reproduce.sh", description=about, allow_abbrev=False)
+    for name, options in flags.items():
+        parser.add_argument(name, **options)
+    return parser.parse_args(arguments)
 
 
-def compare(given: argparse.Namespace) -> int:
+def compare(given: Namespace) -> int:
     """Write the tables and pictures of what is given, and print the tables."""
     from experiment import compare, figures_compare, tables
 
@@ -77,7 +66,7 @@ def compare(given: argparse.Namespace) -> int:
     return 0
 
 
-def reproduce(given: argparse.Namespace) -> int:
+def reproduce(given: Namespace) -> int:
     """Run, print or describe the cells that are asked for."""
     grid = grid_of(given)
     if given.status:
@@ -85,8 +74,7 @@ def reproduce(given: argparse.Namespace) -> int:
         return 0
     if given.dry_run:
         todo = (cell for cell in grid.cells if not cells.done(grid, cell))
-        commands = [shown(step.command) for cell in todo for step in cell.steps]
-        print("\n".join(commands) or "every cell is done")
+        print("\n".join(shown(step.command) for cell in todo for step in cell.steps) or "every cell is done")
         return 0
     failed = parallel.run(grid, place_of(given))
     if failed:
@@ -94,7 +82,7 @@ def reproduce(given: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def grid_of(given: argparse.Namespace) -> Grid:
+def grid_of(given: Namespace) -> Grid:
     """The cells that were asked for."""
     grid = read_grid(target_path(given.target), given.seeds, "cuda" if given.gpus else None)
     axes = {name: {cell.labels[name] for cell in grid.cells} for name in grid.cells[0].labels}
@@ -113,7 +101,7 @@ def conditions(only: list[str]) -> dict[str, list[str]]:
     return {name: values.split(",") for name, _, values in (condition.partition("=") for condition in only)}
 
 
-def place_of(given: argparse.Namespace) -> parallel.Place:
+def place_of(given: Namespace) -> parallel.Place:
     """Where to run them."""
     gpus = given.gpus
     if gpus < 0:
@@ -141,9 +129,9 @@ def main(arguments: list[str]) -> int:
             signal.signal(number, _interrupt)
     try:
         if arguments[:1] == ["compare"]:
-            status = compare(comparison_parser().parse_args(arguments[1:]))
+            status = compare(parsed(COMPARE, arguments[1:], "Tables and pictures of many runs."))
         else:
-            status = reproduce(parser().parse_args(arguments))
+            status = reproduce(parsed(FLAGS, arguments))
         sys.stdout.flush()
         return status
     except InputError as fault:
