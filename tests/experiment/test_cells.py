@@ -1,22 +1,14 @@
 """How cells stand, by their files and by the grid's CSV, and what is said of them."""
 
 import csv
-import io
 import json
-import sys
 from pathlib import Path
 
 import pytest
-from helpers.commands import ROOT, into_a_closed_pipe
 from helpers.grids import TINY, write_grid
 
 from experiment import cells, parallel, reproduce, results
 from experiment.grid import Cell, Grid, read_grid
-
-
-def test_a_closed_pipe_ends_quietly(tmp_path):
-    command = [sys.executable, "-m", "experiment.reproduce", str(write_grid(tmp_path, TINY)), "--dry-run"]
-    assert into_a_closed_pipe(command, ROOT) == (141, "")
 
 
 def test_dry_run_prints_the_commands_of_what_is_not_done(tmp_path, capsys, monkeypatch):
@@ -47,7 +39,7 @@ def _finish(cell: Cell, **changes) -> None:
 
 
 def _write_record(grid: Grid, cell: Cell, **record) -> Path:
-    path = cells.record_path(grid, cell)
+    path = grid.record(cell)
     path.parent.mkdir(parents=True, exist_ok=True)
     cells.write_record(path, record)
     return path
@@ -122,28 +114,16 @@ def test_status_counts_and_estimates_from_the_finished_cells_most_alike(tmp_path
     assert cells.hours_left(cells.states(grid), 4) == pytest.approx(hours / 4)
 
 
-def test_a_terminal_gets_a_bar_and_a_batch_log_a_line_a_cell(tmp_path, capsys, monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
+def test_every_cell_that_ends_gets_a_line_with_the_time_left(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    grid = read_grid(write_grid(tmp_path, TINY + "seed = [0, 1, 2, 3]"))
-    for cell, seconds in zip(grid.cells, (60, 60, 0), strict=False):
-        _write_record(grid, cell, state="failed" if not seconds else "done", seconds=seconds, status=2, line="why")
+    monkeypatch.setattr(results, "collect", lambda grid, cells: None)
+    grid = read_grid(write_grid(tmp_path, TINY + "seed = [0, 1, 2]"))
     for cell in grid.cells[:2]:
         _finish(cell)
-    parallel.Progress(grid, 1).ended(grid.cells[2], 2)
+        _write_record(grid, cell, state="done", seconds=60)
+    grid.cells[2].steps[0].command[:] = ["bash", "-c", "echo why; exit 2"]
+    assert parallel.run(grid, parallel.Place(1)) == 1
     assert capsys.readouterr().out.splitlines() == [
-        "grid: 2 of 4 cells are done",
-        "[3/4] seed2: failed: exit status 2: why; 60 s left",
+        "grid: 2 of 3 cells are done",
+        "[3/3] seed2: failed: exit status 2: why; 0 s left",
     ]
-    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
-    monkeypatch.setattr("tqdm.std.TMonitor", None, raising=False)
-    progress = parallel.Progress(grid, 1)
-    progress.ended(grid.cells[2], 2)
-    progress.refresh()
-    progress.bar.close()
-    assert "grid 3/4 cells" in terminal.getvalue()
-    assert "60 s left, 1 failed" in terminal.getvalue()
-    assert capsys.readouterr().out == "seed2: failed: exit status 2: why\n"

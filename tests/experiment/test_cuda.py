@@ -6,11 +6,10 @@ import pytest
 import torch
 from helpers.commands import (
     OFTEN,
-    Killed,
     assert_same_run,
     checkpoint,
     content,
-    killed_at_write,
+    killed,
     start,
     theta,
 )
@@ -73,10 +72,7 @@ def test_a_convolutional_network_does_too(compiled):
 def test_a_run_resumes_to_the_bit(tmp_path, compile, monkeypatch):
     flags = [*OFTEN, "--device", DEVICE, "--method", "amaml", "--deterministic", "--compile", compile]
     start(tmp_path / "whole", *flags)
-    with monkeypatch.context() as patch:
-        killed_at_write(patch, 6)
-        with pytest.raises(Killed):
-            start(tmp_path / "run", *flags)
+    assert killed(monkeypatch, 6, tmp_path / "run", *flags)
     assert 0 < checkpoint(tmp_path / "run")["update"] < checkpoint(tmp_path / "whole")["update"]
     assert start(tmp_path / "run", *flags, "--resume") == 0
     assert_same_run(tmp_path / "run", tmp_path / "whole")

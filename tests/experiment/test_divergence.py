@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers.commands import Killed, assert_same_run, checkpoint, error_line, killed_at_write, metrics, start, theta
+from helpers.commands import assert_same_run, checkpoint, error_line, killed, metrics, start, theta
 
 import run
 from amaml import Diverged, OverBudget
@@ -13,51 +13,23 @@ from experiment import methods
 from experiment.session import cosine
 
 
-@pytest.mark.parametrize("method", ["maml", "maml1", "fomaml", "imaml", "reptile"])
+@pytest.mark.parametrize("method", ["amaml", "maml", "reptile"])
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_update(tmp_path, quick, capsys, method):
-    out = tmp_path / "run"
-    assert start(out, "--method", method, "--inner-lr", "1e29", "--dtype", "float32") == 2
+    assert start(tmp_path / "run", "--method", method, "--inner-lr", "1e29", "--dtype", "float32") == 2
     line = error_line(capsys)
-    assert "update 1: " in line
-    assert "inner_lr" in line
-    assert "no checkpoint yet" in line
-    assert not (out / "checkpoint.pt").exists()
-    assert metrics(out) == []
+    assert all(words in line for words in ("update 1: ", "smaller", "no checkpoint yet"))
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+    assert metrics(tmp_path / "run") == []
 
 
-@pytest.mark.parametrize("solver", ["auto", "rk4", "rkc", "euler"])
-def test_amaml_refuses_a_horizon_that_no_steps_can_cover(tmp_path, quick, capsys, solver):
-    out = tmp_path / "run"
-    flags = ["--method", "amaml", "--solver", solver, "--inner-lr", "1e29", "--dtype", "float32"]
-    assert start(out, *flags) == 2
-    line = error_line(capsys)
-    assert "update 1: " in line
-    assert "smaller" in line
-    assert "no checkpoint yet" in line
-    assert not (out / "checkpoint.pt").exists()
-
-
-@pytest.mark.parametrize("solver", ["euler", "rk4"])
-def test_amaml_stops_with_its_update_where_theta_explodes(tmp_path, capsys, solver):
-    out = tmp_path / "run"
-    flags = [
-        "--method",
-        "amaml",
-        "--solver",
-        solver,
-        "--meta-lr",
-        "1e25",
-        "--dtype",
-        "float32",
-        "--checkpoint-interval",
-        "1",
-    ]
-    assert start(out, *flags) == 2
+def test_a_theta_that_explodes_stops_the_run_with_its_update(tmp_path, quick, capsys):
+    flags = ["--meta-lr", "1e25", "--dtype", "float32", "--checkpoint-interval", "1"]
+    assert start(tmp_path, "--method", "amaml", "--solver", "rk4", *flags) == 2
     line = error_line(capsys)
     assert "update 2: " in line
     assert "the checkpoint of update 1 is kept" in line
-    assert checkpoint(out)["update"] == 1
-    assert theta(out).isfinite().all()
+    assert checkpoint(tmp_path)["update"] == 1
+    assert theta(tmp_path).isfinite().all()
 
 
 def test_a_theta_that_is_not_finite_is_never_saved(tmp_path, quick, monkeypatch, capsys):
@@ -171,10 +143,7 @@ def test_a_batch_that_was_left_out_after_the_checkpoint_of_a_killed_run_counts_o
     monkeypatch.setattr("experiment.session.SKIP_WINDOW", 200)
     left_out(monkeypatch, 2, 4)
     start(tmp_path / "whole", *MANY)
-    with monkeypatch.context() as patch:
-        killed_at_write(patch, 7)
-        with pytest.raises(Killed):
-            start(tmp_path / "run", *MANY)
+    assert killed(monkeypatch, 7, tmp_path / "run", *MANY)
     assert [m["update"] for m in metrics(tmp_path / "run") if "skipped" in m] == [2, 4]
     assert checkpoint(tmp_path / "run")["skipped"] == [2]
     assert start(tmp_path / "run", *MANY, "--resume") == 0

@@ -56,33 +56,19 @@ def by_hand(theta, apply, tasks, task, epochs):
     return np.array(rows), phi.detach()
 
 
-def test_all_tasks_at_once_are_what_each_would_be_alone(problem):
+@pytest.mark.parametrize(("epochs", "records"), [(25, [0, 10, 20, 25]), (20, [0, 10, 20]), (0, [0])])
+def test_all_tasks_at_once_are_what_each_would_be_alone(problem, epochs, records):
     model, theta, tasks = problem
-    curves, phi, *_ = fine_tune(model, tasks, epochs=25)
-    assert curves.epochs == [0, 10, 20, 25]
+    announced = []
+    curves, phi, *_ = fine_tune(model, tasks, epochs, announced.append)
+    assert curves.epochs == announced == records
     assert torch.equal(model.meta.function.theta(), theta)
     assert phi.shape == (3, len(theta))
     for task in range(3):
-        rows, alone = by_hand(theta, model.meta.function, tasks, task, 25)
+        rows, alone = by_hand(theta, model.meta.function, tasks, task, epochs)
         np.testing.assert_allclose(curves.support[:, task], rows[curves.epochs, 0], rtol=1e-12)
         np.testing.assert_allclose(curves.test[:, task], rows[curves.epochs, 1], rtol=1e-12)
         torch.testing.assert_close(phi[task], alone, rtol=1e-12, atol=1e-14)
-
-
-def test_no_epochs_measure_theta_itself(problem):
-    model, theta, tasks = problem
-    curves, phi, before, after = fine_tune(model, tasks, epochs=0)
-    assert curves.epochs == [0]
-    assert torch.equal(phi, theta.expand(3, -1))
-    assert torch.equal(before(tasks.test_x), after(tasks.test_x))
-
-
-def test_records_come_every_tenth_epoch_once_and_are_announced(problem):
-    model, theta, tasks = problem
-    announced = []
-    curves = fine_tune(model, tasks, epochs=20, on_record=announced.append).curves
-    assert curves.epochs == announced == [0, 10, 20]
-    assert curves.test.shape == curves.support.shape == (3, 3)
 
 
 @pytest.mark.parametrize("part", ["support_y", "test_y"])
@@ -100,12 +86,6 @@ def test_the_interval_is_students():
     assert half == pytest.approx(2.776445105 * math.sqrt(38 / 4) / math.sqrt(5), rel=1e-9)  # t(0.975, 4) = 2.776
     low, high = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert (mean - half, mean + half) == pytest.approx((low, high))
-
-
-def test_one_value_has_no_interval():
-    mean, half = mean_and_interval(np.array([3.0]))
-    assert mean == 3.0
-    assert math.isnan(half)
 
 
 def test_an_entry_averages_over_tasks_and_not_over_epochs():
@@ -213,21 +193,6 @@ def test_evaluate_takes_a_folder_or_a_checkpoint(tmp_path, quick, capsys):
     assert {name: b for name, b in files(out).items() if not name.startswith("evaluation")} == before
 
 
-def test_evaluate_takes_other_tests_than_the_runs_own(tmp_path, quick):
-    out, other = tmp_path / "run", tmp_path / "other"
-    start(out)
-    flags = ["--domain", "Sinusoid", "--shots", "9", "--test-tasks", "3", "--test-epochs", "20"]
-    assert run.main(["--evaluate", str(out), "--out", str(other), *flags]) == 0
-    assert run.main(["--evaluate", str(out), "--out", str(other), *flags]) == 0  # its own files may be replaced
-    name = "evaluation-Sinusoid-9shot-finetune-test_epochs20-test_tasks3.json"
-    evaluation = content(other, name)
-    assert set(files(other)) == {name}
-    assert evaluation["settings"]["shots"] == 9
-    assert evaluation["settings"]["width"] == 4
-    assert evaluation["tasks"] == 3
-    assert evaluation["epochs"] == [0, 10, 20]
-
-
 def test_evaluations_have_names_of_their_own_and_replace_their_like_alone(tmp_path, quick, capsys):
     out = tmp_path / "run"
     start(out)
@@ -236,17 +201,19 @@ def test_evaluations_have_names_of_their_own_and_replace_their_like_alone(tmp_pa
         "CosMixture-4shot-finetune": [],
         "CosMixture-9shot-finetune": ["--shots", "9"],
         "Sinusoid-4shot-inner": ["--domain", "Sinusoid", "--protocol", "inner"],
-        "CosMixture-4shot-finetune-test_tasks2": ["--test-tasks", "2"],
-        "CosMixture-4shot-finetune-test_epochs20": ["--test-epochs", "20"],
+        "CosMixture-4shot-finetune-test_epochs20-test_tasks3": ["--test-tasks", "3", "--test-epochs", "20"],
     }.items():
         path = out / f"evaluation-{name}.json"
         for _ in range(2):  # the same again takes the same file
             capsys.readouterr()
-            assert run.main(["--evaluate", str(out), *flags]) == 0
+            assert run.main(["--evaluate", str(out), "--draw", "1", *flags]) == 0
             assert capsys.readouterr().out.splitlines()[-1] == str(path)
+            assert (out / f"fits-{name}.png").read_bytes().startswith(b"\x89PNG")
             assert expected.setdefault(path, path.read_bytes()) == path.read_bytes()
     assert {p for p in out.iterdir() if p.name.startswith("evaluation")} == set(expected)
     assert all(path.read_bytes() == held for path, held in expected.items())
+    last = content(out, path.name)
+    assert (last["settings"]["width"], last["tasks"], last["epochs"]) == (4, 3, [0, 10, 20])
 
 
 def test_evaluate_refuses_what_would_have_made_another_theta(tmp_path, quick, capsys):
@@ -388,10 +355,3 @@ def test_a_stop_while_the_random_initialisation_is_tested_loses_nothing(tmp_path
     assert start(tmp_path / "run", "--resume") == 0
     start(tmp_path / "whole")
     assert_same_run(tmp_path / "run", tmp_path / "whole")
-
-
-def test_evaluate_draws_without_a_new_run(tmp_path, quick):
-    start(tmp_path / "run")
-    assert run.main(["--evaluate", str(tmp_path / "run"), "--draw", "1"]) == 0
-    picture = tmp_path / "run" / "fits-CosMixture-4shot-finetune.png"
-    assert picture.read_bytes().startswith(b"\x89PNG")

@@ -3,25 +3,12 @@
 import json
 import os
 import pickle
-import signal
 from contextlib import nullcontext
 
 import pytest
 import torch
-from helpers.commands import (
-    OFTEN,
-    assert_same_run,
-    checkpoint,
-    content,
-    error_line,
-    files,
-    has_checkpoint,
-    metrics,
-    spawn,
-    start,
-    theta,
-    wait_for,
-)
+from filelock import FileLock, Timeout
+from helpers.commands import OFTEN, assert_same_run, checkpoint, content, error_line, files, metrics, start, theta
 
 import run
 from amaml import InputError
@@ -90,20 +77,30 @@ def test_the_autosave_writes_a_checkpoint_between_the_regular_ones(tmp_path, qui
         saved.clear()
 
 
-def test_a_folder_takes_one_process_at_a_time_and_a_kill_frees_it(tmp_path, quick, capsys):
-    out, long = tmp_path / "run", ["--checkpoint-interval", "5", "--test-interval", "0", "--compile", "off"]
-    first = spawn(out, *long, "--meta-updates", "100000")
-    try:
-        wait_for(has_checkpoint(out), "checkpoint", first)
+def test_a_folder_takes_one_process_at_a_time(tmp_path, quick, monkeypatch, capsys):
+    """Where another holds it nothing begins; a run holds it from its first update on, and leaves it free."""
+    start(tmp_path)
+    (tmp_path / "summary.json").unlink()
+    before = files(tmp_path)
+    capsys.readouterr()
+    with FileLock(tmp_path / ".lock"):
         for flags in ([], ["--resume"], ["--overwrite"], ["--seed", "1"]):
-            assert start(out, *long, "--meta-updates", "100000", *flags) == 2
-            assert f"{out} is in use by another process; wait for its end" in error_line(capsys)
-    finally:
-        first.send_signal(signal.SIGKILL)
-        first.communicate()
-    last = checkpoint(out)["update"] + 3
-    assert start(out, *long, "--meta-updates", str(last), "--resume") == 0
-    assert [m["update"] for m in metrics(out)] == list(range(1, last + 1))
+            assert start(tmp_path, *flags) == 2
+            assert f"{tmp_path} is in use by another process; wait for its end" in error_line(capsys)
+    assert files(tmp_path) == before
+    step, held = Session._step, []
+
+    def noted(session):
+        try:
+            FileLock(tmp_path / ".lock").acquire(timeout=0)
+        except Timeout:
+            held.append(session.update)
+        step(session)
+
+    monkeypatch.setattr(Session, "_step", noted)
+    assert start(tmp_path, "--overwrite") == 0
+    assert held == [0, 1, 2, 3, 4, 5]
+    FileLock(tmp_path / ".lock").acquire(timeout=0)
 
 
 def test_of_two_runs_that_begin_at_once_in_a_new_folder_one_goes_on(tmp_path, quick, monkeypatch, capsys):
@@ -133,9 +130,7 @@ def test_a_folder_of_which_nothing_may_be_written_still_shows_its_run(tmp_path, 
     assert capsys.readouterr().out.splitlines()[0] == table
 
 
-@pytest.mark.parametrize(
-    "flags", [["--test-tasks", "3"], ["--test-epochs", "20"], ["--protocol", "inner"]], ids=" ".join
-)
+@pytest.mark.parametrize("flags", [["--test-tasks", "3"], ["--protocol", "inner"]], ids=" ".join)
 def test_other_tests_of_a_finished_run_are_made_without_training(tmp_path, quick, monkeypatch, capsys, flags):
     out = tmp_path / "run"
     start(out)

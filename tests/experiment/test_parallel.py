@@ -4,24 +4,20 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from helpers.commands import ROOT, assert_same_run, content, metrics
-from helpers.grids import TINY, scripts, wait_for, write_grid
+from helpers.commands import assert_same_run, content, metrics, wait_for
+from helpers.grids import TINY, scripts, write_grid
 
 import run
 from amaml import InputError
-from experiment import cells, parallel, results
-from experiment.cells import Cell, record_path
+from experiment import cells, parallel, reproduce, results
+from experiment.cells import Cell
 from experiment.grid import read_grid
 from experiment.parallel import Place
-
-MODULE = [sys.executable, "-W", "ignore", "-m", "experiment.reproduce"]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +37,7 @@ def test_what_may_pass_is_tried_again_and_nothing_else(tmp_path, capsys):
         lost="[ -e {made}.tried ] && exec touch {made}; touch {made}.tried; kill -9 $$",
     )
     assert parallel.run(grid, Place(workers=2)) == 2
-    records = {cell.name: cells.read_record(record_path(grid, cell)) for cell in grid.cells}
+    records = {cell.name: cells.read_record(grid.record(cell)) for cell in grid.cells}
     assert {name: record["attempts"] for name, record in records.items()} == {
         "good": 1,
         "mistake": 1,
@@ -56,8 +52,8 @@ def test_what_may_pass_is_tried_again_and_nothing_else(tmp_path, capsys):
     assert any("broken: failed: exit status 1: broken" in line for line in lines)
     assert any("lost: done in" in line for line in lines)
     assert parallel.run(grid, Place(workers=2)) == 2
-    again = cells.read_record(record_path(grid, grid.cells[1]))
-    assert (again["attempts"], cells.read_record(record_path(grid, grid.cells[0]))["attempts"]) == (2, 1)
+    again = cells.read_record(grid.record(grid.cells[1]))
+    assert (again["attempts"], cells.read_record(grid.record(grid.cells[0]))["attempts"]) == (2, 1)
     assert again["seconds"] > records["mistake"]["seconds"]
 
 
@@ -104,7 +100,7 @@ def test_a_partition_that_is_not_there_gets_one_line_before_any_cell(tmp_path, s
 
 def test_a_cell_waits_for_a_command_that_an_earlier_start_left_behind(tmp_path):
     grid = scripts(tmp_path, cell="echo again; echo > {made}")
-    path = record_path(grid, grid.cells[0])
+    path = grid.record(grid.cells[0])
     path.parent.mkdir(parents=True)
     with open(f"{path}.lock", "a") as file:
         assert cells.locked(file)
@@ -127,60 +123,42 @@ def test_a_stop_is_told_to_what_runs_and_starts_nothing_more(tmp_path):
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         parallel.run(grid, Place(1))
-    assert Path(f"{record_path(grid, grid.cells[0])}.log").read_text() == "checkpoint\n"
+    assert Path(f"{grid.record(grid.cells[0])}.log").read_text() == "checkpoint\n"
     assert [state.name for state in cells.states(grid)] == ["stopped", "waiting"]
 
 
-def launch(path: Path, *flags: str) -> subprocess.Popen:
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    command = [*MODULE, str(path), "--workers", "2", *flags]
-    return subprocess.Popen(command, env=ENVIRONMENT, cwd=path.parent, text=True, preexec_fn=_hear_ctrl_c, **streams)
+def test_a_grid_whose_run_is_killed_ends_with_the_files_of_an_undisturbed_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    grid = read_grid(write_grid(tmp_path, TINY + 'out = "{method}"\nmethod = ["fomaml"]\nmeta_updates = 400'))
+    (cell,) = grid.cells
+
+    def kill():
+        wait_for(lambda: under_way(cell, 20), "the run is under way")
+        (run,) = subprocess.run(
+            ["pgrep", "-P", str(os.getpid()), "-f", "method fomaml"], capture_output=True
+        ).stdout.split()
+        os.kill(int(run), signal.SIGKILL)
+
+    threading.Thread(target=kill).start()
+    assert parallel.run(grid, Place(1)) == 0
+    assert cells.read_record(grid.record(cell))["attempts"] == 2
+    assert "fomaml,0,400,2,nRMSE" in grid.csv.read_text()
+    assert run.main([*cell.steps[0].command[2:], "--out", "whole"]) == 0
+    assert_same_run(cell.folder, Path("whole"))
+    assert content(cell.folder, "config.json")["settings"]["out"] == str(cell.folder)
 
 
-def _hear_ctrl_c() -> None:
-    """A shell lets its background processes, and so these tests perhaps, ignore it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def under_way(cell: Cell, folder: Path, updates: int) -> bool:
+def under_way(cell: Cell, updates: int) -> bool:
     with contextlib.suppress(OSError, ValueError):
-        return len(metrics(folder / cell.folder)) >= updates
+        return len(metrics(cell.folder)) >= updates
     return False
 
 
-def test_ctrl_c_leaves_a_grid_that_goes_on(tmp_path):
-    path = write_grid(tmp_path, TINY + 'method = ["fomaml"]\nmeta_updates = 100000')
-    cell = read_grid(path).cells[0]
-    program = launch(path)
-    wait_for(lambda: under_way(cell, tmp_path, 20), "the run is under way")
-    program.send_signal(signal.SIGINT)
-    printed, _ = program.communicate(timeout=60)
-    assert program.returncode == 130
-    assert printed.splitlines()[-1] == "reproduce.sh: stopped; the same command goes on"
-    record = tmp_path / record_path(read_grid(path), cell)
-    assert cells.read_record(record)["state"] == "stopped"
-    assert "go on with --resume" in Path(f"{record}.log").read_text()
-    assert (tmp_path / cell.folder / "checkpoint.pt").exists()
-
-
-def test_a_grid_killed_twice_ends_with_the_files_of_an_undisturbed_one(tmp_path):
-    """SIGKILL for a run, which is started again, and for the program, whose runs live on until the next start."""
-    path = write_grid(tmp_path, TINY + 'out = "{method}"\nmethod = ["fomaml", "reptile"]\nmeta_updates = 400')
-    grid = read_grid(path)
-    cell, record = grid.cells[0], tmp_path / record_path(grid, grid.cells[0])
-    program = launch(path)
-    wait_for(lambda: under_way(cell, tmp_path, 20), "a run is under way")
-    runs = ["pgrep", "-P", str(program.pid), "-f", "method fomaml"]
-    os.kill(int(subprocess.run(runs, capture_output=True, text=True).stdout), signal.SIGKILL)
-    wait_for(lambda: cells.read_record(record).get("attempts") == 2, "it is started again")
-    program.kill()
-    program.communicate()
-    assert not (tmp_path / cell.folder / "summary.json").exists()
-    printed, _ = launch(path).communicate(timeout=600)
-    assert "[2/2] " in printed or "2 of 2 cells are done" in printed  # where the runs have ended by then
-    assert "fomaml,0,400,2,nRMSE" in (tmp_path / "grid.csv").read_text()
-    for cell in grid.cells:
-        other = tmp_path / "whole" / cell.name
-        assert run.main([*cell.steps[0].command[2:], "--out", str(other)]) == 0
-        assert_same_run(tmp_path / cell.folder, other)
-        assert content(tmp_path / cell.folder, "config.json")["settings"]["out"] == str(cell.folder)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_of_the_program_is_one_line_and_a_status(tmp_path, monkeypatch, capsys, number):
+    handlers = [(n, signal.getsignal(n)) for n in (signal.SIGTERM, signal.SIGHUP)]
+    monkeypatch.setattr(parallel, "run", lambda grid, place: signal.raise_signal(number))
+    assert reproduce.main([str(write_grid(tmp_path, TINY))]) == 130
+    assert capsys.readouterr().err == "reproduce.sh: stopped; the same command goes on\n"
+    for restored in handlers:
+        signal.signal(*restored)

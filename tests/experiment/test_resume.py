@@ -1,27 +1,20 @@
 """A run that is stopped or killed, anywhere, and resumed ends with the same bits as one that never was."""
 
 import os
-import random
 import signal
-import time
 from itertools import count
 
 import pytest
 from helpers.commands import (
     OFTEN,
-    Killed,
     assert_same_run,
     checkpoint,
     content,
     error_line,
     files,
-    has_checkpoint,
-    killed_at_write,
+    killed,
     metrics,
-    spawn,
     start,
-    theta,
-    wait_for,
 )
 
 import run
@@ -29,82 +22,31 @@ from experiment import folder
 from experiment.build import Experiment
 
 
-def test_a_falling_step_size_goes_on_where_it_was_and_ends_where_it_was_to(tmp_path, quick, monkeypatch):
-    flags = [*OFTEN, "--meta-schedule", "cosine"]
-    start(tmp_path / "whole", *flags)
-    start(tmp_path / "constant", *OFTEN)
-    assert not theta(tmp_path / "whole").equal(theta(tmp_path / "constant"))
-    with monkeypatch.context() as patch:
-        killed_at_write(patch, 6)
-        with pytest.raises(Killed):
-            start(tmp_path / "killed", *flags)
-    assert start(tmp_path / "killed", *flags, "--resume") == 0
-    assert_same_run(tmp_path / "killed", tmp_path / "whole")
-    assert start(tmp_path / "whole", *flags, "--meta-updates", "8", "--resume") == 2  # it would have been another run
-
-
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_a_run_killed_in_any_of_its_writes_resumes_to_the_bit(tmp_path, quick, monkeypatch, optimizer):
-    flags = [*OFTEN, "--meta-optimizer", optimizer]
-    start(tmp_path / "whole", *flags)
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_a_run_killed_in_any_of_its_writes_resumes_to_the_bit(tmp_path, quick, monkeypatch, schedule):
+    flags, whole = [*OFTEN, "--meta-schedule", schedule], tmp_path / "whole"
+    start(whole, *flags)
     for moment in count():
         out = tmp_path / f"killed{moment}"
-        with monkeypatch.context() as patch:
-            killed_at_write(patch, moment)
-            try:
-                start(out, *flags)
-                break
-            except Killed:
-                pass
+        if not killed(monkeypatch, moment, out, *flags):
+            break
         assert not (out / "summary.json").exists()
         assert start(out, *flags, "--resume") == 0
-        assert_same_run(out, tmp_path / "whole")
-        assert set(files(out)) - {name + ".tmp" for name in folder.FILES} == set(files(tmp_path / "whole"))
+        assert_same_run(out, whole)
+        assert set(files(out)) - {name + ".tmp" for name in folder.FILES} == set(files(whole))
     assert moment >= 12  # configuration, metrics, tests, checkpoints, curves, summary: each write died once
+    longer = start(whole, *flags, "--meta-updates", "8", "--resume")
+    assert longer == (2 if schedule == "cosine" else 0)  # a step size that falls to zero makes it another run
 
 
 @pytest.mark.parametrize("method", ["amaml", "imaml"])
 def test_a_run_killed_again_and_again_resumes_to_the_bit(tmp_path, quick, monkeypatch, method):
     flags = [*OFTEN, "--meta-updates", "9", "--method", method]
     start(tmp_path / "whole", *flags)
-    out = tmp_path / "run"
     for moment in (4, 5, 6, 6, 7):
-        with monkeypatch.context() as patch:
-            killed_at_write(patch, moment)
-            with pytest.raises(Killed):
-                start(out, *flags, "--resume")
-    assert start(out, *flags, "--resume") == 0
-    assert_same_run(out, tmp_path / "whole")
-
-
-def test_sigterm_and_sigkill_lose_nothing_of_a_process(tmp_path):
-    out, flags = tmp_path / "run", ["--meta-updates", "490", "--checkpoint-interval", "5", "--test-interval", "0"]
-    first = spawn(out, *flags)
-    wait_for(has_checkpoint(out), "checkpoint", first)
-    first.send_signal(signal.SIGTERM)
-    stdout, stderr = first.communicate(timeout=60)
-    update = checkpoint(out)["update"]
-    assert first.returncode == 128 + signal.SIGTERM
-    assert stdout == ""
-    assert stderr == f"run.py: stopped after update {update}; go on with --resume\n"
-    assert len(metrics(out)) == update < 490
-
-    second = spawn(out, *flags, "--resume")
-    wait_for(has_checkpoint(out, update + 1), "further checkpoint", second)
-    moment = random.uniform(0, 0.2)
-    time.sleep(moment)
-    second.kill()
-    second.communicate(timeout=60)
-    reached = checkpoint(out)["update"]
-
-    flags = [*flags, "--meta-updates", str(reached + 10)]
-    assert start(out, *flags, "--resume") == 0
-    start(tmp_path / "whole", *flags)
-    try:
-        assert_same_run(out, tmp_path / "whole")
-    except AssertionError as fault:
-        fault.add_note(f"stopped after update {update}, killed {moment:.3f} s later with the checkpoint of {reached}")
-        raise
+        assert killed(monkeypatch, moment, tmp_path / "run", *flags, "--resume")
+    assert start(tmp_path / "run", *flags, "--resume") == 0
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
 def signalled(monkeypatch, step: int | None, number: int, test: int = 0, repeat: int = 1):
@@ -179,10 +121,7 @@ def test_resume_starts_where_there_is_nothing_to_resume(tmp_path, quick):
 def test_a_finished_run_is_extended_to_what_a_longer_one_had_been(tmp_path, quick, monkeypatch, capsys):
     out = tmp_path / "run"
     start(out)
-    with monkeypatch.context() as patch:  # a kill must not leave the short run's summary for the long run's
-        killed_at_write(patch, 1)
-        with pytest.raises(Killed):
-            start(out, "--meta-updates", "10", "--resume")
+    assert killed(monkeypatch, 1, out, "--meta-updates", "10", "--resume")
     assert not (out / "summary.json").exists()
     assert start(out, "--meta-updates", "10", "--resume") == 0
     start(tmp_path / "whole", "--meta-updates", "10")

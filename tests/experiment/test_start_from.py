@@ -6,12 +6,11 @@ import pytest
 import torch
 from helpers.commands import (
     OFTEN,
-    Killed,
     assert_same_run,
     content,
     error_line,
     files,
-    killed_at_write,
+    killed,
     start,
     theta,
 )
@@ -58,10 +57,7 @@ def test_what_it_is_compared_with_is_the_random_initialisation(tmp_path, reptile
 def test_it_resumes_to_the_bit_without_the_other_run(tmp_path, reptile, monkeypatch):
     flags = ["--start-from", str(reptile), *OFTEN]
     start(tmp_path / "whole", *flags)
-    with monkeypatch.context() as patch:
-        killed_at_write(patch, 6)
-        with pytest.raises(Killed):
-            start(tmp_path / "parts", *flags)
+    assert killed(monkeypatch, 6, tmp_path / "parts", *flags)
     shutil.move(reptile, tmp_path / "elsewhere")
     assert start(tmp_path / "parts", *flags, "--resume") == 0
     assert_same_run(tmp_path / "parts", tmp_path / "whole")

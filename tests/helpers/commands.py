@@ -1,9 +1,7 @@
 """The program as its users start it, on a problem small enough for tests, what it leaves behind, and how it is hurt."""
 
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from itertools import count
@@ -35,17 +33,6 @@ OFTEN = ["--checkpoint-interval", "2", "--test-interval", "3"]
 def start(out: Path, *flags: str) -> int:
     """run.py in this process, with the sizes of TINY; later flags win. Returns the exit status."""
     return run.main([*(WITHOUT_EPOCHS if "inner" in flags else TINY), "--out", str(out), *flags])
-
-
-def spawn(out: Path, *flags: str) -> subprocess.Popen:
-    """run.py in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "run.py"), *TINY, "--out", str(out), *flags],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def wait_for(condition: Callable[[], bool], what: str, process: subprocess.Popen | None = None) -> None:
@@ -88,6 +75,17 @@ def killed_at_write(monkeypatch, moment: int) -> None:
     monkeypatch.setattr(folder.RunFolder, "append_metrics", dying_append)
 
 
+def killed(monkeypatch, moment: int, out: Path, *flags: str) -> bool:
+    """start, with a process that dies in the middle of its moment-th write of a file; whether it came to that."""
+    with monkeypatch.context() as patch:
+        killed_at_write(patch, moment)
+        try:
+            start(out, *flags)
+        except Killed:
+            return True
+    return False
+
+
 def checkpoint(out: Path) -> dict:
     return torch.load(out / "checkpoint.pt", weights_only=True)
 
@@ -124,15 +122,6 @@ def assert_same_run(out: Path, other: Path) -> None:
     for name in ("metrics.jsonl", "test.json"):
         assert (out / name).read_bytes() == (other / name).read_bytes(), name
     assert content(out, "summary.json")["at_epochs"] == content(other, "summary.json")["at_epochs"]
-
-
-def into_a_closed_pipe(command: list[str], cwd: Path) -> tuple[int, str]:
-    """Exit status and stderr of a command whose output nobody reads."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=cwd)
-    os.close(writer)
-    return ended.returncode, ended.stderr
 
 
 def error_line(capsys) -> str:

@@ -1,7 +1,5 @@
-"""Grids small enough for tests, cells that are shell scripts, and waiting."""
+"""Grids small enough for tests, cells that are shell scripts."""
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from experiment.cells import Cell, Grid, Step
@@ -43,10 +41,3 @@ def flags_of(command: list[str]) -> dict[str, str]:
             bare = i + 1 == len(words) or words[i + 1].startswith("--")
             flags[word] = "true" if bare else words[i + 1]
     return flags
-
-
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"timed out: {what}"
-        time.sleep(0.02)
