@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -28,13 +29,14 @@ from amaml.learner import (
     check_inner_loop,
     check_query_steps,
     check_rates,
-    mean_if_large,
+    compact,
     number,
     outer_steps,
     query_along,
     with_own_memory,
 )
 from amaml.models import Apply
+from amaml.robust import Robust, check_robust, weighted
 from amaml.tasks import Tasks
 
 
@@ -83,6 +85,7 @@ class AMAML:
     inner_batch: int | Tensor | None = None
     query_steps: Sequence[int] | None = None
     query_weights: Sequence[float] | None = None
+    robust: Robust = None
     controller: Controller = Controller()
 
     def __post_init__(self) -> None:
@@ -95,6 +98,7 @@ class AMAML:
             raise InputError(f"rtol must lie between 0 and 1, got {self.rtol!r}")
         check_count("checkpoints", self.checkpoints, none=True)
         check_query_steps(self.query_steps, self.query_weights, self.inner_steps)
+        check_robust(self.robust)
         if self.solver not in ("auto", "euler") and not self._plain:
             raise InputError(
                 f"solver {self.solver} follows plain gradient descent with one rate for all its steps; leave it out "
@@ -131,7 +135,7 @@ class AMAML:
         """
         self._check(theta)
         memory = memory.about(self.problem(theta))
-        passes = self.passes(theta, tasks, self._limit(memory))
+        passes = self.passes(theta, tasks, memory, self._limit(memory))
         flow = passes.flow
         mesh, curvature = self._choose(flow, memory, passes.inner_steps[-1])
         try:
@@ -147,7 +151,8 @@ class AMAML:
         """What is known of the error after a call that gave the gradient seen, or raised it."""
         if seen.observation is None:
             return memory
-        return self.controller.update(memory.about(seen.observation.problem), self.rtol, seen.observation)
+        memory = self.controller.update(memory.about(seen.observation.problem), self.rtol, seen.observation)
+        return replace(memory, lengths=memory.lengths.after(getattr(seen, "lengths", None)))
 
     meta_gradient = with_own_memory
 
@@ -162,8 +167,8 @@ class AMAML:
         trajectory, request, at = followed.kept
         trajectory = trajectory.again() if trajectory.was_read else trajectory
         flow = trajectory.flow
-        passes = replace(self._passes(flow, lambda trajectory: Terminal(lam), request), inner_steps=at)
         memory = memory.about(self.problem(flow.theta))
+        passes = replace(self._passes(flow, lambda trajectory: Terminal(lam), request, memory), inner_steps=at)
         return self._controlled(passes, trajectory.mesh, Curvature(flow, known=memory.leading), memory, trajectory)
 
     def _forward(
@@ -196,13 +201,16 @@ class AMAML:
                 raise
             return follow(self._descent(at[-1]))
 
-    def passes(self, theta: Tensor, tasks: Tasks, limit: float = math.inf) -> Passes:
+    def passes(self, theta: Tensor, tasks: Tasks, memory: Memory | None = None, limit: float = math.inf) -> Passes:
         """All of a meta-gradient but the steps, with so many evaluations at most for a solution."""
         flow, request = self.flow(theta.detach(), tasks, limit), self._request(tasks)
-        return self._passes(flow, self._outer_loss(flow, request), request)
+        return self._passes(flow, self._outer_loss(flow, request), request, memory or Memory())
 
-    def _passes(self, flow: GradientFlow, terminal: Callable[[Trajectory], Terminal], request: Requested) -> Passes:
-        return Passes(flow, outer_steps(self)[0], self._rate, terminal, request, self.adjoint, self.checkpoints)
+    def _passes(
+        self, flow: GradientFlow, terminal: Callable[[Trajectory], Terminal], request: Requested, memory: Memory
+    ) -> Passes:
+        weigh, steps = partial(memory.lengths.weighing, self.robust), outer_steps(self)[0]
+        return Passes(flow, steps, self._rate, terminal, request, weigh, self.adjoint, self.checkpoints)
 
     def _outer_loss(self, flow: GradientFlow, request: Requested) -> Callable[[Trajectory], Terminal]:
         """The query losses along the way, with their weights."""
@@ -248,8 +256,16 @@ class AMAML:
         if measured:
             seen = seen._replace(error=of_first, measuring=spent.measuring)
         name = "euler" if descended else getattr(self.solver, "name", self.solver)
-        direction, query_loss = mean_if_large(best.of_tasks), best.terminal.query_loss
-        return MetaGradient(direction, query_loss, spent, error, measured, seen, best.gradients, name)
+        return MetaGradient(
+            **compact(best.of_tasks, best.weighing),
+            query_loss=best.terminal.query_loss,
+            evaluations=spent,
+            error=error,
+            measured=measured,
+            observation=seen,
+            gradients=best.gradients,
+            solver=name,
+        )
 
     def _refined(self, passes: Passes, first: Solution, memory: Memory) -> tuple[Solution, float, float]:
         """The gradient with every step bisected, once or until its error is tolerated; its error, and the first one's.
@@ -325,7 +341,8 @@ class AMAML:
 
     def _noise(self, found: Solution) -> float:
         """What rounding leaves of the gradient's relative accuracy: in units of |lam(T)| of the largest task."""
-        largest, whole = torch.stack([found.terminal.lam.norm(dim=-1).amax(), found.value.norm()]).tolist()
+        lengths = weighted(found.terminal.lam.norm(dim=-1).amax(0), found.weighing.weights)
+        largest, whole = torch.stack([lengths.amax(), found.value.norm()]).tolist()
         return self._rounding(found.value) * largest / whole if whole else math.inf
 
     def _rounding(self, theta: Tensor) -> float:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from amaml.flow.accuracy import Observation
 from amaml.flow.field import Evaluations
-from amaml.learner import Memory, MetaGradient, MetaLearner, check_count, mean_if_large, with_own_memory
+from amaml.learner import Memory, MetaGradient, MetaLearner, check_count, compact, with_own_memory
+from amaml.robust import Weighing, weighted_mean
 from amaml.tasks import Tasks
 
 Part, Result = TypeVar("Part"), TypeVar("Result")
@@ -67,10 +68,12 @@ class Chunked:
 
 def fold(parts: list[MetaGradient], shares: list[float]) -> MetaGradient:
     """The meta-gradient of a batch from those of its parts, in their order; shares: of the tasks, that add up to 1."""
+    weighing = Weighing(*(_joined([getattr(part, name) for part in parts]) for name in ("weights", "lengths")))
     if all(len(part.of_tasks) == len(part.query_loss) for part in parts):
-        of_tasks = mean_if_large(torch.cat([part.of_tasks for part in parts]))
+        mean = compact(torch.cat([part.of_tasks for part in parts]), weighing)
     else:
         of_tasks = sum(part.value * share for part, share in zip(parts, shares, strict=True))[None]
+        mean = compact(of_tasks, Weighing(None, weighing.lengths))
     losses = torch.cat([part.query_loss for part in parts])
     gradients = {name: _of_whole(name, parts, shares) for name in parts[0].gradients}
     spent = Evaluations.of_parts([part.evaluations for part in parts], shares)
@@ -78,13 +81,18 @@ def fold(parts: list[MetaGradient], shares: list[float]) -> MetaGradient:
     names = {part.solver for part in parts}
     solver = names.pop() if len(names) == 1 else "auto"
     if any(one is None for one in seen):
-        return MetaGradient(of_tasks, losses, spent, gradients=gradients, solver=solver)
-    folded = _fold_seen(seen, shares, of_tasks.mean(0).norm().item())
+        return MetaGradient(query_loss=losses, evaluations=spent, gradients=gradients, solver=solver, **mean)
+    folded = _fold_seen(seen, shares, weighted_mean(mean["of_tasks"], mean["weights"]).norm().item())
     exact = [part.error is None and part.solver == "euler" for part in parts]
     errors = [0.0 if known else part.error for known, part in zip(exact, parts, strict=True)]
     error = None if all(exact) else _added(errors, seen, shares, folded.norm)
     measured = all(part.measured for part in parts)
-    return MetaGradient(of_tasks, losses, spent, error, measured, folded, gradients, solver)
+    found = {"error": error, "measured": measured, "observation": folded, "gradients": gradients, "solver": solver}
+    return MetaGradient(query_loss=losses, evaluations=spent, **found, **mean)
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    return None if any(part is None for part in parts) else torch.cat(parts)
 
 
 def _of_whole(name: str, parts: list[MetaGradient], shares: list[float]) -> torch.Tensor:

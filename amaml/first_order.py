@@ -17,17 +17,18 @@ from amaml.learner import (
     PlainLoop,
     check_inner_loop,
     check_query_steps,
+    compact,
     descent_path,
     gradient_descent,
-    mean_if_large,
-    no_memory,
+    no_lengths,
     outer_steps,
     query_along,
     support_flow,
-    unchanged,
+    with_lengths,
     with_own_memory,
 )
 from amaml.models import Apply
+from amaml.robust import Robust, check_robust
 from amaml.tasks import Tasks
 
 
@@ -53,11 +54,13 @@ class FOMAML:
     query_loss: Loss | None = None
     query_steps: Sequence[int] | None = None
     query_weights: Sequence[float] | None = None
+    robust: Robust = None
     gradients_of: ClassVar[tuple[str, ...]] = ("theta", "shared.", "query_", "phi")
 
     def __post_init__(self) -> None:
         check_inner_loop(self.inner_lr, self.inner_steps)
         check_query_steps(self.query_steps, self.query_weights, self.inner_steps)
+        check_robust(self.robust)
 
     @validated
     def gradient(self, theta: Tensor, tasks: Tasks, memory: Memory) -> MetaGradient:
@@ -66,8 +69,11 @@ class FOMAML:
         path = descent_path(flow, self.inner_lr, steps)
         request, loss = Requested(query=requested(tasks).query), self.query_loss or self.loss
         lam, query_loss, direct = query_along(self.apply, loss, path, weights, flow.tasks, request.query)
-        gradients = means(Quadrature(flow, request).gradients(direct), tasks)
-        return MetaGradient(mean_if_large(lam.sum(0)), query_loss, flow.evaluations, gradients=gradients)
+        of_tasks = lam.sum(0)
+        weighing = memory.weighing(self.robust, of_tasks)
+        gradients = means(Quadrature(flow, request).gradients(direct, weights=weighing.weights), tasks)
+        mean = compact(of_tasks, weighing)
+        return MetaGradient(query_loss=query_loss, evaluations=flow.evaluations, gradients=gradients, **mean)
 
     @validated
     def follow(self, theta: Tensor, tasks: Tasks, memory: Memory, at: Sequence[int]) -> Followed:
@@ -77,9 +83,11 @@ class FOMAML:
 
     def pull_back(self, followed: Followed, lam: Tensor, memory: Memory) -> MetaGradient:
         """As if every phi were theta."""
-        return MetaGradient(mean_if_large(lam.sum(0)), None, followed.kept)
+        of_tasks = lam.sum(0)
+        mean = compact(of_tasks, memory.weighing(self.robust, of_tasks))
+        return MetaGradient(query_loss=None, evaluations=followed.kept, **mean)
 
-    adapt, init, update, meta_gradient = descended, no_memory, unchanged, with_own_memory
+    adapt, init, update, meta_gradient = descended, no_lengths, with_lengths, with_own_memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,10 +103,12 @@ class Reptile:
     loss: Loss
     inner_lr: float
     inner_steps: int
+    robust: Robust = None
     gradients_of: ClassVar[tuple[str, ...]] = ("theta",)
 
     def __post_init__(self) -> None:
         check_inner_loop(self.inner_lr, self.inner_steps)
+        check_robust(self.robust)
 
     @validated
     def gradient(self, theta: Tensor, tasks: Tasks, memory: Memory) -> MetaGradient:
@@ -106,6 +116,8 @@ class Reptile:
         flow = support_flow(self, theta, tasks)
         phi = gradient_descent(flow, self.inner_lr, self.inner_steps)
         query_loss = derivatives.losses(self.apply, self.loss, phi, *tasks.query)
-        return MetaGradient(mean_if_large(theta.detach() - phi), query_loss, flow.evaluations)
+        of_tasks = theta.detach() - phi
+        mean = compact(of_tasks, memory.weighing(self.robust, of_tasks))
+        return MetaGradient(query_loss=query_loss, evaluations=flow.evaluations, **mean)
 
-    adapt, init, update, meta_gradient = descended, no_memory, unchanged, with_own_memory
+    adapt, init, update, meta_gradient = descended, no_lengths, with_lengths, with_own_memory

@@ -18,16 +18,17 @@ from amaml.learner import (
     MetaGradient,
     check_count,
     check_inner_loop,
+    compact,
     gradient_descent,
-    mean_if_large,
-    no_memory,
+    no_lengths,
     number,
     query_gradient_with,
     support_flow,
-    unchanged,
+    with_lengths,
     with_own_memory,
 )
 from amaml.models import Apply
+from amaml.robust import Robust, check_robust
 from amaml.tasks import Tasks
 
 
@@ -53,6 +54,7 @@ class IMAML:
     cg_steps: int = 5
     damping: float = 0.0
     query_loss: Loss | None = None
+    robust: Robust = None
     gradients_of: ClassVar[tuple[str, ...]] = ("theta", "shared.", "query_", "support_", "prox", "phi")
 
     def __post_init__(self) -> None:
@@ -60,6 +62,7 @@ class IMAML:
         if not self.prox > 0:
             raise InputError(f"iMAML needs a positive prox, the strength of its regulariser, got {self.prox!r}")
         check_count("cg_steps", self.cg_steps)
+        check_robust(self.robust)
 
     @validated
     def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
@@ -74,8 +77,9 @@ class IMAML:
         request, loss = requested(tasks, prox=self.prox), self.query_loss or self.loss
         lam, query_loss, direct = query_gradient_with(self.apply, loss, phi, flow.tasks, request.query)
         v, implicit = self._implicit(flow, phi, lam, request)
-        gradients = means(implicit.gradients(direct), tasks)
-        return MetaGradient(mean_if_large(v), query_loss, flow.evaluations, gradients=gradients)
+        weighing = memory.weighing(self.robust, v)
+        gradients, mean = means(implicit.gradients(direct, weights=weighing.weights), tasks), compact(v, weighing)
+        return MetaGradient(query_loss=query_loss, evaluations=flow.evaluations, gradients=gradients, **mean)
 
     @validated
     def follow(self, theta: Tensor, tasks: Tasks, memory: Memory, at: Sequence[int]) -> Followed:
@@ -92,7 +96,9 @@ class IMAML:
         """By the implicit function theorem."""
         flow, request = followed.kept
         v, implicit = self._implicit(flow, followed.path[0], lam[0], request)
-        return MetaGradient(mean_if_large(v), None, flow.evaluations, gradients=means(implicit.gradients(), flow.tasks))
+        weighing = memory.weighing(self.robust, v)
+        gradients, mean = means(implicit.gradients(weights=weighing.weights), flow.tasks), compact(v, weighing)
+        return MetaGradient(query_loss=None, evaluations=flow.evaluations, gradients=gradients, **mean)
 
     def _implicit(self, flow: GradientFlow, phi: Tensor, lam: Tensor, request: Requested) -> tuple[Tensor, Quadrature]:
         """v (tasks, P) of the sensitivity lam to phi, and what it contributes to all else:
@@ -106,7 +112,7 @@ class IMAML:
         implicit.add(phi, v / flow.prox, 1.0)
         return v, implicit
 
-    init, update, meta_gradient = no_memory, unchanged, with_own_memory
+    init, update, meta_gradient = no_lengths, with_lengths, with_own_memory
 
 
 def row_dot(a: Tensor, b: Tensor) -> Tensor:

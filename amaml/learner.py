@@ -15,6 +15,7 @@ from amaml.errors import Diverged, InputError
 from amaml.flow.accuracy import Observation
 from amaml.flow.field import Evaluations, GradientFlow
 from amaml.models import Apply
+from amaml.robust import Lengths, Weighing, weighted_mean
 from amaml.tasks import Tasks
 
 LARGE = 2**26  # bytes of (tasks, P) above which the tasks' gradients are averaged at once
@@ -27,6 +28,8 @@ class MetaGradient:
 
     of_tasks (tasks, P): the direction of each task, of which value (P,) is the mean; where that many numbers are large
     (LARGE), their mean alone, (1, P). query_loss (tasks,): the loss of each task's adapted parameters on its query set.
+    weights, lengths (tasks,): of a robust mean (amaml.robust), how often each task counts, and how long its direction
+    is; None for the plain mean, weights also where they have gone into of_tasks.
     evaluations: what it cost. error: the relative error of value, |value - exact| / |exact|: of this very gradient
     where measured is true, otherwise as it was measured last on a call like this; None where value is exact or is not a
     gradient at all. observation: what the learner's update() learns from the call.
@@ -43,11 +46,13 @@ class MetaGradient:
     observation: Observation | None = None
     gradients: dict[str, Tensor] = field(default_factory=dict)
     solver: str | None = None
+    weights: Tensor | None = None
+    lengths: Tensor | None = None
 
     @functools.cached_property
     def value(self) -> Tensor:
         """The direction to descend, the mean over the tasks, (P,)."""
-        return self.of_tasks.mean(0)
+        return weighted_mean(self.of_tasks, self.weights)
 
 
 class Followed(NamedTuple):
@@ -96,14 +101,14 @@ class Differentiable(MetaLearner, Protocol):
         ...
 
 
-def no_memory(learner: MetaLearner) -> Memory:
-    """init() of a learner that remembers nothing."""
-    return ()
+def no_lengths(learner: MetaLearner) -> Lengths:
+    """init() of a learner that remembers what its robust mean needs, and nothing else."""
+    return Lengths()
 
 
-def unchanged(learner: MetaLearner, memory: Memory, seen: MetaGradient) -> Memory:
-    """update() of a learner that remembers nothing."""
-    return memory
+def with_lengths(learner: MetaLearner, memory: Lengths, seen: MetaGradient | Diverged) -> Lengths:
+    """update() of such a learner."""
+    return memory.after(getattr(seen, "lengths", None))
 
 
 def with_own_memory(learner: MetaLearner, theta: Tensor, tasks: Tasks) -> MetaGradient:
@@ -121,9 +126,12 @@ def with_own_memory(learner: MetaLearner, theta: Tensor, tasks: Tasks) -> MetaGr
 _memories: WeakKeyDictionary[Any, Memory] = WeakKeyDictionary()
 
 
-def mean_if_large(of_tasks: Tensor) -> Tensor:
-    """of_tasks (tasks, P), or the mean over the tasks (1, P) where it takes more than LARGE bytes."""
-    return of_tasks.mean(0, keepdim=True) if of_tasks.numel() * of_tasks.element_size() > LARGE else of_tasks
+def compact(of_tasks: Tensor, weighing: Weighing) -> dict[str, Tensor | None]:
+    """The fields of a MetaGradient that are its direction; of_tasks is the mean (1, P) where it is LARGE."""
+    weights, lengths = weighing
+    if of_tasks.numel() * of_tasks.element_size() > LARGE:
+        of_tasks, weights = weighted_mean(of_tasks, weights)[None], None
+    return {"of_tasks": of_tasks, "weights": weights, "lengths": lengths}
 
 
 class PlainLoop(Protocol):

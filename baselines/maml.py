@@ -15,13 +15,14 @@ from amaml.learner import (
     Memory,
     MetaGradient,
     check_inner_loop,
-    mean_if_large,
-    no_memory,
+    compact,
+    no_lengths,
     query_gradient,
-    unchanged,
+    with_lengths,
     with_own_memory,
 )
 from amaml.models import Apply
+from amaml.robust import Robust, check_robust
 from amaml.tasks import Tasks
 
 
@@ -40,10 +41,12 @@ class MAML:
     loss: Loss
     inner_lr: float
     inner_steps: int
+    robust: Robust = None
     gradients_of: ClassVar[tuple[str, ...]] = ("theta",)
 
     def __post_init__(self) -> None:
         check_inner_loop(self.inner_lr, self.inner_steps)
+        check_robust(self.robust)
 
     @validated
     @torch.enable_grad()
@@ -57,6 +60,7 @@ class MAML:
         to_phi, query_loss = query_gradient(self.apply, self.loss, phi.detach(), tasks.detach())
         (to_theta,) = torch.autograd.grad(phi, start, to_phi)
         spent = Evaluations(self.inner_steps, self.inner_steps)
-        return MetaGradient(mean_if_large(to_theta), query_loss, spent)
+        mean = compact(to_theta, memory.weighing(self.robust, to_theta))
+        return MetaGradient(query_loss=query_loss, evaluations=spent, **mean)
 
-    adapt, init, update, meta_gradient = descended, no_memory, unchanged, with_own_memory
+    adapt, init, update, meta_gradient = descended, no_lengths, with_lengths, with_own_memory

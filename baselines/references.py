@@ -16,13 +16,14 @@ from amaml.learner import (
     Memory,
     MetaGradient,
     check_inner_loop,
-    mean_if_large,
-    no_memory,
-    unchanged,
+    compact,
+    no_lengths,
+    with_lengths,
     with_own_memory,
 )
 from amaml.models import Apply
 from amaml.points import Given
+from amaml.robust import Robust, check_robust
 from amaml.tasks import Tasks
 
 
@@ -49,7 +50,7 @@ class Scratch:
         query_loss = derivatives.losses(self.apply, self.loss, start, *tasks.query)
         return MetaGradient(torch.zeros_like(start), query_loss, Evaluations())
 
-    adapt, init, update, meta_gradient = descended, no_memory, unchanged, with_own_memory
+    adapt, init, update, meta_gradient = descended, no_lengths, with_lengths, with_own_memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +66,11 @@ class Pretrained:
     loss: Loss
     inner_lr: float
     inner_steps: int
+    robust: Robust = None
 
     def __post_init__(self) -> None:
         check_inner_loop(self.inner_lr, self.inner_steps)
+        check_robust(self.robust)
 
     @validated
     def gradient(self, theta: Tensor, tasks: Tasks, memory: Memory) -> MetaGradient:
@@ -75,9 +78,10 @@ class Pretrained:
         start = theta.detach().expand(len(tasks), -1)  # (tasks, P)
         gradient = derivatives.gradients(self.apply, self.loss, start, *_joined(tasks.support, tasks.query))
         query_loss = derivatives.losses(self.apply, self.loss, start, *tasks.query)
-        return MetaGradient(mean_if_large(gradient), query_loss, Evaluations(gradients=1))
+        mean = compact(gradient, memory.weighing(self.robust, gradient))
+        return MetaGradient(query_loss=query_loss, evaluations=Evaluations(gradients=1), **mean)
 
-    adapt, init, update, meta_gradient = descended, no_memory, unchanged, with_own_memory
+    adapt, init, update, meta_gradient = descended, no_lengths, with_lengths, with_own_memory
 
 
 def _joined(support: tuple[Any, Any], query: tuple[Any, Any]) -> tuple[Any, Any]:

@@ -49,7 +49,8 @@ def _alike(*names: str) -> dict[str, str]:
     return dict(zip(names, names, strict=True))
 
 
-_ALONG = _alike("query_steps", "query_weights")
+_MEAN = _alike("robust")
+_ALONG = _alike("query_steps", "query_weights") | _MEAN
 _FLOW = _alike("solver", "adjoint", "rtol", "prox") | _ALONG
 _STEPS = _alike("inner_optimizer", "inner_batch") | _ALONG
 
@@ -57,12 +58,12 @@ _METHODS = {
     "amaml": Choice(AMAML, _FLOW, also=("learn_rates",)),
     "anil": Choice(AMAML, _FLOW, also=("learn_rates",), adapt=last_layer),  # Raghu et al. 2020, section 4
     "maml": Choice(AMAML, _STEPS, {"solver": "euler"}, also=("checkpoint_every",)),  # the exact gradient of the steps
-    "maml1": Choice(AMAML, _alike("inner_optimizer", "inner_batch"), {"solver": "euler", "inner_steps": 1}),
+    "maml1": Choice(AMAML, _alike("inner_optimizer", "inner_batch") | _MEAN, {"solver": "euler", "inner_steps": 1}),
     "fomaml": Choice(FOMAML, _ALONG),
-    "imaml": Choice(IMAML, _alike("prox", "cg_steps") | {"cg_damping": "damping"}),
-    "reptile": Choice(Reptile),
+    "imaml": Choice(IMAML, _alike("prox", "cg_steps", "robust") | {"cg_damping": "damping"}),
+    "reptile": Choice(Reptile, _MEAN),
     "scratch": Choice(Scratch),
-    "pretrained": Choice(Pretrained),
+    "pretrained": Choice(Pretrained, _MEAN),
 }
 
 _CONV4 = {"width": "filters", "activation": "activation"}

@@ -11,7 +11,17 @@ from experiment.settings import CONTROL, TEST, Settings, check_together, checked
 
 NETWORK = "learn_rates", "network", "width", "activation", "norm"  # what theta belongs to
 # what the training of a checkpoint's theta was
-TRAINING = "method", "start_from", "meta_updates", "meta_batch", "meta_lr", "meta_optimizer", "meta_schedule", "clip"
+TRAINING = (
+    "method",
+    "start_from",
+    "meta_updates",
+    "meta_batch",
+    "meta_lr",
+    "meta_optimizer",
+    "meta_schedule",
+    "robust",
+    "clip",
+)
 LONG_RUN = 500  # updates from which --compile auto compiles
 
 

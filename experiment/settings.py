@@ -93,6 +93,19 @@ def _or_none(flag: str, value: Any) -> float | None:
     return _nonnegative(flag, value) or None
 
 
+def _robust(flag: str, value: Any) -> str | float | None:
+    """What amaml.robust.Robust names; "none" is the same as leaving it out."""
+    if value in (None, "none", "length"):
+        return None if value == "none" else value
+    try:
+        return _positive(flag, value)
+    except InputError:
+        raise InputError(
+            f"{flag} must be none, length, or the multiple of the median length at which a task's gradient is cut, "
+            f"a positive number; got {value!r}"
+        ) from None
+
+
 def _flag(check: Check, help: str, default: Any = None) -> Any:
     return field(default=default, metadata={"check": check, "help": help})
 
@@ -136,6 +149,11 @@ class Settings:
     meta_optimizer: str = _named(META_OPTIMIZERS, "optimiser of theta")
     meta_schedule: str | None = _flag(
         _choice(META_SCHEDULES, "constant"), "meta_lr over the updates: constant (default), cosine (falls to zero)"
+    )
+    robust: str | float | None = _flag(
+        _robust,
+        "mean over a batch's tasks: none (default, the plain one), length (each gradient at the tasks' median length), "
+        "a number (cut at so many times that length)",
     )
     clip: float | None = _flag(_or_none, "largest norm of the meta-gradient, longer ones are shortened; 0: none")
     solver: str = _named(SOLVERS, "A-MAML's flow, euler is gradient descent")

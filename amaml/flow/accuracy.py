@@ -26,6 +26,7 @@ from torch import Tensor
 
 from amaml.errors import OverBudget
 from amaml.flow.curvature import Leading
+from amaml.robust import Lengths
 
 
 def relative_distance(a: Tensor, b: Tensor) -> float:
@@ -237,7 +238,8 @@ class Memory:
     problem: what it is about; gain: tolerance of the steps over rtol; calls: the last ones; errors: the last measured
     ones, in turn and out of turn; interval: calls from one turn to the next, since: those already made; spent,
     measuring: evaluations of all calls, without and for their measurements; descended: whether the last call made the
-    steps of gradient descent instead of the flow's; leading: the eigenpair at the theta of the last call.
+    steps of gradient descent instead of the flow's; leading: the eigenpair at the theta of the last call;
+    lengths: of the tasks' last gradients, for a robust mean.
     """
 
     problem: tuple = ()
@@ -250,6 +252,7 @@ class Memory:
     measuring: float = 0.0
     descended: bool = False
     leading: Leading | None = None
+    lengths: Lengths = Lengths()
 
     def about(self, problem: tuple) -> "Memory":
         """This memory, or an empty one where it is about another problem."""
@@ -272,7 +275,7 @@ class Memory:
         """Plain numbers and a tensor, for a checkpoint."""
         state = {one.name: getattr(self, one.name) for one in fields(self)}
         plain = {name: [tuple(one) for one in state[name]] for name in ("calls", "errors")}
-        return state | plain | {"leading": self.leading and tuple(self.leading)}
+        return state | plain | {"leading": self.leading and tuple(self.leading), "lengths": self.lengths.state_dict()}
 
     @staticmethod
     def of(state: dict[str, Any]) -> "Memory":
@@ -282,4 +285,5 @@ class Memory:
             tuple(Known(*one) for one in state["errors"]),
         )
         leading, problem = state["leading"] and Leading(*state["leading"]), tuple(state["problem"])
-        return Memory(**state | {"problem": problem, "calls": calls, "errors": errors, "leading": leading})
+        made = {"problem": problem, "calls": calls, "errors": errors, "leading": leading}
+        return Memory(**state | made | {"lengths": Lengths.of(state["lengths"])})

@@ -25,7 +25,7 @@ from amaml.flow.trajectory import Trajectory
 
 class Adjoint(NamedTuple):
     """lam(0) (tasks, P), the integrals of the sweep by the scheme's own quadrature, and what the steps' local errors
-    may have moved the query loss by, the mean over the tasks."""
+    may have moved the query loss of each task by, (tasks,)."""
 
     lam: Tensor
     sweep: Quadrature
@@ -81,7 +81,7 @@ def discrete(
         if watched and _outran(flow, move.h, back.k, back.product, move.scheme.stability):
             return Unstable(index, stages[0], flow.symmetric(back.product))
         lam = back.lam
-    return Adjoint(_jumped(lam, jumps, 0), sweep, local.total.mean())
+    return Adjoint(_jumped(lam, jumps, 0), sweep, local.total)
 
 
 @torch.no_grad()
@@ -111,7 +111,7 @@ def continuous(
             return Unstable(index, stages[0], flow.symmetric(product))
         lam, later, before = lam - move.h / 2 * (slope + product), stages[0], move.h
     sweep.add(later, lam, before / 2)
-    return Adjoint(_jumped(lam, jumps, 0), sweep, local.total.mean())
+    return Adjoint(_jumped(lam, jumps, 0), sweep, local.total)
 
 
 def _jumped(lam: Tensor, jumps: Jumps | None, count: int) -> Tensor:

@@ -13,6 +13,7 @@ from amaml.flow.field import GradientFlow
 from amaml.flow.mesh import Mesh
 from amaml.flow.quadrature import Requested, means
 from amaml.flow.trajectory import Trajectory
+from amaml.robust import Weighing, weighted_mean
 
 
 class Terminal(NamedTuple):
@@ -27,20 +28,22 @@ class Terminal(NamedTuple):
 class Solution(NamedTuple):
     """A trajectory that has been read, where the sweep began, and its result.
 
-    of_tasks (tasks, P): lam(0) of every task, with the pull of the proximal term; gradients: of all that was requested,
-    means over the tasks; estimate: see amaml.flow.adjoint.Adjoint.
+    of_tasks (tasks, P): lam(0) of every task, with the pull of the proximal term; weighing: how often each counts in
+    the mean; gradients: of all that was requested, means over the tasks; estimate: the mean of those of
+    amaml.flow.adjoint.Adjoint.
     """
 
     trajectory: Trajectory
     terminal: Terminal
     of_tasks: Tensor
+    weighing: Weighing
     gradients: dict[str, Tensor]
     estimate: Tensor
 
     @property
     def value(self) -> Tensor:
         """The mean gradient (P,)."""
-        return self.of_tasks.mean(0)
+        return weighted_mean(self.of_tasks, self.weighing.weights)
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ class Passes:
     """Everything that a solution needs but its steps.
 
     inner_steps: those to land on, increasing; rate: the flow's time that one of them takes, of all of them. terminal:
-    the outer loss, of a trajectory. request: of what the gradients are wanted. adjoint: a name of ADJOINTS.
+    the outer loss, of a trajectory. request: of what the gradients are wanted. weigh: the tasks' gradients (tasks, P).
+    adjoint: a name of ADJOINTS.
     """
 
     flow: GradientFlow
@@ -56,6 +60,7 @@ class Passes:
     rate: float
     terminal: Callable[[Trajectory], Terminal]
     request: Requested
+    weigh: Callable[[Tensor], Weighing]
     adjoint: str
     checkpoints: int | None = None
 
@@ -84,5 +89,7 @@ class Passes:
             trajectory.rewind(swept.index, swept.state)
             trajectory.mesh.follow(trajectory, trajectory.ends, Curvature(flow, swept.stiff))
         of_tasks = swept.lam + flow.prox * swept.sweep.pulled if flow.prox else swept.lam
-        gradients = swept.sweep.gradients(begin.direct, self.rate)
-        return Solution(trajectory, begin, of_tasks, means(gradients, flow.tasks), swept.estimate)
+        weighing = self.weigh(of_tasks)
+        gradients = means(swept.sweep.gradients(begin.direct, self.rate, weighing.weights), flow.tasks)
+        estimate = weighted_mean(swept.estimate, weighing.weights)
+        return Solution(trajectory, begin, of_tasks, weighing, gradients, estimate)

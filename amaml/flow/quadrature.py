@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from amaml.flow.field import GradientFlow
+from amaml.robust import weighted
 from amaml.tasks import Tasks
 
 
@@ -60,11 +61,12 @@ class Quadrature:
 
     def __init__(self, flow: GradientFlow, requested: Requested) -> None:
         self.flow, self.requested = flow, requested
-        self.pulled = self.to_rate = self.to_prox = flow.theta.new_zeros(())
+        self.pulled, self.to_prox = flow.theta.new_zeros(()), flow.theta.new_zeros(len(flow.tasks))
+        self.to_rate = torch.zeros_like(flow.start) if requested.rate else None  # (tasks, P)
         leaves = tree_flatten(flow.tasks.support)[0] if requested.support else []
         self.to_leaves = [torch.zeros_like(leaves[i]) for i in requested.support]
         self.to_numbers = {name: flow.theta.new_zeros(()) for name in requested.numbers}
-        self.to_steps: dict[int, Tensor] = {}  # of the schedule
+        self.to_steps: dict[int, Tensor] = {}  # of the schedule, (tasks,) each
 
     def product(self, u: Tensor, k: Tensor, weight: float) -> Tensor:
         """(H(u) + prox I) D k, at a stage u (tasks, P) whose slope has the sensitivity K = weight k."""
@@ -74,7 +76,7 @@ class Quadrature:
             return self.flow.hvp(u, scaled)
         field, product, leaves = self.flow.pull_back(u, scaled, self.requested.support)
         if self.requested.rate:
-            self.to_rate = self.to_rate + weight * (field * k).sum(0)
+            self.to_rate = self.to_rate + weight * field * k
         for total, leaf in zip(self.to_leaves, leaves, strict=True):
             total.sub_(leaf, alpha=weight)
         return product
@@ -103,9 +105,9 @@ class Quadrature:
     def add_step(self, update: Tensor, lam: Tensor, h: float, number: int) -> None:
         """What lam (tasks, P), at the end of step `number` of size h along -D update, contributes to the rates."""
         if self.requested.rate:
-            self.to_rate = self.to_rate - h * (update * lam).sum(0)
+            self.to_rate = self.to_rate - h * update * lam
         if self.requested.schedule:
-            self.to_steps[number] = -(self.flow.scaled(update) * lam).sum()
+            self.to_steps[number] = -(self.flow.scaled(update) * lam).sum(-1)
 
     def add_numbers(self, sensitivities: Mapping[str, Tensor]) -> None:
         """The contribution of a step to the numbers of the inner optimiser."""
@@ -116,13 +118,17 @@ class Quadrature:
         if self.flow.prox:
             self.pulled = self.pulled + weight * scaled
         if self.requested.prox:
-            self.to_prox = self.to_prox - weight * ((u - self.flow.theta) * scaled).sum()
+            self.to_prox = self.to_prox - weight * ((u - self.flow.theta) * scaled).sum(-1)
 
-    def gradients(self, direct: Sequence[Tensor] = (), inner_lr: float = 1.0) -> dict[str, Tensor]:
+    def gradients(
+        self, direct: Sequence[Tensor] = (), inner_lr: float = 1.0, weights: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """dJ/dpsi by the names of Tasks.leaves(), "inner_lr", "prox", "schedule" and those of the optimiser's numbers.
 
         direct: dL_query/dpsi of the requested leaves of the query set. A scalar rate inner_lr is the horizon T =
         inner_lr inner_steps, with all steps in proportion; rates (P,) are those of the flow.
+        weights (tasks,): of the tasks, in all but what the sweep sums over them, shared tensors and the numbers of the
+        optimiser.
         """
         tasks, found = self.flow.tasks, dict(self.to_numbers)
         for part, numbers, totals in (
@@ -131,14 +137,17 @@ class Quadrature:
         ):
             names = tasks.names(part) if totals else []
             for i, total in zip(numbers, totals, strict=bool(totals)):
-                found[names[i]] = found.get(names[i], 0.0) + total
+                rows = total if names[i].startswith("shared.") else weighted(total, weights)
+                found[names[i]] = found.get(names[i], 0.0) + rows
         if self.requested.rate:
-            found["inner_lr"] = self.to_rate.sum() / inner_lr if self.flow.rates is None else self.to_rate
+            to_rate = weighted(self.to_rate, weights).sum(0)
+            found["inner_lr"] = to_rate.sum() / inner_lr if self.flow.rates is None else to_rate
         if self.requested.prox:
-            found["prox"] = self.to_prox
+            found["prox"] = weighted(self.to_prox, weights).sum()
         if self.requested.schedule:
-            zero = self.flow.theta.new_zeros(())
-            found["schedule"] = torch.stack([self.to_steps.get(k, zero) for k in range(self.requested.schedule)])
+            zero = torch.zeros_like(self.to_prox)
+            steps = torch.stack([self.to_steps.get(k, zero) for k in range(self.requested.schedule)], 1)
+            found["schedule"] = weighted(steps, weights).sum(0)
         return found
 
 
