@@ -84,7 +84,7 @@ class Adaptation(nn.Module):
     goes on as if it had not been.
 
     A call raises InputError for tasks that do not fit, amaml.Diverged where the inner loop leaves the finite numbers,
-    and amaml.OverBudget, a Diverged, where the flow of one batch is too rough for its budget: leave that batch out.
+    and amaml.OverBudget, a Diverged, where the flow of a batch is too rough for the budget of a solver other than auto.
     """
 
     def __init__(

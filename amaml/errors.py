@@ -1,4 +1,4 @@
-"""The ways a run ends early, or a batch is left out, that are not faults of the program."""
+"""The ways a run ends early that are not faults of the program."""
 
 import difflib
 from collections.abc import Iterable

@@ -48,8 +48,7 @@ def _draw_means(axes: Axes, x: list[int], curves: dict[str, Any], marker: str, *
 
 
 def _draw_training(axes: Axes, metrics: list[dict[str, Any]]) -> None:
-    made = [m for m in metrics if "query_loss" in m]  # a batch that was left out has none
-    updates, losses = [m["update"] for m in made], np.array([m["query_loss"] for m in made])
+    updates, losses = [m["update"] for m in metrics], np.array([m["query_loss"] for m in metrics])
     window = len(losses) // 20
     if window > 1:
         smooth = np.convolve(losses, np.ones(window) / window, mode="valid")

@@ -9,7 +9,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,8 @@ class Checkpoint:
     """All that a run needs to go on.
 
     model: the state_dict of the network, its learned rates and the learner's memory; optimizer: that of the optimiser;
-    update: how many are made; timed_updates, timed_seconds: how many were timed, and how long they took; skipped: the
-    last updates that left their batch out; compiled, threads: how it was computed so far, since that makes the bits.
+    update: how many are made; timed_updates, timed_seconds: how many were timed, and how long they took; compiled,
+    threads: how it was computed so far, since that makes the bits.
     """
 
     settings: dict[str, Any]
@@ -45,7 +45,6 @@ class Checkpoint:
     threads: int
     timed_updates: int = 0
     timed_seconds: float = 0.0
-    skipped: list[int] = field(default_factory=list)
 
 
 class RunFolder:

@@ -31,9 +31,9 @@ class Progress:
         self._bar.update(len(records))
         self.update += len(records)
         self._known = [f"update {self.update}/{self.updates}"]
-        if losses := [record["query_loss"] for record in records if "query_loss" in record]:
-            self._bar.set_postfix(query_loss=f"{losses[-1]:.4f}")
-            self._known.append(f"query loss {losses[-1]:.4f}")
+        loss = f"{records[-1]['query_loss']:.4f}"
+        self._bar.set_postfix(query_loss=loss)
+        self._known.append(f"query loss {loss}")
         if seconds:
             left = timedelta(seconds=round(seconds * (self.updates - self.update)))
             self._known += [f"{1 / seconds:.3g} updates/s", f"{left} left"]

@@ -2,7 +2,6 @@
 
 import math
 import time
-import warnings
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from amaml.errors import Diverged, InputError, OverBudget
+from amaml.errors import Diverged, InputError
 from experiment.build import Experiment
 from experiment.distributed import Group, Stopped
 from experiment.folder import Checkpoint, RunFolder
@@ -19,7 +18,6 @@ from experiment.methods import META_OPTIMIZERS
 from experiment.opening import Opening
 from experiment.progress import Progress
 
-SKIP_SHARE, SKIP_WINDOW = 0.01, 500  # of the last updates, that may leave their batch out
 READ_EVERY, READ_SECONDS = 20, 1.0  # at most, between two looks at the numbers on the device
 SAVE_SECONDS = 30.0
 
@@ -29,20 +27,16 @@ class Update:
     """What one meta-update leaves behind; the tensors stay on the device until they are read."""
 
     number: int
-    numbers: dict[str, Any] | None = None  # that go into metrics.jsonl as they are; None: its batch was left out
-    query_loss: Tensor | None = None
-    norm: Tensor | None = None
+    numbers: dict[str, Any]  # that go into metrics.jsonl as they are
+    query_loss: Tensor
+    norm: Tensor
 
 
 def read(updates: list[Update]) -> list[dict[str, Any]]:
     """The updates as lines of metrics.jsonl; waits for the device once. Raises Diverged at the first not finite."""
-    made = [torch.stack([u.query_loss, u.norm]) for u in updates if u.numbers is not None]
-    found, records = iter(torch.stack(made).tolist() if made else []), []
-    for update in updates:
-        if update.numbers is None:
-            records.append({"update": update.number, "skipped": True})
-            continue
-        loss, norm = next(found)
+    found = torch.stack([torch.stack([u.query_loss, u.norm]) for u in updates]).tolist() if updates else []
+    records = []
+    for update, (loss, norm) in zip(updates, found, strict=True):
         if not abs(loss) + norm < float("inf"):
             raise Diverged(
                 f"update {update.number}: query loss {loss:g}, gradient norm {norm:g}; try a smaller --inner-lr or "
@@ -94,7 +88,6 @@ class Session:
     opening: Opening
     update: int = 0
     saved: int | None = None  # the update of the checkpoint on disk
-    skipped: list[int] = field(default_factory=list)  # of the last updates, those that left their batch out
     clock: Clock = field(default_factory=Clock)
 
     def __post_init__(self) -> None:
@@ -108,7 +101,7 @@ class Session:
             e.restore(start, f"the checkpoint in {self.folder.path}", "start anew with --overwrite")
             self.optimizer.load_state_dict(start.optimizer)
             self.update = self.saved = start.update
-            self.skipped, self.clock = list(start.skipped), Clock(start.timed_updates, start.timed_seconds)
+            self.clock = Clock(start.timed_updates, start.timed_seconds)
         self.group.of_first(self._prepare)
 
     def _prepare(self) -> None:
@@ -142,21 +135,12 @@ class Session:
             raise type(fault)(f"{self._first_fault(fault)}; {kept}") from fault
 
     def _step(self) -> None:
-        """One meta-update of theta. Its tasks depend on its number alone, so that a run may stop after any.
-
-        A batch whose gradient cannot be made accurate within its budget (OverBudget) changes neither theta nor the
-        optimiser; the first one of all must succeed.
-        """
+        """One meta-update of theta. Its tasks depend on its number alone, so that a run may stop after any."""
         e, s, number = self.experiment, self.experiment.settings, self.update + 1
         tasks = e.domain.episode(self.update)
         self.optimizer.zero_grad()
         try:
             value = e.meta(tasks, **e.rates())
-        except OverBudget as fault:
-            if number == 1:
-                raise Diverged(f"update 1: {fault}") from fault
-            self._skip(number)
-            return
         except (Diverged, InputError) as fault:
             raise type(fault)(f"update {number}: {fault}") from fault
         value.backward()
@@ -173,26 +157,6 @@ class Session:
         if made.error is not None:
             numbers |= {"error": made.error, "measured": made.measured}
         self._pending.append(Update(number, numbers, value.detach(), norm))
-        self.update = number
-
-    def _skip(self, number: int) -> None:
-        """Leave a batch out; raises Diverged where it is one too many."""
-        first = not self.skipped
-        self.skipped = [n for n in [*self.skipped, number] if n > number - SKIP_WINDOW]
-        if len(self.skipped) > SKIP_SHARE * SKIP_WINDOW:
-            raise Diverged(
-                f"update {number}: {len(self.skipped)} of the last {SKIP_WINDOW} batches were left out, since their "
-                "meta-gradients could not be made accurate within the budget; try a smaller --inner-lr, fewer "
-                "--inner-steps, a larger --rtol or --solver euler"
-            )
-        if first:
-            warnings.warn(
-                f"update {number}: the meta-gradient of this batch could not be made accurate within its budget; the "
-                'batch was left out, as others will be ("skipped" in metrics.jsonl)',
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        self._pending.append(Update(number))
         self.update = number
 
     def _look(self) -> None:
@@ -253,7 +217,7 @@ class Session:
         if self.group.first:
             state = e.model.state_dict(), self.optimizer.state_dict(), self.update
             how = self.opening.compiled, torch.get_num_threads(), self.clock.updates, self.clock.seconds
-            self.folder.save(Checkpoint(asdict(e.settings), *state, *how, self.skipped))
+            self.folder.save(Checkpoint(asdict(e.settings), *state, *how))
         self.saved, self._saved_at = self.update, time.monotonic()
 
     @property

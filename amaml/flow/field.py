@@ -141,5 +141,5 @@ class GradientFlow:
         if self.evaluations.total + further > self.limit:
             raise OverBudget(
                 f"the meta-gradient takes more than the {self.limit:.0f} evaluations of its budget; try a smaller "
-                "inner_lr, fewer inner steps, a larger rtol or solver euler"
+                "inner_lr, fewer inner steps, a larger rtol, or solver auto or euler"
             )

@@ -21,7 +21,7 @@ from helpers.commands import (
 from helpers.processes import Run, said
 
 import run
-from amaml import AMAML, Diverged, InputError, OverBudget
+from amaml import Diverged, InputError
 from baselines import FOMAML
 from experiment import distributed
 from experiment.distributed import Group, Stopped
@@ -147,21 +147,6 @@ def test_a_checkpoint_is_evaluated_by_several_processes_to_the_bit(tmp_path, qui
     assert run.main([*command, "--out", str(tmp_path / "alone")]) == 0
     assert Run(2, tmp_path / "both", command=command).end() == ([0, 0], [])
     assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "both" / name).read_bytes()
-
-
-def over_budget(learner, theta, tasks, memory, calls=[], whole=AMAML.gradient):  # noqa: B006
-    calls.append(tasks)
-    if os.environ["RANK"] == "1" and len(calls) == 5:
-        raise OverBudget("too dear")
-    return whole(learner, theta, tasks, memory)
-
-
-@pytest.mark.filterwarnings("ignore:update 3. the meta-gradient of this batch")
-def test_a_batch_with_a_chunk_over_budget_is_left_out_by_all(tmp_path, quick, monkeypatch):
-    monkeypatch.setattr(AMAML, "gradient", over_budget)
-    assert Run(2, tmp_path / "run", *AUTO).end() == ([0, 0], [])
-    assert [record["update"] for record in metrics(tmp_path / "run") if "skipped" in record] == [3]
-    assert checkpoint(tmp_path / "run")["update"] == 6
 
 
 class Pair(Group):

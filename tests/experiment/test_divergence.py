@@ -1,13 +1,13 @@
-"""Losses and parameters that stop being finite, batches that are left out: the update, the last good checkpoint."""
+"""Losses and parameters that stop being finite: the update, the last good checkpoint."""
 
 import json
 
 import pytest
 import torch
-from helpers.commands import assert_same_run, checkpoint, error_line, killed, metrics, start, theta
+from helpers.commands import checkpoint, error_line, metrics, start, theta
 
 import run
-from amaml import Diverged, OverBudget
+from amaml import Diverged
 from baselines import FOMAML
 from experiment import methods
 from experiment.session import cosine
@@ -88,67 +88,6 @@ def test_the_first_update_that_was_not_finite_is_named(tmp_path, quick, capsys, 
         start(tmp_path / "sound", *flags)
         assert start(out, *flags, "--resume") == 0
         assert json.dumps(metrics(out)) == json.dumps(metrics(tmp_path / "sound"))
-
-
-def left_out(monkeypatch, *numbers: int):
-    """The batches of these updates of FOMAML are over their budget."""
-    calls, gradient, build = [], FOMAML.gradient, run.build
-
-    def noisy(*settings):
-        e = build(*settings)
-        draw = e.domain.episode
-        monkeypatch.setattr(e.domain, "episode", lambda step: (calls.append(step + 1), draw(step))[1])
-        return e
-
-    def some(*arguments):
-        if calls[-1] in numbers:
-            raise OverBudget("too dear")
-        return gradient(*arguments)
-
-    monkeypatch.setattr(run, "build", noisy)
-    monkeypatch.setattr(FOMAML, "gradient", some)
-
-
-def test_a_batch_over_budget_changes_neither_theta_nor_the_optimiser(tmp_path, quick, monkeypatch):
-    start(tmp_path / "two", "--meta-updates", "2")
-    left_out(monkeypatch, 3, 4)
-    with pytest.warns(RuntimeWarning, match=r"update 3: the meta-gradient of this batch .* left out"):
-        start(tmp_path / "four", "--meta-updates", "4")
-    assert torch.equal(theta(tmp_path / "two"), theta(tmp_path / "four"))
-    assert checkpoint(tmp_path / "four")["optimizer"]["state"][0]["step"] == 2
-    assert metrics(tmp_path / "four")[2:] == [{"update": 3, "skipped": True}, {"update": 4, "skipped": True}]
-
-
-def test_the_first_update_must_succeed(tmp_path, quick, monkeypatch, capsys):
-    left_out(monkeypatch, 1)
-    assert start(tmp_path) == 2
-    assert "update 1: too dear" in error_line(capsys)
-
-
-MANY = ["--meta-updates", "9", "--checkpoint-interval", "3", "--test-interval", "0"]
-
-
-@pytest.mark.filterwarnings("ignore:update 2. the meta-gradient of this batch")
-def test_more_than_one_percent_of_the_last_updates_left_out_ends_the_run(tmp_path, quick, monkeypatch, capsys):
-    monkeypatch.setattr("experiment.session.SKIP_WINDOW", 200)  # of which two may be left out
-    left_out(monkeypatch, 2, 5, 7)
-    assert start(tmp_path, *MANY) == 2
-    line = error_line(capsys)
-    assert "update 7: 3 of the last 200 batches were left out" in line
-    assert "the checkpoint of update 6 is kept" in line
-
-
-@pytest.mark.filterwarnings("ignore:update 2. the meta-gradient of this batch")
-def test_a_batch_that_was_left_out_after_the_checkpoint_of_a_killed_run_counts_once(tmp_path, quick, monkeypatch):
-    monkeypatch.setattr("experiment.session.SKIP_WINDOW", 200)
-    left_out(monkeypatch, 2, 4)
-    start(tmp_path / "whole", *MANY)
-    assert killed(monkeypatch, 7, tmp_path / "run", *MANY)
-    assert [m["update"] for m in metrics(tmp_path / "run") if "skipped" in m] == [2, 4]
-    assert checkpoint(tmp_path / "run")["skipped"] == [2]
-    assert start(tmp_path / "run", *MANY, "--resume") == 0
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
-    assert checkpoint(tmp_path / "run")["skipped"] == [2, 4]
 
 
 def step(out, *flags: str) -> torch.Tensor:

@@ -33,7 +33,7 @@ def entry(update: int, level: float, unit: str = "epoch") -> dict:
     }
 
 
-METRICS = [{"update": 1, "query_loss": 2.0}, {"update": 2, "skipped": True}, {"update": 3, "query_loss": 1.0}]
+METRICS = [{"update": 1, "query_loss": 2.0}, {"update": 3, "query_loss": 1.0}]
 
 
 def test_the_curves_show_every_protocol_every_meta_test_and_the_training(drawn):
