@@ -18,7 +18,7 @@ from data.images import CIFARFS, Glyphs, MiniImageNet, Omniglot
 from data.logistic import Logistic
 from data.outside import Table
 from data.phantoms import Phantoms
-from data.ratings import ITEM_FEATURES, Jester, MovieLens1M, MovieLens100K
+from data.ratings import Jester, MovieLens1M, MovieLens100K
 from data.sinusoid import Sinusoid
 from data.synthetic import (
     Alpine2D,
@@ -82,4 +82,4 @@ def of_settings(s: Any) -> Domain:
     return domain
 
 
-__all__ = ["DOMAINS", "ITEM_FEATURES", "Domain", "Sampling", "make", "of_settings"]
+__all__ = ["DOMAINS", "Domain", "Sampling", "make", "of_settings"]

@@ -21,9 +21,6 @@ class Sampling:
     device: str = "cpu"
     data_root: str | None = None  # folder of the data files, None: the environment variable AMAML_DATA
     ways: int = 5  # images: classes of a task; shots and queries are then counted by class
-    item_features: str = "onehot"  # ratings, as the following two
-    train_tasks: int = 100
-    unseen: int = 5
     noise: float = 0.0  # phantoms: of a ray through nothing, as a share of its photons
 
 

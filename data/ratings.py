@@ -1,7 +1,7 @@
 """Collaborative filtering: every user is a task, an item an input of 100 numbers, the user's rating of it the output.
 
 Three published sets of ratings: Jester, MovieLens100K, MovieLens1M. Nothing is learned from a meta-test user before
-adaptation: the scaler, the item factors and the item means come from the meta-train users alone, and users outside the
+adaptation: the scaler and the item means come from the meta-train users alone, and users outside the
 meta-test say which items are inputs.
 """
 
@@ -12,23 +12,21 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from amaml.errors import InputError, unknown
+from amaml.errors import InputError
 from amaml.tasks import Tasks
 from data import episodes, rating_files
 from data.domain import STANDARDISED, Domain, check_pool
 from data.episodes import Sampling, gather, generator, smallest
 
 INPUTS = 100
-ITEM_FEATURES = ("onehot", "svd")
 SHRINKAGES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
 
 class Ratings(Domain):
     """Users of a data set as a domain; ratings are standardised on the meta-train users.
 
-    item_features "onehot": 100 items, each its own input. "svd": all items, each by 100 factors of the ratings of the
-    meta-train users; an item that none of them rated is the zero vector. The 100 items are those that `train_tasks`
-    users, drawn from all with enough ratings, rated most; none of these users is in the meta-test.
+    100 items, each its own input: those that `meta_train_users` users, drawn from all with enough ratings, rated most;
+    none of these users is in the meta-test.
 
     A meta-train user has at least shots + queries ratings of these items, a meta-test user `unseen` more. Tasks are
     rectangular, so the unseen items of a meta-test user are as many as every chosen one can supply (`test_points`, at
@@ -42,14 +40,12 @@ class Ratings(Domain):
     input_shape = (INPUTS,)
     outputs = 1
     objective = STANDARDISED
-    meta_test_users = 100
+    meta_train_users, meta_test_users, unseen = 100, 100, 5
     read: Callable[[str | None], np.ndarray]  # from the data root, (users, items), NaN where unrated
 
     def __init__(self, sampling: Sampling) -> None:
         """Raises InputError for files that are missing or malformed and where there are not enough such users."""
-        if sampling.item_features not in ITEM_FEATURES:
-            raise unknown("item features", sampling.item_features, ITEM_FEATURES)
-        check_pool("meta-train users", sampling.meta_batch, sampling.train_tasks, "--meta-batch")
+        check_pool("meta-train users", sampling.meta_batch, self.meta_train_users, "--meta-batch")
         super().__init__(sampling)
         ratings = self.read(sampling.data_root)
         items, self.train_users, self.test_users = self._split(ratings)
@@ -59,8 +55,7 @@ class Ratings(Domain):
         self.scale = float(np.nanmean(train)), float(np.nanstd(train))
         mean, deviation = self.scale
         train, test = ((rows - mean) / deviation for rows in (train, ratings[self.test_users]))
-        onehot = sampling.item_features == "onehot"
-        self.features = self.tensor(np.eye(train.shape[1], INPUTS) if onehot else item_factors(train, INPUTS))
+        self.features = self.tensor(np.eye(train.shape[1], INPUTS))
         items, values, self._counts = _packed(train)
         self._items, self._values = torch.as_tensor(items).to(sampling.device), self.tensor(values)
         self._draw_tests(test)
@@ -115,22 +110,21 @@ class Ratings(Domain):
         The users who choose the items are no test users; one who rated too few of them is replaced for training.
         """
         s, counts = self.sampling, _rated(ratings, axis=1)
-        needed, train, test = s.shots + s.queries, s.train_tasks, self.meta_test_users
+        needed, train, test = s.shots + s.queries, self.meta_train_users, self.meta_test_users
         order = generator(s.seed, episodes.META_TRAIN_TASKS).permutation(len(ratings))
         choosing = order[counts[order] >= needed][:train]
-        items = np.arange(ratings.shape[1])
-        if s.item_features == "onehot":  # those with the most ratings, the first of equals
-            items = np.argsort(-_rated(ratings[choosing], axis=0), kind="stable")[:INPUTS]
+        # those with the most ratings, the first of equals
+        items = np.argsort(-_rated(ratings[choosing], axis=0), kind="stable")[:INPUTS]
         counts = _rated(ratings[:, items], axis=1)
         others = order[~np.isin(order, choosing)]
-        tests = others[counts[others] >= needed + s.unseen][:test]
+        tests = others[counts[others] >= needed + self.unseen][:test]
         rest = order[~np.isin(order, tests)]
         trains = rest[counts[rest] >= needed][:train]
         if len(tests) < test or len(trains) < train:
             raise InputError(
                 f"{type(self).__name__} has {len(trains)} users for meta-training, who rated {needed} of the "
-                f"{len(items)} items (--shots + --queries), and {len(tests)} for the meta-test, who rated {s.unseen} "
-                f"more; {train} and {test} are needed: choose fewer shots or queries"
+                f"{len(items)} items (--shots + --queries), and {len(tests)} for the meta-test, who rated "
+                f"{self.unseen} more; {train} and {test} are needed: choose fewer shots or queries"
             )
         return items, trains, tests
 
@@ -165,21 +159,6 @@ class MovieLens100K(Ratings):
 
 class MovieLens1M(Ratings):
     read = staticmethod(rating_files.movielens_1m)
-
-
-def item_factors(ratings: np.ndarray, count: int) -> np.ndarray:
-    """Principal coordinates of the items of a standardised matrix (users, items), NaN where unrated: (items, count).
-
-    Missing ratings stand at the mean, 0; with Z = U S V^T truncated to count terms the coordinates are V S, scaled so
-    that inputs have mean square 1 over the rated items. Where Z has a smaller rank the last columns are zero.
-    """
-    _, scale, right = np.linalg.svd(np.nan_to_num(ratings), full_matrices=False)
-    scale, right = scale[:count], right[:count]
-    signs = np.sign(np.take_along_axis(right, np.abs(right).argmax(1)[:, None], 1))  # that of a vector is arbitrary
-    factors = np.zeros((ratings.shape[1], count))
-    factors[:, : len(scale)] = (right * signs * scale[:, None]).T
-    rated = ~np.isnan(ratings).all(0)
-    return factors / np.sqrt((factors[rated] ** 2).mean())
 
 
 def _rated(ratings: np.ndarray, axis: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from amaml.errors import InputError, unknown
 from experiment import results
 from experiment.settings import CONTROL, METHODS, merged, parse_flags
 
-TEST = ("domain", "shots", "queries", "ways", "test_tasks", "train_tasks", "unseen", "item_features")
+TEST = ("domain", "shots", "queries", "ways", "test_tasks")
 EPOCHS = (0, 10, 100, 500, 1000)  # that the tables show, besides the last
 Column = int | None  # an epoch, None for the last of each variant
 

@@ -2,8 +2,6 @@
 
 import hashlib
 import os
-import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -181,9 +179,3 @@ def test_mistakes_are_told_in_a_line(arguments, message, capsys, monkeypatch):
     assert status == 2
     assert message in err
     assert err.count("\n") == 1
-
-
-def test_it_is_a_command(tmp_path):
-    command = [sys.executable, "-m", "data.download", "CIFARFS", "--data-root", str(tmp_path)]
-    ended = subprocess.run(command, cwd=Path(download.__file__).parents[1], capture_output=True, text=True)
-    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)

@@ -1,4 +1,4 @@
-"""Ratings: the split of users, items and ratings, the item factors, and the predictors without learning."""
+"""Ratings: the split of users, items and ratings, and the predictors without learning."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from helpers.archives import movielens
 
 from amaml.errors import InputError
 from data import Sampling
-from data.ratings import SHRINKAGES, Jester, MovieLens100K, Ratings, item_factors
+from data.ratings import SHRINKAGES, Jester, MovieLens100K, Ratings
 
 ROOT = os.environ.get("AMAML_DATA") or str(Path(__file__).parents[3] / "shared" / "datasets")
 SHOTS, QUERIES, USERS, ITEMS = 6, 7, 240, 120
@@ -29,9 +29,9 @@ def write(root: Path, ratings: np.ndarray) -> str:
     return str(root)
 
 
-def make(root: str, test_users: int = 100, **changes) -> Ratings:
+def make(root: str, train_users: int = 100, test_users: int = 100, more: int = 5, **changes) -> Ratings:
     class Some(MovieLens100K):
-        meta_test_users = test_users
+        meta_train_users, meta_test_users, unseen = train_users, test_users, more
 
     return Some(
         Sampling(**{"shots": SHOTS, "queries": QUERIES, "meta_batch": 5, "seed": 0, "data_root": root} | changes)
@@ -90,7 +90,7 @@ def test_episodes_are_different_users_and_items_with_their_ratings(root, domain)
 
 
 def test_every_item_of_a_user_is_drawn(root):
-    domain = make(root, test_users=1, meta_batch=2, train_tasks=2)
+    domain = make(root, train_users=2, test_users=1, meta_batch=2)
     ratings, drawn = standardised(domain, users=2), {}
     for step in range(300):
         tasks = domain.episode(step)
@@ -116,20 +116,19 @@ def test_unseen_items_are_unseen(domain):
 def test_as_many_unseen_items_as_every_user_has(root, domain):
     counts = (~np.isnan(selected())).sum(1)
     assert domain.test_points == counts[domain.test_users].min() - SHOTS - QUERIES >= 5
-    active = make(root, test_users=20, unseen=30)
+    active = make(root, test_users=20, more=30)
     assert active.meta_test(20).test_x.shape[1] == active.test_points >= 30
 
 
-@pytest.mark.parametrize("item_features", ["onehot", "svd"])
 @pytest.mark.parametrize("what", ["ratings", "items"])
-def test_nothing_is_learned_from_test_users(tmp_path, root, item_features, what):
+def test_nothing_is_learned_from_test_users(tmp_path, root, domain, what):
     """They rate the other way round, or also the items that are rated least: nothing of training changes."""
-    domain, changed = make(root, item_features=item_features), made_up_ratings()
+    changed = made_up_ratings()
     if what == "ratings":
         changed[domain.test_users] = 6 - changed[domain.test_users]
     else:
         changed[np.ix_(domain.test_users, np.argsort((~np.isnan(changed)).sum(0))[:40])] = 3
-    other = make(write(tmp_path, changed), item_features=item_features)
+    other = make(write(tmp_path, changed))
     assert np.array_equal(other.train_users, domain.train_users)
     assert np.array_equal(other.test_users, domain.test_users)
     assert torch.equal(other.episode(5).support_x, domain.episode(5).support_x)
@@ -179,34 +178,11 @@ def test_the_shrinkage_fits_the_spread_of_users(tmp_path):
     assert make(write(tmp_path, constant)).shrinkage <= SHRINKAGES[1]
 
 
-@pytest.mark.parametrize(("users", "items"), [(8, 30), (30, 8), (20, 30)])
-def test_item_factors_are_the_best_approximation(users, items):
-    """F F^T is the item Gram matrix of the best approximation of rank 12, up to one scale."""
-    rng = np.random.default_rng(0)
-    ratings = np.where(rng.random((users, items)) < 0.5, rng.normal(size=(users, items)), np.nan)
-    ratings[:, 2] = np.nan
-    factors = item_factors(ratings, 12)
-    _, scale, right = np.linalg.svd(np.nan_to_num(ratings), full_matrices=False)
-    best = (right[:12].T * scale[:12] ** 2) @ right[:12]
-    gram = factors @ factors.T
-    np.testing.assert_allclose(gram / np.trace(gram), best / np.trace(best), atol=1e-10)
-    rated = np.arange(items) != 2
-    assert (factors[rated] ** 2).mean() == pytest.approx(1.0)
-    assert np.abs(factors[2]).max() < 1e-12  # an item that nobody rated
-
-
-def test_item_factors_of_the_meta_train_users_are_the_inputs(root):
-    domain = make(root, item_features="svd")
-    train = (made_up_ratings()[domain.train_users] - domain.scale[0]) / domain.scale[1]
-    np.testing.assert_allclose(domain.features, item_factors(train, 100), atol=1e-12)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"shots": 60, "queries": 60}, "fewer shots or queries"),
         ({"meta_batch": 101}, "--meta-batch 101 is more than the 100 meta-train users"),
-        ({"item_features": "one-hot"}, "did you mean 'onehot'"),
     ],
 )
 def test_too_much_asked(root, change, message):
