@@ -38,6 +38,13 @@ def descended(learner: PlainLoop, theta: Tensor, tasks: Tasks) -> Tensor:
     return gradient_descent(support_flow(learner, theta, tasks), learner.inner_lr, learner.inner_steps)
 
 
+@validated
+def followed(learner: PlainLoop, theta: Tensor, tasks: Tasks, memory: Memory, at: Sequence[int]) -> Followed:
+    """follow() of such a learner: phi after each of `at` inner steps."""
+    flow = support_flow(learner, theta, tasks)
+    return Followed(descent_path(flow, learner.inner_lr, at), flow.evaluations)
+
+
 @dataclass(frozen=True, eq=False)
 class FOMAML:
     """First-order MAML: the query gradient at the adapted parameters (Finn et al. 2017, section 5.2).
@@ -75,19 +82,13 @@ class FOMAML:
         mean = compact(of_tasks, weighing)
         return MetaGradient(query_loss=query_loss, evaluations=flow.evaluations, gradients=gradients, **mean)
 
-    @validated
-    def follow(self, theta: Tensor, tasks: Tasks, memory: Memory, at: Sequence[int]) -> Followed:
-        """The parameters after `at` inner steps."""
-        flow = support_flow(self, theta, tasks)
-        return Followed(descent_path(flow, self.inner_lr, at), flow.evaluations)
-
     def pull_back(self, followed: Followed, lam: Tensor, memory: Memory) -> MetaGradient:
         """As if every phi were theta."""
         of_tasks = lam.sum(0)
         mean = compact(of_tasks, memory.weighing(self.robust, of_tasks))
         return MetaGradient(query_loss=None, evaluations=followed.kept, **mean)
 
-    adapt, init, update, meta_gradient = descended, no_lengths, with_lengths, with_own_memory
+    adapt, follow, init, update, meta_gradient = descended, followed, no_lengths, with_lengths, with_own_memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,4 +121,4 @@ class Reptile:
         mean = compact(of_tasks, memory.weighing(self.robust, of_tasks))
         return MetaGradient(query_loss=query_loss, evaluations=flow.evaluations, **mean)
 
-    adapt, init, update, meta_gradient = descended, no_lengths, with_lengths, with_own_memory
+    adapt, follow, init, update, meta_gradient = descended, followed, no_lengths, with_lengths, with_own_memory

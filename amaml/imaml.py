@@ -19,6 +19,7 @@ from amaml.learner import (
     check_count,
     check_inner_loop,
     compact,
+    descent_path,
     gradient_descent,
     no_lengths,
     number,
@@ -83,18 +84,18 @@ class IMAML:
 
     @validated
     def follow(self, theta: Tensor, tasks: Tasks, memory: Memory, at: Sequence[int]) -> Followed:
-        """phi, which stands for the inner optimum; raises InputError for earlier steps, which do not."""
-        if tuple(at) != (self.inner_steps,):
-            raise InputError(
-                f"method imaml knows the end of its inner loop alone, {self.inner_steps} steps, got {at!r}"
-            )
+        """phi after `at` inner steps."""
         flow = support_flow(self, theta, tasks, number(self.prox))
-        phi = gradient_descent(flow, self.inner_lr, self.inner_steps)
-        return Followed(phi[None], (flow, requested(tasks, prox=self.prox)._replace(query=())))
+        path = descent_path(flow, self.inner_lr, at)
+        return Followed(path, (flow, tuple(at), requested(tasks, prox=self.prox)._replace(query=())))
 
     def pull_back(self, followed: Followed, lam: Tensor, memory: Memory) -> MetaGradient:
-        """By the implicit function theorem."""
-        flow, request = followed.kept
+        """By the implicit function theorem; raises InputError for earlier steps, which are no inner optimum."""
+        flow, at, request = followed.kept
+        if at != (self.inner_steps,):
+            raise InputError(
+                f"method imaml has the gradient of the end of its inner loop alone, {self.inner_steps} steps, got {at}"
+            )
         v, implicit = self._implicit(flow, followed.path[0], lam[0], request)
         weighing = memory.weighing(self.robust, v)
         gradients, mean = means(implicit.gradients(weights=weighing.weights), flow.tasks), compact(v, weighing)

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map
 from amaml.checks import validated
 from amaml.engine import derivatives
 from amaml.engine.derivatives import Loss
-from amaml.first_order import descended
+from amaml.first_order import descended, followed
 from amaml.flow.field import Evaluations
 from amaml.learner import (
     Memory,
@@ -50,7 +50,7 @@ class Scratch:
         query_loss = derivatives.losses(self.apply, self.loss, start, *tasks.query)
         return MetaGradient(torch.zeros_like(start), query_loss, Evaluations())
 
-    adapt, init, update, meta_gradient = descended, no_lengths, with_lengths, with_own_memory
+    adapt, follow, init, update, meta_gradient = descended, followed, no_lengths, with_lengths, with_own_memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,7 @@ class Pretrained:
         mean = compact(gradient, memory.weighing(self.robust, gradient))
         return MetaGradient(query_loss=query_loss, evaluations=Evaluations(gradients=1), **mean)
 
-    adapt, init, update, meta_gradient = descended, no_lengths, with_lengths, with_own_memory
+    adapt, follow, init, update, meta_gradient = descended, followed, no_lengths, with_lengths, with_own_memory
 
 
 def _joined(support: tuple[Any, Any], query: tuple[Any, Any]) -> tuple[Any, Any]:

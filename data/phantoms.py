@@ -23,11 +23,11 @@ from amaml.errors import InputError
 from amaml.losses import mse
 from amaml.tasks import Tasks
 from data.domain import Endless, Objective, check_pool
-from data.episodes import Sampling, smallest
+from data.episodes import META_TRAIN_TASKS, Sampling, generator, smallest
 
 SIDE = 64  # pixels of a picture, which covers [-1, 1]^2
-RAYS = 64  # of a view
-SAMPLES = 64  # places on a ray at which the network is asked
+RAYS = 32  # of a view
+SAMPLES = 32  # places on a ray at which the network is asked
 
 # density, half axes, centre and angle in degrees, in the unit disc; the first two are the skull and what it encloses
 SHEPP_LOGAN = np.array(
@@ -44,6 +44,7 @@ SHEPP_LOGAN = np.array(
         (0.1, 0.023, 0.046, 0.06, -0.605, 0.0),
     ]
 )
+MEAN_OF = 100  # phantoms, of which the mean is shown as a predictor
 SHRUNK = 0.9  # so that a jittered phantom stays within the unit disc, where every ray meets all of it
 
 
@@ -156,9 +157,39 @@ class Phantoms(Endless):
         queries = [(self.tensor(p)[:, :, None], self.tensor(phantoms.at(p))[..., None]) for p in sets]
         return Tasks(*support, *(part for pair in queries for part in pair))
 
+    def predictors(self, count: int) -> dict[str, np.ndarray]:
+        """Filtered back-projection of the views, and the mean of some phantoms of meta-training."""
+        tasks, s = self.meta_test(count), self.sampling
+        x, y, places, truth = (
+            part.double().cpu().numpy() for part in (tasks.support_x, tasks.support_y, tasks.test_x, tasks.test_y)
+        )
+        normals = x.reshape(count, s.shots, RAYS, SAMPLES, 2)[:, :, -1].mean(2) / _centres(RAYS)[-1]
+        back = back_projected(normals, 2 * y.reshape(count, s.shots, RAYS), places[0, :, 0])
+        draws = generator(s.seed, META_TRAIN_TASKS).uniform(size=(MEAN_OF, *SHEPP_LOGAN.shape))
+        mean = Ellipses.jittered(draws, TRAIN).at(places[:1, :, 0]).mean(0)
+        error = {"filtered back-projection": back - truth[..., 0], "mean phantom": mean - truth[..., 0]}
+        return {name: -10 * np.log10((apart**2).mean(-1)) for name, apart in error.items()}
+
     def in_units(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The middle of every ray, or a pixel, and the density there, of a target or of a prediction."""
-        return x.mean(-2), y if y.ndim < 4 else y.mean(-2)
+        """Pixels and the density there, of a target or of a prediction; a ray has no place, and is left out."""
+        if x.shape[-2] > 1:
+            return x[:, :0, 0], y[:, :0]
+        return x[..., 0, :], y if y.ndim < 4 else y[..., 0, :]
+
+
+def back_projected(normals: np.ndarray, integrals: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Filtered back-projection with the filter of Ramachandran and Lakshminarayanan (Kak and Slaney 1988, eq. 61).
+
+    normals (tasks, views, 2), integrals (tasks, views, RAYS), places (pixels, 2): densities (tasks, pixels).
+    """
+    n, width = np.arange(RAYS) - np.arange(RAYS)[:, None], 2 / RAYS
+    ramp = np.where(n == 0, 0.25, np.where(n % 2, -1 / np.maximum(np.pi * np.abs(n), 1) ** 2, 0)) / width
+    filtered, offsets = integrals @ ramp, normals @ places.T  # (tasks, views, RAYS), (tasks, views, pixels)
+    views = [
+        np.mean([np.interp(at, _centres(RAYS), q, 0, 0) for at, q in zip(*task, strict=True)], 0)
+        for task in zip(offsets, filtered, strict=True)
+    ]
+    return np.pi * np.array(views)
 
 
 def ray_points(angles: np.ndarray) -> np.ndarray:

@@ -149,7 +149,8 @@ class Experiment:
 
         if not self.settings.draw or not figures.can_draw(self.domain.input_shape):
             return None
-        tasks, objective = self.domain.meta_test(self.settings.draw), self.domain.objective
+        count = min(self.settings.draw, self.settings.test_tasks)
+        tasks, objective = self.domain.meta_test(count), self.domain.objective
         adapted = self.adapt(tasks, protocols(self.settings.protocol)[0])
         x, to_units = tasks.test_x, self.domain.in_units
         predictions = [predict(x) for predict in (adapted.predict_before, adapted.predict)]

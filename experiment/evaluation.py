@@ -15,7 +15,7 @@ from amaml.engine import derivatives
 from amaml.engine.derivatives import Loss
 
 RECORDED_EPOCHS = 10  # of fine-tuning: every so many, and the last
-RECORDED_STEPS = (0, 1, 5, 10)  # of the inner loop, and the last
+RECORDED_STEPS = (0, 1, 5, 10, 20, 50, 100, 200, 500)  # of the inner loop, and the last
 OnRecord = Callable[[int], None]
 
 
@@ -85,13 +85,14 @@ def inner_loop(
 ) -> Adapted:
     """Adapt to each task by the method's own inner loop of so many steps (None: as many as the run has).
 
-    The few-shot protocol: the metric after 0, 1, 5, 10 and all steps. Raises Diverged where it is not finite.
+    The few-shot protocol: the metric after 0, 1, 5, 10, 20, ... and all steps. Raises Diverged where it is not finite.
     """
     last, meta = steps or model.inner_steps, model.meta
-    recorded, records = sorted({n for n in RECORDED_STEPS if n < last} | {last}), []
-    for n in recorded:
-        with torch.no_grad():
-            phi = meta.adapt(tasks, inner_steps=n, **model.rates) if n else model.start(len(tasks))
+    recorded = sorted({n for n in RECORDED_STEPS if n < last} | {last})
+    with torch.no_grad():
+        path = meta.adapt(tasks, at=recorded[1:], inner_steps=last, **model.rates)
+    records = []
+    for n, phi in zip(recorded, [model.start(len(tasks)), *path], strict=True):
         records.append(_measure(meta if n else model.whole, model.metric, phi, tasks))
         on_record(n)
     return _adapted(model, meta, phi, recorded, records, "inner step")

@@ -1,4 +1,4 @@
-"""The networks of the experiments: fully connected ones, and the convolutional ones of few-shot image classification.
+"""The networks of the experiments: fully connected ones, one of coordinates, convolutional ones of few-shot images.
 
 Batch norm uses the statistics of the batch it sees, never running ones: a prediction then depends on the other query
 points of its task ("transductive"), as in MAML and Reptile. Pooling is torch's max_pool2d: under vmap its first and
@@ -26,6 +26,30 @@ def flat_mlp(input_shape: tuple[int, ...], outputs: int, **options: Any) -> nn.M
 def flat_linear(input_shape: tuple[int, ...], outputs: int) -> nn.Module:
     """A linear layer for points of any shape."""
     return _flattened(input_shape, nn.Linear(math.prod(input_shape), outputs))
+
+
+def fourier(
+    input_shape: tuple[int, ...], outputs: int, width: int = 64, scale: float = 1.0, activation: str = "tanh"
+) -> nn.Module:
+    """amaml.models.mlp of random Fourier features (Tancik et al. 2020, section 5), for functions of a place.
+
+    The features are sine and cosine at width frequencies, normal with deviation scale in cycles a unit of length:
+    about the finest structure that a few steps of descent can draw. They are drawn once and stay, no part of theta.
+    """
+    frequencies = scale * torch.randn(math.prod(input_shape), width)
+    return _flattened(input_shape, nn.Sequential(_Fourier(frequencies), mlp(2 * width, outputs, width, activation)))
+
+
+class _Fourier(nn.Module):
+    """(..., d) -> (..., 2 width), the sines and cosines of all frequencies (d, width)."""
+
+    def __init__(self, frequencies: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", frequencies)
+
+    def forward(self, x: Tensor) -> Tensor:
+        angles = 2 * math.pi * x @ self.frequencies
+        return torch.cat([angles.sin(), angles.cos()], -1)
 
 
 def _flattened(input_shape: tuple[int, ...], network: nn.Module) -> nn.Module:

@@ -189,7 +189,10 @@ class Settings:
     checkpoint_interval: int = _flag(_count, "meta-updates between checkpoints, at most 30 s apart")
     network: str = _door(NETWORKS, "network")
     width: int = _flag(_count, "units of each hidden layer, or filters of the first convolution")
-    activation: str = _named(ACTIVATIONS, "activation of mlp and conv4")
+    activation: str = _named(ACTIVATIONS, "activation of mlp, fourier and conv4")
+    fourier_scale: float = _flag(
+        _positive, "fourier: deviation of its frequencies, in cycles a unit of length (default 1)", default=1.0
+    )
     norm: str = _flag(_choice(NORMS), "normalisation of the mlp: none, batch (the batch's own statistics)")
     ways: int = _flag(_count, "images: classes of a task")
     out: str | None = _flag(_path, "folder of the run (default results/DOMAIN/...)")
@@ -259,7 +262,7 @@ def check_together(flags: Iterable[str], s: Settings) -> None:
     if s.start_from is not None and s.method == "scratch":
         remedy = f"test that theta by --evaluate {s.start_from}"
         raise InputError(f"--start-from {s.start_from} is not for --method scratch, whose theta is random; {remedy}")
-    if s.draw > s.test_tasks:
+    if "draw" in flags and s.draw > s.test_tasks:
         raise InputError(f"--draw {s.draw} is more than --test-tasks {s.test_tasks}; choose at most {s.test_tasks}")
     if s.query_weights is not None and s.query_steps is None:
         raise InputError("--query-weights are those of --query-steps; give both")

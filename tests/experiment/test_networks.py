@@ -8,7 +8,7 @@ from torch.nn import functional as F
 import amaml
 from amaml.engine import derivatives
 from amaml.errors import InputError
-from experiment.networks import conv4, resnet12
+from experiment.networks import conv4, fourier, resnet12
 
 IMAGE = (2, 16, 16)
 NETWORKS = {
@@ -115,3 +115,14 @@ def test_images_too_small_to_pool_are_refused():
     with pytest.raises(InputError, match="halved 4 times"):
         resnet12((1, 15, 20), 5)
     assert conv4((1, 8, 8), 5, strided=True)(torch.zeros(2, 1, 8, 8)).shape == (2, 5)
+
+
+def test_fourier_features_are_waves_that_stay():
+    features, layers = fourier((2,), 1, width=2000, scale=3.0)
+    assert features.frequencies.std().item() == pytest.approx(3.0, rel=0.05)
+    assert [name for name, _ in features.named_parameters()] == []
+    x = torch.rand(5, 7, 2)  # places along rays
+    sine, cosine = features(x).chunk(2, -1)
+    waves = torch.exp(2j * torch.pi * (x.double() @ features.frequencies.double()))
+    torch.testing.assert_close(torch.complex(cosine, sine).to(waves), waves, rtol=0, atol=1e-4)
+    assert layers(features(x)).shape == (5, 7, 1)

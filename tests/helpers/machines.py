@@ -21,7 +21,7 @@ case "$1 $2" in
     "-m data.download") printf '%s\\n' "in $PWD" "path $PYTHONPATH" "${@:2}" ;;
     "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
     "-m pip") [ -z "${OFFLINE:-}" ] || exit 1
-        sed 's/==.*//; s/pytest-xdist/xdist/' "${@: -1}" | tr '\\n' ' ' >> "$here/packages" ;;
+        sed 's/==.*//; s/pytest-xdist/xdist/; s/scikit-image/skimage/' "${@: -1}" | tr '\\n' ' ' >> "$here/packages" ;;
     "-m ruff") exit "${RUFF:-0}" ;;
     "-m pytest") echo "in $PWD" ;;
     *run.py*) printf '%s\\n' "in $PWD" "${@:2}"; exit "${STATUS:-0}" ;;
