@@ -1,13 +1,12 @@
 # Sourced from the repository's root by experiment.sh, reproduce.sh and tests/run.sh.
 #
-# find_environment FILE...: sets PYTHON to an interpreter that has every package of the requirement files, each of
-# which is imported under its own name (pytest-xdist: as xdist, scikit-image: as skimage): that of the active
-# environment if it has them, else that of .venv if it was filled from the files as they are now, else one in PATH, else
-# .venv's, after the set-up. Starts as few as it can.
+# find_environment FILE...: sets PYTHON to an interpreter that has every package of the requirement files: that of the
+# active environment if it has them, else that of .venv if it was filled from the files as they are now, else one in
+# PATH, else .venv's, after the set-up. Starts as few as it can.
 
 find_environment() {
     local active=${VIRTUAL_ENV:-${CONDA_PREFIX:-}} modules candidate lacking status base="" hint=""
-    modules=$(sed 's/[^[:alnum:]_-].*//; s/pytest-xdist/xdist/; s/scikit-image/skimage/; s/-/_/g' "$@" | tr '\n' ' ')
+    modules=$(as_modules "$@")
     for candidate in ${active:+"$active/bin/python"} .venv/bin/python python3 python python3.13 python3.12 python3.11; do
         [ "$candidate" != .venv/bin/python ] || installed "$@" || continue
         status=0
@@ -37,6 +36,12 @@ find_environment() {
         fi
         cp "$file" ".venv/installed-${file//\//-}"
     done
+}
+
+# The modules of the packages in requirement files: the same names but for a few.
+as_modules() {
+    sed 's/[^[:alnum:]_-].*//; s/pytest-xdist/xdist/; s/scikit-image/skimage/; s/mkdocs-material/material/
+        s/mkdocstrings-python/mkdocstrings_handlers/; s/-/_/g' "$@" | tr '\n' ' '
 }
 
 no_python() {
