@@ -1,13 +1,12 @@
 """A domain, a network and a method of one's own, for the command line. In this folder:
 
-bash ../../experiment.sh lines:Lines 5 5 20 cpu --network lines:two_heads --method lines:UnitFOMAML
+bash ../../experiment.sh lines:Lines 5 5 20 cpu --network lines:two_heads --method lines:SignFOMAML
 """
 
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch.nn.functional import normalize
 
 from amaml import MetaGradient, Tasks
 from amaml.first_order import FOMAML
@@ -45,9 +44,9 @@ def two_heads(input_shape: tuple[int, ...], outputs: int, width: int = 32) -> to
 
 
 @dataclass(frozen=True, eq=False)
-class UnitFOMAML(FOMAML):
-    """FOMAML in which every task pulls with the same strength: its gradient has length one."""
+class SignFOMAML(FOMAML):
+    """FOMAML in which the tasks vote: every task gives the sign of its gradient, parameter by parameter."""
 
     def gradient(self, theta: torch.Tensor, tasks: Tasks, memory: object) -> MetaGradient:
         found = super().gradient(theta, tasks, memory)
-        return replace(found, of_tasks=normalize(found.of_tasks, dim=1))
+        return replace(found, of_tasks=found.of_tasks.sign())

@@ -12,7 +12,7 @@ from data import Sampling, make
 from experiment.methods import METHODS, NETWORKS
 
 EXAMPLE = ROOT / "examples" / "own_experiment"
-OWN = ["--domain", "lines:Lines", "--network", "lines:two_heads", "--method", "lines:UnitFOMAML"]
+OWN = ["--domain", "lines:Lines", "--network", "lines:two_heads", "--method", "lines:SignFOMAML"]
 BROKEN = "import data.domain, nothing_of_this_name_is_installed"
 PARTS = """
 from data.domain import Domain, Endless
@@ -40,21 +40,22 @@ def test_the_example_trains_with_its_own_network_and_goes_on(here, quick):
     assert start("run", *OWN, "--meta-updates", "2") == 0
     saved = checkpoint(here / "run")
     assert saved["model"]["meta.module.body.0.weight"].shape == (4, 1)  # the width of TINY
-    assert saved["settings"]["method"] == "lines:UnitFOMAML"
+    assert saved["settings"]["method"] == "lines:SignFOMAML"
     assert start("run", *OWN, "--meta-updates", "4", "--resume") == 0
     assert content(here / "run", "summary.json")["metric"] == "MSE"
     assert run.main(["--evaluate", "run", "--shots", "3"]) == 0
     assert (here / "run" / "evaluation-Lines-3shot-finetune.json").exists()
 
 
-def test_its_tasks_are_lines_and_its_directions_have_length_one(here):
+def test_its_tasks_are_lines_and_its_directions_are_votes(here):
     tasks = make("lines:Lines", Sampling(5, 4, 3, 0)).episode(7)
     x, y = torch.cat([tasks.support_x, tasks.query_x], 1), torch.cat([tasks.support_y, tasks.query_y], 1)
     slopes = (y[:, 1:] - y[:, :1]) / (x[:, 1:] - x[:, :1])
     assert torch.allclose(slopes, slopes[:, :1].expand_as(slopes))
     theta, apply = flatten(NETWORKS["lines:two_heads"].make((1,), 1, width=3).double())
-    found = METHODS["lines:UnitFOMAML"].make(apply, half_mse, 0.1, 5).meta_gradient(theta, tasks)
-    assert torch.allclose(found.of_tasks.norm(dim=1), torch.ones(3, dtype=torch.float64))
+    found = METHODS["lines:SignFOMAML"].make(apply, half_mse, 0.1, 5).meta_gradient(theta, tasks)
+    assert found.of_tasks.shape == (3, len(theta))
+    assert torch.equal(found.of_tasks.abs(), torch.ones_like(found.of_tasks))
 
 
 MISTAKES = [
@@ -67,7 +68,7 @@ MISTAKES = [
     (["--network", "parts_of_a_test:text"], ["must be a function (input_shape, outputs)"]),
     (["--network", "parts_of_a_test:sizes"], ["must make a torch.nn.Module, got int"]),
     (["--method", "parts_of_a_test:Bare"], ["must be a dataclass", "it lacks apply"]),
-    (["--method", "lines:UnitFOMAML", "--cg-steps", "3"], ["--cg-steps 3 is for --method imaml"]),
+    (["--method", "lines:SignFOMAML", "--cg-steps", "3"], ["--cg-steps 3 is for --method imaml"]),
     (["--method", "lines"], ["unknown method 'lines'", "package.module:Name"]),
 ]
 
