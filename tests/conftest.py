@@ -1,10 +1,13 @@
 """What every test shares: one thread, so that seconds and bits do not depend on the machine's load."""
 
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import archives
+from helpers.commands import start
 
 from amaml import adaptation
 from experiment import build, figures
@@ -34,6 +37,19 @@ def quick(monkeypatch, traced):
     monkeypatch.setattr(build, "seeded", same)
     monkeypatch.setattr(adaptation, "Flattened", lambda *given: traced.setdefault(given, flattened(*given)))
     monkeypatch.setattr(figures, "draw_curves", lambda *arguments: b"curves")
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("made") / "run"
+    assert start(out) == 0
+    return out
+
+
+@pytest.fixture
+def finished(made, tmp_path, quick) -> Path:
+    """The folder of a finished run of commands.TINY, for the test alone."""
+    return Path(shutil.copytree(made, tmp_path / "run"))
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,6 @@ from helpers.commands import (
     assert_same_run,
     checkpoint,
     content,
-    error_line,
     has_checkpoint,
     metrics,
     start,
@@ -125,11 +124,6 @@ def test_a_fault_of_the_first_process_is_told_once(tmp_path, quick, monkeypatch,
     statuses, (line,) = Run(2, tmp_path / "run", *SMALL).end()
     assert statuses == [2, other]
     assert line.startswith("run.py: no space left; free some")
-
-
-def test_mistakes_are_told_once_before_anything_starts(tmp_path, capsys):
-    assert start(tmp_path / "run", "--processes", "2", "--shots", "0") == 2
-    assert "--shots must be a positive integer" in error_line(capsys)
 
 
 def test_a_share_of_the_batch_is_the_default_chunk(tmp_path, quick):

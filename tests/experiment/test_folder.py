@@ -1,6 +1,5 @@
 """A run's folder: every file whole or not at all, one process at once, tests made anew, damage named and left alone."""
 
-import json
 import os
 import pickle
 from contextlib import nullcontext
@@ -18,37 +17,6 @@ from experiment.build import Experiment
 from experiment.folder import RunFolder
 from experiment.session import Session
 from experiment.settings import FIELDS
-
-
-def test_a_new_folder_knows_its_settings_and_a_missing_one_holds_no_run(tmp_path):
-    settings = {"device": "cpu", "width": 4, "prox": None}
-    assert RunFolder(tmp_path / "a" / "b").settings() is None
-    (tmp_path / "config.json.tmp").write_text("{")  # a kill in the very first write
-    assert RunFolder(tmp_path).settings() is None
-    folder = RunFolder(tmp_path / "a" / "b")
-    folder.create(settings)
-    assert folder.settings() == settings
-    assert folder.metrics() == []
-    config = json.loads((folder.path / "config.json").read_text())
-    assert {"settings", "versions", "commit", "device", "threads", "command"} == set(config)
-    folder.write("summary.json", {})
-    folder.create(settings)
-    assert not folder.has("summary.json")
-    with pytest.raises(ValueError, match="JSON"):
-        folder.write("test.json", {"x": float("nan")})
-
-
-def test_rewinding_drops_what_came_later(tmp_path):
-    folder = RunFolder(tmp_path)
-    folder.append_metrics([{"update": n, "query_loss": 0.1 * n} for n in (1, 2, 3)])
-    with open(tmp_path / "metrics.jsonl", "a") as file:
-        file.write('{"update": 4, "query')  # cut by a kill
-    assert [m["update"] for m in folder.metrics()] == [1, 2, 3]
-    folder.write("test.json", [{"update": 2}, {"update": 3}])
-    before = (tmp_path / "metrics.jsonl").read_bytes()
-    folder.rewind(2)
-    assert (tmp_path / "metrics.jsonl").read_bytes() == b"".join(before.splitlines(keepends=True)[:2])
-    assert folder.read("test.json", None) == [{"update": 2}]
 
 
 def test_every_file_of_a_run_is_written_atomically(tmp_path, quick, monkeypatch):
@@ -77,30 +45,28 @@ def test_the_autosave_writes_a_checkpoint_between_the_regular_ones(tmp_path, qui
         saved.clear()
 
 
-def test_a_folder_takes_one_process_at_a_time(tmp_path, quick, monkeypatch, capsys):
+def test_a_folder_takes_one_process_at_a_time(finished, monkeypatch, capsys):
     """Where another holds it nothing begins; a run holds it from its first update on, and leaves it free."""
-    start(tmp_path)
-    (tmp_path / "summary.json").unlink()
-    before = files(tmp_path)
-    capsys.readouterr()
-    with FileLock(tmp_path / ".lock"):
+    (finished / "summary.json").unlink()
+    before = files(finished)
+    with FileLock(finished / ".lock"):
         for flags in ([], ["--resume"], ["--overwrite"], ["--seed", "1"]):
-            assert start(tmp_path, *flags) == 2
-            assert f"{tmp_path} is in use by another process; wait for its end" in error_line(capsys)
-    assert files(tmp_path) == before
+            assert start(finished, *flags) == 2
+            assert f"{finished} is in use by another process; wait for its end" in error_line(capsys)
+    assert files(finished) == before
     step, held = Session._step, []
 
     def noted(session):
         try:
-            FileLock(tmp_path / ".lock").acquire(timeout=0)
+            FileLock(finished / ".lock").acquire(timeout=0)
         except Timeout:
             held.append(session.update)
         step(session)
 
     monkeypatch.setattr(Session, "_step", noted)
-    assert start(tmp_path, "--overwrite") == 0
+    assert start(finished, "--overwrite") == 0
     assert held == [0, 1, 2, 3, 4, 5]
-    FileLock(tmp_path / ".lock").acquire(timeout=0)
+    FileLock(finished / ".lock").acquire(timeout=0)
 
 
 def test_of_two_runs_that_begin_at_once_in_a_new_folder_one_goes_on(tmp_path, quick, monkeypatch, capsys):
@@ -118,52 +84,45 @@ def test_of_two_runs_that_begin_at_once_in_a_new_folder_one_goes_on(tmp_path, qu
     assert "summary.json" in files(out)
 
 
-def test_a_folder_of_which_nothing_may_be_written_still_shows_its_run(tmp_path, quick, monkeypatch, capsys):
-    start(tmp_path)
-    table = capsys.readouterr().out.splitlines()[0]
-
+def test_a_folder_of_which_nothing_may_be_written_still_shows_its_run(finished, monkeypatch, capsys):
     def refuse(*arguments, **options):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(folders.filelock.FileLock, "acquire", refuse)
-    assert start(tmp_path) == 0
-    assert capsys.readouterr().out.splitlines()[0] == table
+    assert start(finished) == 0
+    assert capsys.readouterr().out.startswith(content(finished, "summary.json")["table"])
 
 
 @pytest.mark.parametrize("flags", [["--test-tasks", "3"], ["--protocol", "inner"]], ids=" ".join)
-def test_other_tests_of_a_finished_run_are_made_without_training(tmp_path, quick, monkeypatch, capsys, flags):
-    out = tmp_path / "run"
-    start(out)
-    trained, lines, old = theta(out), metrics(out), content(out, "test.json")
-    seconds = content(out, "summary.json")["seconds_per_update"]
+def test_other_tests_of_a_finished_run_are_made_without_training(finished, monkeypatch, capsys, flags):
+    trained, lines, old = theta(finished), metrics(finished), content(finished, "test.json")
+    seconds = content(finished, "summary.json")["seconds_per_update"]
     monkeypatch.setattr(Session, "_step", None)
-    capsys.readouterr()
-    assert start(out, *flags) == 0
-    assert torch.equal(theta(out), trained)
-    assert metrics(out) == lines
-    *before, new = content(out, "test.json")
+    assert start(finished, *flags) == 0
+    assert torch.equal(theta(finished), trained)
+    assert metrics(finished) == lines
+    *before, new = content(finished, "test.json")
     assert before == old
     assert new["update"] == 6
     assert new["protocol"][flags[0][2:].replace("-", "_")] == (int(flags[1]) if flags[1].isdigit() else "inner")
-    summary = content(out, "summary.json")
+    summary = content(finished, "summary.json")
     assert [row["test"] for row in summary["at_epochs"]] == new["test"]["mean"]
     assert summary["seconds_per_update"] == seconds
     assert summary["table"] in capsys.readouterr().out
-    assert start(out, *flags) == 0  # now it is finished
-    assert len(content(out, "test.json")) == 2
+    assert start(finished, *flags) == 0  # now it is finished
+    assert len(content(finished, "test.json")) == 2
 
 
-def test_tests_made_anew_survive_a_kill(tmp_path, quick, monkeypatch):
-    start(tmp_path)
+def test_tests_made_anew_survive_a_kill(finished, monkeypatch):
 
     def killed(*arguments, **named):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(Experiment, "adapt", killed)
-        assert start(tmp_path, "--test-tasks", "3") == 130
-    assert start(tmp_path, "--test-tasks", "3", "--resume") == 0
-    assert [test["tasks"] for test in content(tmp_path, "test.json")] == [2, 3]
+        assert start(finished, "--test-tasks", "3") == 130
+    assert start(finished, "--test-tasks", "3", "--resume") == 0
+    assert [test["tasks"] for test in content(finished, "test.json")] == [2, 3]
 
 
 def test_an_unfinished_run_may_be_tested_in_another_way_from_here_on(tmp_path, quick):
@@ -218,33 +177,28 @@ def damaged(kind: str, good: bytes, path) -> None:
 @pytest.mark.parametrize(
     "kind", ["empty", "text", "pickle", "cut", "one flipped bit", "code", "list", "format", "model", "key", "update"]
 )
-def test_a_corrupt_checkpoint_is_refused(tmp_path, quick, capsys, kind):
-    out = tmp_path / "run"
-    start(out)
-    damaged(kind, (out / "checkpoint.pt").read_bytes(), out / "checkpoint.pt")
-    before = files(out)
-    capsys.readouterr()
-    for flags in (["--resume", "--meta-updates", "8"], ["--evaluate", str(out)]):
-        assert (start(out, *flags) if flags[0] == "--resume" else run.main(flags)) == 2
+def test_a_corrupt_checkpoint_is_refused(finished, capsys, kind):
+    damaged(kind, (finished / "checkpoint.pt").read_bytes(), finished / "checkpoint.pt")
+    before = files(finished)
+    for flags in (["--resume", "--meta-updates", "8"], ["--evaluate", str(finished)]):
+        assert (start(finished, *flags) if flags[0] == "--resume" else run.main(flags)) == 2
         line = error_line(capsys)
-        assert f"cannot read the checkpoint {out / 'checkpoint.pt'}" in line
+        assert f"cannot read the checkpoint {finished / 'checkpoint.pt'}" in line
         assert "weights_only" not in line  # torch's advice to switch its guard off is no remedy
-        assert files(out) == before
-    assert start(out, "--overwrite") == 0
+        assert files(finished) == before
+    assert start(finished, "--overwrite") == 0
 
 
 @pytest.mark.parametrize("missing", ["method", "settings of another program"])
-def test_a_checkpoint_without_its_settings_is_refused(tmp_path, quick, capsys, missing):
-    start(tmp_path)
-    saved = checkpoint(tmp_path)
+def test_a_checkpoint_without_its_settings_is_refused(finished, capsys, missing):
+    saved = checkpoint(finished)
     saved["settings"].pop(missing, None)
     if missing not in FIELDS:
         saved["settings"] = {"learning_rate": 3}
-    torch.save(saved, tmp_path / "checkpoint.pt")
-    capsys.readouterr()
-    assert run.main(["--evaluate", str(tmp_path)]) == 2
+    torch.save(saved, finished / "checkpoint.pt")
+    assert run.main(["--evaluate", str(finished)]) == 2
     line = error_line(capsys)
-    assert str(tmp_path) in line
+    assert str(finished) in line
     assert (f"--{missing}" if missing in FIELDS else "'learning_rate'") in line
 
 
@@ -267,18 +221,15 @@ def test_a_checkpoint_of_another_run_is_not_resumed(tmp_path, quick, capsys):
 
 @pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "test.json"])
 @pytest.mark.parametrize("broken", [b'{"settings": {', b"\xff\xfe", b"7\n7\n"], ids=["cut", "bytes", "number"])
-def test_a_corrupt_file_of_a_run_is_named_and_overwrite_helps(tmp_path, quick, capsys, name, broken):
-    out = tmp_path / "run"
-    start(out)
-    (out / "summary.json").unlink()
-    (out / name).write_bytes(broken + b"\n")
-    before = {k: v for k, v in files(out).items() if k != "config.json"}
-    capsys.readouterr()
-    assert start(out, "--resume") == 2
-    assert str(out / name) in error_line(capsys)
-    assert {k: v for k, v in files(out).items() if k != "config.json"} == before
+def test_a_corrupt_file_of_a_run_is_named_and_overwrite_helps(finished, capsys, name, broken):
+    (finished / "summary.json").unlink()
+    (finished / name).write_bytes(broken + b"\n")
+    before = {k: v for k, v in files(finished).items() if k != "config.json"}
+    assert start(finished, "--resume") == 2
+    assert str(finished / name) in error_line(capsys)
+    assert {k: v for k, v in files(finished).items() if k != "config.json"} == before
     if name != "config.json" or broken != b"7\n7\n":  # a valid file of somebody else's is not ours to replace
-        assert start(out, "--overwrite") == 0
+        assert start(finished, "--overwrite") == 0
 
 
 @pytest.mark.parametrize(
@@ -290,20 +241,17 @@ def test_a_corrupt_file_of_a_run_is_named_and_overwrite_helps(tmp_path, quick, c
     ],
     ids=["gap", "twice", "cut"],
 )
-def test_missing_lines_of_the_metrics_are_noticed(tmp_path, quick, capsys, damage, fragment):
-    out = tmp_path / "run"
-    start(out)
-    lines = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (out / "metrics.jsonl").write_text("".join(damage(lines)))
-    before = {name: held for name, held in files(out).items() if name not in ("config.json", "summary.json")}
-    capsys.readouterr()
-    assert start(out, "--resume", "--meta-updates", "8") == 2
+def test_missing_lines_of_the_metrics_are_noticed(finished, capsys, damage, fragment):
+    lines = (finished / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (finished / "metrics.jsonl").write_text("".join(damage(lines)))
+    before = {name: held for name, held in files(finished).items() if name not in ("config.json", "summary.json")}
+    assert start(finished, "--resume", "--meta-updates", "8") == 2
     line = error_line(capsys)
     assert fragment in line
     assert "--evaluate" in line
-    assert {name: held for name, held in files(out).items() if name in before} == before
-    (out / "metrics.jsonl").write_text("".join(lines))
-    assert start(out, "--resume", "--meta-updates", "8") == 0
+    assert {name: held for name, held in files(finished).items() if name in before} == before
+    (finished / "metrics.jsonl").write_text("".join(lines))
+    assert start(finished, "--resume", "--meta-updates", "8") == 0
 
 
 def no_space(*arguments):

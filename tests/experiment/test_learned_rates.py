@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from helpers.commands import checkpoint, content, error_line, start, theta
+from helpers.commands import checkpoint, content, start, theta
 from helpers.problems import relative_error, slope_error
 
-from amaml import InputError
 from experiment.build import build
 from experiment.distributed import Group
 from experiment.settings import merged
@@ -63,15 +62,3 @@ def test_learned_rates_run_from_flags_to_results(tmp_path, quick, domain, kind):
     assert checkpoint(tmp_path / "run")["model"]["log_rates.0"].abs().max() > 0
     assert start(tmp_path / "chunks", *flags, "--task-chunk", "1") == 0
     assert relative_error(theta(tmp_path / "chunks"), theta(tmp_path / "run")) < 1e-5
-
-
-def test_no_learned_rates_are_the_default():
-    assert merged({"domain": "Sinusoid"}).learn_rates is None
-    assert merged({"domain": "Sinusoid", "learn_rates": "none"}).learn_rates is None
-    with pytest.raises(InputError, match="unknown learn-rates 'scaler'; did you mean 'scalar'"):
-        merged({"domain": "Sinusoid", "learn_rates": "scaler"})
-
-
-def test_methods_without_rates_to_learn_say_so(tmp_path, capsys):
-    assert start(tmp_path, "--method", "maml", "--learn-rates", "scalar") == 2
-    assert "--learn-rates scalar is for --method amaml or anil, not for maml" in error_line(capsys)

@@ -132,72 +132,46 @@ def test_even_a_name_of_two_lines_gets_one(tmp_path, monkeypatch, capsys):
     assert "two lines is a file" in error_line(capsys)
 
 
-def test_overwrite_refuses_a_run_folder_that_holds_something_else(tmp_path, quick, capsys):
-    out = tmp_path / "run"
-    start(out)
-    (out / "notes.txt").write_text("precious")
-    (out / "more").mkdir()
-    before = files(out)
-    capsys.readouterr()
-    assert start(out, "--overwrite") == 2
-    assert "more" in error_line(capsys)
-    assert files(out) == before
-
-
 @pytest.mark.parametrize("mistake", [["--shots", "2000"], ["--norm", "batch", "--shots", "1"]])
-def test_a_mistake_beside_overwrite_loses_no_run(tmp_path, quick, mistake):
-    out = tmp_path / "run"
-    start(out)
-    before = files(out)
-    assert start(out, "--overwrite", *mistake) == 2
-    assert files(out) == before
+def test_a_mistake_beside_overwrite_loses_no_run(finished, mistake):
+    before = files(finished)
+    assert start(finished, "--overwrite", *mistake) == 2
+    assert files(finished) == before
 
 
-@pytest.mark.parametrize("finished", [True, False])
-def test_an_out_of_another_configuration_is_refused(tmp_path, quick, capsys, finished):
-    out = tmp_path / "run"
-    start(out)
-    if not finished:
-        (out / "summary.json").unlink()
-    before, settings = files(out), content(out, "config.json")["settings"]
-    capsys.readouterr()
+def test_an_out_of_another_configuration_is_refused(finished, capsys):
+    before, settings = files(finished), content(finished, "config.json")["settings"]
     for flag, value in {"domain": "CosMixture-slides", "method": "maml", "shots": "5", "meta-optimizer": "sgd"}.items():
-        assert start(out, f"--{flag}", value, "--resume") == 2
+        assert start(finished, f"--{flag}", value, "--resume") == 2
         line = error_line(capsys)
-        assert f"{out} holds a run with --{flag} {settings[flag.replace('-', '_')]}, not {value}" in line
+        assert f"{finished} holds a run with --{flag} {settings[flag.replace('-', '_')]}, not {value}" in line
         assert "--out" in line
         assert "--overwrite" in line
-        assert files(out) == before
+        assert files(finished) == before
 
 
-def test_an_unfinished_run_is_neither_lost_nor_continued_unasked(tmp_path, quick, capsys):
-    out = tmp_path / "run"
-    start(out)
-    (out / "summary.json").unlink()
-    before = files(out)
-    capsys.readouterr()
-    assert start(out) == 2
+def test_an_unfinished_run_is_neither_lost_nor_continued_unasked(finished, capsys):
+    (finished / "summary.json").unlink()
+    before = files(finished)
+    assert start(finished) == 2
     line = error_line(capsys)
     assert "unfinished" in line
     assert "--resume" in line
     assert "--overwrite" in line
-    assert start(out, "--resume", "--meta-updates", "5") == 2
+    assert start(finished, "--resume", "--meta-updates", "5") == 2
     assert "--meta-updates 5 is less than the 6 already made" in error_line(capsys)
-    assert files(out) == before
+    assert files(finished) == before
 
 
-def test_a_finished_run_of_another_length_says_so(tmp_path, quick, capsys):
-    out = tmp_path / "run"
-    start(out)
-    capsys.readouterr()
-    assert start(out, "--meta-updates", "8") == 2
+def test_a_finished_run_of_another_length_says_so(finished, capsys):
+    assert start(finished, "--meta-updates", "8") == 2
     line = error_line(capsys)
     assert "a finished run of 6 updates" in line
     assert "--resume" in line
-    (out / "checkpoint.pt").unlink()
-    assert start(out, "--meta-updates", "8", "--resume") == 2
+    (finished / "checkpoint.pt").unlink()
+    assert start(finished, "--meta-updates", "8", "--resume") == 2
     assert "checkpoint.pt" in error_line(capsys)
-    assert (out / "summary.json").exists()
+    assert (finished / "summary.json").exists()
 
 
 def test_a_network_that_no_memory_holds_is_refused_before_it_is_made(tmp_path, monkeypatch, capsys):

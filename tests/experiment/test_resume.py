@@ -112,23 +112,15 @@ def test_a_second_interrupt_ends_at_once(tmp_path, quick, monkeypatch, capsys):
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-def test_resume_starts_where_there_is_nothing_to_resume(tmp_path, quick):
-    assert start(tmp_path / "run", "--resume") == 0
-    start(tmp_path / "whole")
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
-
-
-def test_a_finished_run_is_extended_to_what_a_longer_one_had_been(tmp_path, quick, monkeypatch, capsys):
-    out = tmp_path / "run"
-    start(out)
-    assert killed(monkeypatch, 1, out, "--meta-updates", "10", "--resume")
-    assert not (out / "summary.json").exists()
-    assert start(out, "--meta-updates", "10", "--resume") == 0
+def test_a_finished_run_is_extended_to_what_a_longer_one_had_been(finished, tmp_path, monkeypatch):
+    assert killed(monkeypatch, 1, finished, "--meta-updates", "10", "--resume")
+    assert not (finished / "summary.json").exists()
+    assert start(finished, "--meta-updates", "10", "--resume") == 0
     start(tmp_path / "whole", "--meta-updates", "10")
-    assert (out / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
-    assert content(out, "summary.json")["at_epochs"] == content(tmp_path / "whole", "summary.json")["at_epochs"]
-    assert [t["update"] for t in content(out, "test.json")] == [6, 10]
-    assert content(out, "config.json")["settings"]["meta_updates"] == 10
+    assert (finished / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+    assert content(finished, "summary.json")["at_epochs"] == content(tmp_path / "whole", "summary.json")["at_epochs"]
+    assert [t["update"] for t in content(finished, "test.json")] == [6, 10]
+    assert content(finished, "config.json")["settings"]["meta_updates"] == 10
 
 
 def test_steering_flags_may_change_between_start_and_resume(tmp_path, quick, monkeypatch):

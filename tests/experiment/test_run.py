@@ -197,17 +197,15 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path, qui
     assert content(tmp_path / "one", "test.json")[0]["test"] != content(tmp_path / "other", "test.json")[0]["test"]
 
 
-def test_a_finished_run_is_shown_and_not_run_again(tmp_path, quick, capsys, monkeypatch):
-    out = tmp_path / "run"
-    start(out)
-    before, table = files(out), capsys.readouterr().out.splitlines()[:-1]
+def test_a_finished_run_is_shown_and_not_run_again(finished, capsys, monkeypatch):
+    before, table = files(finished), content(finished, "summary.json")["table"].splitlines()
     monkeypatch.setattr(run, "build", None)
     for flags in ((), ("--resume",)):
-        assert start(out, *flags) == 0
+        assert start(finished, *flags) == 0
         shown = capsys.readouterr().out.splitlines()
         assert shown[:-1] == table
         assert "--overwrite" in shown[-1]
-    assert files(out) == before
+    assert files(finished) == before
 
 
 def test_overwrite_runs_again_and_leaves_nothing_of_the_old_run(tmp_path, quick):

@@ -34,6 +34,7 @@ def test_the_defaults_are_those_of_the_main_job():
     assert (s.width, s.activation, s.norm, s.dtype, s.adjoint) == (32, "tanh", "none", "float32", "discrete")
     assert (s.meta_lr, s.meta_schedule, s.prox, s.clip, s.protocol) == (0.003, "cosine", 0.1, 0.1, "both")
     assert merged({"domain": "Alpine2D", "clip": 0}).clip is None
+    assert merged({"domain": "Alpine2D", "learn_rates": "none"}).learn_rates is None
     s = merged({"domain": "Alpine2D", "method": "fomaml"})
     assert (s.prox, s.clip) == (None, None)
     s = merged({"domain": "Sinusoid"})
@@ -142,6 +143,10 @@ def test_the_help_tells_the_default_prox_of_each_method():
     [
         ({"method": "reptile", "cg_steps": 9}, "--cg-steps 9 is for --method imaml, not for reptile; leave it out"),
         ({"method": "fomaml", "solver": "rk4"}, "--solver rk4 is for --method amaml"),
+        (
+            {"method": "maml", "learn_rates": "scalar"},
+            "--learn-rates scalar is for --method amaml or anil, not for maml",
+        ),
         ({"method": "maml", "prox": 1.0}, "--prox 1.0 is for --method amaml or anil or imaml"),
         ({"network": "linear", "width": 9}, "--width 9 is for --network mlp or conv4"),
         ({"network": "conv4", "norm": "batch"}, "--norm batch is for --network mlp"),

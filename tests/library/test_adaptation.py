@@ -329,20 +329,6 @@ def test_single_precision_gives_the_same_to_its_rounding(solver):
         assert relative_error(narrow.double(), wide) < 2e-5
 
 
-@pytest.mark.skipif(not derivatives.compiler_found(), reason="torch.compile needs a C++ compiler")
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-def test_compiled_graphs_pull_back_the_same():
-    problem = Problem("head of a body")
-    meta = problem.adaptation()
-    tasks = meta._with_shared(problem.tasks).detach()
-    phi = meta.function.theta().detach().expand(3, -1)
-    arguments = meta.function, problem.loss, phi, torch.ones_like(phi), *tasks.support, (0, 1, 2, 6)
-    plain = derivatives.pull_backs(*arguments)
-    with derivatives.compiled():
-        fast = derivatives.pull_backs(*arguments)
-    torch.testing.assert_close(fast, plain, rtol=1e-10, atol=1e-12)
-
-
 class Weighing(nn.Module):
     """A loss with a parameter."""
 

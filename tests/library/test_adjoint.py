@@ -14,7 +14,6 @@ from amaml.flow.mesh import SOLVERS
 from amaml.flow.schemes import DOPRI5, EULER, MIDPOINT, RK3, RK4, Move
 from amaml.flow.trajectory import Trajectory
 from amaml.learner import query_gradient
-from baselines import MAML
 
 FIXED = {
     "euler": EULER,
@@ -42,19 +41,6 @@ def fixed_steps(flow, scheme, horizon, count):
     times = [horizon * i / count for i in range(count + 1)]
     trajectory.extend([Move(scheme, a, b, b - a) for a, b in zip(times[:-1], times[1:], strict=True)])
     return trajectory
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_euler_with_the_discrete_adjoint_is_unrolled_maml(case):
-    network, make_tasks, loss = CASES[case]
-    (theta, apply), tasks = network(), make_tasks()
-    settings = {"inner_lr": 0.1, "inner_steps": 25}
-    ours = AMAML(apply, loss, solver="euler", **settings)
-    unrolled = MAML(apply, loss, **settings)
-    a, b = ours.meta_gradient(theta, tasks), unrolled.meta_gradient(theta, tasks)
-    assert relative_error(a.value, b.value) < 1e-12
-    torch.testing.assert_close(a.query_loss, b.query_loss, rtol=1e-12, atol=0)
-    torch.testing.assert_close(ours.adapt(theta, tasks), unrolled.adapt(theta, tasks), rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -68,6 +68,7 @@ def test_conjugate_gradient_solves_to_rounding_in_as_many_iterations_as_unknowns
 
 def test_conjugate_gradient_on_the_identity_is_done_after_one_iteration_and_stays():
     b = torch.randn(3, 6, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    b[1] = 0.0
     for iterations in (1, 5):
         assert torch.equal(conjugate_gradient(lambda v: v, b, iterations), b)
 
@@ -83,11 +84,6 @@ def test_conjugate_gradient_keeps_the_x_of_a_row_that_meets_negative_curvature()
     for iterations in (3, 4, 7):
         x = conjugate_gradient(lambda v: diagonal * v, b, iterations)
         torch.testing.assert_close(x, expected, rtol=1e-12, atol=0)
-
-
-def test_conjugate_gradient_leaves_a_zero_row_zero():
-    b = torch.zeros(2, 4, dtype=torch.float64)
-    assert torch.equal(conjugate_gradient(lambda v: 2 * v, b, 3), b)
 
 
 def test_data_is_detached():
