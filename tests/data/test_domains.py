@@ -27,7 +27,7 @@ def make(data_sets):
 
     def make(name: str, **changes) -> data.Domain:
         sizes = {"shots": 1, "queries": 2, "meta_batch": 2, "seed": 0, "data_root": data_sets, "ways": 2}
-        return data.make(name, data.Sampling(**sizes | {"train_tasks": 30} | changes))
+        return data.make(name, data.Sampling(**sizes | changes))
 
     return make
 
