@@ -26,8 +26,8 @@ from data.domain import Endless, Objective, check_pool
 from data.episodes import META_TRAIN_TASKS, Sampling, generator, smallest
 
 SIDE = 64  # pixels of a picture, which covers [-1, 1]^2
-RAYS = 32  # of a view
-SAMPLES = 32  # places on a ray at which the network is asked
+RAYS = 24  # of a view
+SAMPLES = 24  # places on a ray at which the network is asked
 
 # density, half axes, centre and angle in degrees, in the unit disc; the first two are the skull and what it encloses
 SHEPP_LOGAN = np.array(
