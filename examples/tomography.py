@@ -2,7 +2,11 @@
 
     PYTHONPATH=. python examples/tomography.py
 
-update  0: PSNR  4.9 dB before, 10.3 after 50 steps on four views
+update  0: PSNR 6.0 dB before, 7.5 after 50 steps on four views
+update 15: PSNR 6.7 dB before, 8.8 after 50 steps on four views
+update 30: PSNR 6.6 dB before, 9.3 after 50 steps on four views
+through the middle of a picture: 0.0 1.0 0.0 0.0 0.0 0.0 1.0 0.0
+reconstructed: 0.2 0.7 0.3 0.3 0.2 -0.0 0.6 0.2
 
 Every task is a disc in a ring, of its own density, size and place; theta learns by the gradient through all 50 steps.
 """
