@@ -13,7 +13,7 @@ from torch import nn
 from amaml import Adaptation, Diverged, InputError
 from data import Domain, of_settings
 from experiment.distributed import Group, StopRequest
-from experiment.evaluation import Adapted, Curves, Model, in_chunks, test_entry
+from experiment.evaluation import Adapted, Curves, Model, in_chunks, task_lines, test_entry
 from experiment.folder import Checkpoint
 from experiment.machine import check_device, check_memory
 from experiment.methods import METHODS, NETWORKS, PROTOCOLS, protocols
@@ -100,8 +100,8 @@ class Experiment:
         model = Model(self.meta, self.whole, self.rates(), objective.loss, objective.metric, s.inner_steps)
         return chosen.make(model, tasks, on_record=on_record, **chosen.options(s))
 
-    def meta_test(self, update: int, stop: StopRequest) -> dict[str, Any]:
-        """Adapt to every meta-test task; the entry for test.json. update: how many are made.
+    def meta_test(self, update: int, stop: StopRequest) -> tuple[dict[str, Any], list[str]]:
+        """Adapt to every meta-test task; its entry of test.json and lines of tasks.csv. update: how many are made.
 
         For --protocol both it is that of fine-tuning, and the inner loop's stands in it under "also".
         """
@@ -112,7 +112,8 @@ class Experiment:
         metric = self.domain.objective.metric_name
         entry = test_entry(update, curves, self.domain.predictors(self.settings.test_tasks), metric)
         also = [test_entry(update, other, {}, metric) for other in others]
-        return entry | {"protocol": self.protocol, "also": also}
+        lines = [line for part in (curves, *others) for line in task_lines(update, part)]
+        return entry | {"protocol": self.protocol, "also": also}, lines
 
     def scratch_tests(self, stop: StopRequest) -> list[dict[str, Any] | None]:
         """The random initialisation by every protocol, to compare with; None where it cannot be adapted."""

@@ -70,7 +70,7 @@ def read_runs(paths: list[Path], only: dict[str, list[str]] | None = None) -> tu
     lines, settings = [], {}
     for path in paths:
         files = sorted(path.rglob("*.csv")) if path.is_dir() else [path] if path.is_file() else []
-        tables = [table for table in map(pd.read_csv, files) if {*results.FACTS} <= {*table}]
+        tables = [pd.read_csv(file) for file in files if {*results.FACTS} <= {*_header(file)}]
         found = [*sorted(path.rglob("summary.json")), *sorted(path.rglob("evaluation*.json"))]
         if not tables and not found:
             raise InputError(
@@ -82,6 +82,11 @@ def read_runs(paths: list[Path], only: dict[str, list[str]] | None = None) -> tu
             lines.append(line)
             settings[line["run"]] = _of_any_seed(own)
     return results.marked(results.tidy(pd.DataFrame(lines))), settings
+
+
+def _header(file: Path) -> list[str]:
+    with file.open() as lines:
+        return next(lines, "").strip().split(",")
 
 
 def _only(table: pd.DataFrame, only: dict[str, list[str]]) -> pd.DataFrame:

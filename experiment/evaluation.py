@@ -1,7 +1,7 @@
 """Meta-test: adapt to every test task from theta, and measure on the way."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -153,6 +153,16 @@ def test_entry(update: int, curves: Curves, predictors: dict[str, np.ndarray], m
         means, intervals = zip(*(_pair(row) for row in values), strict=True)
         entry[name] = {"mean": list(means), "ci95": list(intervals)}
     return entry
+
+
+TASK_COLUMNS = "update,unit,epoch,task,support,test"
+
+
+def task_lines(update: int, curves: Curves) -> Iterator[str]:
+    """Lines of tasks.csv: the metric of every task of a meta-test at every recorded epoch, with a float32's digits."""
+    for epoch, *rows in zip(curves.epochs, curves.support, curves.test, strict=True):
+        for task, (support, test) in enumerate(zip(*rows, strict=True)):
+            yield f"{update},{curves.unit},{epoch},{task},{support:.7g},{test:.7g}"
 
 
 def _pair(values: np.ndarray) -> tuple[float, float | None]:

@@ -18,12 +18,22 @@ import torch
 
 from amaml.errors import InputError
 from data.files import temporary_name, write_atomically
+from experiment.evaluation import TASK_COLUMNS
 from experiment.machine import environment
 
 FORMAT = 2  # 1 held theta as one vector
-FILES = ("summary.json", "checkpoint.pt", "metrics.jsonl", "test.json", "curves.png", "fits.png", "config.json")
+FILES = (
+    "summary.json",
+    "checkpoint.pt",
+    "metrics.jsonl",
+    "test.json",
+    "tasks.csv",
+    "curves.png",
+    "fits.png",
+    "config.json",
+)
 LOCK = ".lock"
-EVALUATION = re.compile(r"evaluation(-.*)?\.json|fits(-.*)?\.png")
+EVALUATION = re.compile(r"evaluation(-.*)?\.(json|csv)|fits(-.*)?\.png")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 MEND = "put the missing lines back, or start anew with --overwrite (--evaluate tests its theta as it is)"
 
@@ -54,9 +64,10 @@ class RunFolder:
     metrics.jsonl     one line a meta-update: update, query_loss, gradient_norm, gradients, hvps
     checkpoint.pt     the last Checkpoint
     test.json         one entry a meta-test: the curves over epochs
+    tasks.csv         the same for every task of the last meta-test after each update
     summary.json      the end result; a run that has it is finished
     curves.png, fits.png
-    evaluation-*.json, fits-*.png   what --evaluate found
+    evaluation-*.json, evaluation-*.csv, fits-*.png   what --evaluate found
     .lock             held while a process works here
 
     Every method raises InputError where the system refuses to read or write.
@@ -181,6 +192,14 @@ class RunFolder:
                 raise _Corrupt(f"{path} holds update {number} in line {place}; {MEND}")
         return records
 
+    def write_tasks(self, lines: list[str], name: str = "tasks.csv", since: int = 0) -> None:
+        """Write a CSV of experiment.evaluation.task_lines, in place of what the file holds of updates from since on."""
+        path = self.path / name
+        with usable(self.path):
+            there = path.read_text().splitlines()[1:] if since and path.exists() else []
+        kept = [line for line in there if int(line.partition(",")[0]) < since]
+        self.write_bytes(name, "\n".join([TASK_COLUMNS, *kept, *lines, ""]).encode())
+
     def rewind(self, update: int) -> None:
         """Drop what was recorded after an update, so that a resumed run repeats it."""
         kept = [json.dumps(m) + "\n" for m in self.metrics()[:update]]
@@ -188,6 +207,8 @@ class RunFolder:
             raise _Corrupt(f"{self.path / 'metrics.jsonl'} ends with update {len(kept)} of {update}; {MEND}")
         self.write_bytes("metrics.jsonl", "".join(kept).encode())
         self.write("test.json", [test for test in self.read("test.json", []) if test["update"] <= update])
+        if self.has("tasks.csv"):
+            self.write_tasks([], since=update + 1)
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write checkpoint.pt atomically, after the metrics of its updates have reached the disk."""

@@ -56,6 +56,19 @@ def rows(file: Path) -> list[dict[str, Any]]:
     return list(found.values())
 
 
+def of_tasks(file: Path, unit: str, epoch: int | None) -> pd.Series | None:
+    """The metric on test points of every task, by its number, at a record of the last meta-test; None: not kept.
+
+    file: a run's summary.json or an evaluation*.json; epoch None: the last one.
+    """
+    path = file.with_name("tasks.csv") if file.name == "summary.json" else file.with_suffix(".csv")
+    if not path.exists():
+        return None
+    frame = pd.read_csv(path)
+    frame = frame[(frame["update"] == frame["update"].max()) & (frame["unit"] == unit)]
+    return frame[frame["epoch"] == (frame["epoch"].max() if epoch is None else epoch)].set_index("task")["test"]
+
+
 def run_of(file: Path) -> Path | None:
     """The folder of the run that a result is of, where that is still there."""
     content = read_json(file)

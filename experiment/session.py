@@ -198,10 +198,11 @@ class Session:
 
     def _test(self) -> None:
         e = self.experiment
-        entry = e.meta_test(self.update, self.group.stop)
+        entry, lines = e.meta_test(self.update, self.group.stop)
         if self.update == e.settings.meta_updates and e.settings.method != "scratch":
             entry |= {"scratch": e.scratch_tests(self.group.stop)}
         if self.group.first:
+            self.folder.write_tasks(lines, since=self.update)
             self.folder.write("test.json", [*self.folder.read("test.json", []), entry])
         self.progress.tested(entry)
 

@@ -8,11 +8,14 @@ import pandas as pd
 
 from amaml.errors import unknown
 from data.files import write_atomically
+from experiment import results
 from experiment.compare import Column, Panel
 from experiment.evaluation import mean_and_interval
 
 HEADS = {"test": "on test points", "support": "on the support set"}
-INTERVALS = "Mean ± 95% interval over seeds; in brackets the interval over the test tasks of one seed."
+SINGLE = "In brackets: half the 95% interval over the test tasks"
+SEVERAL = f"Mean ± half the 95% interval over seeds; of two seeds, both. {SINGLE} of one seed"
+FEW = 3  # seeds that a mean stands for; half the interval of two would be 6.4 times their distance
 CELLS = ["panel", "method", "setting", "seed", "protocol", "epoch", "support", "test", "command"]
 Table = list[list[str]]  # the first row is the head
 
@@ -34,7 +37,7 @@ def write(
         tables["Cost of an update"] = costs(panel)
         markdown += [f"## {panel.title}", *(f"![{path.stem}]({path.name})" for path in pictures[panel.name])]
         several = panel.frame.groupby("variant", observed=True)["seed"].nunique().max() > 1
-        markdown += [INTERVALS if several else "In brackets: 95% over test tasks."]
+        markdown += [f"{SEVERAL if several else SINGLE}."]
         markdown += [f"{name}\n\n{as_markdown(table)}" for name, table in tables.items()]
         lines = "\n".join(f"- {difference}" for difference in panel.differences)
         markdown += [f"Settings that differ besides method and seed:\n\n{lines}"]
@@ -55,9 +58,9 @@ def _reference(panel: Panel, name: str) -> str:
     return name if name in panel.labels else panel.labels[0]
 
 
-def statistics(lines: pd.DataFrame, points: str) -> tuple[float, float, float]:
-    """Mean over the seeds, its 95% half-interval, and the mean half-interval over tasks; nan where there is none."""
-    return *mean_and_interval(lines[points].to_numpy()), lines[f"{points}_ci95"].mean(skipna=False)
+def statistics(lines: pd.DataFrame, points: str) -> tuple[np.ndarray, float]:
+    """The value of every seed, and the mean half-interval over tasks, nan where there is none."""
+    return lines[points].to_numpy(), lines[f"{points}_ci95"].mean(skipna=False)
 
 
 def errors(panel: Panel, points: str, columns: Sequence[Column]) -> Table:
@@ -73,7 +76,7 @@ def errors(panel: Panel, points: str, columns: Sequence[Column]) -> Table:
 
 
 def differences(panel: Panel, base: str, columns: Sequence[Column]) -> Table:
-    """Each variant minus the base on the seeds that both have: mean and 95% half-interval of the paired differences."""
+    """Each variant minus the base on the seeds that both have, paired; of one seed, paired over the test tasks."""
     values = [panel.at(c).pivot(index="seed", columns="variant", values="test") for c in columns]
     seeds = {label: {*own["seed"]} for label, own in panel.final.groupby("variant", observed=True)}
     rows = [_head(panel, columns)]
@@ -83,9 +86,21 @@ def differences(panel: Panel, base: str, columns: Sequence[Column]) -> Table:
             continue
         pairs = [at.reindex(index=both, columns=[label, base]) for at in values]
         apart = [(pair[label] - pair[base]).to_numpy() for pair in pairs]
-        cells = ("" if np.isnan(a).any() else shown(*mean_and_interval(a), sign=True) for a in apart)
+        over = [_over_tasks(panel, label, base, c) if len(both) == 1 else np.nan for c in columns]
+        cells = ("" if np.isnan(a).any() else shown(a, t, sign=True) for a, t in zip(apart, over, strict=True))
         rows.append([label, str(len(both)), *cells])
     return rows
+
+
+def _over_tasks(panel: Panel, label: str, base: str, column: Column) -> float:
+    """Half the 95% interval of a difference over the tasks that two runs of one seed were tested on; nan: not kept."""
+    at = panel.at(column).set_index("variant")
+    seeds = {*at.loc[[label], "seed"]} & {*at.loc[[base], "seed"]}
+    runs = [at.loc[[name]][at.loc[[name], "seed"].isin(seeds)]["run"].iloc[0] for name in (label, base)]
+    values = [results.of_tasks(Path(run), panel.unit, column) for run in runs]
+    if any(v is None or v.empty for v in values):
+        return np.nan
+    return mean_and_interval((values[0] - values[1]).to_numpy())[1]
 
 
 def predictors(panel: Panel) -> Table:
@@ -124,16 +139,24 @@ def _means(cells: pd.DataFrame) -> pd.DataFrame:
     """A line a record of every variant, with both intervals."""
     places = ["panel", "method", "setting", "protocol"]
     found = [
-        [*place, points, epoch, *statistics(own, points), len(own)]
+        [*place, points, epoch, *_summary(*statistics(own, points)), len(own)]
         for (_, epoch, *place), own in cells.groupby(["variant", "epoch", *places], observed=True)
         for points in HEADS
     ]
     return pd.DataFrame(found, columns=[*places, "points", "epoch", "mean", "seeds_ci95", "tasks_ci95", "seeds"])
 
 
-def shown(mean: float, over_seeds: float, over_tasks: float = np.nan, sign: bool = False) -> str:
-    """A mean with its half-intervals; nan: there is none."""
-    text = _number(mean, sign) + ("" if np.isnan(over_seeds) else f" ± {_number(over_seeds)}")
+def _summary(of_seeds: np.ndarray, over_tasks: float) -> tuple[float, float, float]:
+    """Mean over the seeds, half its 95% interval over them (nan of fewer than FEW), that over tasks."""
+    mean, half = mean_and_interval(of_seeds)
+    return mean, half if len(of_seeds) >= FEW else np.nan, over_tasks
+
+
+def shown(of_seeds: np.ndarray, over_tasks: float = np.nan, sign: bool = False) -> str:
+    """The mean of the seeds with its half-interval, the values of fewer than FEW; over_tasks in brackets, nan: none."""
+    mean, half, _ = _summary(of_seeds, over_tasks)
+    text = ", ".join(_number(value, sign) for value in of_seeds)
+    text = text if np.isnan(half) else f"{_number(mean, sign)} ± {_number(half)}"
     return text + ("" if np.isnan(over_tasks) else f" (± {_number(over_tasks)})")
 
 

@@ -138,8 +138,23 @@ def test_means_and_intervals_are_over_seeds_and_apart_over_tasks(runs):
 def test_differences_pair_the_seeds_that_both_have(runs):
     (panel,) = panels(runs)
     _, maml, *fomaml = differences(panel, "amaml", [100])
-    assert maml == ["maml", "2", f"+0.200 ± {student([0.3, 0.1]):.3f}"]  # 0.8 - 0.5 and 0.7 - 0.6
+    assert maml == ["maml", "2", "+0.300, +0.100"]  # 0.8 - 0.5 and 0.7 - 0.6: of two seeds, both
     assert [row[1:] for row in fomaml] == [["1", "+0.500"]] * 2
+    write_run(runs / "maml2", [0.9, 0.8, 0.9], [1.0] * 3, method="maml", seed=2)
+    (panel,) = panels(runs)
+    assert differences(panel, "amaml", [100])[1][2] == f"+0.200 ± {student([0.3, 0.1, 0.2]):.3f}"
+
+
+def test_a_difference_on_one_seed_is_paired_over_the_tasks(runs):
+    """tasks.csv of each, whose last meta-test counts: the fourth task is worse by more than the others."""
+    head, one, two = "update,unit,epoch,task,support,test", [0.5, 0.6, 0.4, 0.5], [1.0, 1.1, 0.9, 1.2]
+    for name, values in (("amaml0", one), ("fomaml-0.01", two)):
+        last = [f"20,epoch,100,{i},0.1,{v}" for i, v in enumerate(values)]
+        (runs / name / "tasks.csv").write_text("\n".join([head, "10,epoch,100,0,0.1,7", "20,epoch,10,0,0,7", *last]))
+    (panel,) = panels(runs)
+    _, _, first, second = differences(panel, "amaml", [100])
+    assert first[2] == f"+0.500 (± {student(np.subtract(two, one)):.3f})"
+    assert second[2] == "+0.500"
 
 
 def test_costs_are_seconds_and_evaluations_of_an_update(runs):

@@ -4,6 +4,7 @@ import math
 import signal
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.stats
 import torch
@@ -14,7 +15,7 @@ import data
 import run
 from amaml import Adaptation, Diverged, Tasks, half_mse, mlp, rmse
 from data.synthetic import CosMixture
-from experiment import figures
+from experiment import figures, results
 from experiment.build import Experiment
 from experiment.evaluation import Curves, Model, fine_tune, in_chunks, inner_loop, mean_and_interval, test_entry
 from experiment.summary import at_epochs, table
@@ -174,6 +175,23 @@ def test_chunks_change_nothing_and_no_more_tasks_are_there_at_once(problem):
     np.testing.assert_allclose(curves.test, whole.test, rtol=1e-12)
 
 
+def test_every_task_of_every_meta_test_is_kept_in_a_csv(tmp_path, quick):
+    """Their means are those of test.json, also where a run goes on with another test."""
+    both = ["--protocol", "both", "--test-interval", "3"]
+    start(tmp_path / "run", *both)
+    start(tmp_path / "run", *both, "--test-tasks", "3", "--resume")
+    frame, tests = pd.read_csv(tmp_path / "run" / "tasks.csv"), content(tmp_path / "run", "test.json")
+    assert list(frame) == ["update", "unit", "epoch", "task", "support", "test"]
+    for entry in (tests[0], tests[-1]):  # the one before the last is of two tasks, and was made again
+        for part in (entry, *entry["also"]):
+            own = frame[(frame["update"] == entry["update"]) & (frame["unit"] == part["unit"])].groupby("epoch")
+            assert [*own.size()] == [entry["tasks"]] * len(part["epochs"])
+            for points in ("support", "test"):
+                np.testing.assert_allclose(own[points].mean(), part[points]["mean"], rtol=1e-6)
+    of_tasks = results.of_tasks(tmp_path / "run" / "summary.json", "epoch", None)
+    assert of_tasks.mean() == pytest.approx(tests[-1]["test"]["mean"][-1], rel=1e-6)
+
+
 def test_evaluate_takes_a_folder_or_a_checkpoint(finished, tmp_path, capsys):
     before, final = files(finished), content(finished, "test.json")[-1]
     copy = tmp_path / "elsewhere" / "theta.pt"
@@ -204,7 +222,8 @@ def test_evaluations_have_names_of_their_own_and_replace_their_like_alone(finish
             assert capsys.readouterr().out.splitlines()[-1] == str(path)
             assert (finished / f"fits-{name}.png").read_bytes().startswith(b"\x89PNG")
             assert expected.setdefault(path, path.read_bytes()) == path.read_bytes()
-    assert {p for p in finished.iterdir() if p.name.startswith("evaluation")} == set(expected)
+    tasks = [path.with_suffix(".csv") for path in expected]
+    assert {p for p in finished.iterdir() if p.name.startswith("evaluation")} == {*expected, *tasks}
     assert all(path.read_bytes() == held for path, held in expected.items())
     last = content(finished, path.name)
     assert (last["settings"]["width"], last["tasks"], last["epochs"]) == (4, 3, [0, 10, 20])

@@ -35,7 +35,7 @@ from experiment.methods import METHODS, NETWORKS, PROTOCOLS, protocols
 from experiment.networks import seeded
 from experiment.settings import FIELDS, merged, parse_flags, read_toml
 
-FOLDER = {"config.json", "metrics.jsonl", "test.json", "checkpoint.pt", "summary.json", "curves.png"}
+FOLDER = {"config.json", "metrics.jsonl", "test.json", "tasks.csv", "checkpoint.pt", "summary.json", "curves.png"}
 
 
 def initial_theta() -> torch.Tensor:

@@ -57,7 +57,7 @@ def test_what_it_is_compared_with_is_the_random_initialisation(tmp_path, reptile
 def test_it_resumes_to_the_bit_without_the_other_run(tmp_path, reptile, monkeypatch):
     flags = ["--start-from", str(reptile), *OFTEN]
     start(tmp_path / "whole", *flags)
-    assert killed(monkeypatch, 6, tmp_path / "parts", *flags)
+    assert killed(monkeypatch, 7, tmp_path / "parts", *flags)
     shutil.move(reptile, tmp_path / "elsewhere")
     assert start(tmp_path / "parts", *flags, "--resume") == 0
     assert_same_run(tmp_path / "parts", tmp_path / "whole")

@@ -119,7 +119,7 @@ def assert_same_run(out: Path, other: Path) -> None:
     states = [[v for s in c["optimizer"]["state"].values() for v in s.values()] for c in (one, two)]
     assert len(states[0]) == len(states[1])
     assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
-    for name in ("metrics.jsonl", "test.json"):
+    for name in ("metrics.jsonl", "test.json", "tasks.csv"):
         assert (out / name).read_bytes() == (other / name).read_bytes(), name
     assert content(out, "summary.json")["at_epochs"] == content(other, "summary.json")["at_epochs"]
 
