@@ -270,22 +270,26 @@ class AMAML:
     def _refined(self, passes: Passes, first: Solution, memory: Memory) -> tuple[Solution, float, float]:
         """The gradient with every step bisected, once or until its error is tolerated; its error, and the first one's.
 
-        The controller's ceiling is tolerated where errors were measured before, as for calls between two measurements.
+        The controller's ceiling is tolerated where errors were measured before, as for calls between two measurements;
+        more of a robust mean.
         """
         flow, ceiling = passes.flow, self.controller.ceiling * self.rtol
         spent = flow.evaluations
-        least = 2 * spent.total  # what the halves of the first steps take
+        least, before = 2 * spent.total, []  # what the halves of the first steps take; evaluations before each solve
 
         def halved(coarse: Solution) -> Solution:
             limit = spent.total + max(least if coarse is first else 0, (1 if self.solver == "auto" else 2) * flow.limit)
-            finer = self._graded(memory).halved(coarse.trajectory)
-            return replace(passes, flow=flow.limited(limit)).solve(finer, Curvature(flow))
+            finer, bounded = self._graded(memory).halved(coarse.trajectory), flow.limited(limit)
+            bounded.check_budget(0 if coarse is first else 2 * (spent.total - before[-1]))
+            before.append(spent.total)
+            return replace(passes, flow=bounded).solve(finer, Curvature(flow))
 
         heun = [HEUN.order] if self.adjoint == "continuous" else []
         order = min(heun + [move.scheme.order for move in first.trajectory.moves])
-        enough = ceiling if memory.errors else self.rtol
+        usual = ceiling if self.robust is None else max(ceiling, self.controller.rough)
+        enough = usual if memory.errors else self.rtol
         known = bool(memory.errors)
-        return refined(first, halved, lambda one: one.value, order, enough, ceiling, known, self._noise)
+        return refined(first, halved, lambda one: one.value, order, enough, usual, known, self._noise)
 
     def _choose(self, flow: GradientFlow, memory: Memory, steps: int) -> tuple[Mesh, Curvature]:
         """The mesh over so many inner steps, and what is known of the curvature at theta."""

@@ -152,8 +152,8 @@ class Settings:
     )
     robust: str | float | None = _flag(
         _robust,
-        "mean over a batch's tasks: none (default, the plain one), length (each gradient at the tasks' median length), "
-        "a number (cut at so many times that length)",
+        "mean over a batch's tasks: none (default, the plain one), length (of gradients of length 1), a number (of "
+        "gradients cut at so many times the tasks' median length)",
     )
     clip: float | None = _flag(_or_none, "largest norm of the meta-gradient, longer ones are shortened; 0: none")
     solver: str = _named(SOLVERS, "A-MAML's flow, euler is gradient descent")

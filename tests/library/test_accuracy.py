@@ -280,3 +280,24 @@ def test_lambda_max_at_theta_is_searched_for_once_and_then_looked_at():
         learner.gradient(theta, tasks, replace(memory, leading=known)).evaluations for known in (memory.leading, None)
     ]
     assert spent[0].hvps < spent[1].hvps
+
+
+def test_one_wild_error_among_the_first_does_not_hold_the_gain_down():
+    controller, memory = Controller(), Memory()
+    for error in (1e5, 1e-4, 1e-4):
+        seen = Observation(100.0, 5.0, 1e-3, 1.0, error * memory.gain)
+        memory = controller.update(replace(memory, since=99), 1e-3, seen)
+    assert memory.gain > 1
+
+
+def test_a_call_that_is_refused_once_leaves_the_flow_to_the_next():
+    controller, memory = Controller(), Memory()
+    refused = Observation(400.0, norm=1.0, refused=True, descended=True)
+    assert controller.update(memory, 1e-3, refused).descended
+    for _ in range(8):
+        memory = controller.update(memory, 1e-3, Observation(100.0, 5.0, 1e-3, 1.0, 5e-4))
+    memory = controller.update(memory, 1e-3, refused)
+    assert not memory.descended
+    for _ in range(4):
+        memory = controller.update(memory, 1e-3, refused)
+    assert memory.descended

@@ -33,13 +33,13 @@ def test_a_task_of_gradient_1e4_among_four_of_1_turns_the_mean_by_less_than_60_d
     assert torch.cosine_similarity(g.mean(0), four.mean(0), dim=0) < math.cos(math.pi / 3)
 
 
-def test_the_common_length_is_the_median_of_the_calls_before():
+def test_a_gradient_is_cut_at_a_multiple_of_the_median_of_the_calls_before():
     first, second = torch.tensor([[3.0], [1.0], [2.0]]), torch.tensor([[-8.0], [0.0], [4.0]])
     known = Lengths()
     assert known.weighing("length", first).weights.tolist() == pytest.approx([1 / 3, 1, 1 / 2])
     assert known.weighing(2.0, first).weights.tolist() == [1, 1, 1]
-    known = known.after(known.weighing("length", first).lengths)
-    assert known.weighing("length", second).weights.tolist() == [0.25, 0, 0.5]
+    known = known.after(known.weighing(2.0, first).lengths)
+    assert known.weighing("length", second).weights.tolist() == [0.125, 0, 0.25]
     assert known.weighing(2.0, second).weights.tolist() == [0.5, 1, 1]
     assert len(known.after(torch.ones(500)).last) == Lengths.WINDOW
     assert torch.equal(Lengths.of(known.state_dict()).last, known.last)
@@ -48,11 +48,12 @@ def test_the_common_length_is_the_median_of_the_calls_before():
 @pytest.mark.parametrize("kind", LEARNERS, ids=lambda kind: kind.__name__)
 def test_every_learner_takes_it_and_remembers(kind):
     (theta, apply), tasks = mlp(), rough()
-    plain, learner = kind(apply, half_mse, 0.05, 4), kind(apply, half_mse, 0.05, 4, robust="length")
-    exact, first = plain.meta_gradient(theta, tasks), learner.gradient(theta, tasks, learner.init())
-    torch.testing.assert_close(first.value, torch.nn.functional.normalize(exact.of_tasks).mean(0))
-    second = learner.gradient(theta, tasks, learner.update(learner.init(), first))
-    torch.testing.assert_close(second.value, exact.of_tasks.norm(dim=-1).median() * first.value)
+    exact = kind(apply, half_mse, 0.05, 4).meta_gradient(theta, tasks).of_tasks
+    even, learner = (kind(apply, half_mse, 0.05, 4, robust=robust) for robust in ("length", 1.0))
+    torch.testing.assert_close(even.meta_gradient(theta, tasks).value, torch.nn.functional.normalize(exact).mean(0))
+    memory = learner.update(learner.init(), learner.gradient(theta, tasks, learner.init()))
+    cut = exact * (exact.norm(dim=-1).median() / exact.norm(dim=-1)).clamp(max=1)[:, None]
+    torch.testing.assert_close(learner.gradient(theta, tasks, memory).value, cut.mean(0))
 
 
 @pytest.mark.parametrize("solver", ["euler", "rk4"])
