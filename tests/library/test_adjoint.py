@@ -43,9 +43,11 @@ def fixed_steps(flow, scheme, horizon, count):
     return trajectory
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", FIXED)
-@pytest.mark.parametrize("prox", [0.0, 0.7])
+DERIVATIVES = [("mlp", name, 0.7) for name in FIXED]
+DERIVATIVES += [("mlp", "rk4", 0.0), ("conv", "rk4", 0.7), ("conv", "rkc3", 0.0)]
+
+
+@pytest.mark.parametrize(("case", "name", "prox"), DERIVATIVES)
 def test_discrete_adjoint_is_the_derivative_of_the_forward_pass(case, name, prox):
     network, make_tasks, loss = CASES[case]
     (theta, apply), tasks = network(), make_tasks(tasks=2)

@@ -160,8 +160,10 @@ def test_a_loss_that_has_no_derivative_at_theta_says_so(method):
         METHODS["AMAML-euler"](apply, norm).meta_gradient(theta, tasks)
 
 
-@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
-@pytest.mark.parametrize("name", ["support_x", "support_y", "query_x", "query_y"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("support_x", torch.nan), ("support_y", -torch.inf), ("query_x", torch.nan), ("query_y", torch.inf)],
+)
 def test_what_is_not_finite_is_named_with_its_task(method, name, value):
     (theta, apply), tasks = linear(), regression(tasks=4)
     tensor = getattr(tasks, name).clone()

@@ -48,9 +48,14 @@ class Weighted:
 # each returns apply, loss, a function that changes what these use, and whether a new tensor is all that it puts in
 
 
-def python_value(apply):
-    used = {"b": 1.0}
-    return apply, lambda p, t: used["b"] * half_mse(p, t), lambda: used.update(b=3.0), False
+def weighted(change, tensor=True, first=1.0):
+    """A loss with a weight in a namespace, that change(namespace) changes."""
+
+    def make(apply):
+        used = SimpleNamespace(weight=number(first) if tensor else first)
+        return apply, lambda p, t: used.weight * half_mse(p, t), lambda: change(used), tensor
+
+    return make
 
 
 def rebound_tensor(apply):
@@ -61,11 +66,6 @@ def rebound_tensor(apply):
         weight = number(3.0)
 
     return apply, lambda p, t: weight * half_mse(p, t), change, True
-
-
-def tensor_changed_in_place(apply):
-    weight = number(1.0)
-    return apply, lambda p, t: weight * half_mse(p, t), lambda: weight.fill_(3.0), True
 
 
 def global_tensor(apply):
@@ -81,30 +81,15 @@ def attribute(apply):
     return apply, loss, lambda: setattr(loss, "factor", 3.0), False
 
 
-def tensor_of_an_object(apply):
-    loss = Weighted()
-    return apply, loss, lambda: loss.weights.update(tensors=[number(3.0)]), True
+def bound_method(apply):
+    holder = Weighted()
+    return apply, holder.__call__, lambda: setattr(holder, "weights", {"tensors": [number(3.0)]}), True
 
 
 def partial_argument(apply):
     used = [number(1.0)]
     loss = functools.partial(lambda used, p, t: used[0] * half_mse(p, t), used)
     return apply, loss, lambda: used.__setitem__(0, number(3.0)), True
-
-
-def bound_method(apply):
-    holder = Weighted()
-    return apply, holder.__call__, lambda: setattr(holder, "weights", {"tensors": [number(3.0)]}), True
-
-
-def name_in_a_module(apply):
-    used = SimpleNamespace(weight=number(1.0))
-    return apply, lambda p, t: used.weight * half_mse(p, t), lambda: setattr(used, "weight", number(3.0)), True
-
-
-def other_dtype(apply):
-    used = SimpleNamespace(weight=number(1.0))
-    return apply, lambda p, t: used.weight * half_mse(p, t), lambda: setattr(used, "weight", torch.tensor(3)), True
 
 
 def encoder(apply):
@@ -128,52 +113,36 @@ def mode_of_an_encoder(apply):
     return lambda theta, x: apply(theta, layer(x)), half_mse, batch_statistics, False
 
 
-CHANGES = [
-    python_value,
-    rebound_tensor,
-    tensor_changed_in_place,
-    global_tensor,
-    attribute,
-    tensor_of_an_object,
-    partial_argument,
-    bound_method,
-    name_in_a_module,
-    other_dtype,
-    encoder,
-    mode_of_an_encoder,
-]
-
-
-CASES = [("FOMAML", make) for make in CHANGES] + [(m, make) for m in LEARNERS for make in (attribute, rebound_tensor)]
+other_dtype = weighted(lambda used: setattr(used, "weight", torch.tensor(3)))
+CHANGES = {
+    "Python value": weighted(lambda used: setattr(used, "weight", 3.0), tensor=False),
+    "tensor changed in place": weighted(lambda used: used.weight.fill_(3.0)),
+    "name in a module": weighted(lambda used: setattr(used, "weight", number(3.0))),
+    "other dtype": other_dtype,
+} | {make.__name__: make for make in (rebound_tensor, global_tensor, attribute, bound_method, partial_argument)}
+CHANGES |= {make.__name__: make for make in (encoder, mode_of_an_encoder)}
+CASES = [("FOMAML", make) for make in CHANGES.values()]
+CASES += [(method, make) for method in LEARNERS if method != "FOMAML" for make in (attribute, rebound_tensor)]
 
 
 @pytest.mark.parametrize(("method", "make"), CASES)
-def test_a_change_outside_the_graph_reaches_the_next_call(method, make):
+def test_a_change_outside_the_graph_reaches_the_next_call(method, make, monkeypatch):
+    """Tensors that are used are inputs of the graph: a new one needs no new graph."""
     (theta, network), tasks = linear(), regression(queries=4)
-    apply, loss, change, _ = make(network)
-    learner = LEARNERS[method](apply, loss)
-    before = learner.meta_gradient(theta, tasks), learner.adapt(theta, tasks)
-    change()
-    after = learner.meta_gradient(theta, tasks), learner.adapt(theta, tasks)
-    fresh = LEARNERS[method](lambda theta, x: apply(theta, x), loss)
-    assert relative_error(after[0].value, before[0].value) > 1e-3
-    assert relative_error(after[0].value, fresh.meta_gradient(theta, tasks).value) < 1e-12
-    assert relative_error(after[1], fresh.adapt(theta, tasks)) < 1e-12
-
-
-@pytest.mark.parametrize("make", CHANGES)
-def test_tensors_that_are_used_are_inputs_of_the_graph_and_need_no_new_one(make, monkeypatch):
-    (theta, network), tasks = linear(), regression()
     apply, loss, change, tensor = make(network)
-    learner, traces = FOMAML(apply, loss, 0.05, 5), []
-    learner.meta_gradient(theta, tasks)
-    make_fx = tracing.make_fx
+    learner, traces, make_fx = LEARNERS[method](apply, loss), [], tracing.make_fx
+    before = learner.meta_gradient(theta, tasks)
+    learner.adapt(theta, tasks)
     monkeypatch.setattr(tracing, "make_fx", lambda f: traces.append(f) or make_fx(f))
     learner.meta_gradient(theta, tasks)
     assert not traces
     change()
-    learner.meta_gradient(theta, tasks)
+    after = learner.meta_gradient(theta, tasks), learner.adapt(theta, tasks)
     assert bool(traces) == (not tensor or make is other_dtype)
+    fresh = LEARNERS[method](lambda theta, x: apply(theta, x), loss)
+    assert relative_error(after[0].value, before.value) > 1e-3
+    assert relative_error(after[0].value, fresh.meta_gradient(theta, tasks).value) < 1e-12
+    assert relative_error(after[1], fresh.adapt(theta, tasks)) < 1e-12
 
 
 def huber(used):

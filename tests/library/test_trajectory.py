@@ -45,12 +45,12 @@ def _kept_and_gradient(solver, checkpoints, steps=60):
     return flow.evaluations, discrete(flow, trajectory, lam)[0]
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ["euler", "rk4", "auto"])
 def test_recomputed_trajectories_give_the_same_bits(solver):
-    whole, expected = _kept_and_gradient(solver, None)
+    whole, expected = _kept_and_gradient(solver, None, steps=40)
     assert whole.recomputations == 0
-    for checkpoints in (1, 2, 3, 7, 20):
-        again, value = _kept_and_gradient(solver, checkpoints)
+    for checkpoints in (1, 3, 10):
+        again, value = _kept_and_gradient(solver, checkpoints, steps=40)
         assert torch.equal(value, expected), checkpoints
         assert again.recomputations > 0, checkpoints
         assert (again.gradients, again.hvps) == (whole.gradients, whole.hvps), checkpoints
