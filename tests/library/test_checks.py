@@ -26,47 +26,45 @@ def method(request):
     return METHODS[request.param]
 
 
-def refused(method, apply, theta, tasks, message, loss=half_mse, error=InputError):
-    """Both calls of the method end in the error."""
-    learner = method(apply, loss, 0.05, 5)
-    for call in (learner.meta_gradient, learner.adapt):
-        with pytest.raises(error, match=message):
-            call(theta, tasks)
+NAMES = ("support_x", "support_y", "query_x", "query_y")
 
 
 def changed(tasks: Tasks, **tensors) -> Tasks:
-    names = ("support_x", "support_y", "query_x", "query_y")
-    return Tasks(**{name: tensors.get(name, getattr(tasks, name)) for name in names})
+    return Tasks(**{name: tensors.get(name, getattr(tasks, name)) for name in NAMES})
 
 
-def test_what_is_no_theta_is_refused(method):
-    (theta, apply), tasks = linear(), regression()
-    refused(
-        method, apply, [theta[:2], theta[2:]], tasks, r"theta must be one flat tensor.*got list of 2; amaml.flatten"
-    )
-    refused(method, apply, theta[None], tasks, r"theta must be one flat tensor.*got shape \(1, 3\)")
-    refused(
-        method,
-        apply,
-        theta.long(),
-        tasks,
-        r"theta must be one flat tensor \(P,\) of floating-point numbers, got shape \(3,\) of torch.int64",
-    )
-    refused(method, apply, theta[:-1], tasks, r"theta has 2 numbers, the module has 3 parameters")
+def refused(method, message, error=InputError, **given):
+    """Both calls of the method end in the error, of the smallest network and its tasks but for what is given."""
+    (theta, apply), tasks = linear(), regression(shots=5)
+    learner = method(given.get("apply", apply), given.get("loss", half_mse), 0.05, 5)
+    for call in (learner.meta_gradient, learner.adapt):
+        with pytest.raises(error, match=message):
+            call(given.get("theta", theta), given.get("tasks", tasks))
 
 
-def test_a_module_is_no_apply(method):
-    theta, _ = linear()
-    refused(method, nn.Linear(2, 1), theta, regression(), r"apply must be a function.*got Linear; amaml.flatten")
+def mistakes():
+    """What is given, and what is said of it."""
+    (theta, _), t = linear(), regression(shots=5)
+    flat, number = r"theta must be one flat tensor \(P,\)", "must be a tensor of one floating-point number, got"
+    float32 = r"is torch.float32, theta is torch.float64.*tasks.to\(torch.float64\)"
+    return [
+        ({"theta": [theta[:2], theta[2:]]}, flat + ".*got list of 2; amaml.flatten"),
+        ({"theta": theta[None]}, flat + r".*got shape \(1, 3\)"),
+        ({"theta": theta.long()}, flat + r" of floating-point numbers, got shape \(3,\) of torch.int64"),
+        ({"theta": theta[:-1]}, "theta has 2 numbers, the module has 3 parameters"),
+        ({"theta": theta * torch.nan}, "theta holds NaN"),
+        ({"apply": nn.Linear(2, 1)}, "apply must be a function.*got Linear; amaml.flatten"),
+        ({"tasks": changed(t, support_y=t.support_y[..., 0])}, r"targets \(5,\)"),
+        *(({"tasks": changed(t, **{n: getattr(t, n).float()})}, f"{n} {float32}") for n in NAMES),
+        ({"loss": lambda p, t: (p - t) ** 2}, number + r" torch.float64 of shape \(5, 1\); take the mean"),
+        ({"loss": lambda p, t: 0.0}, number + " float"),
+        ({"loss": lambda p, t: (p - t).sum().long()}, number + " torch.int64"),
+    ]
 
 
-@pytest.mark.parametrize("name", ["support_x", "support_y", "query_x", "query_y"])
-def test_another_dtype_than_theta_is_refused(method, name):
-    (theta, apply), tasks = linear(), regression()
-    single = changed(tasks, **{name: getattr(tasks, name).float()})
-    refused(
-        method, apply, theta, single, rf"{name} is torch.float32, theta is torch.float64.*tasks.to\(torch.float64\)"
-    )
+@pytest.mark.parametrize(("given", "message"), mistakes())
+def test_a_mistake_is_told_by_every_method(method, given, message):
+    refused(method, message, **given)
 
 
 def test_what_is_no_tensor_is_refused():
@@ -93,19 +91,14 @@ def test_class_numbers_keep_their_type():
 @pytest.mark.parametrize("flat", ["targets", "predictions"])
 @pytest.mark.filterwarnings("ignore:Using a target size")
 def test_targets_that_would_broadcast_are_refused(loss, flat):
-    (theta, network), tasks = linear(), regression(shots=5)
-    message = r"predictions \(5, 1\) and targets \(5,\)"
-    apply = network
+    (_, apply), tasks = linear(), regression(shots=5)
+    given, message = {}, r"predictions \(5, 1\) and targets \(5,\)"
     if flat == "targets":
-        tasks = changed(tasks, support_y=tasks.support_y[..., 0], query_y=tasks.query_y[..., 0])
+        given["tasks"] = changed(tasks, support_y=tasks.support_y[..., 0], query_y=tasks.query_y[..., 0])
     else:
-        apply, message = lambda theta, x: network(theta, x)[:, 0], r"predictions \(5,\) and targets \(5, 1\)"
-    refused(METHODS["FOMAML"], apply, theta, tasks, message + r" of a task.*reshape", loss)
-
-
-def test_targets_that_would_broadcast_are_refused_by_every_method(method):
-    (theta, apply), tasks = linear(), regression(shots=5)
-    refused(method, apply, theta, changed(tasks, support_y=tasks.support_y[..., 0]), r"targets \(5,\)")
+        given["apply"] = lambda theta, x: apply(theta, x)[:, 0]
+        message = r"predictions \(5,\) and targets \(5, 1\)"
+    refused(METHODS["FOMAML"], message + r" of a task.*reshape", loss=loss, **given)
 
 
 def test_half_mse_wants_equal_shapes_where_nothing_is_silent_too():
@@ -135,19 +128,7 @@ def test_losses_that_reshape_are_their_authors_own():
     assert FOMAML(apply, pinball, 0.05, 5).meta_gradient(theta, tasks).value.isfinite().all()
 
 
-def test_a_loss_that_is_not_one_number_is_refused(method):
-    (theta, apply), tasks = linear(), regression(shots=5)
-    message = r"must be a tensor of one floating-point number, got torch.float64 of shape \(5, 1\); take the mean"
-    refused(method, apply, theta, tasks, message, lambda p, t: (p - t) ** 2)
-    refused(method, apply, theta, tasks, "one floating-point number, got float", lambda p, t: 0.0)
-    refused(
-        method, apply, theta, tasks, "one floating-point number, got torch.int64", lambda p, t: (p - t).sum().long()
-    )
-
-
 def test_a_loss_that_has_no_derivative_at_theta_says_so(method):
-    (theta, apply), tasks = linear(), regression(shots=5)
-
     def branch(prediction, target):
         return torch.where(prediction > 1e9, (-prediction.square()).sqrt(), prediction - target).square().mean()
 
@@ -155,7 +136,8 @@ def test_a_loss_that_has_no_derivative_at_theta_says_so(method):
         return half_mse(prediction, target) + (prediction - prediction).norm()
 
     message = "derivative at theta, where no inner_lr and no number of steps can help; look for a norm or square root"
-    refused(method, apply, theta, tasks, f"has no finite {message}", branch, Diverged)
+    refused(method, f"has no finite {message}", Diverged, loss=branch)
+    (theta, apply), tasks = linear(), regression(shots=5)
     with pytest.raises(Diverged, match=f"has no finite second {message}"):
         METHODS["AMAML-euler"](apply, norm).meta_gradient(theta, tasks)
 
@@ -176,18 +158,11 @@ def test_what_is_not_finite_is_named_with_its_task(method, name, value):
             method(apply, half_mse).adapt(theta, changed(tasks, **{name: tensor}))
 
 
-def test_a_theta_that_is_not_finite_is_named(method):
-    (theta, apply), tasks = linear(), regression()
-    theta = theta.clone()
-    theta[1] = torch.nan
-    refused(method, apply, theta, tasks, "theta holds NaN")
-
-
 @pytest.mark.parametrize("kind", [Pretrained, Scratch])
 def test_methods_without_an_inner_loop_in_training_check_too(kind):
     (theta, apply), tasks = linear(), regression(shots=5)
-    refused(kind, apply, theta, tasks.to(torch.float32), "support_x is torch.float32, theta is torch.float64", half_mse)
-    refused(kind, apply, theta * torch.nan, tasks, "theta holds NaN", half_mse)
+    refused(kind, "support_x is torch.float32, theta is torch.float64", tasks=tasks.to(torch.float32))
+    refused(kind, "theta holds NaN", theta=theta * torch.nan)
     with pytest.raises(InputError, match="query_y holds NaN in 3 of 3 tasks"):
         kind(apply, half_mse, 0.1, 3).meta_gradient(theta, changed(tasks, query_y=tasks.query_y * torch.nan))
     with pytest.raises(Diverged, match="phi is not finite"):
