@@ -1,9 +1,8 @@
 """The settings of an experiment: one table, from which the flags, the checks and the help text are made."""
 
 import argparse
-import re
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -15,10 +14,10 @@ from amaml.flow.optimizers import RULES
 from amaml.models import ACTIVATIONS, NORMS
 from data import DOMAINS
 from data.outside import OUTSIDE, Table, short
+from experiment.checks import Check, check, choice, number, several, text
 from experiment.methods import BOTH, LEARN_RATES, META_OPTIMIZERS, META_SCHEDULES, METHODS, NETWORKS, PROTOCOLS
 
 FOLDER = Path(__file__).parents[1] / "configs"
-Check = Callable[[str, Any], Any]  # (flag, value) -> the value in its type; raises InputError
 
 
 def flag_name(setting: str) -> str:
@@ -26,66 +25,17 @@ def flag_name(setting: str) -> str:
     return "--" + setting.replace("_", "-")
 
 
-def _check(read: Callable[[Any], Any], allowed: str) -> Check:
-    """The value as read() makes it; read gives None for one that cannot be used."""
-
-    def check(flag: str, value: Any) -> Any:
-        if (found := read(value)) is None:
-            raise InputError(f"{flag} must be {allowed}, got {value!r}")
-        return found
-
-    return check
-
-
-def _number(kind: type, accept: Callable[[Any], bool], allowed: str) -> Check:
-    def read(value: Any) -> Any:
-        try:
-            number = kind(value)
-        except (TypeError, ValueError, OverflowError):
-            return None
-        altered = not isinstance(value, str) and number != value  # a fraction given for an integer
-        return number if not altered and not isinstance(value, bool) and accept(number) else None
-
-    return _check(read, allowed)
-
-
-def _text(pattern: str, allowed: str) -> Check:
-    return _check(lambda v: v if isinstance(v, str) and re.fullmatch(pattern, v, re.DOTALL) else None, allowed)
-
-
-def _choice(allowed: Iterable[str], none: str | None = None) -> Check:
-    """One of these names, of which none is the same as leaving it out: None."""
-
-    def check(flag: str, value: Any) -> str | None:
-        if value not in (names := tuple(allowed)):
-            raise unknown(flag.removeprefix("--"), str(value), names)
-        return None if value == none else value
-
-    return check
-
-
-_count = _number(int, lambda n: 1 <= n < 2**31, "a positive integer below 2**31")
-_index = _number(int, lambda n: 0 <= n < 2**31, "zero or a positive integer below 2**31")
-_seed = _number(int, lambda n: 0 <= n < 2**63, "zero or a positive integer below 2**63")
-_pictures = _number(int, lambda n: 0 <= n <= 100, "an integer from 0 to 100")
+_count = number(int, lambda n: 1 <= n < 2**31, "a positive integer below 2**31")
+_index = number(int, lambda n: 0 <= n < 2**31, "zero or a positive integer below 2**31")
+_seed = number(int, lambda n: 0 <= n < 2**63, "zero or a positive integer below 2**63")
+_pictures = number(int, lambda n: 0 <= n <= 100, "an integer from 0 to 100")
 # a float32 and the products of two settings must hold these
-_positive = _number(float, lambda x: 0 < x < 1e30, "a positive number below 1e30")
-_nonnegative = _number(float, lambda x: 0 <= x < 1e30, "zero or a positive number below 1e30")
-_fraction = _number(float, lambda x: 0 < x < 1, "a number between 0 and 1")
-_device = _text(r"cpu|cuda(:\d+)?", "cpu, cuda or cuda:N")
-_path = _text(".+", "a path")
-_switch = _check(lambda v: v if isinstance(v, bool) else None, "true or false")
-
-
-def _several(check: Check) -> Check:
-    """A list of at least one such value."""
-
-    def read(flag: str, values: Any) -> list[Any]:
-        if not isinstance(values, list) or not values:
-            raise InputError(f"{flag} must be one value or more, got {values!r}")
-        return [check(flag, value) for value in values]
-
-    return read
+_positive = number(float, lambda x: 0 < x < 1e30, "a positive number below 1e30")
+_nonnegative = number(float, lambda x: 0 <= x < 1e30, "zero or a positive number below 1e30")
+_fraction = number(float, lambda x: 0 < x < 1, "a number between 0 and 1")
+_device = text(r"cpu|cuda(:\d+)?", "cpu, cuda or cuda:N")
+_path = text(".+", "a path")
+_switch = check(lambda v: v if isinstance(v, bool) else None, "true or false")
 
 
 def _or_none(flag: str, value: Any) -> float | None:
@@ -112,7 +62,7 @@ def _flag(check: Check, help: str, default: Any = None) -> Any:
 
 def _list(check: Check, help: str) -> Any:
     """A setting of one value or more."""
-    return field(default=None, metadata={"check": _several(check), "help": help, "nargs": "+"})
+    return field(default=None, metadata={"check": several(check), "help": help, "nargs": "+"})
 
 
 def _door(table: Table[Any], help: str) -> Any:
@@ -129,7 +79,7 @@ def _door(table: Table[Any], help: str) -> Any:
 
 def _named(names: Iterable[str], help: str) -> Any:
     """A choice among names, which the help lists."""
-    return _flag(_choice(names), f"{help}: {', '.join(names)}")
+    return _flag(choice(names), f"{help}: {', '.join(names)}")
 
 
 @dataclass(frozen=True)
@@ -148,7 +98,7 @@ class Settings:
     meta_lr: float = _flag(_positive, "step size of the optimiser of theta")
     meta_optimizer: str = _named(META_OPTIMIZERS, "optimiser of theta")
     meta_schedule: str | None = _flag(
-        _choice(META_SCHEDULES, "constant"), "meta_lr over the updates: constant (default), cosine (falls to zero)"
+        choice(META_SCHEDULES, "constant"), "meta_lr over the updates: constant (default), cosine (falls to zero)"
     )
     robust: str | float | None = _flag(
         _robust,
@@ -157,11 +107,11 @@ class Settings:
     )
     clip: float | None = _flag(_or_none, "largest norm of the meta-gradient, longer ones are shortened; 0: none")
     solver: str = _named(SOLVERS, "A-MAML's flow, euler is gradient descent")
-    adjoint: str = _flag(_choice(ADJOINTS), "A-MAML's backward pass: discrete (exact transpose), continuous (paper)")
+    adjoint: str = _flag(choice(ADJOINTS), "A-MAML's backward pass: discrete (exact transpose), continuous (paper)")
     rtol: float = _flag(_fraction, "relative accuracy of A-MAML's flow (unused by euler)")
     prox: float | None = _flag(_nonnegative, "proximal term of A-MAML (default 0) and iMAML (default 2)")
     learn_rates: str | None = _flag(
-        _choice(LEARN_RATES, "none"),
+        choice(LEARN_RATES, "none"),
         "amaml, anil: learn inner_lr: none, scalar (one for all), parameter (one for each)",
     )
     cg_steps: int = _flag(_count, "iMAML: conjugate-gradient iterations")
@@ -173,7 +123,7 @@ class Settings:
     checkpoint_every: int | None = _flag(_count, "MAML: steps between kept states, for memory (default: keep all)")
     task_chunk: int | None = _flag(_count, "tasks in the network at once (default: all, or a process's share)")
     processes: int | None = _flag(_count, "processes that share the run, on a GPU each for cuda (default: 1)")
-    compile: str = _flag(_choice(("auto", "on", "off")), "torch.compile: auto (runs of 500 updates or more), on, off")
+    compile: str = _flag(choice(("auto", "on", "off")), "torch.compile: auto (runs of 500 updates or more), on, off")
     dtype: str = _named(("float64", "float32"), "precision")
     deterministic: bool = _flag(_switch, "CUDA: only operations that give the same bits every time", False)
     start_from: str | None = _flag(_path, "begin with the theta of this run folder or checkpoint")
@@ -182,7 +132,7 @@ class Settings:
     test_interval: int = _flag(_index, "meta-updates between meta-tests; 0 tests only at the end")
     test_tasks: int = _flag(_count, "meta-test tasks")
     protocol: str = _flag(
-        _choice((*PROTOCOLS, BOTH)), "adaptation at meta-test: finetune (Adam epochs), inner (the inner loop), both"
+        choice((*PROTOCOLS, BOTH)), "adaptation at meta-test: finetune (Adam epochs), inner (the inner loop), both"
     )
     test_epochs: int = _flag(_index, "finetune: Adam epochs at meta-test")
     test_steps: int | None = _flag(_count, "inner: inner steps at meta-test (default: --inner-steps)")
@@ -193,7 +143,7 @@ class Settings:
     fourier_scale: float = _flag(
         _positive, "fourier: deviation of its frequencies, in cycles a unit of length (default 1)", default=1.0
     )
-    norm: str = _flag(_choice(NORMS), "normalisation of the mlp: none, batch (the batch's own statistics)")
+    norm: str = _flag(choice(NORMS), "normalisation of the mlp: none, batch (the batch's own statistics)")
     ways: int = _flag(_count, "images: classes of a task")
     out: str | None = _flag(_path, "folder of the run (default results/DOMAIN/...)")
     data_root: str | None = _flag(_path, "folder of data files (default $AMAML_DATA)")
@@ -311,11 +261,11 @@ def parse_flags(arguments: list[str]) -> dict[str, Any]:
     )
     defaults = read_toml(FOLDER / "defaults.toml")
     for name, setting in FIELDS.items():
-        text = setting.metadata["help"] + (f" (default {defaults[name]})" if name in defaults else "")
+        about = setting.metadata["help"] + (f" (default {defaults[name]})" if name in defaults else "")
         if setting.metadata["check"] is _switch:
-            parser.add_argument(flag_name(name), action="store_true", help=text)
+            parser.add_argument(flag_name(name), action="store_true", help=about)
         else:
-            parser.add_argument(flag_name(name), help=text, metavar="X", nargs=setting.metadata.get("nargs"))
+            parser.add_argument(flag_name(name), help=about, metavar="X", nargs=setting.metadata.get("nargs"))
     namespace, unread = parser.parse_known_args(arguments)
     if unread:
         raise unknown("flag", unread[0].split("=")[0], [flag_name(name) for name in FIELDS])
