@@ -1,9 +1,11 @@
 """The library as others install it: what the wheel holds, what it requires, and that this is enough for it to work."""
 
 import ast
+import importlib
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from importlib import metadata
@@ -13,17 +15,22 @@ import pytest
 from helpers.commands import ROOT
 from packaging.requirements import Requirement
 
-PACKAGES = ("amaml", "amaml/engine", "amaml/flow", "baselines")
+PACKAGES = {
+    "amaml": "amaml",
+    "amaml/engine": "amaml/engine",
+    "amaml/flow": "amaml/flow",
+    "baselines": "amaml/baselines",
+}
 ONE_META_GRADIENT = """
 import sys
 sys.path.insert(0, sys.argv[1])
 sys.modules.update(dict.fromkeys(sys.argv[2:]))  # as if they were not there
-import torch, amaml, baselines
+import torch, amaml, amaml.baselines
 
 theta, apply = amaml.flatten(torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1)))
 theta, tasks = theta.double(), amaml.Tasks(*(torch.randn(3, 5, n, dtype=torch.float64) for n in (2, 1, 2, 1)))
 adjoint = amaml.AMAML(apply, amaml.half_mse, 0.1, 7, solver="euler").meta_gradient(theta, tasks).value
-unrolled = baselines.MAML(apply, amaml.half_mse, 0.1, 7).meta_gradient(theta, tasks).value
+unrolled = amaml.baselines.MAML(apply, amaml.half_mse, 0.1, 7).meta_gradient(theta, tasks).value
 assert (adjoint - unrolled).norm() < 1e-12 * unrolled.norm()
 assert amaml.AMAML(apply, amaml.half_mse, 0.1, 7).meta_gradient(theta, tasks).value.isfinite().all()
 print(amaml.__file__)
@@ -37,11 +44,12 @@ def imported(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0
-            parts = {f"{node.module}.{alias.name}" for alias in node.names}
-            below = ROOT / node.module.replace(".", "/")
+            assert not node.level or path == ROOT / "baselines" / "__init__.py"  # which moves in the wheel
+            module = f"baselines.{node.module}" if node.level else node.module
+            parts = {f"{module}.{alias.name}" for alias in node.names}
+            below = ROOT / module.replace(".", "/")
             submodules = {part for part in parts if (below / f"{part.rpartition('.')[2]}.py").exists()}
-            found |= submodules if submodules == parts else submodules | {node.module}
+            found |= submodules if submodules == parts else submodules | {module}
     return found
 
 
@@ -110,7 +118,20 @@ def wheel(tmp_path_factory) -> Path:
 def test_the_wheel_holds_the_library_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         modules = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert modules == {f"{package}/{path.name}" for package in PACKAGES for path in (ROOT / package).glob("*.py")}
+    files = {f"{there}/{path.name}" for here, there in PACKAGES.items() for path in (ROOT / here).glob("*.py")}
+    assert modules == files | {"amaml/py.typed"}
+
+
+def test_the_sdist_holds_what_git_keeps(tmp_path, monkeypatch):
+    if not (ROOT / ".git").exists():
+        pytest.skip("of a clone alone")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(ROOT / "configs")
+    name = importlib.import_module("build_backend").build_sdist(str(tmp_path))
+    with tarfile.open(tmp_path / name) as archive:
+        held = {member.partition("/")[2] for member in archive.getnames()}
+    kept = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True).stdout.split()
+    assert held == {*kept, "PKG-INFO"}
 
 
 def required_by(*names: str) -> set[str]:
@@ -129,7 +150,9 @@ def required_by(*names: str) -> set[str]:
 def test_torch_and_scipy_alone_are_enough(wheel):
     """A meta-gradient is computed from the wheel where nothing but these and what they require can be imported."""
     allowed = required_by("torch", "scipy")
-    others = [name for name, owners in metadata.packages_distributions().items() if not set(owners) & allowed]
+    others = [
+        name for name, owners in metadata.packages_distributions().items() if not set(owners) & {*allowed, "amaml"}
+    ]
     assert {"matplotlib", "pandas", "pytest"} <= set(others)
     command = [sys.executable, "-I", "-c", ONE_META_GRADIENT, str(wheel), *others]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=wheel.parent)
