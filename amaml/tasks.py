@@ -79,6 +79,8 @@ class Tasks:
     def ragged(cls, tasks: Sequence[tuple[Points, Points, Points, Points]]) -> Tasks:
         """Tasks of different numbers of points as one batch with weights: one for points, zero for padding.
 
+        Sets are padded to a power of two, so that batches of many sizes share a few graphs.
+
         tasks: of each task support_x (shot, *input), support_y, query_x, query_y, without an axis of tasks. Padding
         repeats the first point of its set; batch norm sees it, the loss does not. Tensors without axes, as arguments of
         the loss, are stacked.
@@ -186,19 +188,25 @@ def _counts(name: str, xs: Sequence[Points], ys: Sequence[Points]) -> list[int]:
 
 
 def _padded(rows: Sequence[Points], counts: list[int]) -> Points:
-    """The sets of all tasks in one tree of tensors (tasks, most points, ...)."""
+    """The sets of all tasks in one tree of tensors (tasks, room, ...)."""
 
     def stack(*leaves: Tensor) -> Tensor:
         if not leaves[0].ndim:
             return torch.stack(leaves)
-        most = max(counts)
+        most = _room(counts)
         return torch.stack([torch.cat([t, t[:1].expand(most - len(t), *t.shape[1:])]) for t in leaves])
 
     return tree_map(stack, *rows)
 
 
 def _weights(x: Tensor, counts: list[int]) -> Tensor:
-    """One for every point, zero for padding, (tasks, most points)."""
+    """One for every point, zero for padding, (tasks, room)."""
     dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
     number = torch.tensor(counts, device=x.device)[:, None]
-    return (torch.arange(max(counts), device=x.device) < number).to(dtype)
+    return (torch.arange(_room(counts), device=x.device) < number).to(dtype)
+
+
+def _room(counts: list[int]) -> int:
+    """For sets of so many points: a power of two, or nothing more where all have as many."""
+    most = max(counts)
+    return most if min(counts) == most else 1 << (most - 1).bit_length()

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from amaml.flow.field import GradientFlow
 from amaml.flow.schemes import Move, Record, Stages
 
-SMALL = 2**26  # bytes that the states of a trajectory may take by default
+SMALL = 2**25  # bytes that the states of a trajectory may take by default; twice as much on the way back
 
 
 def march(flow: GradientFlow, moves: Sequence[Move], u: Tensor, record: Record) -> Tensor:

@@ -249,6 +249,8 @@ def test_ragged_tasks_are_those_by_themselves():
     ]
     tasks = Tasks.ragged(parts)
     assert tasks.support_weight.sum(1).tolist() == [4, 6, 1]
+    assert (tasks.support_x.shape[1], tasks.query_x.shape[1]) == (8, 8)  # few sizes, few graphs
+    assert Tasks.ragged(parts[1:2] * 2).support_x.shape[1] == 6
     single, _ = small()
     expected = sum(single(Tasks(*(t[None] for t in part))) for part in parts) / 3
     found = torch.autograd.grad(meta(tasks), list(meta.parameters()))
