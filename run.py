@@ -91,6 +91,7 @@ def evaluate(flags: dict[str, Any], group: Group) -> None:
 
 if __name__ == "__main__":
     warnings.formatwarning = lambda message, *place: f"run.py: warning: {message}\n"
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's own is not for other processes
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for --deterministic; read once a process
     if cache := cache_folder():
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))  # what is compiled outlives a reboot

@@ -12,11 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import PIL
 import torch
-from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import distance_transform_edt
 from torch.nn.functional import affine_grid, grid_sample
@@ -72,6 +70,8 @@ def load() -> ImageSet:
 
 def font_files() -> list[Path]:
     """The faces, in files that matplotlib ships."""
+    import matplotlib  # here, so that run.py has said first what it is to draw with
+
     return [Path(matplotlib.get_data_path(), "fonts", "ttf", f"{face}.ttf") for face in FACES]
 
 
@@ -95,6 +95,8 @@ def letters(fonts: Sequence[Path], scripts: Scripts) -> list[Glyph]:
 
 
 def _codes(font: Path) -> set[int]:
+    from matplotlib.ft2font import FT2Font
+
     return set(FT2Font(str(font)).get_charmap())
 
 

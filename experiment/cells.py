@@ -1,7 +1,6 @@
 """The cells of a grid of runs: what they are, and how far each is by its files alone."""
 
 import contextlib
-import fcntl
 import json
 import time
 from collections import Counter
@@ -10,6 +9,13 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from data.files import write_atomically
+
+try:
+    import fcntl
+except ImportError:  # Windows: cells can be looked at, and not run (LOCKS)
+    fcntl = None
+
+LOCKS = fcntl is not None
 
 STATES = ("done", "running", "failed", "stopped", "waiting")  # stopped: goes on with the next start
 
@@ -69,8 +75,10 @@ def as_asked(cell: Cell, settings: dict[str, Any]) -> bool:
 def locked(file: IO[str]) -> bool:
     """Lock an open file, also for the processes that inherit it; False where others hold it.
 
-    A filesystem without locks counts as free.
+    A filesystem without locks counts as free, and so does a system without them.
     """
+    if not LOCKS:
+        return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

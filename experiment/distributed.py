@@ -10,6 +10,7 @@ import contextlib
 import io
 import os
 import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -39,13 +40,18 @@ class Stopped(BaseException):
 
 
 class StopRequest:
-    """Turns Ctrl-C and SIGTERM into a request, met where nothing is lost; alone, a second Ctrl-C is met at once."""
+    """Turns Ctrl-C and SIGTERM into a request, met where nothing is lost; alone, a second Ctrl-C is met at once.
+
+    In a thread other than the main one, to which Python gives no signals, there are no requests.
+    """
 
     def __init__(self, alone: bool = True) -> None:
         self.alone, self.number = alone, None
 
     def __enter__(self) -> "StopRequest":
-        self._previous = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
+        main = threading.current_thread() is threading.main_thread()
+        numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
+        self._previous = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -23,7 +23,8 @@ from experiment.cells import Cell, Grid, done, hours_left, in_words, locked, rea
 FINAL = 2  # run.py's exit status for a mistake or a diverged run
 ATTEMPTS = 3
 LOOK_SECONDS = 0.3  # between two looks at a command, and at whether to stop
-STOPS = tuple(128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM))
+SIGNALS = ("SIGHUP", "SIGINT", "SIGKILL", "SIGTERM")
+STOPS = tuple(128 + getattr(signal, name) for name in SIGNALS if hasattr(signal, name))
 
 
 @dataclass(frozen=True)

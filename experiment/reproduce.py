@@ -1,6 +1,7 @@
 """The program behind reproduce.sh: run the cells of a grid, say how far they are, or compare finished runs."""
 
 import argparse
+import os
 import shutil
 import signal
 import sys
@@ -102,7 +103,12 @@ def conditions(only: list[str]) -> dict[str, list[str]]:
 
 
 def place_of(given: Namespace) -> parallel.Place:
-    """Where to run them."""
+    """Where to run them; raises InputError for what this machine does not have."""
+    if not cells.LOCKS:
+        raise InputError(
+            "this system has no file locks (fcntl), which running many cells needs: start it in WSL, or type the "
+            "commands that --dry-run prints"
+        )
     gpus = given.gpus
     if gpus < 0:
         import torch
@@ -124,7 +130,7 @@ def place_of(given: Namespace) -> parallel.Place:
 
 def main(arguments: list[str]) -> int:
     """Exit status: 0 all cells are done, 1 some failed, 2 a mistake in the input, 130 a stop, 141 a closed pipe."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
             signal.signal(number, _interrupt)
     try:
@@ -150,4 +156,5 @@ def _interrupt(*_: Any) -> NoReturn:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's own is not for other processes
     sys.exit(main(sys.argv[1:]))
