@@ -56,35 +56,44 @@ class Adaptation(nn.Module):
     which start at the module's own. backward() gives a gradient to whatever requires one: the adapted parameters (of
     their initialisation), all other parameters of the module (shared, as the body in ANIL, Raghu et al. 2020),
     inner_lr, prox, the numbers of the inner optimizer and every tensor of the tasks. What nobody asked for is not
-    computed. The module is held, not copied; batch norm uses the statistics of the batch that it sees.
+    computed. x of tasks may be a tuple or dict of tensors, the positional arguments or keywords of the module; y one
+    where the loss takes one.
 
-    loss(prediction, target): of one task, a scalar mean; of its points each, (points, ...), where tasks have weights.
-    objective(model, x, y): takes the place of loss(model(x), y) where the loss needs more of the network than its
-    prediction; model.parameters are the task's own, by name. penalty(parameters): is added to the inner loss.
-    query_loss: the outer loss where it is another one. x of tasks may be a tuple or dict of tensors, the positional
-    arguments or keywords of the module; y one where the loss takes one.
-    adapt: names of parameters or of parts of the module, or patterns as "*.bias"; by default all parameters that
-    require a gradient.
-    inner_lr: the size of an inner step, a number or a tensor; a dict with a number or tensor for every adapted
-    parameter, a scalar or one of the parameter's shape (Meta-SGD, Li et al. 2017); or a schedule, a size for each step:
-    a list, a tensor (inner_steps,), or a function of the step from 0. Where it, prox or a number of the inner optimizer
-    is an nn.Parameter it is one of this module's. A tensor that is computed anew for every update, as log_lr.exp(),
-    goes into the call: meta(tasks, inner_lr=log_lr.exp()).
-    inner_optimizer: "sgd" with momentum=, nesterov=, "rmsprop" with alpha=, eps=, "adam" or "adamw" with betas=, eps=,
-    each with weight_decay=; or a rule of one's own (amaml.flow.optimizers). inner_batch: so many support points a step.
-    method: "amaml", or "maml" for the gradient of the inner_steps descent steps themselves (the same engine with
-    solver "euler"), "fomaml", "imaml", "reptile", or a class of learners (amaml.MetaLearner), such as baselines.MAML:
-    backward() raises InputError for what these do not define.
-    task_chunk: so many tasks go through the network at once; each: how the chunks are gone through (amaml.chunked).
-    batched: refuse a module that torch cannot batch over the tasks; it goes task by task otherwise, with a warning.
-    options: further keywords of the method, as solver, adjoint, rtol, checkpoints of amaml.AMAML.
+    Args:
+        module: any nn.Module; it is held, not copied. Batch norm uses the statistics of the batch that it sees.
+        loss: loss(prediction, target) of one task, a scalar mean; of tasks with weights, of each point, (points, ...).
+        inner_lr: the size of an inner step, a number or a tensor; or a dict with a number or tensor for every adapted
+            parameter, a scalar or one of the parameter's shape (Meta-SGD, Li et al. 2017); or a schedule, a size for
+            each step: a list, a tensor (inner_steps,), or a function of the step from 0. Where it, prox or a number of
+            the inner optimizer is an nn.Parameter it is one of this module's. A tensor that is computed anew for every
+            update goes into the call: meta(tasks, inner_lr=log_lr.exp()).
+        inner_steps: how many inner steps; the horizon of the flow is inner_lr times that.
+        adapt: names of parameters or of parts of the module, or patterns as "*.bias"; by default all parameters that
+            require a gradient.
+        method: "amaml"; "maml" for the gradient of the descent steps themselves (solver "euler" of the same engine);
+            "fomaml", "imaml", "reptile"; or a class of learners (amaml.MetaLearner). backward() raises InputError for
+            what a method does not define.
+        query_loss: the outer loss where it is another one than the inner.
+        prox: adds prox/2 |phi - theta|^2 to the inner loss.
+        task_chunk: so many tasks go through the network at once.
+        each: how the chunks are gone through (amaml.chunked).
+        objective: objective(model, x, y) in place of loss(model(x), y), where the loss needs more of the network than
+            its prediction; model.parameters are the task's own, by name.
+        penalty: penalty(parameters) is added to the inner loss.
+        batched: refuse a module that torch cannot batch over the tasks, which otherwise go one by one, with a warning.
+        options: further keywords of the method, as solver, rtol, robust of amaml.AMAML; inner_batch, so many support points
+            a step; inner_optimizer: "sgd" with momentum=, nesterov=, "rmsprop" with alpha=, eps=, "adam"
+            or "adamw" with betas=, eps=, each with weight_decay=, or a rule of your own (amaml.flow.optimizers).
 
-    latest: the MetaGradient of the last call, with the query loss of every task, the error and the solver.
-    memory: what the learner remembers from call to call; state_dict() holds it, so that a program that was interrupted
-    goes on as if it had not been.
+    Attributes:
+        latest: the MetaGradient of the last call: the query loss of every task, the cost, the error, the solver.
+        memory: what the learner remembers from call to call. state_dict() holds it, so that a program that was
+            interrupted goes on as if it had not been.
 
-    A call raises InputError for tasks that do not fit, amaml.Diverged where the inner loop leaves the finite numbers,
-    and amaml.OverBudget, a Diverged, where the flow of a batch is too rough for the budget of a solver other than auto.
+    Raises:
+        InputError: for what cannot be used, here and in calls, which name it.
+        Diverged: in calls, where the inner loop leaves the finite numbers.
+        OverBudget: a Diverged, where the flow of a batch is too rough for the budget of a solver other than "auto".
     """
 
     def __init__(
@@ -126,11 +135,17 @@ class Adaptation(nn.Module):
         at: Sequence[int] | None = None,
         weights: Sequence[float] | None = None,
     ) -> Tensor:
-        """The mean query loss of the adapted parameters, a scalar; inner_lr and prox take the place of the module's.
+        """The mean query loss of the adapted parameters, a scalar.
 
-        at, weights: the weighted sum of the query losses after these inner steps instead (MAML++, Antoniou et al.
-        2019), in equal parts without weights; one trajectory and one sweep back, whatever their number.
         Without gradients (torch.no_grad(), or nothing requires one) it costs the inner loop alone.
+
+        Args:
+            tasks: a batch of tasks.
+            inner_lr: in place of this module's.
+            prox: in place of this module's.
+            at: inner steps; the loss is then the weighted sum of the query losses after these (MAML++, Antoniou et al.
+                2019), by one trajectory and one sweep back, whatever their number.
+            weights: what each of them counts; without these, equal parts.
         """
         theta, tasks = self.function.theta(), self._with_shared(tasks)
         learner = self._at(theta, inner_lr, prox, at, weights)
@@ -155,7 +170,12 @@ class Adaptation(nn.Module):
     ) -> Tensor:
         """The adapted parameters of every task, (tasks, P); with at, those after these inner steps, (times, tasks, P).
 
-        inner_steps: so many instead of the module's.
+        Args:
+            tasks: a batch of tasks, of which the support sets are used.
+            inner_lr: in place of this module's.
+            prox: in place of this module's.
+            at: inner steps.
+            inner_steps: so many instead of this module's.
 
         A differentiable function of all that enters the inner loop: backward() through it is the adjoint from lam(T) =
         dJ/dphi, with what lam gains at earlier times, exact for the steps and within rtol for the flow.

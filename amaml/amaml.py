@@ -49,23 +49,34 @@ class AMAML:
 
     With prox > 0 the support loss gains prox/2 |u - theta|^2, and value the pull of that term on theta.
 
-    inner_lr: a number, or a tensor of one; or a tensor (P,), a rate for every parameter: du/dt = -inner_lr grad L over
-    0 <= t <= inner_steps. query_loss: the outer loss where it is another than that of the inner loop.
-    Of inner_lr, prox and the tensors of tasks, those that require a gradient get it: MetaGradient.gradients. One
-    scalar inner_lr is the horizon: the steps of the solver change with it in proportion.
+    Of inner_lr, prox and the tensors of tasks, those that require a gradient get it: MetaGradient.gradients.
 
-    solver: "euler" is gradient descent, inner_steps steps of inner_lr, and the meta-gradient that of unrolled MAML. A
-    scheme (amaml.flow.schemes) or the name of one (amaml.flow.mesh.SOLVERS) follows the flow with steps of its own, for
-    a relative error rtol of value. "auto" follows it with the scheme that is the cheapest at each step, and is gradient
-    descent where the flow would cost as much: MetaGradient.solver tells.
-    adjoint: "discrete", the exact transpose of the forward scheme, or "continuous", the paper's Heun scheme.
-    checkpoints: how many states of a trajectory are kept at most (amaml.flow.trajectory); None decides by their size.
-    inner_optimizer: takes the place of the plain step (amaml.flow.optimizers); schedule (inner_steps,): the size of
-    each step, times inner_lr; inner_batch: so many support points a step, others for each by the step's number, or the
-    numbers of the points (inner_steps, n). With any of these the inner loop is no flow, and "auto" and "euler" take its
-    steps; tensors among them get their gradient as well.
-    query_steps, query_weights: the outer loss is the weighted sum of the query losses after these inner steps (MAML++,
-    Antoniou et al. 2019), in equal parts where there are no weights; None: that of the last step.
+    Args:
+        apply: apply(theta, x) -> prediction, of amaml.flatten.
+        loss: loss(prediction, target) of one task, a scalar mean.
+        inner_lr: a number, or a tensor of one, the horizon, with which the steps of the solver change in proportion; or
+            a tensor (P,), a rate for every parameter: du/dt = -inner_lr grad L over 0 <= t <= inner_steps.
+        inner_steps: T / inner_lr.
+        solver: "euler" is gradient descent, and the meta-gradient that of unrolled MAML. A scheme (amaml.flow.schemes)
+            or the name of one (amaml.flow.mesh.SOLVERS) follows the flow with steps of its own, for a relative error
+            rtol of value. "auto" follows it with the scheme that is the cheapest at each step, and is gradient descent
+            where the flow would cost as much: MetaGradient.solver tells.
+        adjoint: "discrete", the exact transpose of the forward scheme, or "continuous", the paper's Heun scheme.
+        rtol: the relative error of value that is aimed at.
+        prox: adds prox/2 |u - theta|^2 to the support loss.
+        checkpoints: how many states of a trajectory are kept at most (amaml.flow.trajectory); None: by their size.
+        query_loss: the outer loss where it is another one than that of the inner loop.
+        inner_optimizer: takes the place of the plain step (amaml.flow.optimizers). With it, schedule or inner_batch the
+            inner loop is no flow: "auto" and "euler" take its steps, and tensors among them get their gradient as well.
+        schedule: the size of each step, (inner_steps,), times inner_lr.
+        inner_batch: so many support points a step, others for each by the step's number; or the numbers of the points,
+            (inner_steps, n).
+        query_steps: inner steps; the outer loss is the weighted sum of the query losses after these (MAML++, Antoniou
+            et al. 2019). None: that of the last step.
+        query_weights: what each of them counts; None: equal parts.
+        robust: how the tasks count in the mean (amaml.robust): "length", a multiple of the median length, or None.
+        controller: when the error is measured, and what is done about it (amaml.flow.accuracy).
+
     Its memory is what it knows of its error from call to call, an amaml.flow.accuracy.Memory.
     Costs one Hessian-vector product a stage (continuous: two a step); keeps states, never graphs.
     """

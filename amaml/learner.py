@@ -26,16 +26,21 @@ Memory = Any  # what a learner remembers from call to call; () where it remember
 class MetaGradient:
     """What a learner hands to the optimiser of theta.
 
-    of_tasks (tasks, P): the direction of each task, of which value (P,) is the mean; where that many numbers are large
-    (LARGE), their mean alone, (1, P). query_loss (tasks,): the loss of each task's adapted parameters on its query set.
-    weights, lengths (tasks,): of a robust mean (amaml.robust), how often each task counts, and how long its direction
-    is; None for the plain mean, weights also where they have gone into of_tasks.
-    evaluations: what it cost. error: the relative error of value, |value - exact| / |exact|: of this very gradient
-    where measured is true, otherwise as it was measured last on a call like this; None where value is exact or is not a
-    gradient at all. observation: what the learner's update() learns from the call.
-    solver: what A-MAML followed the inner loop with; "euler" where it made the steps of gradient descent.
-    gradients: of the mean query loss in everything else that was requested, by name: "inner_lr", "prox", and the names
-    of Tasks.leaves(); each has the shape of its tensor.
+    Attributes:
+        of_tasks: the direction of each task, (tasks, P), of which value (P,) is the mean; where that many numbers are
+            large (LARGE), their mean alone, (1, P).
+        query_loss: of each task's adapted parameters on its query set, (tasks,).
+        evaluations: what it cost.
+        error: the relative error of value, |value - exact| / |exact|: of this very gradient where measured is true,
+            otherwise as it was measured last on a call like this; None where value is exact or is no gradient at all.
+        measured: whether error is of this very gradient.
+        observation: what the learner's update() learns from the call.
+        gradients: of the mean query loss in everything else that was requested, by name: "inner_lr", "prox", and the
+            names of Tasks.leaves(); each has the shape of its tensor.
+        solver: what A-MAML followed the inner loop with; "euler" where it made the steps of gradient descent.
+        weights: of a robust mean (amaml.robust), how often each task counts, (tasks,); None for the plain mean, and
+            where they have gone into of_tasks.
+        lengths: of the tasks' directions, (tasks,), where the mean is robust.
     """
 
     of_tasks: Tensor

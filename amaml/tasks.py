@@ -20,17 +20,24 @@ SETS = ("support_x", "support_y", "query_x", "query_y", "test_x", "test_y", "sup
 class Tasks:
     """Support and query sets of a batch of tasks; the first axis of every tensor counts the tasks.
 
-    support_x (tasks, shot, *input), query_x (tasks, query, *input), the targets likewise; each may be a dict or tuple
-    of tensors, where the network (x) or the loss (y) takes one. A meta-test batch also carries test_x, test_y: the
-    points on which the adapted parameters are judged.
+    Tensors that require a gradient get their meta-gradient. Inputs and targets may be dicts or tuples of tensors, where
+    the network (x) or the loss (y) takes one.
 
-    support_weight, query_weight (tasks, points): the loss of a task is then sum w_i loss_i / sum w_i over its points,
-    and the loss must keep them apart: loss(prediction, target) -> (points, ...), as with reduction="none". Where only
-    one of the two is given, the other is one for all points. A point of weight zero is padding.
-    shared: tensors that are the same for all tasks, by name; apply(theta, x) then is apply(theta, x, shared).
+    Args:
+        support_x: inputs to adapt to, (tasks, shot, *input).
+        support_y: their targets, (tasks, shot, *output).
+        query_x: inputs to judge the adapted parameters by, (tasks, query, *input).
+        query_y: their targets.
+        test_x: inputs of a meta-test, on which the adapted parameters are judged at last.
+        test_y: their targets.
+        support_weight: (tasks, shot); the loss of a task is then sum w_i loss_i / sum w_i over its points, and the loss
+            must keep them apart: loss(prediction, target) -> (points, ...), as with reduction="none". A point of weight
+            zero is padding.
+        query_weight: (tasks, query), likewise; where only one of the two is given, the other is one for all points.
+        shared: tensors that are the same for all tasks, by name; apply(theta, x) then is apply(theta, x, shared).
 
-    Tensors that require a gradient get their meta-gradient, see amaml.AMAML.meta_gradient.
-    Raises InputError where the tensors do not fit together.
+    Raises:
+        InputError: where the tensors do not fit together.
     """
 
     support_x: Points
