@@ -81,9 +81,9 @@ class Adaptation(nn.Module):
             its prediction; model.parameters are the task's own, by name.
         penalty: penalty(parameters) is added to the inner loss.
         batched: refuse a module that torch cannot batch over the tasks, which otherwise go one by one, with a warning.
-        options: further keywords of the method, as solver, rtol, robust of amaml.AMAML; inner_batch, so many support points
-            a step; inner_optimizer: "sgd" with momentum=, nesterov=, "rmsprop" with alpha=, eps=, "adam"
-            or "adamw" with betas=, eps=, each with weight_decay=, or a rule of your own (amaml.flow.optimizers).
+        options: further keywords of the method, as solver, rtol, robust of amaml.AMAML; inner_batch, so many support
+            points a step; inner_optimizer: "sgd" with momentum=, nesterov=, "rmsprop" with alpha=, eps=, "adam" or
+            "adamw" with betas=, eps=, each with weight_decay=, or a rule of your own (amaml.flow.optimizers).
 
     Attributes:
         latest: the MetaGradient of the last call: the query loss of every task, the cost, the error, the solver.
