@@ -123,9 +123,10 @@ def test_nothing_is_computed_that_nobody_asked_for(monkeypatch):
 
 def test_a_second_derivative_is_refused():
     meta, tasks = small()
-    (gradient,) = torch.autograd.grad(meta(tasks), meta.module.head.weight, create_graph=True)
-    with pytest.raises(InputError, match="first derivatives alone.*leave create_graph out"):
-        gradient.sum().backward()
+    for outer in (lambda: meta.adapt(tasks).sum(), lambda: meta(tasks)):
+        (gradient,) = torch.autograd.grad(outer(), meta.module.head.weight, create_graph=True)
+        with pytest.raises(InputError, match="first derivatives alone.*leave create_graph out"):
+            gradient.sum().backward()
     (2 * meta(tasks)).backward()
     torch.testing.assert_close(meta.module.head.weight.grad, 2 * gradient.detach())
 
@@ -267,52 +268,52 @@ def test_a_weight_of_two_is_a_point_taken_twice():
     assert abs(meta(weighted).item() - single(twice).item()) < 1e-14
 
 
-def test_mistakes_are_told():
+def points(**changes) -> Tasks:
     t = small()[1]
-    with pytest.raises(InputError, match=r"unknown name in adapt.*'heads'; did you mean 'head'"):
-        small(adapt=("heads",))
-    with pytest.raises(InputError, match=r"adapt must be a tuple of names, got 'head'; write adapt=\('head',\)"):
-        small(adapt="head")
-    with pytest.raises(InputError, match=r"unknown method 'mamml'; did you mean 'maml'"):
-        small(method="mamml")
-    with pytest.raises(InputError, match=r"unknown keyword of method amaml 'solvr'; did you mean 'solver'"):
-        small(solvr="auto")
-    with pytest.raises(
-        InputError, match=r"inner_lr must have a rate for every adapted parameter: \['head.bias'\] missing"
-    ):
-        small(inner_lr={"head.weight": 0.1})
-    with pytest.raises(
-        InputError, match=r"inner_lr of head.bias has shape \(2,\); give a scalar, or a tensor of \(1,\)"
-    ):
-        small(inner_lr={"head.weight": 0.1, "head.bias": torch.ones(2)})
-    with pytest.raises(InputError, match=r"negative rate, -0.1, which no flow.*exp\(\)"):
-        small(inner_lr={"head.weight": -0.1, "head.bias": 0.1}, solver="auto")
-    with pytest.raises(InputError, match="method fomaml has no prox"):
-        small(method="fomaml", prox=0.1)
-    weighted = Tasks(t.support_x, t.support_y, t.query_x, t.query_y, query_weight=torch.ones(3, 5).double())
-    with pytest.raises(InputError, match=r"a loss for each of their 6 points, got shape \(\).*reduction=\"none\""):
-        small()[0](weighted)
-    with pytest.raises(InputError, match=r"support_weight must hold .* for each point, \(3, 6\), got \(3, 5\)"):
-        Tasks(t.support_x, t.support_y, t.query_x, t.query_y, support_weight=torch.ones(3, 5))
-    nothing = Tasks(t.support_x, t.support_y, t.query_x, t.query_y, support_weight=torch.zeros(3, 6).double())
-    with pytest.raises(InputError, match="support_weight adds up to zero for some task"):
-        small(loss=half_squares)[0](nothing)
-    with pytest.raises(InputError, match="tasks must be amaml.Tasks, got tuple"):
-        small()[0]((1, 2))
-    with pytest.raises(InputError, match=r"query set of task 1 \(from 0\) has tensors of \[2, 3\] points"):
-        Tasks.ragged(
-            [(t.support_x[0], t.support_y[0], t.query_x[0], t.query_y[0])] * 1
-            + [(t.support_x[0], t.support_y[0], t.query_x[0, :2], t.query_y[0, :3])]
-        )
+    names = ("support_x", "support_y", "query_x", "query_y")
+    return Tasks(**{name: getattr(t, name) for name in names} | changes)
 
 
-def test_batch_norm_keeps_its_running_statistics():
-    problem = Problem("conv head")
-    before = {name: buffer.clone() for name, buffer in problem.module.named_buffers()}
-    problem.adaptation()(problem.tasks).backward()
-    after = dict(problem.module.named_buffers())
-    assert all(torch.equal(after[name], buffer) for name, buffer in before.items())
-    assert problem.module.body[1].track_running_stats
+def ragged(query: int, targets: int) -> Tasks:
+    t = small()[1]
+    row = t.support_x[0], t.support_y[0], t.query_x[0], t.query_y[0]
+    return Tasks.ragged([row, (*row[:2], row[2][:query], row[3][:targets])])
+
+
+RATE = {"head.weight": 0.1}
+MISTAKES = [
+    (lambda: small(adapt=("heads",)), r"unknown name in adapt.*'heads'; did you mean 'head'"),
+    (lambda: small(adapt="head"), r"adapt must be a tuple of names, got 'head'; write adapt=\('head',\)"),
+    (lambda: small(method="mamml"), r"unknown method 'mamml'; did you mean 'maml'"),
+    (lambda: small(solvr="auto"), r"unknown keyword of method amaml 'solvr'; did you mean 'solver'"),
+    (lambda: small(inner_lr=RATE), r"must have a rate for every adapted parameter: \['head.bias'\] missing"),
+    (
+        lambda: small(inner_lr=RATE | {"head.bias": torch.ones(2)}),
+        r"inner_lr of head.bias has shape \(2,\); give a scalar",
+    ),
+    (lambda: small(inner_lr=RATE | {"head.bias": -0.1}, solver="auto"), r"negative rate, -0.1, which no flow.*exp\(\)"),
+    (lambda: small(method="fomaml", prox=0.1), "method fomaml has no prox"),
+    (
+        lambda: small()[0](points(query_weight=torch.ones(3, 5).double())),
+        r"a loss for each of their 6 points, got shape \(\).*reduction=\"none\"",
+    ),
+    (
+        lambda: points(support_weight=torch.ones(3, 5)),
+        r"support_weight must hold .* for each point, \(3, 6\), got \(3, 5\)",
+    ),
+    (
+        lambda: small(loss=half_squares)[0](points(support_weight=torch.zeros(3, 6).double())),
+        "support_weight adds up to zero for some task",
+    ),
+    (lambda: small()[0]((1, 2)), "tasks must be amaml.Tasks, got tuple"),
+    (lambda: ragged(2, 3), r"query set of task 1 \(from 0\) has tensors of \[2, 3\] points"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), MISTAKES)
+def test_mistakes_are_told(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
 
 
 @pytest.mark.parametrize("solver", ["euler", "auto"])

@@ -63,15 +63,6 @@ def test_two_backward_passes_give_the_same():
         assert torch.equal(a, b)
 
 
-def test_second_derivatives_are_refused():
-    problem = plain()
-    (gradient,) = torch.autograd.grad(
-        problem.adaptation().adapt(problem.tasks).sum(), problem.inputs[:1], create_graph=True
-    )
-    with pytest.raises(InputError, match="first derivatives alone"):
-        gradient.sum().backward()
-
-
 def test_the_flow_s_gradient_of_an_outer_loss_has_its_tolerance():
     problem = plain("mlp")
     fine, flow = (problem.adaptation(solver="rk4", rtol=rtol, inner_steps=40) for rtol in (1e-6, 1e-3))
