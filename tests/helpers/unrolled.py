@@ -43,8 +43,7 @@ class Encoder(Headed):
 
 
 def body() -> Headed:
-    layers = nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 4), nn.Tanh()
-    return Headed(nn.Sequential(*layers), nn.Linear(4, 1))
+    return Headed(nn.Sequential(nn.Linear(2, 4), nn.Tanh()), nn.Linear(4, 1))
 
 
 def convolutional() -> Headed:
@@ -91,7 +90,7 @@ def sequences() -> Tasks:
 CASES = {
     "mlp": (lambda: amaml.mlp(2, 1, 5), lambda: regression(2), half_squares, None, 0.1, 0.3),
     "head of a body": (body, lambda: regression(2), half_squares, ("head",), 0.1, 0.3),
-    "body of a head": (body, lambda: regression(2), half_squares, ("body.2", "body.0.bias"), 0.1, 0.0),
+    "parts of both": (body, lambda: regression(2), half_squares, ("head.weight", "body.0.bias"), 0.1, 0.0),
     "conv head": (convolutional, images, per_point, ("head",), 0.05, 0.1),
     "conv": (convolutional, images, per_point, None, 0.05, 0.1),
     "lstm": (

@@ -34,8 +34,7 @@ def smooth(seed: int):
     return *seeded(lambda: nn.Sequential(nn.Linear(2, 8), nn.Softplus(), nn.Linear(8, 1)), seed), regression(seed=seed)
 
 
-@pytest.mark.parametrize("make", [rough, smooth])
-@pytest.mark.parametrize("steps", [1200, 6000])
+@pytest.mark.parametrize(("make", "steps"), [(rough, 1200), (rough, 3000), (smooth, 1200)])
 def test_a_fresh_learner_tells_its_error(make, steps):
     theta, apply, tasks = make(3)
     expected = converged(AMAML(apply, half_mse, 0.0005, steps), theta, tasks)
