@@ -71,9 +71,8 @@ def of_tasks(file: Path, unit: str, epoch: int | None) -> pd.Series | None:
 
 def run_of(file: Path) -> Path | None:
     """The folder of the run that a result is of, where that is still there."""
-    content = read_json(file)
-    names = filter(None, [content.get("evaluated"), content.get("settings", {}).get("evaluate")])
-    return next((path for path in (file.parent, *map(Path, names)) if (path / "summary.json").exists()), None)
+    places = file.parent, Path(read_json(file).get("evaluated", file.parent))
+    return next((path for path in places if (path / "summary.json").exists()), None)
 
 
 def _records(part: dict[str, Any]) -> Iterator[tuple[str, float | None]]:

@@ -157,13 +157,9 @@ def test_a_difference_on_one_seed_is_paired_over_the_tasks(runs):
     assert second[2] == "+0.500"
 
 
-def test_costs_are_seconds_and_evaluations_of_an_update(runs):
+def test_costs_and_simple_predictors_are_means_over_the_seeds(runs):
     (panel,) = panels(runs)
     assert costs(panel)[1] == ["amaml", "20", "0.2500", "4.5", "3.0"]
-
-
-def test_simple_predictors_are_shown_once_for_all_methods(runs):
-    (panel,) = panels(runs)
     assert predictors(panel)[1:] == [["mean", "4", f"2.500 ± {student([0, 1, 2, 7]):.3f} (± 0.250)"]]
 
 
@@ -183,15 +179,18 @@ def test_a_test_by_both_protocols_is_two(runs):
     }
 
 
+def evaluated(run: Path, folder: Path, which: int = -1, **changes) -> Path:
+    """What --evaluate writes, of one of the run's meta-tests but for what changes."""
+    settings = json.loads((run / "config.json").read_text())["settings"]
+    entry = json.loads((run / "test.json").read_text())[which] | {"metric": "nRMSE", "settings": settings} | changes
+    folder.mkdir()
+    (folder / "evaluation.json").write_text(json.dumps(entry))
+    return folder
+
+
 def test_an_evaluation_is_another_test_of_its_run(runs):
-    source = runs / "amaml0"
-    entry = json.loads((source / "test.json").read_text())[-1] | {"unit": "inner step", "epochs": [0, 1, 5]}
-    settings = json.loads((source / "config.json").read_text())["settings"]
-    other = runs / "amaml0-inner"
-    other.mkdir()
-    (other / "evaluation.json").write_text(
-        json.dumps({"settings": settings | {"protocol": "inner", "evaluate": str(source)}, **entry})
-    )
+    other = {"unit": "inner step", "epochs": [0, 1, 5], "evaluated": str(runs / "amaml0")}
+    evaluated(runs / "amaml0", runs / "amaml0-inner", **other)
     epochs, inner = panels(runs)
     assert len(epochs.labels) == 4
     assert (inner.metric, inner.unit, inner.epochs(None)) == ("nRMSE", "inner step", [0, 1, 5])
@@ -207,12 +206,7 @@ def test_the_test_of_an_earlier_theta_is_not_that_of_a_longer_run(runs):
 
 
 def test_an_evaluation_of_an_earlier_checkpoint_does_not_stand_for_the_run(runs):
-    source = runs / "amaml0"
-    entry = json.loads((source / "test.json").read_text())[0]
-    settings = json.loads((source / "config.json").read_text())["settings"]
-    early = runs.parent / "early"
-    early.mkdir()
-    (early / "evaluation.json").write_text(json.dumps({"settings": settings, "metric": "nRMSE", **entry}))
+    early = evaluated(runs / "amaml0", runs.parent / "early", which=0)
     for paths in ([early, runs], [runs, early]):
         (panel,) = panels(*paths)
         assert errors(panel, "test", [100])[1][2].startswith("0.600")  # not the 1.5 of the earlier theta
