@@ -1,0 +1,151 @@
+"""Modules of any kind: what torch can batch over tasks, and what goes task by task."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+
+class Forward(nn.Module):
+    """Parts, and what forward does with them."""
+
+    def __init__(self, forward, **parts) -> None:
+        super().__init__()
+        self.function = forward
+        for name, part in parts.items():
+            setattr(self, name, part) if isinstance(part, nn.Module) else self.register_buffer(name, part)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+def two_layers(between) -> Forward:
+    """between(module, first layer's output, x)."""
+    return Forward(lambda m, x: m.out(between(m, m.into(x), x)), into=nn.Linear(2, 4), out=nn.Linear(4, 1))
+
+
+def physics(m, x):
+    x = x.detach().requires_grad_()
+    u = m.net(x)
+    return u + torch.autograd.grad(u.sum(), x, create_graph=True)[0].sum(-1, keepdim=True)
+
+
+def filled(m, h, x):
+    new = torch.zeros(len(x), 4, dtype=x.dtype)
+    for i in range(4):
+        new[:, i] = h[:, i] * (i + 1)
+    return new
+
+
+def masked_in_place(m, h, x):
+    m.out.weight.data *= (m.out.weight > -0.2).to(x.dtype)
+    return h.tanh()
+
+
+class Squares(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * ctx.saved_tensors[0] * g
+
+
+def hooked():
+    module = two_layers(lambda m, h, x: h.tanh())
+    module.out.register_full_backward_hook(lambda part, into, out: None)
+    return module
+
+
+def counting(m, x):
+    m.calls += 1
+    return m.net(x) * m.calls
+
+
+def moving(m, x):
+    h = m.net(x)
+    m.mean.mul_(0.9).add_(0.1 * h.detach().mean(0))
+    return h - m.mean
+
+
+def stored(m, h, x):
+    m.last = h.tanh()
+    return m.last
+
+
+def heads(m, x):
+    q, k, v = (part.unflatten(-1, (2, 2)).transpose(0, 1) for part in m.into(x).chunk(3, -1))
+    return m.out(F.scaled_dot_product_attention(q, k, v).transpose(0, 1).flatten(1))
+
+
+def written_out(m, x):
+    q, k, v = (part.unflatten(-1, (2, 2)).transpose(0, 1) for part in m.into(x).chunk(3, -1))
+    return m.out(((q @ k.mT / 2**0.5).softmax(-1) @ v).transpose(0, 1).flatten(1))
+
+
+def attention(forward=heads):
+    return Forward(forward, into=nn.Linear(2, 12), out=nn.Linear(4, 1))
+
+
+def recurrent(kind):
+    return lambda: Forward(
+        lambda m, x: m.out(m.rnn(x[:, None] * torch.ones(4, 1).to(x))[0][:, -1]),
+        rnn=kind(2, 3, batch_first=True),
+        out=nn.Linear(3, 1),
+    )
+
+
+def encoder(**options):
+    layer = nn.TransformerEncoderLayer(4, 2, 6, activation="gelu", batch_first=True, **options)
+    return Forward(
+        lambda m, x: m.out(m.layer(m.into(x)[None])[0]), into=nn.Linear(2, 4), layer=layer, out=nn.Linear(4, 1)
+    )
+
+
+def fourier():
+    def forward(m, x):
+        return m.out(torch.fft.irfft(torch.fft.rfft(m.into(x)) * torch.view_as_complex(m.kernel.weight), n=4))
+
+    return Forward(forward, kernel=nn.Linear(2, 3, bias=False), into=nn.Linear(2, 4), out=nn.Linear(4, 1))
+
+
+# module, whether it is batched, and where torch does it otherwise another module of the same parameters
+CASES = {
+    "LSTM": (recurrent(nn.LSTM), True, None),
+    "GRU": (recurrent(nn.GRU), True, None),
+    "encoder layer, train": (lambda: encoder(dropout=0.0), True, None),
+    "encoder layer, eval": (lambda: encoder().eval(), True, None),
+    "attention": (attention, True, lambda: attention(written_out)),
+    "Fourier": (fourier, True, None),
+    "counter": (lambda: Forward(counting, net=nn.Linear(2, 1), calls=torch.zeros(())), True, None),
+    "stores": (lambda: two_layers(stored), True, None),
+    "hard sigmoid": (
+        lambda: two_layers(lambda m, h, x: F.hardsigmoid(h)),
+        True,
+        lambda: two_layers(lambda m, h, x: F.relu6(h + 3) / 6),
+    ),
+    "moving average": (lambda: Forward(moving, net=nn.Linear(2, 1), mean=torch.zeros(1)), False, None),
+    "spectral norm": (
+        lambda: nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(2, 4)), nn.Tanh(), nn.Linear(4, 1)),
+        False,
+        None,
+    ),
+    "physics": (lambda: Forward(physics, net=nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))), False, None),
+    "graph of each task": (
+        lambda: two_layers(lambda m, h, x: h.index_add(0, (x[:, 0] > 0).nonzero()[:, 0], h[(x[:, 0] > 0)].tanh())),
+        False,
+        None,
+    ),
+    "numbers read": (lambda: two_layers(lambda m, h, x: h.tanh() * float(x.abs().max())), False, None),
+    "fills a tensor": (lambda: two_layers(filled), False, None),
+    "weights masked in place": (lambda: two_layers(masked_in_place), False, None),
+    "old function": (lambda: two_layers(lambda m, h, x: Squares.apply(h)), False, None),
+    "backward hook": (hooked, False, None),
+    "checkpointed": (
+        lambda: two_layers(lambda m, h, x: checkpoint(lambda z: m.into(z).tanh(), x, use_reentrant=False)),
+        False,
+        lambda: two_layers(lambda m, h, x: h.tanh()),
+    ),
+}
