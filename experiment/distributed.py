@@ -8,6 +8,7 @@ carries faults and requests to stop: all processes raise the same.
 
 import contextlib
 import io
+import itertools
 import os
 import signal
 import threading
@@ -106,12 +107,8 @@ class Group:
                 mine.append(Outcome.of(solve, part))
                 if mine[-1].fault:
                     break
-        placed = {
-            rank + k * self.world: outcome
-            for rank, outcomes in enumerate(self._gather(mine))
-            for k, outcome in enumerate(outcomes)
-        }
-        return [placed[place].get() for place in sorted(placed)]
+        rounds = itertools.zip_longest(*self._gather(mine))
+        return [outcome.get() for outcomes in rounds for outcome in outcomes if outcome is not None]
 
     def of_first(self, function: Callable[[], T]) -> T:
         """What function returns in the first process, in all of them; a fault in it is raised in all."""

@@ -21,7 +21,7 @@ from data.files import temporary_name, write_atomically
 from experiment.evaluation import TASK_COLUMNS
 from experiment.machine import environment
 
-FORMAT = 2  # 1 held theta as one vector
+FORMAT = 3
 FILES = (
     "summary.json",
     "checkpoint.pt",
@@ -43,8 +43,8 @@ class Checkpoint:
     """All that a run needs to go on.
 
     model: the state_dict of the network, its learned rates and the learner's memory; optimizer: that of the optimiser;
-    update: how many are made; timed_updates, timed_seconds: how many were timed, and how long they took; compiled,
-    threads: how it was computed so far, since that makes the bits.
+    update: how many are made; timed_updates, timed_seconds: how many were timed, and how long they took; compiled:
+    whether its graphs were so far, since that makes the bits.
     """
 
     settings: dict[str, Any]
@@ -52,7 +52,6 @@ class Checkpoint:
     optimizer: dict[str, Any]
     update: int
     compiled: bool
-    threads: int
     timed_updates: int = 0
     timed_seconds: float = 0.0
 

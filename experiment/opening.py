@@ -10,18 +10,8 @@ from experiment.folder import Checkpoint, RunFolder, load_checkpoint
 from experiment.settings import CONTROL, TEST, Settings, check_together, checked, flag_name
 
 NETWORK = "learn_rates", "network", "width", "activation", "norm"  # what theta belongs to
-# what the training of a checkpoint's theta was
-TRAINING = (
-    "method",
-    "start_from",
-    "meta_updates",
-    "meta_batch",
-    "meta_lr",
-    "meta_optimizer",
-    "meta_schedule",
-    "robust",
-    "clip",
-)
+OPTIMISER = "meta_lr", "meta_optimizer", "meta_schedule", "clip"
+TRAINING = "method", "start_from", "meta_updates", "meta_batch", "robust", *OPTIMISER  # what made a checkpoint's theta
 LONG_RUN = 500  # updates from which --compile auto compiles
 
 

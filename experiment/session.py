@@ -217,7 +217,7 @@ class Session:
             raise Diverged(f"update {self.update}: theta is not finite; try a smaller --meta-lr")
         if self.group.first:
             state = e.model.state_dict(), self.optimizer.state_dict(), self.update
-            how = self.opening.compiled, torch.get_num_threads(), self.clock.updates, self.clock.seconds
+            how = self.opening.compiled, self.clock.updates, self.clock.seconds
             self.folder.save(Checkpoint(asdict(e.settings), *state, *how))
         self.saved, self._saved_at = self.update, time.monotonic()
 

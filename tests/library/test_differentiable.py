@@ -16,7 +16,7 @@ def plain(case: str = "head of a body") -> Problem:
     return Problem(case, plain=True)
 
 
-@pytest.mark.parametrize("case", ["head of a body", "lstm", "conv"])
+@pytest.mark.parametrize("case", ["head of a body", "conv"])
 def test_phi_is_a_differentiable_function_of_everything(case):
     problem = plain(case)
     problem.compare(problem.adaptation().adapt(problem.tasks), problem.path()[-1])
@@ -65,7 +65,7 @@ def test_two_backward_passes_give_the_same():
 
 def test_the_flow_s_gradient_of_an_outer_loss_has_its_tolerance():
     problem = plain("mlp")
-    fine, flow = (problem.adaptation(solver="rk4", rtol=rtol, inner_steps=40) for rtol in (1e-6, 1e-3))
+    fine, flow = (problem.adaptation(solver="rk4", rtol=rtol, inner_steps=40) for rtol in (1e-5, 1e-3))
     exact, ours = (
         torch.autograd.grad(meta.adapt(problem.tasks)[0].square().sum(), problem.inputs, materialize_grads=True)
         for meta in (fine, flow)
