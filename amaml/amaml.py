@@ -77,6 +77,8 @@ class AMAML:
         robust: how the tasks count in the mean (amaml.robust): "length", a multiple of the median length, or None.
         controller: when the error is measured, and what is done about it (amaml.flow.accuracy).
 
+    robust: another mean over the tasks than the plain one (amaml.robust), of all gradients but those of shared tensors
+    and of the inner optimizer's numbers, which are summed over the tasks on the way.
     Its memory is what it knows of its error from call to call, an amaml.flow.accuracy.Memory.
     Costs one Hessian-vector product a stage (continuous: two a step); keeps states, never graphs.
     """
