@@ -141,8 +141,8 @@ class Experiment:
     def title(self) -> str:
         """What this is, in a line."""
         s = self.settings
-        sizes = f"{s.shots} shots, {s.queries} queries, {s.inner_steps} inner steps"
-        return f"{s.domain}, {sizes}: {s.method}, seed {s.seed}"
+        counts = {"shot": s.shots, "query": s.queries, "inner step": s.inner_steps}
+        return f"{s.domain}, {', '.join(counted(n, name) for name, n in counts.items())}: {s.method}, seed {s.seed}"
 
     def picture(self) -> bytes | None:
         """The first --draw meta-test tasks before and after adaptation, None for --draw 0 and what cannot be drawn."""
@@ -159,7 +159,13 @@ class Experiment:
         points = [*to_units(tasks.support_x, tasks.support_y), *to_units(x, tasks.test_y)]
         parts = [*points, *(to_units(x, p)[1] for p in predictions), *errors]
         arrays = (part.detach().double().cpu().numpy() for part in parts)
-        return figures.draw_fits(self.title, figures.Fits(*arrays, objective.metric_name))
+        steps = counted(adapted.curves.epochs[-1], adapted.curves.unit)
+        return figures.draw_fits(self.title, figures.Fits(*arrays, objective.metric_name, steps))
+
+
+def counted(number: int, name: str) -> str:
+    """1 shot, 2 shots, 2 queries."""
+    return f"{number} {name if number == 1 else f'{name}s'.replace('ys', 'ies')}"
 
 
 def build(s: Settings, group: Group) -> Experiment:

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-POINTS = (("test", "test points", "C0"), ("support", "support", "C1"))
+POINTS = (("test", "test points", "C0", "o"), ("support", "support points", "C1", "s"))
+FRAME = 1.6  # an interval that ends above so many times the highest mean leaves the frame
+MARKED = 20  # records up to which each has a marker
 
 
 def draw_curves(title: str, tests: list[dict[str, Any]], metrics: list[dict[str, Any]]) -> bytes:
@@ -20,31 +22,43 @@ def draw_curves(title: str, tests: list[dict[str, Any]], metrics: list[dict[str,
     last, count = [tests[-1], *tests[-1]["also"]], tests[-1]["tasks"]
     alike = [test for test in tests if test["unit"] == tests[-1]["unit"]]
     parts = len(last) + (len(tests) > 1) + 1
-    figure = Figure(figsize=(4.6 * parts, 4), layout="constrained")
-    tasks = "1 meta-test task" if count == 1 else f"mean and 95% interval of {count} tasks"
-    figure.suptitle(f"{title}\nmeta-tests: {tasks}", fontsize=11)
-    axes = list(figure.subplots(1, parts))
-    for entry in last:
-        unit = "fine-tuning epoch" if entry["unit"] == "epoch" else "inner step"
+    rows, columns = (2, 2) if parts == 4 else (1, parts)
+    figure = Figure(figsize=(4.6 * columns, 3.5 * rows + 0.6), layout="constrained")
+    tasks = "1 meta-test task" if count == 1 else f"mean and 95% interval over {count} meta-test tasks"
+    figure.suptitle(f"{title}\n{tasks}", fontsize=11)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for entry, scratch in zip(last, tests[-1].get("scratch") or [None] * len(last), strict=True):
+        axis, unit = axes.pop(0), "fine-tuning epoch" if entry["unit"] == "epoch" else "inner step"
         curves = {name: (entry[name]["mean"], entry[name]["ci95"]) for name, *_ in POINTS}
-        _draw_means(axes.pop(0), entry["epochs"], curves, "", xlabel=unit, ylabel=entry["metric"])
+        beside = scratch and (scratch["epochs"], scratch["test"]["mean"])
+        _draw_means(axis, entry["epochs"], curves, beside, xlabel=unit, ylabel=entry["metric"])
+        axis.set_xscale("symlog", linthresh=10 if entry["unit"] == "epoch" else 1)  # 0, then powers of ten
+        axis.set_xlim(0, entry["epochs"][-1] or None)
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     if len(tests) > 1:
         ends = {name: [[t[name][key][-1] for t in alike] for key in ("mean", "ci95")] for name, *_ in POINTS}
-        ylabel = f"{tests[-1]['metric']} at the last {tests[-1]['unit']}"
-        _draw_means(axes.pop(0), [t["update"] for t in alike], ends, "o", xlabel="meta-update", ylabel=ylabel)
+        ylabel = f"{tests[-1]['metric']} after {tests[-1]['epochs'][-1]} {tests[-1]['unit']}s"
+        _draw_means(axes[0], [t["update"] for t in alike], ends, None, xlabel="meta-update", ylabel=ylabel)
+        axes.pop(0).xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
     _draw_training(axes.pop(0), metrics)
     return _png(figure)
 
 
-def _draw_means(axes: Axes, x: list[int], curves: dict[str, Any], marker: str, **labels: str) -> None:
-    """Means with their intervals, (mean, half) by the name of the points."""
-    for name, label, color in POINTS:
+def _draw_means(axes: Axes, x: list[int], curves: dict[str, Any], scratch: Any, **labels: str) -> None:
+    """Means with their intervals, (mean, half) by the name of the points; scratch: x and means of it, or None."""
+    highest = max(max(mean) for mean, _ in curves.values())
+    for name, label, color, marker in POINTS:
         mean, half = (np.nan_to_num(np.array(part, dtype=float)) for part in curves[name])
-        axes.plot(x, mean, label=label, color=color, marker=marker if len(mean) > 1 else "o")
-        axes.fill_between(x, mean - half, mean + half, alpha=0.25, linewidth=0, color=color)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.set(ylim=(0, None), **labels)
-    axes.legend()
+        axes.plot(
+            x, mean, label=label, color=color, marker=marker if len(mean) <= MARKED else "", markersize=4, clip_on=False
+        )
+        axes.fill_between(x, mean - half, mean + half, alpha=0.2, linewidth=0, color=color)
+    if scratch:
+        axes.plot(*scratch, color="0.4", linestyle="--", label="scratch, test points", zorder=1)
+        highest = max(highest, *scratch[1])
+    top = axes.dataLim.ymax
+    axes.set(ylim=(0, min(1.05 * top, FRAME * highest) or None), **labels)
+    axes.legend(fontsize=8, frameon=False)
 
 
 def _draw_training(axes: Axes, metrics: list[dict[str, Any]]) -> None:
@@ -54,11 +68,15 @@ def _draw_training(axes: Axes, metrics: list[dict[str, Any]]) -> None:
         smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
         axes.plot(updates, losses, "C0", alpha=0.3, linewidth=0.8, label="each update")
         axes.plot(updates[window - 1 :], smooth, "C0", label=f"mean of {window} updates")
-        axes.legend()
+        axes.legend(fontsize=8, frameon=False)
     else:
         axes.plot(updates, losses, "C0", marker="." if len(losses) < 30 else "")
     axes.set(xlabel="meta-update", ylabel="query loss after the inner loop", yscale="log")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if losses.min() > 0:  # few ticks, as plain numbers
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
 
 
 def can_draw(input_shape: tuple[int, ...]) -> bool:
@@ -73,7 +91,8 @@ def can_draw(input_shape: tuple[int, ...]) -> bool:
 class Fits(NamedTuple):
     """Fitted tasks in the units of their data, as arrays: x (tasks, points, d), y and predictions (tasks, points, 1).
 
-    before, after: the network's predictions at x, with their errors (tasks,); metric: the name of these.
+    before, after: the network's predictions at x, with their errors (tasks,); metric: the name of these; steps: after
+    how much adaptation, in words.
     """
 
     support_x: np.ndarray
@@ -85,23 +104,24 @@ class Fits(NamedTuple):
     errors_before: np.ndarray
     errors_after: np.ndarray
     metric: str
+    steps: str
 
 
 def draw_fits(title: str, fits: Fits) -> bytes:
     """fits.png: every task with its data, the truth, and the network before and after adaptation.
 
-    A curve a task for one input, three surfaces for two (see can_draw).
+    A curve a task for one input, four surfaces for two (see can_draw), the last of the errors after adaptation.
     """
     count, inputs = fits.x.shape[0], fits.x.shape[2]
-    draw, columns, width = (_draw_curve, 1, 6.5) if inputs == 1 else (_draw_surfaces, 3, 9.6)
-    figure = Figure(figsize=(width, 3.2 * count + 0.4), layout="constrained")
+    draw, columns, width, height = (_draw_curve, 1, 8.4, 2.6) if inputs == 1 else (_draw_surfaces, 4, 12.4, 2.9)
+    figure = Figure(figsize=(width, height * count + 0.6), layout="constrained")
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(count, columns, squeeze=False, sharex=True)
     for i in range(count):
-        task = Fits(*(part[i] for part in fits[:-1]), fits.metric)
-        errors = zip(("before", "after"), (task.errors_before, task.errors_after), strict=True)
-        draw(axes[i], task, [f"{when} adaptation, {fits.metric} {error:.3g}" for when, error in errors])
-        axes[i][0].set_title(f"meta-test task {i}", fontsize=10)
+        task = Fits(*(part[i] for part in fits[:-2]), fits.metric, fits.steps)
+        errors = zip(("before adaptation", f"after {fits.steps}"), (task.errors_before, task.errors_after), strict=True)
+        draw(axes[i], task, [f"{when}\n{fits.metric} {error:.3g}" for when, error in errors])
+        axes[i][0].set_title(f"meta-test task {i}" + ("\ntruth and support points" if columns > 1 else ""), fontsize=10)
         for axis in axes[i]:
             axis.label_outer()
     return _png(figure)
@@ -112,20 +132,27 @@ def _draw_curve(axes: list[Axes], task: Fits, labels: list[str]) -> None:
     axis.plot(x, task.truth[:, 0], "k", label="truth")
     axis.plot(x, task.before[:, 0], "C0--", label=labels[0])
     axis.plot(x, task.after[:, 0], "C3", label=labels[1])
-    axis.plot(task.support_x[:, 0], task.support_y[:, 0], "k.", label="support")
+    axis.plot(task.support_x[:, 0], task.support_y[:, 0], "ko", markersize=5, label="support points")
     axis.set(xlabel="x", ylabel="y")
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), labelspacing=1)
 
 
 def _draw_surfaces(axes: list[Axes], task: Fits, labels: list[str]) -> None:
     side, limits = round(len(task.x) ** 0.5), {"vmin": task.truth.min(), "vmax": task.truth.max()}
-    for axis, values, label in zip(axes, (task.truth, task.before, task.after), ["", *labels], strict=True):
+    error = np.abs(task.after - task.truth)
+    looks = [limits] * 3 + [{"vmin": 0.0, "vmax": error.max(), "cmap": "magma"}]
+    shown = zip(
+        axes, (task.truth, task.before, task.after, error), ["", *labels, "its absolute error"], looks, strict=True
+    )
+    for axis, values, label, look in shown:
         mesh = [part.reshape(side, side) for part in (task.x[:, 0], task.x[:, 1], values[:, 0])]
-        picture = axis.pcolormesh(*mesh, **limits, shading="nearest")
+        picture = axis.pcolormesh(*mesh, **look, shading="nearest")
         axis.set(xlabel="x1", ylabel="x2", aspect="equal")
         axis.set_title(label, fontsize=10)
+        if axis is axes[2]:
+            axis.figure.colorbar(picture, ax=list(axes[:3]), label="y", aspect=15)
     axes[0].scatter(*task.support_x.T, c=task.support_y[:, 0], **limits, edgecolors="white", linewidths=0.6, s=18)
-    axes[0].figure.colorbar(picture, ax=list(axes), label="y", aspect=15)
+    axes[3].figure.colorbar(picture, ax=axes[3], label="error", aspect=15)
 
 
 def _png(figure: Figure) -> bytes:

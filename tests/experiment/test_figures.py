@@ -40,11 +40,15 @@ def test_the_curves_show_every_protocol_every_meta_test_and_the_training(drawn):
     tests = [
         entry(update, level) | {"also": [entry(update, level, "inner step")]} for update, level in ((2, 3), (3, 1))
     ]
+    scratch = entry(3, 5)
+    tests[-1]["scratch"] = [scratch, None]  # it left the finite numbers by its own inner loop
     draw_curves(TITLE, tests, METRICS)
     assert drawn[0].get_suptitle().startswith(TITLE)
     finetuned, inner, over_updates, training = drawn[0].axes
     assert (finetuned.get_xlabel(), inner.get_xlabel()) == ("fine-tuning epoch", "inner step")
     np.testing.assert_array_equal(finetuned.lines[0].get_xydata(), [[0, 3], [10, 2]])  # of the last one, on test points
+    np.testing.assert_array_equal(finetuned.lines[2].get_xydata(), [[0, 7], [10, 6]])
+    assert (len(finetuned.lines), len(inner.lines)) == (3, 2)
     np.testing.assert_array_equal(over_updates.lines[0].get_xydata(), [[2, 4], [3, 2]])
     np.testing.assert_array_equal(over_updates.lines[1].get_xydata(), [[2, 3], [3, 1]])
     np.testing.assert_array_equal(training.lines[0].get_xydata(), [[1, 2.0], [3, 1.0]])
@@ -59,12 +63,12 @@ def test_a_single_meta_test_is_no_curve_over_updates(drawn):
 def test_a_fitted_task_carries_its_errors(drawn, dimensions):
     x = np.linspace(0, 1, 9 * dimensions).reshape(1, 9, dimensions)
     y = np.zeros((1, 9, 1))
-    draw_fits(TITLE, Fits(x, y, x, y, y, y, np.array([0.75]), np.array([0.25]), "nRMSE"))
+    draw_fits(TITLE, Fits(x, y, x, y, y, y, np.array([0.75]), np.array([0.25]), "nRMSE", "7 inner steps"))
     figure = drawn[0]
     texts = [axis.get_title() for axis in figure.axes]
     texts += [text.get_text() for axis in figure.axes if axis.get_legend() for text in axis.get_legend().get_texts()]
     assert figure.get_suptitle() == TITLE
-    for text in ("before adaptation, nRMSE 0.75", "after adaptation, nRMSE 0.25"):
+    for text in ("before adaptation\nnRMSE 0.75", "after 7 inner steps\nnRMSE 0.25"):
         assert text in texts
 
 
