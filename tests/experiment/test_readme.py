@@ -34,6 +34,6 @@ def test_the_readme_is_short():
 
 
 def test_the_dependency_table_lists_what_is_installed():
-    for path in ROOT.glob("**/requirements.txt"):
-        for line in path.read_text().split() if ".venv" not in path.parts else ():
+    for folder in (".", "tests", "docs"):
+        for line in (ROOT / folder / "requirements.txt").read_text().split():
             assert line.split("==")[0] in PAGES
