@@ -20,7 +20,8 @@ from amaml.flow.optimizers import KEYWORDS, Optimizer
 from amaml.imaml import IMAML
 from amaml.learner import Followed, Memory, MetaGradient, MetaLearner, check_at, outer_steps
 from amaml.models import Flattened, check_module, predict
-from amaml.objective import Bound, Objective, OfModel, Predicted
+from amaml.objective import Bound, Objective, OfModel, check_given, check_untrained, losses_of
+from amaml.outer import Path, Value
 from amaml.points import Points
 from amaml.rates import Rate, Rates, rate_and_schedule
 from amaml.tasks import Tasks
@@ -116,14 +117,14 @@ class Adaptation(nn.Module):
         super().__init__()
         if isinstance(method, str) and method not in METHODS:
             raise unknown("method", method, METHODS)
-        _check_given(loss, inner_lr, inner_steps, objective, penalty)
+        check_given(loss, inner_lr, inner_steps, objective, penalty)
         check_module(module)
-        _check_untrained(module, loss, query_loss, objective)
+        check_untrained(module, loss, query_loss, objective)
         self.module, self.method = module, method
         self.function = Flattened(module, adapt, batched)
         self.inner_lr = Rates(inner_lr, self.function.shapes) if isinstance(inner_lr, Mapping) else inner_lr
         self.prox, self.task_chunk, self.each, self.latest = prox, task_chunk, each, None
-        self._learner = self._make(*_losses(loss, query_loss, objective, penalty), inner_steps, options)
+        self._learner = self._make(*losses_of(loss, query_loss, objective, penalty), inner_steps, options)
         self.memory: Memory = self._learner.init()
         self._at(self.function.theta())
 
@@ -158,7 +159,7 @@ class Adaptation(nn.Module):
         gradients = {"theta": self.latest.value} | self.latest.gradients
         found = [gradients[name].view_as(t) for name, t in request.items()]
         announce_backward(self.module)
-        return _Value.apply(self.latest.query_loss.mean(), *found, *request.values())
+        return Value.apply(self.latest.query_loss.mean(), *found, *request.values())
 
     def adapt(
         self,
@@ -236,7 +237,7 @@ class Adaptation(nn.Module):
             return [len(tasks) * gradients[name].view_as(t) for name, t in request.items()]
 
         announce_backward(self.module)
-        return _Path.apply(followed.path, pull_back, *request.values())
+        return Path.apply(followed.path, pull_back, *request.values())
 
     def _chunks(self, tasks: Tasks) -> list[Tasks]:
         """The tasks, as many at a time as go through the network at once."""
@@ -384,84 +385,3 @@ def _follow(learner: MetaLearner, theta: Tensor, tasks: Tasks, memory: Memory, a
     if tuple(at) != (learner.inner_steps,):
         raise InputError(f"this method knows the end of its inner loop alone, {learner.inner_steps} steps, got {at!r}")
     return Followed(learner.adapt(theta, tasks)[None], None)
-
-
-def _losses(
-    loss: Loss | None, query_loss: Loss | None, objective: Objective | None, penalty: Callable | None
-) -> tuple[Loss, Loss | None]:
-    """The inner loss and the outer one (None: the same) as a learner takes them."""
-    if objective is None and penalty is None:
-        return loss, query_loss
-    inner = OfModel(objective or Predicted(loss, penalty))
-    outer = query_loss or (None if objective else loss)
-    return inner, None if outer is None else OfModel(Predicted(outer))
-
-
-class _Value(torch.autograd.Function):
-    """The mean query loss, with the meta-gradients that were computed with it and the tensors these are of."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, *gradients_and_tensors: Tensor) -> Tensor:
-        ctx.save_for_backward(*gradients_and_tensors)
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = _First.apply(scale, *ctx.saved_tensors)
-        return None, *(None for _ in gradients), *gradients
-
-
-class _Path(torch.autograd.Function):
-    """The parameters along the inner loop; backward() pulls their sensitivities back."""
-
-    @staticmethod
-    def forward(ctx: Any, path: Tensor, pull_back: Any, *tensors: Tensor) -> Tensor:
-        ctx.pull_back = pull_back
-        ctx.save_for_backward(*tensors)
-        return path.clone()
-
-    @staticmethod
-    def backward(ctx: Any, lam: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = ctx.pull_back(lam.detach())
-        return None, None, *_First.apply(lam.new_ones(()), *gradients, *ctx.saved_tensors)
-
-
-class _First(torch.autograd.Function):
-    """scale times the gradients of as many tensors; raises on double backward."""
-
-    @staticmethod
-    def forward(ctx: Any, scale: Tensor, *gradients_and_tensors: Tensor) -> tuple[Tensor, ...]:
-        count = len(gradients_and_tensors) // 2
-        return tuple(scale * gradient for gradient in gradients_and_tensors[:count])
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> None:
-        raise InputError(
-            "an Adaptation has first derivatives alone, and this backward pass goes through its meta-gradient; "
-            "leave create_graph out, or detach the meta-gradient"
-        )
-
-
-def _check_given(loss: Any, inner_lr: Any, inner_steps: Any, objective: Any, penalty: Any) -> None:
-    """Raise InputError where something that is needed was not given, or twice."""
-    if (loss is None) == (objective is None):
-        raise InputError("give either loss(prediction, target) or objective(model, x, y)")
-    if objective is not None and penalty is not None:
-        raise InputError("penalty goes with loss; add it to the objective, which sees model.parameters")
-    for name, value in (("inner_lr", inner_lr), ("inner_steps", inner_steps)):
-        if value is None:
-            raise InputError(f"{name} is missing: Adaptation(module, loss, inner_lr=0.01, inner_steps=200)")
-
-
-def _check_untrained(module: nn.Module, *losses: Any) -> None:
-    """Raise InputError where something requires a gradient that an Adaptation does not give it."""
-    there = [(f"the buffer {name} of the module", buffer) for name, buffer in module.named_buffers()]
-    for loss in losses:
-        if isinstance(loss, nn.Module):
-            there += [(f"the parameter {name} of the loss", p) for name, p in loss.named_parameters()]
-    for name, tensor in there:
-        if tensor.requires_grad:
-            raise InputError(
-                f"{name} requires a gradient, and has no meta-gradient here; give it with the tasks, beside support_y "
-                "or support_x, or set .requires_grad_(False)"
-            )

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from amaml.engine.derivatives import Loss
+from amaml.errors import InputError
 from amaml.points import Points
 
 Objective = Callable[["Model", Any, Any], Tensor]  # (model, x, y) of one task -> scalar
@@ -58,3 +60,39 @@ class Predicted:
         prediction = model(**x) if isinstance(x, dict) else model(*x) if isinstance(x, tuple) else model(x)
         value = self.loss(prediction, y)
         return value if self.penalty is None else value + self.penalty(model.parameters)
+
+
+def losses_of(
+    loss: Loss | None, query_loss: Loss | None, objective: Objective | None, penalty: Callable | None
+) -> tuple[Loss, Loss | None]:
+    """The inner loss and the outer one (None: the same) as a learner takes them."""
+    if objective is None and penalty is None:
+        return loss, query_loss
+    inner = OfModel(objective or Predicted(loss, penalty))
+    outer = query_loss or (None if objective else loss)
+    return inner, None if outer is None else OfModel(Predicted(outer))
+
+
+def check_given(loss: Any, inner_lr: Any, inner_steps: Any, objective: Any, penalty: Any) -> None:
+    """Raise InputError where something that is needed was not given, or twice."""
+    if (loss is None) == (objective is None):
+        raise InputError("give either loss(prediction, target) or objective(model, x, y)")
+    if objective is not None and penalty is not None:
+        raise InputError("penalty goes with loss; add it to the objective, which sees model.parameters")
+    for name, value in (("inner_lr", inner_lr), ("inner_steps", inner_steps)):
+        if value is None:
+            raise InputError(f"{name} is missing: Adaptation(module, loss, inner_lr=0.01, inner_steps=200)")
+
+
+def check_untrained(module: nn.Module, *losses: Any) -> None:
+    """Raise InputError where something requires a gradient that an Adaptation does not give it."""
+    there = [(f"the buffer {name} of the module", buffer) for name, buffer in module.named_buffers()]
+    for loss in losses:
+        if isinstance(loss, nn.Module):
+            there += [(f"the parameter {name} of the loss", p) for name, p in loss.named_parameters()]
+    for name, tensor in there:
+        if tensor.requires_grad:
+            raise InputError(
+                f"{name} requires a gradient, and has no meta-gradient here; give it with the tasks, beside support_y "
+                "or support_x, or set .requires_grad_(False)"
+            )
