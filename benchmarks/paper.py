@@ -25,6 +25,7 @@ TARGETS = {
     "tables": ("paper-tables", "paper-tables-movielens1m"),
     "horizons": ("horizons", "horizons-maml"),
     "trained on": ("horizons-on",),
+    "trials": ("horizons-trials", "horizons-ideas"),
 }
 EQUAL_UPDATES = (450, 900)  # at which horizons are compared: at the first all, at the second those of up to 200 steps
 NEAR = 0.05  # of the paper's number, read off a plot to about 0.03, counts as reproduced
@@ -162,6 +163,18 @@ def _after(found: pd.DataFrame) -> list[str]:
     return [str(len(after)), f"{after['seconds'].median():.3g}", *numbers]
 
 
+def trials(frame: pd.DataFrame) -> str:
+    """A table a domain: the error after the own inner loop, of every trial of every method."""
+    ends, sections = frame[(frame["unit"] != "epoch") & frame["end"]], []
+    for domain, found in ends.groupby("domain", observed=True):
+        rows = [["method", "trial", "updates: nRMSE", "gradients + products an update"]]
+        for (method, trial), own in found.groupby(["method", "trial"], observed=True):
+            tests = ", ".join(f"{u}: {e:.3f}" for u, e in zip(own["update"], own["test"], strict=True))
+            rows.append([method, trial, tests, f"{own['gradients'].iloc[0]:.0f} + {own['hvps'].iloc[0]:.0f}"])
+        sections.append(f"## {domain} ({_seeds(found)})\n\n{as_markdown(rows)}")
+    return "\n\n".join(["nRMSE on test points after the method's own inner loop.", *sections]) + "\n"
+
+
 def trained_on(frame: pd.DataFrame, horizons: pd.DataFrame) -> str:
     """A row a domain and seed: Reptile's theta, and what each method makes of it in how many seconds."""
     ends, before = (f[(f["unit"] != "epoch") & f["final"] & f["end"]] for f in (frame, horizons))
@@ -210,7 +223,7 @@ def _epochs(passed: pd.Series) -> str:
 def main() -> None:
     """Write everything that the results found allow."""
     found = {part: read(targets) for part, targets in TARGETS.items()}
-    makers = {"figure": figure, "tables": tables, "horizons": horizons}
+    makers = {"figure": figure, "tables": tables, "horizons": horizons, "trials": trials}
     contents = {f"{part}.md": make(found[part]) for part, make in makers.items() if len(found[part])}
     if len(found["horizons"]) and len(found["trained on"]):
         contents["horizons.md"] += "\n" + trained_on(found["trained on"], found["horizons"])
