@@ -1,4 +1,4 @@
-"""Meta-tests: what is adapted and recorded, how it is summed up; --evaluate, --draw, --protocol both, --task-chunk."""
+"""Meta-tests: what is adapted and recorded, how it is summed up; --protocol both, --task-chunk."""
 
 import math
 import signal
@@ -8,14 +8,12 @@ import pandas as pd
 import pytest
 import scipy.stats
 import torch
-from helpers.commands import assert_same_run, checkpoint, content, error_line, files, start
-from PIL import Image
+from helpers.commands import assert_same_run, content, error_line, start
 
-import data
 import run
 from amaml import Adaptation, Diverged, Tasks, half_mse, mlp, rmse
 from data.synthetic import CosMixture
-from experiment import figures, results
+from experiment import results
 from experiment.build import Experiment
 from experiment.evaluation import Curves, Model, fine_tune, in_chunks, inner_loop, mean_and_interval, test_entry
 from experiment.summary import at_epochs, table
@@ -190,95 +188,6 @@ def test_every_task_of_every_meta_test_is_kept_in_a_csv(tmp_path, quick):
                 np.testing.assert_allclose(own[points].mean(), part[points]["mean"], rtol=1e-6)
     of_tasks = results.of_tasks(tmp_path / "run" / "summary.json", "epoch", None)
     assert of_tasks.mean() == pytest.approx(tests[-1]["test"]["mean"][-1], rel=1e-6)
-
-
-def test_evaluate_takes_a_folder_or_a_checkpoint(finished, tmp_path, capsys):
-    before, final = files(finished), content(finished, "test.json")[-1]
-    copy = tmp_path / "elsewhere" / "theta.pt"
-    copy.parent.mkdir()
-    copy.write_bytes((finished / "checkpoint.pt").read_bytes())
-    for given in (finished, copy):
-        assert run.main(["--evaluate", str(given)]) == 0
-        folder, name = (finished if given is finished else copy.parent), "evaluation-CosMixture-4shot-finetune.json"
-        evaluation = content(folder, name)
-        assert evaluation.items() >= {name: final[name] for name in final if name != "scratch"}.items()
-        shown = capsys.readouterr().out
-        assert f"{final['test']['mean'][-1]:.4f}" in shown
-        assert shown.endswith(f"{folder / name}\n")
-    assert {name: b for name, b in files(finished).items() if not name.startswith("evaluation")} == before
-
-
-def test_evaluations_have_names_of_their_own_and_replace_their_like_alone(finished, capsys):
-    expected = {}
-    for name, flags in {
-        "CosMixture-4shot-finetune": [],
-        "CosMixture-9shot-finetune": ["--shots", "9"],
-        "Sinusoid-4shot-inner": ["--domain", "Sinusoid", "--protocol", "inner"],
-        "CosMixture-4shot-finetune-test_epochs20-test_tasks3": ["--test-tasks", "3", "--test-epochs", "20"],
-    }.items():
-        path = finished / f"evaluation-{name}.json"
-        for _ in range(2):  # the same again takes the same file
-            assert run.main(["--evaluate", str(finished), "--draw", "1", *flags]) == 0
-            assert capsys.readouterr().out.splitlines()[-1] == str(path)
-            assert (finished / f"fits-{name}.png").read_bytes().startswith(b"\x89PNG")
-            assert expected.setdefault(path, path.read_bytes()) == path.read_bytes()
-    tasks = [path.with_suffix(".csv") for path in expected]
-    assert {p for p in finished.iterdir() if p.name.startswith("evaluation")} == {*expected, *tasks}
-    assert all(path.read_bytes() == held for path, held in expected.items())
-    last = content(finished, path.name)
-    assert (last["settings"]["width"], last["tasks"], last["epochs"]) == (4, 3, [0, 10, 20])
-
-
-def test_evaluate_refuses_what_would_have_made_another_theta(finished, capsys):
-    before, settings = files(finished), checkpoint(finished)["settings"]
-    for flag, value in {"meta-updates": "7", "clip": "7", "width": "5", "method": "maml", "norm": "batch"}.items():
-        assert run.main(["--evaluate", str(finished), f"--{flag}", value]) == 2
-        line = error_line(capsys)
-        assert f"was made with --{flag} {settings[flag.replace('-', '_')]}, not {value.rstrip('0.')}" in line
-    assert run.main(["--evaluate", str(finished), "--domain", "CosMixture2D"]) == 2
-    assert "holds 33 parameters, the network has 37" in " ".join(error_line(capsys).split())
-    assert files(finished) == before
-
-
-def test_evaluate_on_another_device_than_the_runs_own(finished, monkeypatch):
-    saved = checkpoint(finished)
-    saved["settings"]["device"] = "cuda:99"
-    torch.save(saved, finished / "checkpoint.pt")
-    assert run.main(["--evaluate", str(finished)]) == 2
-    assert run.main(["--evaluate", str(finished), "--device", "cpu"]) == 0
-
-
-@pytest.mark.parametrize(("domain", "panels"), [("CosMixture", 1), ("CosMixture2D", 3)])
-def test_draw_shows_data_truth_and_both_fits(tmp_path, monkeypatch, domain, panels):
-    shown = []
-    png = figures._png
-    monkeypatch.setattr(figures, "_png", lambda figure: shown.append(figure) or png(figure))
-    assert start(tmp_path / "run", "--domain", domain, "--draw", "2") == 0
-    with Image.open(tmp_path / "run" / "fits.png") as picture:
-        assert picture.format == "PNG"
-        assert min(picture.size) > 400
-    curves, fits = shown
-    axes = [a for a in fits.axes if a.get_label() != "<colorbar>"]
-    assert len(axes) == 2 * panels
-    family = data.make(domain, data.Sampling(4, 4, 2, 0))
-    tasks = family.meta_test(2)
-    (support_x, support_y), (_, truths) = (
-        family.in_units(*pair) for pair in ((tasks.support_x, tasks.support_y), (tasks.test_x, tasks.test_y))
-    )
-    for task, first in enumerate(axes[::panels]):
-        support, truth = support_x[task], truths[task, :, 0]
-        if panels == 1:
-            lines = {line.get_label(): line.get_ydata() for line in first.lines}
-            assert torch.equal(torch.as_tensor(lines["truth"]), truth)
-            assert torch.equal(torch.as_tensor(lines["support"]), support_y[task, :, 0])
-            before, after = (y for name, y in lines.items() if "adaptation, nRMSE" in name)
-            assert abs(before - after).max() > 1e-4
-        else:
-            surfaces = [torch.as_tensor(a.collections[0].get_array()).flatten() for a in axes[3 * task : 3 * task + 3]]
-            assert torch.equal(surfaces[0], truth)
-            assert (surfaces[1] - surfaces[2]).abs().max() > 1e-4
-            assert torch.equal(torch.as_tensor(first.collections[1].get_offsets().data), support)
-    assert len(curves.axes) == 2
 
 
 def test_the_chunk_of_tasks_holds_at_meta_test_too(tmp_path, quick, monkeypatch):

@@ -2,7 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
+from helpers.commands import start
+from PIL import Image
 
+import data
 from experiment import figures
 from experiment.build import build
 from experiment.distributed import Group
@@ -86,3 +90,36 @@ def test_fitted_tasks_are_in_the_units_of_the_formula_with_their_errors(monkeypa
         in_deviations = (predictions - fits.truth) / deviation
         np.testing.assert_allclose(np.sqrt((in_deviations**2).mean((1, 2))), errors, rtol=1e-9)
     assert (fits.errors_after < fits.errors_before).all()
+
+
+@pytest.mark.parametrize(("domain", "panels"), [("CosMixture", 1), ("CosMixture2D", 3)])
+def test_draw_shows_data_truth_and_both_fits(tmp_path, monkeypatch, domain, panels):
+    shown = []
+    png = figures._png
+    monkeypatch.setattr(figures, "_png", lambda figure: shown.append(figure) or png(figure))
+    assert start(tmp_path / "run", "--domain", domain, "--draw", "2") == 0
+    with Image.open(tmp_path / "run" / "fits.png") as picture:
+        assert picture.format == "PNG"
+        assert min(picture.size) > 400
+    curves, fits = shown
+    axes = [a for a in fits.axes if a.get_label() != "<colorbar>"]
+    assert len(axes) == 2 * panels
+    family = data.make(domain, data.Sampling(4, 4, 2, 0))
+    tasks = family.meta_test(2)
+    (support_x, support_y), (_, truths) = (
+        family.in_units(*pair) for pair in ((tasks.support_x, tasks.support_y), (tasks.test_x, tasks.test_y))
+    )
+    for task, first in enumerate(axes[::panels]):
+        support, truth = support_x[task], truths[task, :, 0]
+        if panels == 1:
+            lines = {line.get_label(): line.get_ydata() for line in first.lines}
+            assert torch.equal(torch.as_tensor(lines["truth"]), truth)
+            assert torch.equal(torch.as_tensor(lines["support"]), support_y[task, :, 0])
+            before, after = (y for name, y in lines.items() if "adaptation, nRMSE" in name)
+            assert abs(before - after).max() > 1e-4
+        else:
+            surfaces = [torch.as_tensor(a.collections[0].get_array()).flatten() for a in axes[3 * task : 3 * task + 3]]
+            assert torch.equal(surfaces[0], truth)
+            assert (surfaces[1] - surfaces[2]).abs().max() > 1e-4
+            assert torch.equal(torch.as_tensor(first.collections[1].get_offsets().data), support)
+    assert len(curves.axes) == 2

@@ -27,7 +27,6 @@ from tqdm import tqdm
 
 import run
 from amaml import AMAML, mlp
-from baselines import FOMAML
 from data import DOMAINS
 from experiment.build import build
 from experiment.distributed import Group
@@ -114,19 +113,6 @@ def test_every_choice_takes_settings_that_there_are():
             free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
             assert free or {*chosen.takes.values(), *chosen.fixed} <= set(parameters)
             assert chosen.uses <= set(FIELDS)
-
-
-def test_the_adaptation_is_called_in_few_frames(tmp_path, quick, monkeypatch):
-    seen, gradient = [], FOMAML.gradient
-
-    def noted(*arguments):
-        names = [frame.filename for frame in inspect.stack(0)]
-        seen.append([name for name in names if name.startswith((f"{ROOT}/run.py", f"{ROOT}/experiment"))])
-        return gradient(*arguments)
-
-    monkeypatch.setattr(FOMAML, "gradient", noted)
-    start(tmp_path)
-    assert len(seen[0]) <= 4  # main, experiment, and run and _step of the session
 
 
 def test_maml_with_another_inner_loop_runs_to_its_results(tmp_path, quick):

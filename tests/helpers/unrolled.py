@@ -101,6 +101,12 @@ CASES = {
 }
 
 
+def small(**options: Any) -> tuple[Adaptation, Tasks]:
+    """The head of a body on tasks that require no gradient."""
+    problem = Problem(plain=True)
+    return problem.adaptation(**{"loss": amaml.half_mse, "inner_steps": 5} | options), problem.tasks.detach()
+
+
 def number(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float64, requires_grad=True)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers.problems import relative_error
-from helpers.unrolled import CASES, STEPS, Problem, body, half_squares, random
+from helpers.unrolled import CASES, STEPS, Problem, half_squares, random, small
 from torch import nn
 
 import amaml
@@ -66,12 +66,6 @@ def test_chunks_and_checkpoints_change_nothing():
     for options in ({"checkpoints": 2}, {"task_chunk": 2}):
         found = torch.autograd.grad(again(meta, **options)(problem.tasks), problem.inputs)
         assert max(relative_error(a, b) for a, b in zip(found, expected, strict=True)) < 1e-12
-
-
-def small(**options) -> tuple[Adaptation, Tasks]:
-    """The head of a body on tasks that require no gradient."""
-    problem = Problem(plain=True)
-    return problem.adaptation(**{"loss": half_mse, "inner_steps": 5} | options), problem.tasks.detach()
 
 
 def test_it_is_a_module_like_any_other():
@@ -268,54 +262,6 @@ def test_a_weight_of_two_is_a_point_taken_twice():
     assert abs(meta(weighted).item() - single(twice).item()) < 1e-14
 
 
-def points(**changes) -> Tasks:
-    t = small()[1]
-    names = ("support_x", "support_y", "query_x", "query_y")
-    return Tasks(**{name: getattr(t, name) for name in names} | changes)
-
-
-def ragged(query: int, targets: int) -> Tasks:
-    t = small()[1]
-    row = t.support_x[0], t.support_y[0], t.query_x[0], t.query_y[0]
-    return Tasks.ragged([row, (*row[:2], row[2][:query], row[3][:targets])])
-
-
-RATE = {"head.weight": 0.1}
-MISTAKES = [
-    (lambda: small(adapt=("heads",)), r"unknown name in adapt.*'heads'; did you mean 'head'"),
-    (lambda: small(adapt="head"), r"adapt must be a tuple of names, got 'head'; write adapt=\('head',\)"),
-    (lambda: small(method="mamml"), r"unknown method 'mamml'; did you mean 'maml'"),
-    (lambda: small(solvr="auto"), r"unknown keyword of method amaml 'solvr'; did you mean 'solver'"),
-    (lambda: small(inner_lr=RATE), r"must have a rate for every adapted parameter: \['head.bias'\] missing"),
-    (
-        lambda: small(inner_lr=RATE | {"head.bias": torch.ones(2)}),
-        r"inner_lr of head.bias has shape \(2,\); give a scalar",
-    ),
-    (lambda: small(inner_lr=RATE | {"head.bias": -0.1}, solver="auto"), r"negative rate, -0.1, which no flow.*exp\(\)"),
-    (lambda: small(method="fomaml", prox=0.1), "method fomaml has no prox"),
-    (
-        lambda: small()[0](points(query_weight=torch.ones(3, 5).double())),
-        r"a loss for each of their 6 points, got shape \(\).*reduction=\"none\"",
-    ),
-    (
-        lambda: points(support_weight=torch.ones(3, 5)),
-        r"support_weight must hold .* for each point, \(3, 6\), got \(3, 5\)",
-    ),
-    (
-        lambda: small(loss=half_squares)[0](points(support_weight=torch.zeros(3, 6).double())),
-        "support_weight adds up to zero for some task",
-    ),
-    (lambda: small()[0]((1, 2)), "tasks must be amaml.Tasks, got tuple"),
-    (lambda: ragged(2, 3), r"query set of task 1 \(from 0\) has tensors of \[2, 3\] points"),
-]
-
-
-@pytest.mark.parametrize(("make", "message"), MISTAKES)
-def test_mistakes_are_told(make, message):
-    with pytest.raises(InputError, match=message):
-        make()
-
-
 @pytest.mark.parametrize("solver", ["euler", "auto"])
 def test_single_precision_gives_the_same_to_its_rounding(solver):
     gradients = []
@@ -330,30 +276,6 @@ def test_single_precision_gives_the_same_to_its_rounding(solver):
     for wide, narrow in zip(*gradients, strict=True):
         assert narrow.dtype == torch.float32
         assert relative_error(narrow.double(), wide) < 2e-5
-
-
-class Weighing(nn.Module):
-    """A loss with a parameter."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
-
-    def forward(self, prediction, target):
-        return self.weight * half_mse(prediction, target)
-
-
-def test_what_would_get_no_gradient_is_refused():
-    with pytest.raises(InputError, match="the parameter weight of the loss requires a gradient"):
-        small(loss=Weighing())
-    small(loss=Weighing().requires_grad_(False))
-    module = body().double()
-    module.register_buffer("scale", torch.ones(1, requires_grad=True))
-    with pytest.raises(InputError, match="the buffer scale of the module requires a gradient"):
-        Adaptation(module, half_mse, 0.1, 5)
-    meta, tasks = small()
-    with pytest.raises(InputError, match=r"leave Tasks\(shared=...\) out"):
-        meta(replace(tasks, shared={"scale": torch.ones(1)}))
 
 
 def test_a_tied_parameter_adapts_under_each_of_its_names():

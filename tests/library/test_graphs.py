@@ -1,6 +1,5 @@
 """Traced graphs against what apply and loss are now: nothing that changed outside a graph may stay in it."""
 
-import functools
 import gc
 import warnings
 import weakref
@@ -8,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.changes import CHANGES, attribute, other_dtype, rebound_tensor
 from helpers.problems import linear, regression, relative_error
-from torch import nn
 from torch.nn import functional as F
 
 from amaml import AMAML, InputError, compiled, half_mse
@@ -24,103 +23,6 @@ LEARNERS = {
     "Reptile": lambda apply, loss: Reptile(apply, loss, 0.05, 5),
 }
 
-
-def number(value: float) -> torch.Tensor:
-    return torch.tensor(value, dtype=torch.float64)
-
-
-WEIGHT = number(1.0)  # read by a loss as a global
-
-
-class Weighted:
-    """A loss that reads a Python number and a tensor of its own, in a method that it calls."""
-
-    def __init__(self):
-        self.factor, self.weights = 1.0, {"tensors": [number(1.0)]}
-
-    def __call__(self, prediction, target):
-        return self.factor * self.tensor() * half_mse(prediction, target)
-
-    def tensor(self):
-        return self.weights["tensors"][0]
-
-
-# each returns apply, loss, a function that changes what these use, and whether a new tensor is all that it puts in
-
-
-def weighted(change, tensor=True, first=1.0):
-    """A loss with a weight in a namespace, that change(namespace) changes."""
-
-    def make(apply):
-        used = SimpleNamespace(weight=number(first) if tensor else first)
-        return apply, lambda p, t: used.weight * half_mse(p, t), lambda: change(used), tensor
-
-    return make
-
-
-def rebound_tensor(apply):
-    weight = number(1.0)
-
-    def change():
-        nonlocal weight
-        weight = number(3.0)
-
-    return apply, lambda p, t: weight * half_mse(p, t), change, True
-
-
-def global_tensor(apply):
-    def change():
-        global WEIGHT
-        WEIGHT = WEIGHT * 3
-
-    return apply, lambda p, t: WEIGHT * half_mse(p, t), change, True
-
-
-def attribute(apply):
-    loss = Weighted()
-    return apply, loss, lambda: setattr(loss, "factor", 3.0), False
-
-
-def bound_method(apply):
-    holder = Weighted()
-    return apply, holder.__call__, lambda: setattr(holder, "weights", {"tensors": [number(3.0)]}), True
-
-
-def partial_argument(apply):
-    used = [number(1.0)]
-    loss = functools.partial(lambda used, p, t: used[0] * half_mse(p, t), used)
-    return apply, loss, lambda: used.__setitem__(0, number(3.0)), True
-
-
-def encoder(apply):
-    torch.manual_seed(3)
-    layer = nn.Linear(2, 2).double()
-
-    def change():
-        layer.weight = nn.Parameter(3 * layer.weight.detach())
-
-    return lambda theta, x: apply(theta, layer(x)), half_mse, change, True
-
-
-def mode_of_an_encoder(apply):
-    torch.manual_seed(3)
-    layer = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).double().eval()
-    layer[1].running_mean.fill_(2.0)
-
-    def batch_statistics():
-        layer[1].running_mean = layer[1].running_var = None
-
-    return lambda theta, x: apply(theta, layer(x)), half_mse, batch_statistics, False
-
-
-other_dtype = weighted(lambda used: setattr(used, "weight", torch.tensor(3)))
-CHANGES = {
-    "Python value": weighted(lambda used: setattr(used, "weight", 3.0), tensor=False),
-    "tensor changed in place": weighted(lambda used: used.weight.fill_(3.0)),
-    "name in a module": weighted(lambda used: setattr(used, "weight", number(3.0))),
-    "other dtype": other_dtype,
-} | {make.__name__: make for make in (rebound_tensor, global_tensor, attribute, bound_method, partial_argument)}
-CHANGES |= {make.__name__: make for make in (encoder, mode_of_an_encoder)}
 CASES = [("FOMAML", make) for make in CHANGES.values()]
 CASES += [(method, make) for method in LEARNERS if method != "FOMAML" for make in (attribute, rebound_tensor)]
 
