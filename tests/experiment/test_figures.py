@@ -92,7 +92,7 @@ def test_fitted_tasks_are_in_the_units_of_the_formula_with_their_errors(monkeypa
     assert (fits.errors_after < fits.errors_before).all()
 
 
-@pytest.mark.parametrize(("domain", "panels"), [("CosMixture", 1), ("CosMixture2D", 3)])
+@pytest.mark.parametrize(("domain", "panels"), [("CosMixture", 1), ("CosMixture2D", 4)])
 def test_draw_shows_data_truth_and_both_fits(tmp_path, monkeypatch, domain, panels):
     shown = []
     png = figures._png
@@ -114,12 +114,13 @@ def test_draw_shows_data_truth_and_both_fits(tmp_path, monkeypatch, domain, pane
         if panels == 1:
             lines = {line.get_label(): line.get_ydata() for line in first.lines}
             assert torch.equal(torch.as_tensor(lines["truth"]), truth)
-            assert torch.equal(torch.as_tensor(lines["support"]), support_y[task, :, 0])
-            before, after = (y for name, y in lines.items() if "adaptation, nRMSE" in name)
+            assert torch.equal(torch.as_tensor(lines["support points"]), support_y[task, :, 0])
+            before, after = (y for name, y in lines.items() if "nRMSE" in name)
             assert abs(before - after).max() > 1e-4
         else:
-            surfaces = [torch.as_tensor(a.collections[0].get_array()).flatten() for a in axes[3 * task : 3 * task + 3]]
+            surfaces = [torch.as_tensor(a.collections[0].get_array()).flatten() for a in axes[4 * task : 4 * task + 4]]
             assert torch.equal(surfaces[0], truth)
             assert (surfaces[1] - surfaces[2]).abs().max() > 1e-4
+            assert torch.equal(surfaces[3], (surfaces[2] - surfaces[0]).abs())
             assert torch.equal(torch.as_tensor(first.collections[1].get_offsets().data), support)
     assert len(curves.axes) == 2
