@@ -157,3 +157,8 @@ def test_torch_and_scipy_alone_are_enough(wheel):
     ended = subprocess.run(command, capture_output=True, text=True, cwd=wheel.parent)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith(str(wheel))
+
+
+def test_the_librarys_tests_need_the_library_alone():
+    for path in (ROOT / "tests" / "library").glob("*.py"):
+        assert not {name.split(".")[0] for name in imported(path)} & {"data", "experiment", "benchmarks", "run"}, path
