@@ -1,80 +1,11 @@
 """What benchmarks.paper says of results: every number beside the paper's, and what its pictures show."""
 
-import json
-
 import pandas as pd
 import pytest
-from helpers.grids import write_grid
 from matplotlib.figure import Figure
 
 from benchmarks import paper, paper_pictures
 from experiment import results
-from experiment.grid import read_grid
-
-GRID = """
-about = "small"
-out = "runs/{panel}/{steps}steps/{run}/seed{seed}"
-seed = [3, 4]
-panel = [{ label = "Jester-10-15", domain = "Jester", shots = 10, queries = 15 }]
-steps = [{ label = "50", inner_steps = 50 }]
-run = [{ label = "amaml", method = "amaml" }]
-protocol = "inner"
-then = [{ out = "{out}-finetune", protocol = "finetune", test_epochs = 100 }]
-"""
-
-
-def entry(epochs: list[int], support: list[float], test: list[float], unit: str) -> dict:
-    return {
-        "update": 300,
-        "tasks": 5,
-        "metric": "nRMSE",
-        "unit": unit,
-        "epochs": epochs,
-        "support": {"mean": support},
-        "test": {"mean": test},
-        "predictors": {"item mean": [0.85, 0.05]},
-    }
-
-
-@pytest.fixture
-def cells(tmp_path, monkeypatch):
-    """The results of a small grid of two seeds, collected from their files and read again."""
-    monkeypatch.chdir(tmp_path)
-    path = write_grid(tmp_path, GRID, "small")
-    grid = read_grid(path)
-    for cell, level in zip(grid.cells, (0.0, 0.2), strict=True):
-        cell.folder.mkdir(parents=True)
-        summary = {"seconds_per_update": 0.5, "metric": "nRMSE", "updates": 300}
-        (cell.folder / "summary.json").write_text(json.dumps(summary))
-        inner = entry([0, 50], [0.8, 0.6 + level], [0.9, 0.7 + level], "inner step")
-        (cell.folder / "test.json").write_text(json.dumps([inner | {"update": 100}, inner]))
-        tuned = cell.steps[1].makes
-        tuned.parent.mkdir()
-        low = 0.07 if level else 0.08  # the paper's number is 0.074
-        evaluation = entry([0, 10, 20, 100, 110], [0.8, low, 0.077, 0.01, 0], [0.9, 0.75, 0.7, 0.8 + level, 1], "epoch")
-        (tuned.parent / "evaluation-Jester.json").write_text(json.dumps(evaluation))
-    results.collect(grid, grid.cells)
-    monkeypatch.setattr(paper, "target_path", lambda name: path)
-    return paper.read(("small",))
-
-
-def test_the_table_sets_means_over_seeds_beside_the_papers_numbers(cells):
-    text = paper.tables(cells)
-    row = next(line for line in text.splitlines() if line.startswith("| amaml"))
-    _, _, published, unseen, seen, tuned_unseen, tuned_seen, epoch, verdict, _ = (
-        part.strip() for part in row.split("|")
-    )
-    assert published == "0.074 ± 0.005"
-    assert unseen == "0.700, 0.900"  # of two seeds, both
-    assert seen == "0.600, 0.800"
-    assert tuned_unseen == "0.800, 1.000"
-    assert tuned_seen == "0.010, 0.010"
-    assert epoch == "10 to 100"  # where the seen error is first below 0.074
-    assert verdict == "seen only, Adam"
-    assert "| *item mean* |  | 0.850, 0.850 |" in text
-    assert "| amaml | 0.094 ± 0.008 |  |  |  |  |  | not run: no data |" in text  # MovieLens1M
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in lines} == {9}
 
 
 def result(
