@@ -9,7 +9,7 @@ import pytest
 from helpers.commands import ROOT
 
 from benchmarks import directions, efficiency_picture, paper, paper_pictures
-from experiment import results
+from experiment import compare, results, tables
 from experiment.evaluation import mean_and_interval
 from experiment.grid import TARGETS, read_grid
 from experiment.reproduce import main
@@ -75,6 +75,14 @@ def test_the_table_of_images_comes_out_again():
             values = ends[names.get(row[1], row[1]), domain].to_numpy()
             assert row[column] == "{:.1f} +- {:.1f}".format(*mean_and_interval(values))
             assert row[column + 1] == ", ".join(f"{value:.1f}" for value in values)
+
+
+def test_the_tables_of_tomography_come_out_again():
+    text = (RESULTS / "tomography" / "comparison.md").read_text()
+    for panel in compare.panels(*compare.read_runs([RESULTS / "tomography" / "tomography.csv"])):
+        made = [tables.errors(panel, points, panel.epochs(None)) for points in tables.HEADS]
+        for table in (*made, tables.predictors(panel), tables.costs(panel)):
+            assert tables.as_markdown(table) in text
 
 
 def lines(target: str, **place: str) -> list[dict[str, str]]:
