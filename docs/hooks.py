@@ -19,7 +19,7 @@ KINDS = {".md", ".png", ".csv"}  # of the results
 LINK = re.compile(r"(!?)\[([^]]*)\]\(([^):#\s]+)(#[^)]*)?\)")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 SNIPPET = re.compile(r'^--8<-- "(.+)"$', re.MULTILINE)
-HIDDEN = re.compile(r"^```python exec=\S+ html=.*?^```\n", re.MULTILINE | re.DOTALL)  # pictures for the pages alone
+PICTURE = re.compile(r'^text = io.StringIO\(\)\n.*?"</div>"\)$', re.MULTILINE | re.DOTALL)  # how a page shows a figure
 OPTIONS = re.compile(r"^```python exec=.*$", re.MULTILINE)
 
 
@@ -46,7 +46,10 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
         start = posixpath.dirname(path)
         return f"{mark}[{text}]({posixpath.relpath(there, start or '.')}{anchor or ''})"
 
-    return LINK.sub(place, markdown)
+    notebook = (
+        f'<p><a href="{Path(path).stem}.ipynb" download>This page as a notebook</a>, to be started in examples/</p>'
+    )
+    return LINK.sub(place, markdown) + (f"\n\n{notebook}\n" if path.startswith("tutorials/") else "")
 
 
 def on_page_content(content: str, **_: Any) -> str:
@@ -62,6 +65,6 @@ def on_post_build(config: Any) -> None:
     """Every tutorial as a notebook beside its page, to be started in examples/."""
     for path in (ROOT / "docs" / "tutorials").glob("*.md"):
         text = SNIPPET.sub(lambda snippet: (ROOT / snippet[1]).read_text(), path.read_text())
-        text = OPTIONS.sub("```python", HIDDEN.sub("", text))
+        text = OPTIONS.sub("```python", PICTURE.sub("%matplotlib inline\nfigure", text))
         notebook = jupytext.reads(text, fmt="md")
         jupytext.write(notebook, Path(config.site_dir, "tutorials", path.with_suffix(".ipynb").name))
