@@ -5,20 +5,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from amaml.checks import check_precision, validated
 from amaml.engine.derivatives import Loss
 from amaml.errors import Diverged, InputError, OverBudget, unknown
-from amaml.flow.accuracy import Controller, Memory, Observation, refined, relative_distance
+from amaml.flow.accuracy import Controller, Memory, Observation, refined
 from amaml.flow.adjoint import ADJOINTS
 from amaml.flow.curvature import Curvature
 from amaml.flow.descent import FixedMesh, descends
 from amaml.flow.field import Evaluations, GradientFlow
 from amaml.flow.mesh import SOLVERS, GradedMesh, Mesh
 from amaml.flow.optimizers import PLAIN, Optimizer
-from amaml.flow.passes import Passes, Solution, Terminal
+from amaml.flow.passes import Passes, Terminal
 from amaml.flow.quadrature import Requested, requested
 from amaml.flow.schemes import HEUN, Scheme
 from amaml.flow.trajectory import Trajectory
@@ -29,14 +28,14 @@ from amaml.learner import (
     check_inner_loop,
     check_query_steps,
     check_rates,
-    compact,
     number,
     outer_steps,
     query_along,
     with_own_memory,
 )
+from amaml.measuring import Measuring
 from amaml.models import Apply
-from amaml.robust import Robust, check_robust, weighted
+from amaml.robust import Robust, check_robust
 from amaml.tasks import Tasks
 
 
@@ -152,13 +151,14 @@ class AMAML:
         flow = passes.flow
         mesh, curvature = self._choose(flow, memory, passes.inner_steps[-1])
         try:
-            return self._controlled(passes, mesh, curvature, memory)
+            return self._measuring(passes, memory).gradient(mesh, curvature)
         except Diverged as fault:
             if self.solver != "auto" or isinstance(mesh, FixedMesh):
                 refused = isinstance(fault, OverBudget)
                 fault.observation = Observation(flow.evaluations.total, refused=refused, problem=self.problem(theta))
                 raise
-        return self._controlled(passes, self._descent(passes.inner_steps[-1]), curvature, memory, refused=True)
+        steps = self._descent(passes.inner_steps[-1])
+        return self._measuring(passes, memory).gradient(steps, curvature, refused=True)
 
     def update(self, memory: Memory, seen: MetaGradient | Diverged) -> Memory:
         """What is known of the error after a call that gave the gradient seen, or raised it."""
@@ -182,7 +182,8 @@ class AMAML:
         flow = trajectory.flow
         memory = memory.about(self.problem(flow.theta))
         passes = replace(self._passes(flow, lambda trajectory: Terminal(lam), request, memory), inner_steps=at)
-        return self._controlled(passes, trajectory.mesh, Curvature(flow, known=memory.leading), memory, trajectory)
+        curvature = Curvature(flow, known=memory.leading)
+        return self._measuring(passes, memory).gradient(trajectory.mesh, curvature, trajectory)
 
     def _forward(
         self, theta: Tensor, tasks: Tasks, memory: Memory, at: Sequence[int], checkpoints: int | None
@@ -204,7 +205,7 @@ class AMAML:
             first = follow(mesh)
             if memory.errors or isinstance(mesh, FixedMesh):
                 return first
-            rtol = max(self.rtol, self._rounding(theta))
+            rtol = max(self.rtol, self.controller.noise(theta))
             order = min(move.scheme.order for move in first.moves)
             return refined(
                 first, lambda coarse: follow(mesh.halved(coarse)), lambda one: one.final - flow.theta, order, rtol, rtol
@@ -235,74 +236,10 @@ class AMAML:
 
         return terminal
 
-    def _controlled(
-        self,
-        passes: Passes,
-        mesh: Mesh,
-        curvature: Curvature,
-        memory: Memory,
-        trajectory: Trajectory | None = None,
-        refused: bool = False,
-    ) -> MetaGradient:
-        """The gradient on a mesh, with its error: none where it is exact, measured or carried otherwise.
-
-        trajectory: the way forward where it has been made. refused: whether another mesh was given up.
-        """
-        spent, descended = passes.flow.evaluations, isinstance(mesh, FixedMesh)
-        exact = descended and (self.solver == "auto" or self.adjoint == "discrete")
-        before = spent.total if descended else 0  # to find out that the flow is as dear
-        passes = replace(passes, adjoint="discrete") if exact else passes
-        first = passes.solve(mesh, curvature) if trajectory is None else passes.backward(trajectory)
-        best, error, cost, path = first, None, spent.total - before, first.trajectory
-        norm, estimate = self._finite(first)
-        seen = Observation(cost, path.sharpest, estimate, norm, None, before, refused, descended)
-        seen = seen._replace(leading=path.at_start or curvature.leading, problem=self.problem(passes.flow.theta))
-        measured = not exact and self.controller.due(memory, self.rtol, seen)
-        if measured and descended:
-            right = replace(passes, adjoint="discrete").solve(mesh, curvature)
-            error = of_first = relative_distance(first.value, right.value)
-        elif measured:
-            best, error, of_first = self._refined(passes, first, memory)
-        elif not exact:
-            error = self.controller.carried(memory, seen)
-        spent.measuring = spent.total - cost
-        if measured:
-            seen = seen._replace(error=of_first, measuring=spent.measuring)
-        name = "euler" if descended else getattr(self.solver, "name", self.solver)
-        return MetaGradient(
-            **compact(best.of_tasks, best.weighing),
-            query_loss=best.terminal.query_loss,
-            evaluations=spent,
-            error=error,
-            measured=measured,
-            observation=seen,
-            gradients=best.gradients,
-            solver=name,
-        )
-
-    def _refined(self, passes: Passes, first: Solution, memory: Memory) -> tuple[Solution, float, float]:
-        """The gradient with every step bisected, once or until its error is tolerated; its error, and the first one's.
-
-        The controller's ceiling is tolerated where errors were measured before, as for calls between two measurements;
-        more of a robust mean.
-        """
-        flow, ceiling = passes.flow, self.controller.ceiling * self.rtol
-        spent = flow.evaluations
-        least, before = 2 * spent.total, []  # what the halves of the first steps take; evaluations before each solve
-
-        def halved(coarse: Solution) -> Solution:
-            limit = spent.total + max(least if coarse is first else 0, (1 if self.solver == "auto" else 2) * flow.limit)
-            finer, bounded = self._graded(memory).halved(coarse.trajectory), flow.limited(limit)
-            bounded.check_budget(0 if coarse is first else 2 * (spent.total - before[-1]))
-            before.append(spent.total)
-            return replace(passes, flow=bounded).solve(finer, Curvature(flow))
-
-        heun = [HEUN.order] if self.adjoint == "continuous" else []
-        order = min(heun + [move.scheme.order for move in first.trajectory.moves])
-        usual = ceiling if self.robust is None else max(ceiling, self.controller.rough)
-        enough = usual if memory.errors else self.rtol
-        known = bool(memory.errors)
-        return refined(first, halved, lambda one: one.value, order, enough, usual, known, self._noise)
+    def _measuring(self, passes: Passes, memory: Memory) -> Measuring:
+        name = getattr(self.solver, "name", self.solver)
+        problem, robust = self.problem(passes.flow.theta), self.robust is not None
+        return Measuring(passes, self._graded(memory), self.controller, self.rtol, memory, name, problem, robust)
 
     def _choose(self, flow: GradientFlow, memory: Memory, steps: int) -> tuple[Mesh, Curvature]:
         """The mesh over so many inner steps, and what is known of the curvature at theta."""
@@ -338,32 +275,6 @@ class AMAML:
         learned = ("learned" if isinstance(value, Tensor) else value for value in (self.prox, self.inner_lr))
         settings = str(self.solver), self.adjoint, self.rtol, *learned, self.inner_steps, self.query_steps
         return (*settings, len(theta), str(theta.dtype))
-
-    def _finite(self, found: Solution) -> tuple[float, float]:
-        """The length of a gradient and the estimate of its relative error; waits for the device."""
-        ends = found.trajectory.flow.theta, found.trajectory.final
-        sizes = (end.abs().amax() for end in ends)
-        norm, estimate, start, end = torch.stack([found.value.norm(), found.estimate, *sizes]).tolist()
-        if self.solver == "auto" and end * torch.finfo(ends[0].dtype).eps > max(start, 1.0):
-            raise Diverged(
-                f"the inner loop grows without bound, from parameters of up to {start:.1g} to {end:.1g}; try a smaller "
-                "inner_lr, fewer inner steps, or a solver of the flow such as rkc"
-            )
-        if not (math.isfinite(norm) or found.terminal.lam.isfinite().all()):  # no finer solve would change that
-            raise Diverged(
-                "the gradient of the query loss at the adapted parameters is not finite; look at the loss, or try a "
-                "smaller inner_lr or fewer inner steps"
-            )
-        return norm, estimate / norm if norm else 0.0
-
-    def _noise(self, found: Solution) -> float:
-        """What rounding leaves of the gradient's relative accuracy: in units of |lam(T)| of the largest task."""
-        lengths = weighted(found.terminal.lam.norm(dim=-1).amax(0), found.weighing.weights)
-        largest, whole = torch.stack([lengths.amax(), found.value.norm()]).tolist()
-        return self._rounding(found.value) * largest / whole if whole else math.inf
-
-    def _rounding(self, theta: Tensor) -> float:
-        return self.controller.rounding * torch.finfo(theta.dtype).eps
 
     def flow(self, theta: Tensor, tasks: Tasks, limit: float = math.inf) -> GradientFlow:
         """The vector field of the inner loop, that takes at most so many evaluations."""
@@ -401,4 +312,4 @@ class AMAML:
     def _check(self, theta: Tensor) -> None:
         """Raise InputError for rates that do not fit, or a dtype that cannot hold a meta-gradient of error rtol."""
         self._check_rates()
-        check_precision(theta, self._rates, self.rtol if self._schemes else 1.0, self._rounding)
+        check_precision(theta, self._rates, self.rtol if self._schemes else 1.0, self.controller.noise)

@@ -146,6 +146,10 @@ class Controller:
     rough: float = 0.5
     rounding: float = 1e3
 
+    def noise(self, values: Tensor) -> float:
+        """The relative accuracy that rounding leaves in a dtype."""
+        return self.rounding * torch.finfo(values.dtype).eps
+
     def limit(self, memory: "Memory", steps: int) -> float:
         """Evaluations that a solve of the next call may take; a call that was refused at a limit doubles it."""
         refused = max((2 * seen.cost for seen in memory.calls if seen.refused and not seen.descended), default=0.0)
