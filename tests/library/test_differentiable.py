@@ -28,6 +28,20 @@ def test_the_path_lands_on_the_steps_asked_for():
         problem.compare(problem.adaptation().adapt(problem.tasks, at=at), problem.path()[list(at)])
 
 
+@pytest.mark.parametrize("method", ["fomaml", "reptile"])
+def test_first_order_methods_have_the_same_path(method):
+    problem, at = plain(), (0, 1, 4, STEPS)
+    found = problem.adaptation(method=method).adapt(problem.tasks, at=at)
+    torch.testing.assert_close(found.detach(), problem.path()[list(at)].detach(), rtol=1e-9, atol=1e-12)
+
+
+def test_imaml_has_the_gradient_of_the_end_alone():
+    problem = plain()
+    path = problem.adaptation(method="imaml").adapt(problem.tasks, at=(1, STEPS))
+    with pytest.raises(InputError, match=f"the end of its inner loop alone, {STEPS} steps, got"):
+        path.sum().backward()
+
+
 def test_a_weighted_sum_of_losses_along_the_way():
     problem, at, weights = Problem(), (1, 4, 6), (0.1, 0.2, 0.7)
     value = problem.adaptation()(problem.tasks, at=at, weights=weights)
