@@ -17,6 +17,15 @@ from experiment.folder import RunFolder
 from experiment.session import Session
 
 
+def test_rewinding_drops_what_came_later_and_nothing_else(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.append_metrics([{"update": n} for n in (1, 2, 3)])
+    folder.write("test.json", [{"update": 2}, {"update": 3}])
+    folder.rewind(2)
+    assert folder.metrics() == [{"update": 1}, {"update": 2}]
+    assert folder.read("test.json", None) == [{"update": 2}]  # which need not be made again
+
+
 def test_every_file_of_a_run_is_written_atomically(tmp_path, quick, monkeypatch):
     written, write = [], folders.write_atomically
     monkeypatch.setattr(folders, "write_atomically", lambda path, c: (written.append(path.name), write(path, c)))

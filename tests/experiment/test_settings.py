@@ -119,6 +119,12 @@ def test_a_mistake_in_a_file_names_the_file(configs, text, fragment):
     assert fragment.format(path=path) in str(fault.value)
 
 
+def test_a_folder_in_the_place_of_a_file_is_a_mistake(configs):
+    (configs / "Alpine2D.toml").mkdir()
+    with pytest.raises(InputError, match="cannot read the configuration .*Alpine2D.toml"):
+        merged({"domain": "Alpine2D"})
+
+
 def test_settings_must_be_complete_and_known():
     whole = DEFAULTS | {"domain": "Logistic"} | read_toml(FOLDER / "Logistic.toml")
     assert checked(whole) == merged({"domain": "Logistic"})
