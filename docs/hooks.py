@@ -46,9 +46,8 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
         start = posixpath.dirname(path)
         return f"{mark}[{text}]({posixpath.relpath(there, start or '.')}{anchor or ''})"
 
-    notebook = (
-        f'<p><a href="{Path(path).stem}.ipynb" download>This page as a notebook</a>, to be started in examples/</p>'
-    )
+    notebook = f'<a href="{Path(path).stem}.ipynb" download>This page as a notebook</a>'
+    notebook += ": <code>PYTHONPATH=.:examples jupyter lab</code>"
     return LINK.sub(place, markdown) + (f"\n\n{notebook}\n" if path.startswith("tutorials/") else "")
 
 
@@ -62,7 +61,7 @@ def on_page_content(content: str, **_: Any) -> str:
 
 
 def on_post_build(config: Any) -> None:
-    """Every tutorial as a notebook beside its page, to be started in examples/."""
+    """Every tutorial as a notebook beside its page, to be started in the repository's folder."""
     for path in (ROOT / "docs" / "tutorials").glob("*.md"):
         text = SNIPPET.sub(lambda snippet: (ROOT / snippet[1]).read_text(), path.read_text())
         text = OPTIONS.sub("```python", PICTURE.sub("%matplotlib inline\nfigure", text))
