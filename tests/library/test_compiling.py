@@ -3,8 +3,10 @@
 import functools
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
+import torch._inductor
 from helpers.problems import generator, regression, seeded
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -44,12 +46,14 @@ def hvps(between, on: bool):
 
 @pytest.fixture
 def compiler(monkeypatch):
-    """torch.compile that changes arguments or result of a graph by the functions put there, and notes the calls."""
+    """A compiler that changes arguments or result of a graph by the functions put there, and notes the calls."""
 
     class Stub:
         calls, before, after = 0, staticmethod(torch.clone), staticmethod(torch.clone)
 
-        def __call__(self, graph, **options):
+        def __call__(self, graph, examples):
+            self.operations = {node.target for node in graph.graph.nodes}
+
             def compiled(*arguments):
                 self.calls += 1
                 return tree_map(self.after, graph(*map(self.before, arguments)))
@@ -58,8 +62,8 @@ def compiler(monkeypatch):
 
     for name in ("_without_compiler", "_wrongly_compiled"):
         monkeypatch.setattr(compiling, name, set())
-    monkeypatch.setattr(torch, "compile", Stub())
-    return torch.compile
+    monkeypatch.setattr(torch._inductor, "compile", stub := Stub())
+    return stub
 
 
 @pytest.mark.skipif(not derivatives.compiler_found(), reason="needs a C++ compiler")
@@ -71,6 +75,23 @@ def test_what_writes_into_a_batched_tensor_is_compiled_right():  # or would be w
 def test_complex_numbers_are_not_compiled(compiler):
     hvps(lambda h: torch.fft.irfft(torch.fft.rfft(h) ** 2, n=5), True)
     assert compiler.calls == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_lowered_tanh_is_exact_relative_to_itself(dtype):
+    x = torch.cat([torch.linspace(-30, 30, 20_001), torch.linspace(-0.5, 0.5, 20_001), torch.logspace(-30, 0, 301)])
+    x = x.double().to(dtype)
+    exact = torch.from_numpy(np.tanh(x.numpy().astype(np.longdouble)).astype(float))
+    assert ((compiling.tanh(x) - exact).abs() <= 3 * torch.finfo(dtype).eps * exact.abs()).all()
+    inf, zero = torch.tensor([torch.inf, -torch.inf, torch.nan], dtype=dtype), torch.tensor([0.0, -0.0], dtype=dtype)
+    torch.testing.assert_close(compiling.tanh(inf), inf.clamp(-1, 1), rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(1 / compiling.tanh(zero), 1 / zero)
+
+
+def test_the_compiler_gets_the_lowered_tanh(compiler):
+    hvps(torch.sin, True)
+    assert torch.ops.aten.exp.default in compiler.operations
+    assert torch.ops.aten.tanh.default not in compiler.operations
 
 
 def no_compiler(a):
