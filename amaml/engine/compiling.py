@@ -83,7 +83,8 @@ def compile_graph(traced: GraphModule, examples: list[Tensor], apply: Any) -> Ca
 
 def _compiled_for(device: str, traced: GraphModule, examples: list[Tensor]) -> Callable[..., Result]:
     if device != "cuda":  # without dynamo, which takes 60 us a call to find what a graph's key has told
-        return torch._inductor.compile(make_fx(traced, decomposition_table=LOWERED)(*examples), examples)
+        found = torch._inductor.compile(make_fx(traced, decomposition_table=LOWERED)(*examples), examples)
+        return lambda *arguments: tuple(r) if isinstance(r := found(*arguments), list) else r
     # the key of a graph already guards shapes, dtypes and devices
     options = {"guard_filter_fn": lambda guards: [False] * len(guards)}
     options |= {"triton.cudagraphs": os.environ.get("TORCHINDUCTOR_CUDAGRAPHS") != "0"}  # torch's own switch
