@@ -164,7 +164,7 @@ def descent_path(flow: GradientFlow, inner_lr: float, at: Sequence[int]) -> Tens
     """phi after each of `at` (increasing) steps of gradient descent, (times, tasks, P)."""
     phi, path = flow.start, {0: flow.start}
     for n in range(1, at[-1] + 1):
-        phi = phi + inner_lr * flow(phi)
+        phi = torch.add(phi, flow(phi), alpha=inner_lr)
         if n in at:
             path[n] = phi
     return torch.stack([path[n] for n in at])

@@ -6,7 +6,6 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from copy import copy
 from typing import Any
 
 import torch
@@ -153,7 +152,7 @@ def given_back(module: nn.Module) -> Iterator[None]:
     Buffers are copies, which forward may write into; layers that keep running statistics use those of the batch;
     what is compiled or parallel is the plain module.
     """
-    before = [(kept, copy(kept)) for part in module.modules() for kept in _containers(vars(part))]
+    before = [(kept, kept.copy()) for part in module.modules() for kept in _containers(vars(part))]
     try:
         copies: dict[int, Tensor] = {}
         for part in list(module.modules()):

@@ -14,7 +14,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from amaml.engine import graphs, task
 from amaml.engine.compiling import compiled, compiler_found
-from amaml.engine.graphs import refresh
+from amaml.engine.graphs import Bound, refresh
 from amaml.engine.task import Definition
 from amaml.models import Apply
 
@@ -22,6 +22,7 @@ __all__ = [
     "Loss",
     "compiled",
     "compiler_found",
+    "descents",
     "differentiable_gradients",
     "gradients",
     "gradients_and_losses",
@@ -45,17 +46,22 @@ def gradients(apply: Apply, loss: Loss, phi: Tensor, x: Tensor, y: Tensor) -> Te
     return graphs.replay(Definition(task.gradient), apply, loss, phi, x, y)
 
 
+def descents(apply: Apply, loss: Loss, phi: Tensor, x: Tensor, y: Tensor, bound: Bound | None = None) -> Tensor:
+    """-gradients, the direction of descent, (tasks, P). bound: see graphs.replay."""
+    return graphs.replay(Definition(task.descent), apply, loss, phi, x, y, bound=bound)
+
+
 def gradients_and_losses(apply: Apply, loss: Loss, phi: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """gradients (tasks, P) and losses (tasks,) from one pass."""
     return graphs.replay(Definition(task.gradient_and_loss), apply, loss, phi, x, y)
 
 
-def hvps(apply: Apply, loss: Loss, phi: Tensor, v: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Hessian-vector products H(phi) v of every task's loss, (tasks, P), v (tasks, P).
+def hvps(apply: Apply, loss: Loss, phi: Tensor, v: Tensor, x: Tensor, y: Tensor, bound: Bound | None = None) -> Tensor:
+    """Hessian-vector products H(phi) v of every task's loss, (tasks, P), v (tasks, P). bound: see graphs.replay.
 
     Reverse over reverse: the Hessian is symmetric, and more operators have a double reverse rule than a forward one.
     """
-    return graphs.replay(Definition(task.hvp), apply, loss, phi, v, x, y)
+    return graphs.replay(Definition(task.hvp), apply, loss, phi, v, x, y, bound=bound)
 
 
 def pull_backs(

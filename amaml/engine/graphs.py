@@ -44,30 +44,23 @@ RENEWALS = 3  # after so many times that graphs were out of date a warning says 
 MOST_GRAPHS = 64  # of one apply and loss, of which the least recently used goes: up to 1 MiB each for small networks
 
 
+Bound = dict[Definition, Function]  # by definition, calls with the same apply, loss, points and shapes as before
+
+
 @torch.no_grad()
-def replay(define: Definition, apply: Any, loss: Any, *arguments: Any) -> Result:
+def replay(define: Definition, apply: Any, loss: Any, *arguments: Any, bound: Bound | None = None) -> Result:
     """define at the arguments: phi (tasks, P) first, the points x and y of the tasks last, which may be trees.
 
+    bound: what a first call has looked up, for many that differ from it in the numbers of phi (and v) alone.
     Raises InputError under torch.autocast, and for a network or loss that draws random numbers, fails by itself, gives
     another value at every call, has no derivative, or depends on what would get no gradient.
     """
-    phi, root = arguments[0], (apply, loss)
-    _refuse_autocast(phi.device.type)
-    family = _family(root, phi)
-    tensors, structure = _flat(arguments)
-    key = Key(define, compiling.get(), structure, tuple((t.shape, t.dtype, t.device) for t in tensors))
-    graph = family.recent(key)
-    used = None if graph is None else graph.used(root)
-    if used is None:
-        with exclusive:
-            graph = family.add(key, root, arguments)
-        used = graph.used(root)
-    padded = graph.points_meet and not bool(arguments[-1].weight.all())
-    if padded and graph.call is not None:
-        go_apart(apply, "points of a task meet, in batch norm or attention, and padding would join them", len(phi))
-    if padded or graph.call is None:
-        return define.one_by_one(apply, loss, cut=padded)(*arguments)
-    return graph.at(tensors, used)
+    call = None if bound is None else bound.get(define)
+    if call is None:
+        call = _looked_up(define, (apply, loss), arguments)
+        if bound is not None:
+            bound[define] = call
+    return call(*arguments[:-2])
 
 
 @torch.no_grad()
@@ -79,6 +72,29 @@ def refresh(apply: Any, loss: Any, theta: Tensor) -> None:
     _refuse_autocast(theta.device.type)
     with exclusive:
         _family((apply, loss), theta[None]).refresh((apply, loss), theta)
+
+
+def _looked_up(define: Definition, root: tuple, arguments: tuple) -> Function:
+    """define as a function of all but the points."""
+    *own, x, y = arguments
+    (apply, _), phi = root, own[0]
+    _refuse_autocast(phi.device.type)
+    family = _family(root, phi)
+    tensors, structure = _flat(arguments)
+    key = Key(define, compiling.get(), structure, tuple((t.shape, t.dtype, t.device) for t in tensors))
+    graph = family.recent(key)
+    used = None if graph is None else graph.used(root)
+    if used is None:
+        with exclusive:
+            graph = family.add(key, root, arguments)
+        used = graph.used(root)
+    padded = graph.points_meet and not bool(y.weight.all())
+    if padded and graph.call is not None:
+        go_apart(apply, "points of a task meet, in batch norm or attention, and padding would join them", len(phi))
+    if padded or graph.call is None:
+        apart = define.one_by_one(*root, cut=padded)
+        return lambda *own: apart(*own, x, y)
+    return graph.of_own(tensors[len(own) :], used)
 
 
 class Key(NamedTuple):
@@ -123,6 +139,11 @@ class Graph(NamedTuple):
     def at(self, tensors: Sequence[Tensor], used: list[Tensor]) -> Result:
         """The result; what is compiled holds for the layout of its examples."""
         return self.call(*(tensor.contiguous() for tensor in tensors), *used)
+
+    def of_own(self, points: Sequence[Tensor], used: list[Tensor]) -> Function:
+        """The result as a function of all tensors but the points."""
+        call, rest = self.call, [*(tensor.contiguous() for tensor in points), *used]
+        return lambda *own: call(*[tensor.contiguous() for tensor in own], *rest)
 
     def is_up_to_date(self, key: Key, root: tuple) -> bool:
         """Whether it is what would be traced now."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from amaml.engine import derivatives
 from amaml.engine.derivatives import Loss
+from amaml.engine.graphs import Bound
 from amaml.errors import OverBudget
 from amaml.models import Apply
 from amaml.points import map_points
@@ -57,6 +58,7 @@ class GradientFlow:
     evaluations: Evaluations = field(default_factory=Evaluations)
     limit: float = math.inf
     rates: Tensor | None = None
+    bound: Bound = field(default_factory=dict, repr=False)
 
     @functools.cached_property
     def start(self) -> Tensor:
@@ -71,28 +73,28 @@ class GradientFlow:
     def __call__(self, u: Tensor) -> Tensor:
         return self.at_start if u is self.start else self._field(u)
 
-    @torch.no_grad()
     def _field(self, u: Tensor) -> Tensor:
         self.evaluations.gradients += 1
         self.check_budget()
-        return self.scaled(self._unscaled(u, derivatives.gradients(self.apply, self.loss, u, *self._support)))
+        slope = derivatives.descents(self.apply, self.loss, u, *self._support, self.bound)
+        return self.scaled(slope - self.prox * (u - self.theta) if self.prox else slope)
 
     @torch.no_grad()
     def gradient(self, u: Tensor, points: Tensor | None = None) -> Tensor:
         """grad L_support(u) + prox (u - theta), (tasks, P); points (n,): numbers of support points, None for all."""
         self.evaluations.gradients += 1
         self.check_budget()
-        return -self._unscaled(u, derivatives.gradients(self.apply, self.loss, u, *self._support_of(points)))
+        gradient = derivatives.gradients(self.apply, self.loss, u, *self._support_of(points))
+        return gradient + self.prox * (u - self.theta) if self.prox else gradient
 
-    @torch.no_grad()
     def hvp(self, u: Tensor, v: Tensor, points: Tensor | None = None) -> Tensor:
         """(H(u) + prox I) v, minus the field's Jacobian times v, (tasks, P); points as in gradient."""
         self.evaluations.hvps += 1
         self.check_budget()
-        product = derivatives.hvps(self.apply, self.loss, u, v, *self._support_of(points))
+        bound = self.bound if points is None else None
+        product = derivatives.hvps(self.apply, self.loss, u, v, *self._support_of(points), bound)
         return product + self.prox * v if self.prox else product
 
-    @torch.no_grad()
     def symmetric_hvp(self, u: Tensor, v: Tensor) -> Tensor:
         """D^(1/2) (H(u) + prox I) D^(1/2) v, whose eigenvalues decide on stability, (tasks, P)."""
         return self.symmetric(self.hvp(u, self.symmetric(v)))
@@ -107,7 +109,8 @@ class GradientFlow:
         gradient, product, *pulled = derivatives.pull_backs(
             self.apply, self.loss, u, v, *self._support_of(points), leaves
         )
-        return self._unscaled(u, gradient), product + self.prox * v if self.prox else product, tuple(pulled)
+        slope = -gradient - self.prox * (u - self.theta) if self.prox else -gradient
+        return slope, product + self.prox * v if self.prox else product, tuple(pulled)
 
     def limited(self, limit: float) -> "GradientFlow":
         """The same with another limit."""
@@ -122,9 +125,6 @@ class GradientFlow:
     def symmetric(self, v: Tensor) -> Tensor:
         """D^(1/2) v: of an adjoint state, the one in the coordinates in which the Jacobian is symmetric."""
         return v if self.rates is None else self.rates.sqrt() * v
-
-    def _unscaled(self, u: Tensor, gradient: Tensor) -> Tensor:
-        return -gradient - self.prox * (u - self.theta) if self.prox else -gradient
 
     @functools.cached_property
     def _support(self) -> tuple:
