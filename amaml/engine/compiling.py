@@ -20,8 +20,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 Result = Tensor | tuple[Tensor, ...]
 
@@ -83,7 +86,10 @@ def compile_graph(traced: GraphModule, examples: list[Tensor], apply: Any) -> Ca
 
 def _compiled_for(device: str, traced: GraphModule, examples: list[Tensor]) -> Callable[..., Result]:
     if device != "cuda":  # without dynamo, which takes 60 us a call to find what a graph's key has told
-        found = torch._inductor.compile(make_fx(traced, decomposition_table=LOWERED)(*examples), examples)
+        lowered = make_fx(traced, decomposition_table=LOWERED)(*examples)
+        shapes = ShapeEnv(assume_static_by_default=True)  # without one torch would not keep what it compiles
+        with tracing(TracingContext(FakeTensorMode(shape_env=shapes))):
+            found = torch._inductor.compile(lowered, examples)
         return lambda *arguments: tuple(r) if isinstance(r := found(*arguments), list) else r
     # the key of a graph already guards shapes, dtypes and devices
     options = {"guard_filter_fn": lambda guards: [False] * len(guards)}
