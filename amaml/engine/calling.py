@@ -25,6 +25,15 @@ _sharing: ContextVar[bool] = ContextVar("sharing", default=False)
 _held: ContextVar[contextlib.ExitStack | None] = ContextVar("held", default=None)
 
 
+def refuse_autocast(device_type: str) -> None:
+    """Raise InputError within torch.autocast."""
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        raise InputError(
+            "torch.autocast is on, which rounds inside the derivatives; call outside of it, or within "
+            f"torch.autocast({device_type!r}, enabled=False)"
+        )
+
+
 @contextlib.contextmanager
 def standing() -> Iterator[None]:
     """Within this context modules that were called stay at their parameters, for a loss that reads these too, and for

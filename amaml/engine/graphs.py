@@ -29,14 +29,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from amaml.engine import task
-from amaml.engine.calling import exclusive
+from amaml.engine.calling import exclusive, refuse_autocast
 from amaml.engine.closures import Path, changed, find_values, follow
 from amaml.engine.compiling import compile_graph, compiling
 from amaml.engine.faults import by_itself, described, go_apart, is_mistake
 from amaml.engine.first_look import agrees, check_gradient, check_repeats, points_meet
 from amaml.engine.task import Definition, Function, Result, row_of
 from amaml.engine.tracing import Trace, trace
-from amaml.errors import InputError
 from amaml.points import Weighted
 
 ROUNDINGS = 100  # a relative difference of so many eps between a traced and an untraced loss is none
@@ -55,12 +54,10 @@ def replay(define: Definition, apply: Any, loss: Any, *arguments: Any, bound: Bo
     Raises InputError under torch.autocast, and for a network or loss that draws random numbers, fails by itself, gives
     another value at every call, has no derivative, or depends on what would get no gradient.
     """
-    call = None if bound is None else bound.get(define)
-    if call is None:
-        call = _looked_up(define, (apply, loss), arguments)
-        if bound is not None:
-            bound[define] = call
-    return call(*arguments[:-2])
+    bound = {} if bound is None else bound
+    if define not in bound:
+        bound[define] = _looked_up(define, (apply, loss), arguments)
+    return bound[define](*arguments[:-2])
 
 
 @torch.no_grad()
@@ -69,7 +66,7 @@ def refresh(apply: Any, loss: Any, theta: Tensor) -> None:
 
     The price is a look at the values within reach, and one loss of one task, computed twice; waits for the device once.
     """
-    _refuse_autocast(theta.device.type)
+    refuse_autocast(theta.device.type)
     with exclusive:
         _family((apply, loss), theta[None]).refresh((apply, loss), theta)
 
@@ -78,7 +75,7 @@ def _looked_up(define: Definition, root: tuple, arguments: tuple) -> Function:
     """define as a function of all but the points."""
     *own, x, y = arguments
     (apply, _), phi = root, own[0]
-    _refuse_autocast(phi.device.type)
+    refuse_autocast(phi.device.type)
     family = _family(root, phi)
     tensors, structure = _flat(arguments)
     key = Key(define, compiling.get(), structure, tuple((t.shape, t.dtype, t.device) for t in tensors))
@@ -137,11 +134,11 @@ class Graph(NamedTuple):
             return None
 
     def at(self, tensors: Sequence[Tensor], used: list[Tensor]) -> Result:
-        """The result; what is compiled holds for the layout of its examples."""
-        return self.call(*(tensor.contiguous() for tensor in tensors), *used)
+        """The result."""
+        return self.of_own((), used)(*tensors)
 
     def of_own(self, points: Sequence[Tensor], used: list[Tensor]) -> Function:
-        """The result as a function of all tensors but the points."""
+        """It as a function of all but the points; what is compiled holds for the layout of its examples."""
         call, rest = self.call, [*(tensor.contiguous() for tensor in points), *used]
         return lambda *own: call(*[tensor.contiguous() for tensor in own], *rest)
 
@@ -301,11 +298,3 @@ def _of_tensors(function: Function, structure: Any) -> Function:
 
 def _layout(tensor: Tensor) -> tuple:
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
-
-
-def _refuse_autocast(device_type: str) -> None:
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
-        raise InputError(
-            "torch.autocast is on, which rounds inside the derivatives; call outside of it, or within "
-            f"torch.autocast({device_type!r}, enabled=False)"
-        )

@@ -51,7 +51,7 @@ def compiler(monkeypatch):
     class Stub:
         calls, before, after = 0, staticmethod(torch.clone), staticmethod(torch.clone)
 
-        def __call__(self, graph, examples):
+        def __call__(self, graph, examples, options=None):
             self.operations = {node.target for node in graph.graph.nodes}
 
             def compiled(*arguments):
