@@ -14,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from amaml.engine.calling import batchable
 from amaml.engine.closures import Path, find_paths
 from amaml.engine.faults import is_mistake
+from amaml.engine.simplifying import memory, simplify
 
 
 class Trace(NamedTuple):
@@ -45,6 +46,7 @@ def trace(function: Callable, examples: Sequence[Tensor], root: object) -> Trace
         traced = _make(lambda *tensors: function(*(tensor.clone() for tensor in tensors)), examples)
         if _written(traced.graph):
             raise RuntimeError("the network or the loss writes into a tensor that is not its own")
+    simplify(traced)
     paths = _lift(traced, root)
     targets = (node.target for node in traced.graph.nodes if node.op == "get_attr")
     return Trace(traced, traced.code, paths, {target: getattr(traced, target) for target in targets})
@@ -84,13 +86,6 @@ def _as_if_compiling() -> Iterator[None]:
 def _written(graph: Graph) -> bool:
     """Whether a graph writes into one of its inputs or constants, by way of views too."""
     schemas = {node: getattr(node.target, "_schema", None) for node in graph.nodes}
-
-    def memory(node: Node) -> Node:
-        """Where the memory of a node's result comes from."""
-        while schemas[node] is not None and any(result.alias_info is not None for result in schemas[node].returns):
-            node = node.args[0]
-        return node
-
     writing = (node.args[0] for node, schema in schemas.items() if schema is not None and schema.is_mutable)
     return any(memory(node).op in ("placeholder", "get_attr") for node in writing if isinstance(node, Node))
 
