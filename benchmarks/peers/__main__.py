@@ -73,15 +73,21 @@ def main() -> None:
     rows = []
     for network, dtype, steps in itertools.product(a.networks, a.dtypes, a.steps):
         with tempfile.TemporaryDirectory() as folder:
-            rows += measured(a, network, dtype, steps, Path(folder))
+            found = measured(a, network, dtype, steps, Path(folder))
+        if a.out:
+            append(Path(a.out), found)
+        rows += found
     print(as_markdown([list(rows[0]), *([shown(value) for value in row.values()] for row in rows)]))
-    if a.out:
-        new = not Path(a.out).exists()
-        with Path(a.out).open("a", newline="") as file:
-            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerows(rows)
+
+
+def append(path: Path, rows: list[dict]) -> None:
+    """Lines to a CSV, which may be new."""
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
 
 
 def measured(a: argparse.Namespace, network: str, dtype: str, steps: int, folder: Path) -> list[dict]:
@@ -100,13 +106,11 @@ def measured(a: argparse.Namespace, network: str, dtype: str, steps: int, folder
         name for peer in peers for name in peer.quantities if not a.quantities or name in a.quantities
     )
     cells = {(name, peer): [] for name in names for peer in peers if name in peer.quantities}
-    for (name, peer), taken in cells.items():
-        first = peer.call(name, 0, folder / f"{peer.name} {name}")
-        for _ in range(a.rounds):
-            taken.append(first)
-    for turn in range(a.rounds):
+    for name, peer in cells:
+        peer.call(name, 0, folder / f"{peer.name} {name}")
+    for _ in range(a.rounds):
         for (name, peer), taken in cells.items():
-            taken[turn] = peer.call(name, a.turn, folder / f"{peer.name} {name}")
+            taken.append(peer.call(name, a.turn, folder / f"{peer.name} {name}"))
     rows = []
     for (name, peer), taken in cells.items():
         seconds, _, memory = (statistics.median(column) for column in zip(*taken, strict=True))
