@@ -95,7 +95,7 @@ def test_each_name_stands_for_its_method_with_its_settings():
     assert isinstance(flow, AMAML)
     assert (flow.solver, flow.adjoint, flow.rtol, flow.prox) == ("dopri5", "continuous", 0.01, 0.25)
     assert (flow.inner_lr, flow.inner_steps) == (0.5, 7)
-    assert learner().prox == 0.1  # synthetic.toml's
+    assert learner().robust == "length"  # synthetic.toml's
     options = {"checkpoint-every": 2, "inner-batch": 3, "inner-optimizer": "adam"}
     unrolled = learner("--method", "maml", *(x for name, v in options.items() for x in (f"--{name}", str(v))))
     assert (unrolled.solver, unrolled.checkpoints, unrolled.inner_batch) == ("euler", 3, 3)

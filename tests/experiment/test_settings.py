@@ -32,11 +32,9 @@ def test_the_defaults_are_those_of_the_main_job():
     s = merged({"domain": "Alpine2D"})
     assert (s.method, s.shots, s.queries, s.inner_steps, s.inner_lr) == ("amaml", 100, 100, 200, 0.01)
     assert (s.width, s.activation, s.norm, s.dtype, s.adjoint) == (32, "tanh", "none", "float32", "discrete")
-    assert (s.meta_lr, s.meta_schedule, s.prox, s.clip, s.protocol) == (0.003, "cosine", 0.1, 0.1, "both")
-    assert merged({"domain": "Alpine2D", "clip": 0}).clip is None
+    assert (s.meta_lr, s.meta_schedule, s.robust, s.protocol) == (0.01, "cosine", "length", "both")
+    assert merged({"domain": "Alpine2D", "robust": "none"}).robust is None
     assert merged({"domain": "Alpine2D", "learn_rates": "none"}).learn_rates is None
-    s = merged({"domain": "Alpine2D", "method": "fomaml"})
-    assert (s.prox, s.clip) == (None, None)
     s = merged({"domain": "Sinusoid"})
     assert (s.width, s.activation) == (40, "relu")
 
@@ -56,7 +54,7 @@ def test_a_domains_file_may_say_what_differs_for_one_method(tmp_path, monkeypatc
     (tmp_path / "Alpine2D.toml").write_text("[imaml]\ncg_steps = 7\n[amaml]\nrtol = 0.5\n")
     monkeypatch.setattr(settings, "FOLDER", tmp_path)
     alpine = {"domain": "Alpine2D"}
-    assert (merged(alpine).prox, merged(alpine).cg_steps) == (0.1, 5)
+    assert (merged(alpine).rtol, merged(alpine).cg_steps) == (0.5, 5)
     assert merged(alpine | {"method": "imaml"}).prox is None
     assert merged(alpine | {"method": "imaml"}).cg_steps == 7
     assert merged(alpine | {"prox": 0.0}).prox == 0.0
