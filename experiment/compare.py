@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from amaml.errors import InputError, unknown
+from data.outside import short
 from experiment import results
 from experiment.settings import CONTROL, METHODS, merged, parse_flags
 
@@ -152,8 +153,8 @@ def panels(frame: pd.DataFrame, settings: Settings) -> list[Panel]:
 
 def _name(frame: pd.DataFrame, settings: Settings) -> str:
     first = frame.iloc[0]
-    parts = [settings[first["run"]][name] for name in ("domain", "shots", "queries")]
-    return "-".join(map(str, [*parts, f"{first['unit']}s".replace(" ", "-")]))
+    domain, *parts = (settings[first["run"]][name] for name in ("domain", "shots", "queries"))
+    return "-".join(map(str, [short(domain), *parts, f"{first['unit']}s".replace(" ", "-")]))
 
 
 def _panel(frame: pd.DataFrame, settings: Settings, name: str) -> Panel:
@@ -162,13 +163,13 @@ def _panel(frame: pd.DataFrame, settings: Settings, name: str) -> Panel:
     differing = sorted(
         n for n in {n for s in mine.values() for n in s} - apart if len({str(s.get(n)) for s in mine.values()}) > 1
     )
-    labels = _labels({run: (s["method"], *(s.get(n) for n in differing)) for run, s in mine.items()}, differing)
+    labels = _labels({run: (short(s["method"]), *(s.get(n) for n in differing)) for run, s in mine.items()}, differing)
     frame = frame.assign(seed=frame["run"].map({run: s["seed"] for run, s in mine.items()}))
     frame["variant"] = pd.Categorical(frame["run"].map(labels), dict.fromkeys(labels.values()), ordered=True)
     ends = frame.sort_values("update", ascending=False, kind="stable").drop_duplicates(["variant", "seed"])
     frame = frame[frame["run"].isin(ends["run"])]  # an earlier theta of a seed is left out
     first, steps = next(iter(mine.values())), {s["inner_steps"] for s in mine.values()}
-    title = [first["domain"], f"{first['shots']} shots", f"{first['queries']} queries"]
+    title = [short(first["domain"]), f"{first['shots']} shots", f"{first['queries']} queries"]
     title += [f"{steps.pop()} inner steps"] if len(steps) == 1 else []
     seeds, unit = sorted({*frame["seed"]}), frame["unit"].iloc[0]
     title += ["fine-tuned" if unit == "epoch" else "own inner loop"]
