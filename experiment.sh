@@ -8,7 +8,7 @@ usage: bash experiment.sh DOMAIN SHOT QUERY INNER_STEPS DEVICE [flag ...]   meta
        bash experiment.sh --evaluate RUN [flag ...]                         meta-test a run's folder or a checkpoint
        bash experiment.sh download NAME [--data-root DIR]                   fetch a data set from its publisher
        bash experiment.sh --help                                            every flag
-  DOMAIN       a task family: Alpine2D, CosMixture, CosMixture2D, Sinusoid, ... (README, Domains)
+  DOMAIN       a task family: Alpine2D, CosMixture, Sinusoid, ... (docs/reference/domains.md), or package.module:Name
   SHOT         support points a task          QUERY   query points a task
   INNER_STEPS  inner steps of adaptation      DEVICE  cpu, cuda, cuda:0, ...
 example: bash experiment.sh Alpine2D 100 100 200 cpu --method maml --meta-updates 200
