@@ -43,8 +43,8 @@ from amaml.tasks import Tasks
 class AMAML:
     """Meta-Learning with Adjoint Methods (Li et al., AISTATS 2023), section 3.
 
-    Forward   du/dt = -grad L_support(u),   u(0) = theta,                   0 <= t <= T = inner_lr * inner_steps
-    Backward  dlam/dt = H(u(t)) lam,        lam(T) = grad L_query(u(T)),    value = mean over tasks of lam(0)
+        Forward   du/dt = -grad L_support(u),   u(0) = theta,                 0 <= t <= T = inner_lr * inner_steps
+        Backward  dlam/dt = H(u(t)) lam,        lam(T) = grad L_query(u(T)),  value = mean over tasks of lam(0)
 
     With prox > 0 the support loss gains prox/2 |u - theta|^2, and value the pull of that term on theta.
 
@@ -73,11 +73,11 @@ class AMAML:
         query_steps: inner steps; the outer loss is the weighted sum of the query losses after these (MAML++, Antoniou
             et al. 2019). None: that of the last step.
         query_weights: what each of them counts; None: equal parts.
-        robust: how the tasks count in the mean (amaml.robust): "length", a multiple of the median length, or None.
+        robust: "length", or a multiple of the median length: another mean over the tasks than the plain one
+            (amaml.robust), of all gradients but those of shared tensors and of the inner optimizer's numbers, which are
+            summed over the tasks on the way.
         controller: when the error is measured, and what is done about it (amaml.flow.accuracy).
 
-    robust: another mean over the tasks than the plain one (amaml.robust), of all gradients but those of shared tensors
-    and of the inner optimizer's numbers, which are summed over the tasks on the way.
     Its memory is what it knows of its error from call to call, an amaml.flow.accuracy.Memory.
     Costs one Hessian-vector product a stage (continuous: two a step); keeps states, never graphs.
     """
