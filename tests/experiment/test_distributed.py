@@ -67,7 +67,7 @@ def test_a_process_that_does_not_answer_is_given_up(tmp_path, quick, monkeypatch
     group = Run(2, tmp_path / "run", *ENDLESS)
     wait_for(has_checkpoint(tmp_path / "run"), "checkpoint")
     os.kill(group.ranks[1].pid, signal.SIGSTOP)
-    group.ranks[0].join(60)
+    group.ranks[0].join(180)
     group.ranks[1].kill()
     statuses, (line,) = group.end()
     assert statuses[0] == 1
@@ -94,7 +94,7 @@ def test_the_launcher_ends_with_one_line_and_the_status_of_the_run(tmp_path):
     stopped = spawn()
     wait_for(has_checkpoint(tmp_path), "checkpoint", stopped)
     stopped.send_signal(signal.SIGTERM)
-    _, stderr = stopped.communicate(timeout=60)
+    _, stderr = stopped.communicate(timeout=180)
     update = checkpoint(tmp_path)["update"]
     assert stopped.returncode == 128 + signal.SIGTERM
     assert said(stderr) == [f"run.py: stopped after update {update}; go on with --resume"]

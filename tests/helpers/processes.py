@@ -33,7 +33,7 @@ class Run:
     def end(self) -> tuple[list[int], list[str]]:
         """The exit statuses, and the lines on stderr but those of the progress."""
         for rank in self.ranks:
-            rank.join(60)
+            rank.join(180)
         return [rank.exitcode for rank in self.ranks], said("".join(log.read_text() for log in self.logs))
 
 
