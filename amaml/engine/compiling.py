@@ -41,7 +41,7 @@ compiling: ContextVar[bool] = ContextVar("compiling", default=False)  # graphs t
 @contextlib.contextmanager
 def compiled(on: bool = True) -> Iterator[None]:
     """Within this context graphs are compiled by torch.compile as well as traced: seconds each, once, for two to
-    three times the speed of small networks. torch keeps what it compiled between processes. On CUDA the compiled
+    four times the speed of small networks. torch keeps what it compiled between processes. On CUDA the compiled
     graphs are replayed as CUDA graphs."""
     token = compiling.set(on)
     try:
@@ -171,7 +171,7 @@ def _name(apply: Any) -> str:
 
 
 def _warn(fault: str) -> None:
-    advice = "two to three times as long for small networks. --compile off avoids the attempt"
+    advice = "two to four times as long for small networks. --compile off avoids the attempt"
     warnings.warn(f"{fault}; going on with the traced graphs, which take {advice}", RuntimeWarning, stacklevel=3)
 
 
