@@ -85,9 +85,7 @@ def test_runs_are_gathered_by_what_differs_between_them(runs):
         ("fomaml, inner_lr 0.02", [0]),
     ]
     assert panel.differences == [
-        "clip: 0.1 (amaml); None (maml, fomaml, inner_lr 0.01, fomaml, inner_lr 0.02)",
         "inner_lr: 0.01 (amaml, maml, fomaml, inner_lr 0.01); 0.02 (fomaml, inner_lr 0.02)",
-        "prox: 0.1 (amaml); None (maml, fomaml, inner_lr 0.01, fomaml, inner_lr 0.02)",
     ]
 
 

@@ -130,7 +130,7 @@ def test_an_old_python_is_not_enough(machine):
 
 
 def test_the_checks_are_ruff_and_pytest_and_stop_at_the_first_fault(machine):
-    tools = CORE + " pytest xdist hypothesis ruff skimage mypy"
+    tools = CORE + " pytest xdist hypothesis hatchling ruff skimage mypy"
     ended = machine.start("tests/run.sh", "-k", "a b", HAS=tools)
     assert ended.returncode == 0
     assert ended.stdout == f"in {machine.root}\n"
