@@ -15,6 +15,7 @@ from amaml.learner import (
     Memory,
     MetaGradient,
     PlainLoop,
+    averaged,
     check_inner_loop,
     check_query_steps,
     compact,
@@ -84,9 +85,7 @@ class FOMAML:
 
     def pull_back(self, followed: Followed, lam: Tensor, memory: Memory) -> MetaGradient:
         """As if every phi were theta."""
-        of_tasks = lam.sum(0)
-        mean = compact(of_tasks, memory.weighing(self.robust, of_tasks))
-        return MetaGradient(query_loss=None, evaluations=followed.kept, **mean)
+        return MetaGradient(query_loss=None, evaluations=followed.kept, **averaged(self, lam.sum(0), memory))
 
     adapt, follow, init, update, meta_gradient = descended, followed, no_lengths, with_lengths, with_own_memory
 
@@ -117,8 +116,7 @@ class Reptile:
         flow = support_flow(self, theta, tasks)
         phi = gradient_descent(flow, self.inner_lr, self.inner_steps)
         query_loss = derivatives.losses(self.apply, self.loss, phi, *tasks.query)
-        of_tasks = theta.detach() - phi
-        mean = compact(of_tasks, memory.weighing(self.robust, of_tasks))
+        mean = averaged(self, theta.detach() - phi, memory)
         return MetaGradient(query_loss=query_loss, evaluations=flow.evaluations, **mean)
 
     adapt, follow, init, update, meta_gradient = descended, followed, no_lengths, with_lengths, with_own_memory

@@ -139,6 +139,11 @@ def compact(of_tasks: Tensor, weighing: Weighing) -> dict[str, Tensor | None]:
     return {"of_tasks": of_tasks, "weights": weights, "lengths": lengths}
 
 
+def averaged(learner: Any, of_tasks: Tensor, memory: Lengths) -> dict[str, Tensor | None]:
+    """The same of gradients (tasks, P) by the learner's mean over the tasks."""
+    return compact(of_tasks, memory.weighing(learner.robust, of_tasks))
+
+
 class PlainLoop(Protocol):
     """A learner whose inner loop is gradient descent on a support loss of its own apply."""
 

@@ -94,8 +94,8 @@ class Measuring:
         heun = [HEUN.order] if passes.adjoint == "continuous" else []
         order = min(heun + [move.scheme.order for move in first.trajectory.moves])
         usual = ceiling if not self.robust else max(ceiling, self.controller.rough)
-        enough = usual if self.memory.errors else self.rtol
         known = bool(self.memory.errors)
+        enough = usual if known else self.rtol
         return refined(first, halved, lambda one: one.value, order, enough, usual, known, self._noise)
 
     def _finite(self, found: Solution) -> tuple[float, float]:

@@ -14,8 +14,8 @@ from amaml.flow.field import Evaluations
 from amaml.learner import (
     Memory,
     MetaGradient,
+    averaged,
     check_inner_loop,
-    compact,
     no_lengths,
     query_gradient,
     with_lengths,
@@ -60,7 +60,7 @@ class MAML:
         to_phi, query_loss = query_gradient(self.apply, self.loss, phi.detach(), tasks.detach())
         (to_theta,) = torch.autograd.grad(phi, start, to_phi)
         spent = Evaluations(self.inner_steps, self.inner_steps)
-        mean = compact(to_theta, memory.weighing(self.robust, to_theta))
+        mean = averaged(self, to_theta, memory)
         return MetaGradient(query_loss=query_loss, evaluations=spent, **mean)
 
     adapt, init, update, meta_gradient = descended, no_lengths, with_lengths, with_own_memory

@@ -10,7 +10,7 @@ import operator
 import torch
 from torch import Tensor
 from torch._functorch.compile_utils import fx_graph_cse
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 aten = torch.ops.aten
 LIKE = {aten.ones_like.default: 1.0, aten.zeros_like.default: 0.0}
@@ -20,8 +20,7 @@ WITH_ONE = aten.mul.Scalar, aten.mul.Tensor, aten.div.Scalar, aten.div.Tensor, a
 
 def simplify(traced: GraphModule) -> None:
     """Simplify a graph in place; one that writes into its tensors stays as it is."""
-    schemas = {node: getattr(node.target, "_schema", None) for node in traced.graph.nodes}
-    if any(schema is not None and schema.is_mutable for schema in schemas.values()):
+    if writing(traced.graph):
         return
     for node in traced.graph.nodes:
         if (value := LIKE.get(node.target)) is not None and (made := _made(node)) is not None:
@@ -37,6 +36,12 @@ def simplify(traced: GraphModule) -> None:
     _own_results(traced)
     traced.graph.eliminate_dead_code()
     traced.recompile()
+
+
+def writing(graph: Graph) -> list[Node]:
+    """The nodes of a graph that write into their first argument."""
+    schemas = {node: getattr(node.target, "_schema", None) for node in graph.nodes}
+    return [node for node, schema in schemas.items() if schema is not None and schema.is_mutable]
 
 
 def memory(node: Node) -> Node:

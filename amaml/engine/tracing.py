@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from amaml.engine.calling import batchable
 from amaml.engine.closures import Path, find_paths
 from amaml.engine.faults import is_mistake
-from amaml.engine.simplifying import memory, simplify
+from amaml.engine.simplifying import memory, simplify, writing
 
 
 class Trace(NamedTuple):
@@ -85,9 +85,8 @@ def _as_if_compiling() -> Iterator[None]:
 
 def _written(graph: Graph) -> bool:
     """Whether a graph writes into one of its inputs or constants, by way of views too."""
-    schemas = {node: getattr(node.target, "_schema", None) for node in graph.nodes}
-    writing = (node.args[0] for node, schema in schemas.items() if schema is not None and schema.is_mutable)
-    return any(memory(node).op in ("placeholder", "get_attr") for node in writing if isinstance(node, Node))
+    written = (node.args[0] for node in writing(graph))
+    return any(memory(node).op in ("placeholder", "get_attr") for node in written if isinstance(node, Node))
 
 
 def _lift(traced: GraphModule, root: object) -> tuple[Path, ...]:

@@ -130,9 +130,7 @@ class GradedMesh:
                 rate = max(abs(math.log(b / a)) for a, b in zip(now, later, strict=True)) / (last.end - t)
                 if last.h * max(later) > last.scheme.stability:
                     trajectory.rewind(count, u)
-                    sharp = min(
-                        max(later), self.factormax * sharp
-                    )  # a state gone astray may lie where it is far larger
+                    sharp = min(max(later), self.factormax * sharp)  # a state gone astray may lie where it is larger
                     continue
                 now, sharp = later, max(later)
             t = last.end
