@@ -39,13 +39,13 @@ def test_the_data_root_is_the_one_given_else_the_environments(monkeypatch):
 
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 def test_what_is_missing_is_named_with_what_to_do(source):
-    whole, file = (str(source.missing(Path("/root"), lost)) for lost in (None, "/root/lost.csv"))
-    assert whole.startswith(f"{source.name} is not in /root; expected there is ")
-    assert file.startswith("/root/lost.csv is missing; expected there is ")
+    whole, file = (str(source.missing(Path("/absent"), lost)) for lost in (None, "/absent/lost.csv"))
+    assert whole.startswith(f"{source.name} is not in /absent; expected there is ")
+    assert file.startswith("/absent/lost.csv is missing; expected there is ")
     for message in (whole, file):
         assert "\n" not in message
         assert f"nothing was downloaded; its publisher is {source.page}" in message
-        assert (f"python -m data.download {source.name} --data-root /root" in message) == bool(source.archives)
+        assert (f"python -m data.download {source.name} --data-root /absent" in message) == bool(source.archives)
 
 
 def test_the_first_place_that_is_a_file_is_read(tmp_path):

@@ -30,3 +30,11 @@ def test_a_library_answers_with_seconds_memory_and_our_gradient(peer, tmp_path):
         assert memory >= 0
         expected = methods(p)[ours](2).meta_gradient(p.theta, p.tasks).value
         np.testing.assert_allclose(np.load(tmp_path / "found.npy"), expected, rtol=1e-10, atol=1e-14)
+
+
+def test_the_released_algorithm_answers_with_the_mean_over_the_tasks():
+    p = problem("alpine", torch.float64, "cpu", None, tasks=2)
+    table = methods(p)
+    released, exact = (table[name](20).meta_gradient(p.theta, p.tasks).value for name in ("released A-MAML", "MAML"))
+    assert released.shape == p.theta.shape
+    assert torch.cosine_similarity(released, exact, dim=0) > 0.99
