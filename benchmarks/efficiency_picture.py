@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.paper import PAPER
 from benchmarks.paper_pictures import NAMES, STYLES
 from data.files import write_atomically
-from experiment.figures_compare import name_lines
+from experiment.figures_compare import save
 
 A_MAML, LINE = STYLES["amaml"], {"linewidth": 1.5, "markersize": 4}
 SHOWN = {  # a line's name and look
@@ -20,7 +20,7 @@ SHOWN = {  # a line's name and look
     "released A-MAML": ("A-MAML as released", A_MAML | LINE | {"linestyle": (0, (1, 1.5)), "marker": "x"}),
     **{NAMES[name]: (NAMES[name], LINE | STYLES[name]) for name in ("maml", "imaml", "fomaml", "reptile")},
 }
-OPEN = {"linestyle": "none", "markerfacecolor": "none", "markersize": 11, "markeredgewidth": 1.5}
+OPEN = {"linestyle": "none", "markerfacecolor": "none", "markersize": 9, "markeredgewidth": 1.5}
 Points = dict[str, list[tuple[int, float]]]  # by method: inner steps and a number
 
 
@@ -28,7 +28,7 @@ def draw(path: Path) -> None:
     """The table and the picture of a CSV, beside it."""
     frame = pd.read_csv(path)
     write_atomically(path.with_suffix(".md"), table(frame).encode())
-    figure(frame, PAPER["efficiency"]).savefig(path.with_suffix(".png"), dpi=120)
+    save(figure(frame, PAPER["efficiency"]), path.with_suffix(""))
 
 
 def table(frame: pd.DataFrame) -> str:
@@ -74,15 +74,16 @@ def figure(frame: pd.DataFrame, paper: dict[str, Any]) -> Figure:
     """frame: method, steps, seconds, peak_bytes; paper: seconds by method and inner steps, whose ratios are drawn."""
     seconds, memory = _points(frame, "seconds", 1.0), _points(frame, "peak_bytes", 2.0**20)
     published = {name: [(int(steps), value) for steps, value in line.items()] for name, line in paper.items()}
-    panels = [  # what is on the y axis, our lines, the paper's marks
-        ("seconds a meta-update", seconds, {}),
-        ("seconds over FOMAML's; open marks: the paper", _ratios(seconds), _ratios(published)),
+    panels = [  # title, our lines, the paper's marks
+        ("seconds of a meta-update", seconds, {}),
+        ("the same, relative to FOMAML", _ratios(seconds), _ratios(published)),
     ]
     if memory:
-        panels.append(("memory added by the inner steps, MiB", memory, {}))
-    drawing = Figure(figsize=(5.6 * len(panels), 4.6), layout="constrained")
-    for axes, (label, points, marks) in zip(drawing.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        axes.set(xlabel="inner steps", ylabel=label, xscale="log", yscale="log")
+        panels.append(("memory that the inner steps add, MiB", memory, {}))
+    drawing = Figure(figsize=(3.7 * len(panels), 4.2), layout="constrained")
+    for axes, (title, points, marks) in zip(drawing.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        axes.set(xlabel="inner steps", xscale="log", yscale="log")
+        axes.set_title(title, fontsize=11)
         for method, line in points.items():
             axes.plot(*zip(*line, strict=True), **SHOWN[method][1])
         for method, line in marks.items():
@@ -93,8 +94,11 @@ def figure(frame: pd.DataFrame, paper: dict[str, Any]) -> Figure:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.grid(color="#eeeeee")
-        _label(axes, points)
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    handles = [Line2D([], [], label=SHOWN[method][0], **SHOWN[method][1]) for method in seconds]
+    handles.append(Line2D([], [], label="open: the paper, one GPU", color="0.3", marker="o", **OPEN))
+    drawing.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
     return drawing
 
 
@@ -109,18 +113,3 @@ def _ratios(points: Points) -> Points:
     whole = dict(points.get("FOMAML", ()))
     ratios = {name: [(n, value / whole[n]) for n, value in line if n in whole] for name, line in points.items()}
     return {name: line for name, line in ratios.items() if line}
-
-
-def _label(axes: Axes, points: Points) -> None:
-    """The lines' names: right of those that go to the last number of steps, above the end of the others."""
-    steps = {n for line in points.values() for n, _ in line}
-    first, last = min(steps), max(steps)
-    axes.set_xlim(right=last * max(last / first, 2.0) ** 0.42)
-    axes.margins(y=0.08)
-    axes.autoscale_view(scalex=False)
-    names = {method: SHOWN[method][0] for method in points}
-    colors = {names[method]: SHOWN[method][1]["color"] for method in points}
-    name_lines(axes, {names[m]: line[-1] for m, line in points.items() if line[-1][0] == last}, colors)
-    for name, line in ((names[m], line) for m, line in points.items() if line[-1][0] != last):
-        look = {"ha": "center", "va": "center", "fontsize": 8.5, "color": colors[name]}
-        axes.annotate(name, line[-1], (0, 12), textcoords="offset points", **look)

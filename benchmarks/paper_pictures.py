@@ -1,16 +1,16 @@
 """The pictures of results/paper: the figure's panels with the paper's points, and what long horizons are worth."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, StrMethodFormatter
 
-from experiment.figures_compare import curve, name_lines, style
+from experiment.figures_compare import curve, name_lines, save, shared, style
 from experiment.results import POINTS, until
 
 NAMES = {
@@ -23,7 +23,8 @@ NAMES = {
 }
 GREY = {"scratch": {"color": "#777777"}, "pretrained": {"color": "#aaaaaa"}}  # what is not meta-trained
 NAMES |= {method: method for method in GREY}
-STYLES = {method: style(i, len(NAMES) - 1) | GREY.get(method, {}) for i, method in enumerate(NAMES)}
+STYLES = {method: style(i, len(NAMES)) | GREY.get(method, {}) for i, method in enumerate(NAMES)}
+NEAR = 0.02  # curves that are nowhere further apart share a name
 TOP = 1.6  # of the figure's axes; what starts above is told in figure.md
 
 
@@ -35,17 +36,17 @@ def draw(
     updates: int,
     out: Path,
 ) -> None:
-    """figure-SETTING and horizons-DOMAIN in a folder, as far as there are results; updates: for equal updates.
+    """figure-SETTING-POINTS and horizons-DOMAIN in a folder, as far as there are results; updates: for equal updates.
 
     The frames are those of benchmarks.paper; trained_on: runs that began with Reptile's last theta of 200 steps.
     """
     for setting in ("released", "ours") if len(figure) else ():
         shown = figure[(figure["setting"] == setting) & (figure["unit"] == "epoch") & figure["final"]]
-        if len(shown):
-            panels(shown, setting, paper).savefig(out / f"figure-{setting}.png", dpi=110)
+        for points in POINTS if len(shown) else ():
+            save(panels(shown, setting, points, paper), out / f"figure-{setting}-{points}")
     for domain in horizons["domain"].unique() if len(horizons) else ():
         own = (f[(f["domain"] == domain) & (f["unit"] != "epoch")] if len(f) else f for f in (horizons, trained_on))
-        over_horizons(*own, domain, updates).savefig(out / f"horizons-{domain}.png", dpi=110)
+        save(over_horizons(*own, domain, updates), out / f"horizons-{domain}")
 
 
 def seeds_of(frame: pd.DataFrame) -> str:
@@ -55,42 +56,48 @@ def seeds_of(frame: pd.DataFrame) -> str:
     fewest, most = counts.min(), counts.max()
     if most == 1:
         return "one seed"
-    return f"mean and range of {most} seeds" if fewest == most else f"mean and range of {fewest} to {most} seeds"
+    count = str(most) if fewest == most else f"{fewest} to {most}"
+    return f"mean, and bars from lowest to highest, of {count} seeds"
 
 
-def panels(frame: pd.DataFrame, setting: str, paper: dict[str, Any]) -> Figure:
-    """Above the support set, below the test points, a panel a column: our curves, the paper's ends as open marks."""
+def panels(frame: pd.DataFrame, setting: str, points: str, paper: dict[str, Any]) -> Figure:
+    """A panel a family and number of points: our curves on one kind of points, the paper's ends as open marks."""
     names = [panel for panel in paper["panels"] if (frame["panel"] == panel).any()]
-    figure = Figure(figsize=(3.1 * len(names), 6.6), layout="constrained")
-    axes = figure.subplots(2, len(names), sharex=True, sharey=True, squeeze=False)
-    for column, panel in enumerate(names):
-        published = paper["figure"][paper["panels"][panel]]
-        for axis, points in zip(axes[:, column], POINTS, strict=True):
-            _panel(axis, frame[frame["panel"] == panel], points, published)
-            axis.set_title(f"{panel}, {'support set' if points == 'support' else 'test points'}", fontsize=9)
-        axes[1, column].set_xlabel("fine-tuning epoch")
-    for axis in axes[:, 0]:
-        axis.set_ylabel("nRMSE (1: predicting the mean)")
-    handles = [matplotlib.lines.Line2D([], [], label=NAMES[m], markerfacecolor="white", **s) for m, s in STYLES.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-    where = {"released": "at the released setting", "ours": "at our settings"}[setting]
-    text = f"The paper's figure, our runs {where}, {seeds_of(frame)}; open marks, the same above and below: the paper"
-    figure.suptitle(text, fontsize=11)
+    rows = 2 if len(names) > 3 else 1
+    figure = Figure(figsize=(11, 0.9 + 2.9 * rows), layout="constrained")
+    axes = figure.subplots(rows, -(-len(names) // rows), sharex=True, sharey=True, squeeze=False)
+    for axis, panel in zip(axes.flat, names, strict=False):
+        _panel(axis, frame[frame["panel"] == panel], points, paper["figure"][paper["panels"][panel]])
+        family, _, count = panel.rpartition("-")
+        axis.set_title(f"{family}, {count} support points", fontsize=10)
+        axis.label_outer()
+    where = {"released": "the released setting", "ours": "our settings"}[setting]
+    on = {"test": "test points", "support": "the support set"}[points]
+    text = f"The paper's figure at {where}, errors on {on}; {seeds_of(frame)}\n"
+    figure.suptitle(text + "open marks: the paper's curves at epochs 0 and 1000, in the method's colour", fontsize=11)
     return figure
 
 
 def _panel(axis: Axes, frame: pd.DataFrame, points: str, published: dict[str, tuple[float, float]]) -> None:
-    for method, look in STYLES.items():
-        own = frame[frame["method"] == method]
-        if len(own):
-            values = own.pivot(index="epoch", columns="seed", values=points)
-            curve(axis, values, **look | {"marker": ""})
-        for epoch, value in zip((0, 1000), published.get(method, ()), strict=False):
-            mark = look | {"linestyle": "none", "markerfacecolor": "white"}
-            axis.plot([epoch], [min(value, TOP)], **mark, clip_on=False, zorder=4)
-    axis.set(ylim=(0, TOP), xlim=(0, 1000), xticks=(0, 500, 1000))
+    axis.set(ylim=(0, TOP), xlim=(-20, 1020), xticks=(0, 500, 1000), xlabel="fine-tuning epoch", ylabel="nRMSE")
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
+    groups = {method: frame[frame["method"] == method] for method in STYLES}
+    curves = {m: own.pivot(index="epoch", columns="seed", values=points) for m, own in groups.items() if len(own)}
+    ends = {m: curve(axis, v, place=(i, len(curves)), **_line(m)) for i, (m, v) in enumerate(curves.items())}
+    for method, values in published.items():
+        mark = _line(method) | {"linestyle": "none", "markerfacecolor": "none", "markersize": 7}
+        axis.plot([0, 1000], np.minimum(values, TOP), **mark, clip_on=False, zorder=4)
+    names = {method: NAMES[method] for method in curves}
+    together = shared({names[method]: values for method, values in curves.items()}, NEAR)
+    shown = {together[names[m]]: (end, STYLES[m]["color"]) for m, end in ends.items() if names[m] in together}
+    name_lines(
+        axis, {name: end for name, (end, _) in shown.items()}, {name: color for name, (_, color) in shown.items()}
+    )
+
+
+def _line(method: str) -> dict[str, Any]:
+    return STYLES[method] | {"linewidth": 2.2 if method == "amaml" else 1.4, "markersize": 3.5}
 
 
 def over_horizons(frame: pd.DataFrame, trained_on: pd.DataFrame, domain: str, updates: int) -> Figure:
@@ -98,40 +105,50 @@ def over_horizons(frame: pd.DataFrame, trained_on: pd.DataFrame, domain: str, up
 
     trained_on: what became of Reptile's theta of 200 steps; right, from the end of Reptile's line.
     """
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    figure = Figure(figsize=(9.6, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     ends = frame[frame["end"]].assign(steps=frame["inner_steps"].astype(int))
     after = trained_on[trained_on["end"]] if len(trained_on) else ends.head(0)
     names = [method for method in STYLES if (ends["method"] == method).any()]
-    on_left = {NAMES[m]: _over_steps(left, ends[ends["method"] == m], updates, STYLES[m]) for m in names}
+    counts = sorted({*ends["steps"]})
+    _prepare(left, counts, "inner steps in meta-training, and at the meta-test")
+    left.xaxis.set_major_locator(FixedLocator([n for n in (1, 5, 20, 50, 200, 1000) if n in counts]))
+    places = {method: (i, len(names)) for i, method in enumerate(names)}
+    on_left = {NAMES[m]: _over_steps(left, ends[ends["method"] == m], updates, places[m], STYLES[m]) for m in names}
     colors, on_right = {NAMES[m]: STYLES[m]["color"] for m in names}, {}
-    for method in names:
-        steps, best = _best(ends[ends["method"] == method])
-        name = f"{NAMES[method]}, {steps} steps"
-        on_right[name], colors[name] = _over_seconds(right, best, STYLES[method]), STYLES[method]["color"]
-    start = on_right.get(f"{NAMES['reptile']}, 200 steps")
+    best = {method: _best(ends[ends["method"] == method]) for method in names}
+    spent = {method: _seconds(own) for method, (_, own) in best.items()}
+    _prepare(right, [x for values in spent.values() for x in values.index], "seconds of meta-training, one CPU thread")
+    right.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    for method, values in spent.items():
+        name = f"{NAMES[method]} ({best[method][0]})"
+        on_right[name], colors[name] = (
+            curve(right, values, place=places[method], **STYLES[method]),
+            colors[NAMES[method]],
+        )
+    start = on_right.get(f"{NAMES['reptile']} (200)")
     for method in (m for m in STYLES if start and (after["method"] == m).any()):
         name = "Reptile, longer" if method == "reptile" else f"Reptile, then {NAMES[method]}"
         on_right[name] = _one_step(right, start, after[after["method"] == method], STYLES[method])
         colors[name] = STYLES[method]["color"]
-    left.set(xscale="log", xlabel="inner steps in meta-training, and at the meta-test", ylabel="nRMSE on test points")
-    left.xaxis.set_major_locator(FixedLocator([1, 5, 20, 50, 200, 1000]))
-    left.xaxis.set_minor_locator(NullLocator())
-    right.set(xscale="log", xlabel="seconds of meta-training, one CPU thread")
-    right.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    right.xaxis.set_minor_formatter(NullFormatter())
-    right.set_title("each method at the number of steps that ends lowest", fontsize=10)
+    left.set_ylabel("nRMSE on test points")
     left.set_title(f"after {updates} meta-updates{exceptions(ends, updates)}", fontsize=10)
-    for axis, places in ((left, on_left), (right, on_right)):
-        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.grid(alpha=0.25, linewidth=0.6)
-        axis.spines[["top", "right"]].set_visible(False)
-        low, high = axis.get_xlim()
-        axis.set_xlim(low, high * (high / low) ** 0.25)
-        name_lines(axis, places, colors)
-    text = f"What long horizons are worth: {domain} 100/100, tanh network of 2 x 128, {seeds_of(frame)}"
-    figure.suptitle(text, fontsize=12)
+    right.set_title("each method at the number of steps (in brackets)\nthat ends lowest", fontsize=10)
+    left.set_ylim(left.get_ylim())  # of both; names are placed by it
+    for axis, lines in ((left, on_left), (right, on_right)):
+        name_lines(axis, lines, colors)
+    figure.suptitle(f"{domain}, 100 support points, tanh network of 2 x 128; {seeds_of(frame)}", fontsize=11)
     return figure
+
+
+def _prepare(axis: Axes, x: Sequence[float], label: str) -> None:
+    """A logarithmic axis from the least to the largest x, with room for names."""
+    low, high = min(x), max(x)
+    axis.set(xscale="log", xlabel=label, xlim=(low / 1.2, high * max(high / low, 2.0) ** 0.3))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.grid(alpha=0.25, linewidth=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
 
 
 def _reached(group: pd.DataFrame, most: float = np.inf) -> int:
@@ -139,11 +156,13 @@ def _reached(group: pd.DataFrame, most: float = np.inf) -> int:
     return int(min(most, group.groupby("seed")["update"].max().min()))
 
 
-def _over_steps(axis: Axes, ends: pd.DataFrame, updates: int, look: dict[str, Any]) -> tuple[float, float]:
+def _over_steps(
+    axis: Axes, ends: pd.DataFrame, updates: int, place: tuple[int, int], look: dict[str, Any]
+) -> tuple[float, float]:
     """Draw a method's error over its inner steps, open marks where it has fewer updates; where the line ends."""
     groups = {steps: (_reached(group, updates), group) for steps, group in ends.groupby("steps")}
     found = {steps: until(group, n).set_index("seed")["test"] for steps, (n, group) in groups.items()}
-    end = curve(axis, values := pd.DataFrame(found).T, **look)
+    end = curve(axis, values := pd.DataFrame(found).T, place=place, **look)
     fewer = values.mean(axis="columns")[[steps for steps, (n, _) in groups.items() if n < updates]]
     if len(fewer):
         axis.plot(fewer, **look | {"linestyle": "none", "markerfacecolor": "white"}, zorder=4)
@@ -167,11 +186,10 @@ def exceptions(ends: pd.DataFrame, updates: int) -> str:
     return f"\n(open marks: {'; '.join(parts)})" if parts else ""
 
 
-def _over_seconds(axis: Axes, ends: pd.DataFrame, look: dict[str, Any]) -> tuple[float, float]:
-    """Draw the error over the seconds of meta-training, where every seed was tested; where the line ends."""
+def _seconds(ends: pd.DataFrame) -> pd.DataFrame:
+    """The error over the seconds of meta-training, where every seed was tested, a column a seed."""
     values = ends.pivot(index="update", columns="seed", values="test").dropna()
-    values.index = values.index * ends.drop_duplicates("seed")["seconds"].median()
-    return curve(axis, values, **look)
+    return values.set_axis(values.index * ends.drop_duplicates("seed")["seconds"].median())
 
 
 def _one_step(axis: Axes, start: tuple[float, float], ends: pd.DataFrame, look: dict[str, Any]) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """What many runs say together: they are read, and sorted into panels and variants.
 
 Runs of the same test (domain, shots, queries, protocol) make a panel. Within it, runs that differ in their seed alone
-are one variant, named after its method and, where a method has several, after the settings in which they differ.
+are one variant, named after its method and, where a method has several, after settings that tell these apart.
 """
 
 import itertools
@@ -188,12 +188,22 @@ def _labels(keys: dict[str, tuple], differing: list[str]) -> dict[str, str]:
     order = {method: i for i, method in enumerate(METHODS)}
     ordered = sorted({*keys.values()}, key=lambda key: (order.get(key[0], len(order)), str(key)))
     labels = {}
-    for key in ordered:
-        rivals = [other for other in ordered if other[0] == key[0]]
-        own = [
-            f"{name} {value}"
-            for i, (name, value) in enumerate(zip(differing, key[1:], strict=True), 1)
-            if value is not None and len({str(rival[i]) for rival in rivals}) > 1
-        ]
-        labels[key] = ", ".join([key[0], *own])
+    for method, rivals in itertools.groupby(ordered, key=lambda key: key[0]):
+        variants = list(rivals)
+        telling = _telling(variants)
+        for key in variants:
+            own = [f"{differing[i - 1]} {key[i]}" for i in telling if key[i] is not None]
+            labels[key] = ", ".join([method, *own])
     return {run: labels[key] for key in ordered for run in keys if keys[run] == key}
+
+
+def _telling(variants: list[tuple]) -> list[int]:
+    """The fewest places, taken one by one, at which the variants of a method are all told apart."""
+
+    def kinds(places: list[int]) -> int:
+        return len({tuple(str(variant[i]) for i in places) for variant in variants})
+
+    chosen: list[int] = []
+    while kinds(chosen) < len(variants):
+        chosen.append(max(range(1, len(variants[0])), key=lambda i: kinds([*chosen, i])))
+    return sorted(chosen)

@@ -1,10 +1,14 @@
-"""Curves of many runs: the metric while adapting, and while meta-training, a mean a variant with its range over seeds.
+"""Curves of many runs: the metric while adapting, and while meta-training, a mean a variant with bars of its spread.
 
 Curves differ in lightness, dashes and markers as well as in colour, so that a grey print tells them apart, and carry
-their names at their ends.
+their names at their ends; those that coincide share a name. Bars stand at other places for every curve.
 """
 
+import io
+import re
+from collections.abc import Iterable
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib
@@ -12,10 +16,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.transforms import ScaledTranslation
+from scipy.optimize import isotonic_regression
 
+from data.files import write_atomically
 from experiment.compare import Panel
 
+COLORS = ("#101c6b", "#7a1fa2", "#c62828", "#00796b", "#1e88e5", "#ef6c00", "#7cb342", "#d9a400")  # dark to light
 DASHES = [  # on, off, on, off, ... in points
     "-",
     (0, (6, 2)),
@@ -29,8 +37,14 @@ DASHES = [  # on, off, on, off, ... in points
 MARKERS = "osD^vPX*"
 FORMATS = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}  # without the time, in each one's words
 FRAME = 2.5  # a curve that ends above so many times the median end leaves the frame
-APART = 0.055  # of a panel's height, between two names
+APART = 0.06  # of a panel's height, between two names
+START = 1.1  # times the height of what follows: a start further from its middle leaves the frame
+ALIKE = 0.006  # of a panel's height: curves that are nowhere further apart are drawn as one name
+WIDTH = 16  # characters of a name in a line
+MARKS = 6  # a curve, where it has more records than that
+BESIDE = 1.2  # points between the bars of two curves
 matplotlib.rcParams["svg.hashsalt"] = "amaml"  # the same picture gives the same file
+matplotlib.rcParams["svg.fonttype"] = "none"  # text, in a third of the bytes of its outlines
 
 
 def draw(panel: Panel, out: Path) -> list[Path]:
@@ -39,49 +53,59 @@ def draw(panel: Panel, out: Path) -> list[Path]:
     if panel.frame.groupby("run")["update"].nunique().max() > 1:
         pictures["training"] = training(panel)
     for name, figure in pictures.items():
-        for kind, metadata in FORMATS.items():
-            figure.savefig(out / f"{panel.name}-{name}.{kind}", dpi=150, metadata=metadata)
+        save(figure, out / f"{panel.name}-{name}", FORMATS)
     return [out / f"{panel.name}-{name}.png" for name in pictures]
+
+
+def save(figure: Figure, path: Path, kinds: Iterable[str] = ("svg", "png")) -> None:
+    """Write a figure to files of these endings."""
+    for kind in kinds:
+        content = io.BytesIO()
+        figure.savefig(content, format=kind, dpi=150, metadata=FORMATS[kind])
+        written = content.getvalue()
+        if kind == "svg":
+            written = re.sub(rb"(\.\d\d)\d+", rb"\1", written)  # hundredths of a point are enough
+        write_atomically(path.with_name(f"{path.name}.{kind}"), written)
 
 
 def adaptation(panel: Panel) -> Figure:
     """Left on test points, right on the support set, over the epochs or steps of a meta-test."""
     figure, axes = _figure(panel)
     for axis, points, title in zip(axes, ("test", "support"), ("test points", "support set"), strict=True):
-        own = panel.final.groupby("variant", observed=True)
-        _draw(axis, panel, [of.pivot(index="epoch", columns="seed", values=points).dropna() for _, of in own])
+        _draw(axis, panel, panel.final, "epoch", points, "symlog")
         axis.set_xlabel({"epoch": "fine-tuning epoch"}.get(panel.unit, panel.unit))
-        axis.set_title(f"on the {title}", fontsize=10)
+        axis.set_title(f"on the {title}", fontsize=11)
     return figure
 
 
 def training(panel: Panel) -> Figure:
     """The metric on test points at the end of every meta-test so far: left over updates, right over seconds."""
     figure, axes = _figure(panel)
-    curves = []
-    for _, own in panel.frame[panel.frame["end"]].groupby("variant", observed=True):
-        curves.append(own.pivot(index="update", columns="seed", values="test").dropna())
-        curves[-1].attrs["seconds"] = own.drop_duplicates("run")["seconds"].astype(float).mean()
-    _draw(axes[0], panel, curves)
-    _draw(axes[1], panel, [values.set_axis(values.index * values.attrs["seconds"]) for values in curves], "log")
+    ends = panel.frame[panel.frame["end"]]
+    means = ends.drop_duplicates("run").groupby("variant", observed=True)["seconds"].mean()
+    seconds = ends.assign(seconds=ends["update"] * ends["variant"].map(means).astype(float))
+    _draw(axes[0], panel, ends, "update", "test")
+    _draw(axes[1], panel, seconds, "seconds", "test", "log")
     for axis, label in zip(axes, ("meta-updates", "seconds of meta-training"), strict=True):
         axis.set_xlabel(label)
-        axis.set_title(f"after {panel.final['epoch'].max()} {panel.unit}s, on the test points", fontsize=10)
+        axis.set_title(f"after {panel.final['epoch'].max()} {panel.unit}s, on the test points", fontsize=11)
     return figure
 
 
 def _figure(panel: Panel) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(9.0 + 0.14 * max(map(len, panel.labels)), 4.4), layout="constrained")
-    several = panel.frame.groupby("variant", observed=True)["seed"].nunique().max() > 1
-    band = ", band from the lowest to the highest seed" if several else ""
-    figure.suptitle(f"{panel.title}\nmean of {panel.frame['tasks'].iloc[0]} meta-test tasks{band}", fontsize=11)
+    figure = Figure(figsize=(8.6 + 0.12 * max(map(len, panel.labels)), 4.4), layout="constrained")
+    seeds, tasks = panel.frame.groupby("variant", observed=True)["seed"].nunique(), panel.frame["tasks"].iloc[0]
+    bars = {"from the lowest to the highest seed": seeds.max() > 1, "95% interval over the tasks": seeds.min() == 1}
+    words = "; of a single seed, ".join(words for words, there in bars.items() if there)
+    figure.suptitle(f"{panel.title}\nmean of {tasks} meta-test tasks; bars: {words}", fontsize=11)
     return figure, figure.subplots(1, 2)
 
 
 def style(i: int, count: int) -> dict[str, Any]:
     """Of the ith of so many variants: dark to light in their order, the first of them thickest."""
+    place = round(i * (len(COLORS) - 1) / max(count - 1, 1)) if count <= len(COLORS) else i % len(COLORS)
     return {
-        "color": matplotlib.colormaps["plasma"](0.85 * i / max(count - 1, 1)),
+        "color": matplotlib.colors.to_rgb(COLORS[place]),
         "linestyle": DASHES[i % len(DASHES)],
         "marker": MARKERS[i % len(MARKERS)],
         "linewidth": 2.4 if i == 0 else 1.6,
@@ -89,60 +113,95 @@ def style(i: int, count: int) -> dict[str, Any]:
     }
 
 
-def _draw(axis: Axes, panel: Panel, curves: list[pd.DataFrame], scale: str = "linear") -> None:
+def _draw(axis: Axes, panel: Panel, frame: pd.DataFrame, over: str, points: str, scale: str = "linear") -> None:
     """A curve a variant, a level all along x where it has one record only; names at the right ends."""
-    axis.set(xscale=scale, ylabel=panel.metric, ylim=_frame(curves))
-    styles = [style(i, len(curves)) for i in range(len(curves))]
-    for i, (values, look) in enumerate(zip(curves, styles, strict=True)):
-        if len(values) == 1:
-            axis.axhline(values.iloc[0].mean(), **look | {"marker": ""})
-            continue
-        every = max(len(values) // 6, 1)
-        curve(axis, values, markevery=((i * every) // len(curves), every), zorder=3 - i / 100, **look)
-    if scale == "linear":
-        axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
-        axis.set_xlim(left=0)
-    else:
-        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    groups = [own for _, own in frame.groupby("variant", observed=True)]
+    curves = [own.pivot(index=over, columns="seed", values=points).dropna() for own in groups]
+    halves = [own.set_index(over)[f"{points}_ci95"] if own["seed"].nunique() == 1 else None for own in groups]
+    axis.set(ylabel=panel.metric, ylim=_frame(curves))
+    near = 10 if panel.unit == "epoch" else 1  # up to which symlog is linear
+    axis.set_xscale(scale, **{"linthresh": near} if scale == "symlog" else {})
+    along = [x for values in curves if len(values) > 1 for x in values.index] or [0, 1]
+    first, last = min(along), max(along)
+    axis.set_xlim(
+        {"linear": (-last / 60, 1.02 * last), "symlog": (-near / 15, 1.1 * last)}.get(scale, (first / 1.2, 1.1 * last))
+    )
+    locators = {"linear": MaxNLocator(6, steps=[1, 2, 5, 10], integer=True), "log": LogLocator(subs=(1, 2, 5))}
+    if scale in locators:
+        axis.xaxis.set_major_locator(locators[scale])
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25, linewidth=0.6)
-    right, top = axis.get_xlim()[1], axis.get_ylim()[1]
-    axis.set_xlim(right=right)
-    ends, colors = {}, {}
-    for label, values, look in zip(panel.labels, curves, styles, strict=True):
-        y = values.iloc[-1].mean()
-        name = f"{label} ({y:.3g})" if y > top else label
-        ends[name], colors[name] = (right if len(values) == 1 else values.index[-1], min(y, top)), look["color"]
+    names = shared(dict(zip(panel.labels, curves, strict=True)), ALIKE * float(np.ptp(axis.get_ylim())))
+    ends, colors, (right, top) = {}, {}, (axis.get_xlim()[1], axis.get_ylim()[1])
+    for i, (label, values, half) in enumerate(zip(panel.labels, curves, halves, strict=True)):
+        look, y = style(i, len(curves)), values.iloc[-1].mean()
+        if len(values) == 1:
+            axis.axhline(y, **look | {"marker": ""})
+        else:
+            curve(axis, values, half, (i, len(curves)), zorder=3 - i / 100, **look)
+        if label in names:
+            name = f"{names[label]} ({y:.3g})" if y > top else names[label]
+            ends[name], colors[name] = (right if len(values) == 1 else values.index[-1], min(y, top)), look["color"]
     name_lines(axis, ends, colors)
 
 
 def _frame(curves: list[pd.DataFrame]) -> tuple[float, float]:
-    """The ends of the y axis: around all curves, but for those that are many times above the others."""
-    peaks = np.array([values.to_numpy().max() for values in curves])
+    """The ends of the y axis: around all curves, but for ends and starts that are far from all others."""
+    later = [values.iloc[min(1, len(values) - 1) :].to_numpy() for values in curves]
+    peaks = np.array([values.max() for values in later])
     high = float(peaks[peaks <= FRAME * np.median(peaks)].max())
-    low = min(float(values.to_numpy().min()) for values in curves)
+    low = min(float(values.min()) for values in later)
+    starts = np.concatenate([values.iloc[0].to_numpy() for values in curves])
+    near = starts[np.abs(starts - (low + high) / 2) <= START * (high - low)]
+    low, high = (float(end([low, high, *near])) for end in (min, max))
     margin = 0.08 * (high - low) or 0.1 * high
     return (max(low - margin, 0.0) if low >= 0 else low - margin), high + margin
 
 
-def curve(axes: Axes, values: pd.DataFrame, **look: Any) -> tuple[float, float]:
-    """Draw the mean of values (x, seeds), with a band from the lowest to the highest seed; the line's end."""
-    mean, x = values.mean(axis="columns"), values.index.to_numpy()
-    axes.plot(x, mean.to_numpy(), **look)
-    if values.shape[1] > 1:
-        low, high = values.min(axis="columns"), values.max(axis="columns")
-        axes.fill_between(x, low, high, color=look["color"], alpha=0.13, linewidth=0)
-    return float(x[-1]), float(mean.iloc[-1])
+def shared(curves: dict[str, pd.DataFrame], near: float) -> dict[str, str]:
+    """The names to be drawn: those of curves that are nowhere further apart than near stand at the first of them."""
+    means = {name: values.mean(axis="columns") for name, values in curves.items()}
+    groups: dict[str, list[str]] = {}
+    for name, mean in means.items():
+        like = (n for n in groups if means[n].index.equals(mean.index) and (means[n] - mean).abs().max() <= near)
+        groups.setdefault(next(like, name), []).append(name)
+    return {first: fill(", ".join(names), WIDTH, break_long_words=False) for first, names in groups.items()}
+
+
+def curve(
+    axes: Axes, values: pd.DataFrame, half: pd.Series | None = None, place: tuple[int, int] = (0, 1), **look: Any
+) -> tuple[float, float]:
+    """Draw the mean of values (x, seeds), with marks and bars; the line's end. Once the limits along x are set.
+
+    A bar goes from the lowest to the highest seed, or, with half the interval over the tasks, so far on either side.
+    place: which curve of how many this is; marks and bars of different curves stand beside each other.
+    """
+    mean, (i, count) = values.mean(axis="columns"), place
+    low, high = (mean - half, mean + half) if half is not None else (values.min(axis=1), values.max(axis=1))
+    across = axes.transScale.transform(np.column_stack([values.index, mean]))[:, 0]
+    wanted = across[0] + np.ptp(across) * (np.arange(MARKS) + (i + 0.5) / count) / MARKS
+    marked = sorted({int(np.abs(across - x).argmin()) for x in wanted}) if len(mean) > MARKS else range(len(mean))
+    axes.plot(values.index, mean, markevery=list(marked), **look)
+    apart = BESIDE * (i - (count - 1) / 2) if len(mean) <= MARKS else 0.0
+    beside = ScaledTranslation(apart / 72, 0, axes.figure.dpi_scale_trans)
+    ends = (part.iloc[list(marked)] for part in (low, high))
+    bars = {"color": look["color"], "linewidth": 1.2, "alpha": 0.8, "zorder": look.get("zorder", 2)}
+    axes.vlines(values.index[list(marked)], *ends, transform=axes.transData + beside, **bars)
+    return float(values.index[-1]), float(mean.iloc[-1])
 
 
 def name_lines(axes: Axes, ends: dict[str, tuple[float, float]], colors: dict[str, Any]) -> None:
     """Each name right of its line's end (x, y), pushed apart where they are close together; once the limits are set."""
     place, data = axes.transAxes.inverted(), axes.transData
     found = {name: place.transform(data.transform(end)) for name, end in ends.items()}
-    ordered, height = sorted(found.items(), key=lambda item: item[1][1]), -1.0
-    for left, (name, (x, y)) in zip(reversed(range(len(ordered))), ordered, strict=True):
-        height = min(max(y, height + APART), 0.97 - APART * left)
-        thin = {"arrowstyle": "-", "color": colors[name], "linewidth": 0.5}
-        look = {"ha": "left", "va": "center", "fontsize": 8.5, "color": colors[name], "arrowprops": thin}
-        look["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
-        axes.annotate(name, (x, y), (x + 0.04, height), xycoords="axes fraction", textcoords="axes fraction", **look)
+    ordered = sorted(found.items(), key=lambda item: item[1][1])
+    lines = np.array([name.count("\n") + 1 for name in found])[[*map(list(found).index, dict(ordered))]]
+    steps = APART * (np.cumsum(lines) - lines / 2)  # the middle of each name, if all stood on one another
+    wanted = isotonic_regression([y for _, (_, y) in ordered] - steps).x  # as near as may be to the ends
+    heights = np.clip(wanted, 0.0, 1.02 - APART * lines.sum()) + steps
+    for (name, (x, y)), height in zip(ordered, heights, strict=True):
+        thin = {"arrowstyle": "-", "color": colors[name], "linewidth": 0.5, "relpos": (0, 0.5), "shrinkA": 1}
+        look = {"ha": "left", "va": "center", "fontsize": 9, "color": colors[name], "arrowprops": thin}
+        axes.annotate(name, (x, y), (x + 0.05, height), xycoords="axes fraction", textcoords="axes fraction", **look)

@@ -59,8 +59,10 @@ def rows(file: Path) -> list[dict[str, Any]]:
 def of_tasks(file: Path, unit: str, epoch: int | None) -> pd.Series | None:
     """The metric on test points of every task, by its number, at a record of the last meta-test; None: not kept.
 
-    file: a run's summary.json or an evaluation*.json; epoch None: the last one.
+    file: a run's summary.json or an evaluation*.json; a line of a grid's CSV has neither. epoch None: the last one.
     """
+    if file.suffix != ".json":
+        return None
     path = file.with_name("tasks.csv") if file.name == "summary.json" else file.with_suffix(".csv")
     if not path.exists():
         return None

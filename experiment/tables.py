@@ -94,10 +94,11 @@ def differences(panel: Panel, base: str, columns: Sequence[Column]) -> Table:
 
 def _over_tasks(panel: Panel, label: str, base: str, column: Column) -> float:
     """Half the 95% interval of a difference over the tasks that two runs of one seed were tested on; nan: not kept."""
-    at = panel.at(column).set_index("variant")
-    seeds = {*at.loc[[label], "seed"]} & {*at.loc[[base], "seed"]}
-    runs = [at.loc[[name]][at.loc[[name], "seed"].isin(seeds)]["run"].iloc[0] for name in (label, base)]
-    values = [results.of_tasks(Path(run), panel.unit, column) for run in runs]
+    at = panel.at(column)
+    mine, others = (at[at["variant"] == name].set_index("seed")["run"] for name in (label, base))
+    seeds = mine.index.intersection(others.index)
+    runs = [part[seeds[0]] for part in (mine, others)] if len(seeds) else []
+    values = [results.of_tasks(Path(run), panel.unit, column) for run in runs] or [None]
     if any(v is None or v.empty for v in values):
         return np.nan
     return mean_and_interval((values[0] - values[1]).to_numpy())[1]

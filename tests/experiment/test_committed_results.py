@@ -85,6 +85,14 @@ def test_the_tables_of_tomography_come_out_again():
             assert tables.as_markdown(table) in text
 
 
+def test_a_part_of_a_csv_is_compared_as_the_pages_say():
+    place = {"setting": ["ours"], "panel": ["CosMixture-50"], "seed": ["0"]}
+    for panel in compare.panels(*compare.read_runs([RESULTS / "paper" / "paper-figure.csv"], place)):
+        assert len(panel.labels) >= 6
+        head, *rows = tables.differences(panel, "amaml", panel.epochs(None))
+        assert all(len(row) == len(head) for row in rows)
+
+
 def lines(target: str, **place: str) -> list[dict[str, str]]:
     """The lines of a CSV at a place, read without pandas."""
     with open(RESULTS / "paper" / f"{target}.csv") as file:
@@ -93,9 +101,9 @@ def lines(target: str, **place: str) -> list[dict[str, str]]:
 
 def test_the_papers_figure_draws_the_numbers_of_its_csv(found):
     shown = found["figure"].query("setting == 'ours' and unit == 'epoch' and final")
-    axes = paper_pictures.panels(shown, "ours", paper.PAPER).axes
     for panel, points in (("CosMixture-50", "support"), ("Alpine2D-100", "test")):
-        (axis,) = [a for a in axes if a.get_title().startswith(f"{panel}, {points}")]
+        axes = paper_pictures.panels(shown, "ours", points, paper.PAPER).axes
+        (axis,) = [a for a in axes if a.get_title() == f"{panel.replace('-', ', ')} support points"]
         own = lines("paper-figure", panel=panel, setting="ours", method="imaml")
         assert len(own) == 3
         names = [name for name in own[0] if re.fullmatch(rf"{points}_epoch_\d+", name)]

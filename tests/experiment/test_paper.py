@@ -2,7 +2,6 @@
 
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 
 from benchmarks import paper, paper_pictures
 from experiment import results
@@ -83,10 +82,9 @@ def test_seeds_that_were_tested_at_other_updates_share_a_curve():
         *(result(POINTS, "inner step", **PLACE), result(POINTS, "inner step", 50, **PLACE)),
         result(POINTS, "inner step", seed=1, **PLACE),
     )
-    axis = Figure().subplots()
-    end = paper_pictures._over_seconds(axis, found[found["end"]], paper_pictures.STYLES["amaml"])
-    assert axis.lines[0].get_xydata().tolist() == [[75.0, 0.4]]
-    assert end == (75.0, 0.4)
+    values = paper_pictures._seconds(found[found["end"]])
+    assert list(values.index) == [75.0]
+    assert values.loc[75.0].tolist() == pytest.approx([0.4, 0.4])
 
 
 def test_the_horizons_picture_says_which_runs_were_shorter():
@@ -105,4 +103,5 @@ def test_the_horizons_picture_says_which_runs_were_shorter():
 def test_a_picture_says_how_many_seeds_its_curves_have():
     runs = [result(POINTS, seed=seed, method="amaml") for seed in range(3)]
     assert paper_pictures.seeds_of(frame(runs[0])) == "one seed"
-    assert paper_pictures.seeds_of(frame(*runs, result(POINTS, method="maml"))) == "mean and range of 1 to 3 seeds"
+    several = paper_pictures.seeds_of(frame(*runs, result(POINTS, method="maml")))
+    assert several == "mean, and bars from lowest to highest, of 1 to 3 seeds"
