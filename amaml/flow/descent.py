@@ -41,15 +41,12 @@ class FixedMesh:
         return flow.limited(math.inf)
 
     def follow(self, trajectory: Trajectory, ends: Sequence[float], curvature: Curvature | None = None) -> Trajectory:
-        trajectory.mesh, trajectory.ends, tasks = self, ends, trajectory.flow.tasks
+        trajectory.begin(self, ends)
         times = [ends[-1] * i / max(self.steps, 1) for i in range(self.steps + 1)]
-        for end in ends:
-            reached = round(self.steps * end / ends[-1]) if ends[-1] else 0
-            steps = range(len(trajectory.moves), reached)
-            trajectory.extend(
-                [Move(self._scheme(k, tasks), times[k], times[k + 1], self._size(times, k)) for k in steps]
-            )
-            trajectory.land()
+        for end in ends if self.steps else ():
+            times[round(self.steps * end / ends[-1])] = end
+        steps, tasks = range(len(trajectory.moves), self.steps), trajectory.flow.tasks
+        trajectory.extend([Move(self._scheme(k, tasks), times[k], times[k + 1], self._size(times, k)) for k in steps])
         return trajectory
 
     def _scheme(self, k: int, tasks: Tasks) -> Scheme:
@@ -91,7 +88,7 @@ def descends(
     solves = 1 if memory.errors else 3  # the steps and their halves
     if sharp * rate >= 1 or mesh.forecast(horizon, sharp, steps / solves) >= steps / solves:
         return True
-    return (memory.descended or not memory.errors) and _kinked(flow, mesh.block(0.0, horizon, sharp, sharp)[0].h)
+    return (memory.descended or not memory.errors) and _kinked(flow, mesh.block(0.0, [horizon], sharp, sharp)[0].h)
 
 
 def _kinked(flow: GradientFlow, h: float) -> bool:

@@ -53,12 +53,9 @@ class GivenMesh:
     def follow(self, trajectory: Trajectory, ends: Sequence[float], curvature: Curvature) -> Trajectory:
         if trajectory.moves:
             return self.beyond.follow(trajectory, ends, curvature)
-        trajectory.mesh, trajectory.ends = self, ends
+        trajectory.begin(self, ends)
         trajectory.flow.check_budget(sum(move.scheme.cost for move in self.moves))
-        for end in ends:
-            done = len(trajectory.moves)
-            trajectory.extend([move for move in self.moves[done:] if move.end <= end])
-            trajectory.land()
+        trajectory.extend(self.moves)
         return trajectory
 
 
@@ -97,27 +94,17 @@ class GradedMesh:
         return GivenMesh(bisected(trajectory.moves), replace(self, tolerance=self.tolerance / 4))
 
     def follow(self, trajectory: Trajectory, ends: Sequence[float], curvature: Curvature) -> Trajectory:
-        trajectory.mesh, trajectory.ends = self, ends
-        if trajectory.at_start is None:
-            curvature.at(trajectory.final)
-            trajectory.at_start = curvature.leading
-        for end in ends:
-            if trajectory.time < end:
-                self._follow(trajectory, end, curvature)
-            if trajectory.time == end:
-                trajectory.land()
-        return trajectory
-
-    def _follow(self, trajectory: Trajectory, end: float, curvature: Curvature) -> None:
         """Block by block. One is taken again where it left the finite numbers, or where lambda_max at its end turns out
         too large for its last step."""
+        trajectory.begin(self, ends)
         t, rate, now = trajectory.time, 0.0, curvature.at(trajectory.final)
+        trajectory.at_start = trajectory.at_start or curvature.leading
         sharp = max(now)
-        while t < end:
+        while t < ends[-1]:
             trajectory.sharpen(sharp)
-            trajectory.flow.check_budget(self._least_cost((end - t) * sharp))
+            trajectory.flow.check_budget(self._least_cost((ends[-1] - t) * sharp))
             u, count = trajectory.final, len(trajectory.moves)
-            trajectory.extend(self.block(t, end, trajectory.at_start.value, sharp, rate))
+            trajectory.extend(self.block(t, ends, trajectory.at_start.value, sharp, rate))
             last = trajectory.moves[-1]
             if not trajectory.final.isfinite().all():  # waits for the device
                 if last.end == t:
@@ -125,7 +112,7 @@ class GradedMesh:
                 trajectory.rewind(count, u)
                 sharp *= self.factormax
                 continue
-            if last.end < end:
+            if last.end < ends[-1]:
                 later = curvature.at(trajectory.final)
                 rate = max(abs(math.log(b / a)) for a, b in zip(now, later, strict=True)) / (last.end - t)
                 if last.h * max(later) > last.scheme.stability:
@@ -134,33 +121,39 @@ class GradedMesh:
                     continue
                 now, sharp = later, max(later)
             t = last.end
+        return trajectory
 
     def forecast(self, horizon: float, sharp: float, most: float = math.inf) -> int:
         """Gradients of the steps to the horizon, should lambda_max stay as it is at the start; counted up to most."""
         t, cost = 0.0, 0
         while t < horizon and cost < most:
-            block = self.block(t, horizon, sharp, sharp)
+            block = self.block(t, [horizon], sharp, sharp)
             t, cost = block[-1].end, cost + sum(move.scheme.cost for move in block)
         return cost
 
-    def block(self, t: float, end: float, start: float, sharp: float, rate: float = 0.0) -> list[Move]:
-        """The next moves from t towards end, until lambda_max is worth another look.
+    def block(self, t: float, ends: Sequence[float], start: float, sharp: float, rate: float = 0.0) -> list[Move]:
+        """The next moves from t towards the last of ends, landing on each, until lambda_max is worth another look.
 
         It was start at time 0 and is sharp now; rate: of change of log lambda_max as seen last, 1 / time.
         """
-        sizes, reached, cost = [], t, 0
-        while reached < end and cost < self.frequency:
-            options = [self._longest(scheme, t, reached, end, start, sharp, rate) for scheme in self.schemes]
-            scheme, h = min(options, key=lambda option: option[0].cost / option[1] / self.handicap ** option[0].order)
-            sizes.append((scheme, h))
-            reached, cost = reached + h, cost + scheme.cost
-        shorter = (end - t) / (reached - t) if reached > end else 1.0  # so that the last step ends on the end
-        moves = []
-        for i, (scheme, h) in enumerate(sizes, 1):
-            after = end if reached >= end and i == len(sizes) else t + h * shorter
-            moves.append(Move(scheme, t, after, after - t))
-            t = after
+        moves, cost, since = [], 0, t
+        for end in (one for one in ends if one > since):
+            sizes, reached = [], t
+            while reached < end and cost < self.frequency:
+                options = [self._longest(one, since, reached, ends[-1], start, sharp, rate) for one in self.schemes]
+                scheme, h = min(options, key=lambda option: self._price(*option, end - reached))
+                sizes.append((scheme, h))
+                reached, cost = reached + h, cost + scheme.cost
+            shorter = (end - t) / (reached - t) if reached > end else 1.0  # so that the last step ends on the end
+            for i, (scheme, h) in enumerate(sizes, 1):
+                after = end if reached >= end and i == len(sizes) else t + h * shorter
+                moves.append(Move(scheme, t, after, after - t))
+                t = after
         return moves
+
+    def _price(self, scheme: Scheme, h: float, left: float) -> float:
+        """Of time, by steps of size h where no more than left is left."""
+        return scheme.cost / min(h, left) / self.handicap**scheme.order
 
     def _longest(
         self, family: Scheme, since: float, t: float, end: float, start: float, sharp: float, rate: float

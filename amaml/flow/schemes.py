@@ -109,7 +109,7 @@ class RungeKutta:
     @functools.cached_property
     def error_constant(self) -> float:
         """The largest coefficient of the local error; 1/(p+1)! where the p stages of order p are fewer than p + 1."""
-        return max(abs(miss) for miss in self._misses(self.order + 1))
+        return float(max(abs(miss) for miss in self._misses(self.order + 1)))
 
     @functools.cached_property
     def stability(self) -> float:
@@ -117,7 +117,7 @@ class RungeKutta:
         powers = [(-1.0) ** k * w for k, w in enumerate(self._linear())]
         roots = np.concatenate([np.roots([*powers[:0:-1], 1.0 + side]) for side in (-1, 1)])
         ends = sorted(root.real for root in roots if abs(root.imag) < 1e-9 and root.real > 1e-6)
-        return next(z for z in ends if abs(np.polyval(powers[::-1], z * (1 + 1e-4))) > 1)
+        return next(float(z) for z in ends if abs(np.polyval(powers[::-1], z * (1 + 1e-4))) > 1)
 
     @property
     def usable(self) -> float:

@@ -1,5 +1,6 @@
 """What is kept of a forward pass for the backward one: states, never graphs, and fewer of them where asked."""
 
+import bisect
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -47,6 +48,7 @@ class Trajectory:
         self.whole = self.checkpoints is None
         self.sharpest, self.at_start = 0.0, None  # lambda_max at its largest, and a Sharp: as it was estimated first
         self.landings: dict[int, Tensor] = {}  # the states where it was to land, by the number of moves until there
+        self.ends: Sequence[float] = ()
         self.was_read = False
 
     @property
@@ -58,13 +60,20 @@ class Trajectory:
         """Note an estimate of lambda_max."""
         self.sharpest = max(self.sharpest, sharp)
 
-    def land(self) -> None:
-        """Keep the state that it has reached, apart from the checkpoints."""
-        self.landings[len(self.moves)] = self.final
+    def begin(self, mesh: object, ends: Sequence[float]) -> None:
+        """Be made by a mesh from here on, landing on the times ends: the states there are kept apart from the rest."""
+        self.mesh, self.ends = mesh, ends
+        self._land()
 
     def extend(self, moves: Sequence[Move]) -> None:
         """Take and record more moves."""
-        self.final = march(self.flow, moves, self.final, self.record)
+        for _, run in itertools.groupby(moves, key=lambda move: bisect.bisect_left(self.ends, move.end)):
+            self.final = march(self.flow, list(run), self.final, self.record)
+            self._land()
+
+    def _land(self) -> None:
+        if self.time in self.ends:
+            self.landings[len(self.moves)] = self.final
 
     def record(self, move: Move, stages: Stages) -> None:
         """Keep what the memory allows of a step."""
@@ -100,10 +109,9 @@ class Trajectory:
     def again(self) -> "Trajectory":
         """The same moves once more, to be read another time."""
         other = Trajectory(self.flow, self.checkpoints)
-        other.at_start, other.mesh, other.ends = self.at_start, self.mesh, self.ends
-        for count in self.landings:
-            other.extend(self.moves[len(other.moves) : count])
-            other.land()
+        other.at_start = self.at_start
+        other.begin(self.mesh, self.ends)
+        other.extend(self.moves)
         return other
 
     def backwards(self) -> Iterator[tuple[Move, Stages]]:

@@ -21,12 +21,22 @@ GRADED = [name for name in SOLVERS if name != "euler"]
 SSP3 = RungeKutta("ssp3", ((), (1.0,), (0.25, 0.25)), (1 / 6, 1 / 6, 2 / 3))  # Shu and Osher 1988
 
 
-def planned(mesh: GradedMesh, horizon: float, sharp: float) -> list:
-    """All moves to the horizon where lambda_max stays as it is."""
-    moves = mesh.block(0.0, horizon, sharp, sharp)
+def planned(mesh: GradedMesh, horizon: float, sharp: float, way: tuple[float, ...] = ()) -> list:
+    """All moves to the horizon, landing on the way, where lambda_max stays as it is."""
+    moves = mesh.block(0.0, [*way, horizon], sharp, sharp)
     while moves[-1].end < horizon:
-        moves += mesh.block(moves[-1].end, horizon, sharp, sharp)
+        moves += mesh.block(moves[-1].end, [*way, horizon], sharp, sharp)
     return moves
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-3])
+@pytest.mark.parametrize("way", [(0.1, 0.5, 1.0, 1.5), (0.4, 0.8, 1.2, 1.6)])
+def test_landing_on_four_more_times_costs_little(tolerance, way):
+    """The steps are planned to the horizon; what lies on the way only cuts them."""
+    mesh = GradedMesh(SOLVERS["auto"], tolerance)
+    single, several = planned(mesh, 2.0, 7.5), planned(mesh, 2.0, 7.5, way)
+    assert {move.end for move in several} > set(way)
+    assert sum(move.scheme.cost for move in several) <= 1.3 * sum(move.scheme.cost for move in single)
 
 
 @pytest.mark.parametrize("name", GRADED)
@@ -165,9 +175,10 @@ def test_steps_for_the_continuous_adjoint_stay_within_heuns_limit(monkeypatch, s
 
 
 def test_auto_takes_every_scheme_where_it_is_the_cheapest():
-    """From the ends to the middle of the horizon of lower and lower order, Chebyshev steps between them."""
+    """From the ends to the middle of the horizon of lower and lower order, Chebyshev steps between them; and the last
+    one cheaper, since little is left for it."""
     names = [getattr(m.scheme, "name", "rkc") for m in planned(GradedMesh(SOLVERS["auto"], 1e-3), 10.0, 30.0)]
-    assert [name for name, _ in itertools.groupby(names)] == ["rk4", "rk3", "rkc", "rk3", "rk4"]
+    assert [name for name, _ in itertools.groupby(names)] == ["rk4", "rk3", "rkc", "rk3", "rk4", "rk3"]
 
 
 def test_bisected_steps_cover_the_same_time_by_the_same_schemes():
