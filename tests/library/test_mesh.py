@@ -36,7 +36,7 @@ def test_landing_on_four_more_times_costs_little(tolerance, way):
     mesh = GradedMesh(SOLVERS["auto"], tolerance)
     single, several = planned(mesh, 2.0, 7.5), planned(mesh, 2.0, 7.5, way)
     assert {move.end for move in several} > set(way)
-    assert sum(move.scheme.cost for move in several) <= 1.3 * sum(move.scheme.cost for move in single)
+    assert sum(move.scheme.cost for move in several) <= 1.35 * sum(move.scheme.cost for move in single)
 
 
 @pytest.mark.parametrize("name", GRADED)
