@@ -28,12 +28,13 @@ export PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1 PYTHONWARNINGS=default AMAML_DEVICE=
 export CUBLAS_WORKSPACE_CONFIG=:4096:8 # cuBLAS looks at it once a process
 if [ "$device" = cpu ]; then # nothing is compiled, and no limit meant
     slack=10 workers=0 compile=off traced="resumes_to_the_bit and off" compiled="" first=2 updates=3 all=4
-    ways=traced networks=alpine sizes=(--tasks 2 --steps 2 --methods FOMAML)
+    ways=traced networks=small sizes=(--tasks 2 --steps 2 --quantities FOMAML)
     problem=(--shots 4 --queries 4 --inner-steps 2 --width 4 --test-tasks 2 --test-epochs 10)
 else
     export TORCHINDUCTOR_CACHE_DIR=$tmp/inductor TRITON_CACHE_DIR=$tmp/triton
     slack=1 workers=8 compile=on traced="traced or off or evaluated or two" compiled="compiled or on"
-    first=20 updates=200 all=5000 ways="graphs traced compiled" networks="alpine wide conv" sizes=()
+    first=20 updates=200 all=5000 ways="graphs traced compiled" networks="small wide conv"
+    sizes=(--tasks 5 500 --steps 200 5000 --quantities FOMAML "MAML, unrolled" "MAML, by" "A-MAML, 1e-2")
     problem=(--shots 100 --queries 100 --inner-steps 200 --test-tasks 20 --test-epochs 100)
 fi
 
@@ -74,8 +75,9 @@ train update 60 $compile "$updates"
 [ -z "$compiled" ] || tests "$compiled"
 for way in $ways; do
     for network in $networks; do
-        section table 60 "$python" -m benchmarks.sizes --device "$device" --network "$network" --way "$way" "${sizes[@]}" \
-            --out "$out/table.csv"
+        section table 60 "$python" -m benchmarks.peers --libraries amaml --device "$device" --networks "$network" \
+            --dtypes "$([ "$network" = conv ] && echo float32 || echo float64)" --ways "$way" "${sizes[@]}" \
+            --batches 3 --rounds 1 --limit 40 --out "$out/table.csv"
     done
 done
 # all updates of the first command, where those of "update" were fast enough

@@ -1,75 +1,116 @@
-"""This library: the same quantities, and A-MAML's gradient of the flow.
+"""This library: the same quantities, other methods, and A-MAML's gradient of the flow.
 
-    python -m benchmarks.peers.ours NETWORK DTYPE STEPS [CHECKPOINT]
+    python -m benchmarks.peers.ours ARGUMENTS-AS-JSON        (those of quantities, of problem, and the way)
 
-A-MAML's seconds are those of a long run: a call is one for each of BATCHES batches, by a learner that has settled on
+A-MAML's seconds are those of a long run: a call is one for each of several batches, by a learner that has settled on
 as many others; measuring its error is counted in.
 """
 
+import importlib.util
 import itertools
+import json
+import os
 import sys
+import time
 import warnings
+from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from amaml import AMAML, compiled
 from amaml.engine import derivatives
-from benchmarks.peers.turns import Quantity, serve
-from benchmarks.problems import Problem, methods, problem
+from baselines import FOMAML, IMAML, MAML, Reptile
+from benchmarks.peers.asking import asking
+from benchmarks.peers.problems import Problem, direction, problem
+from benchmarks.peers.released import released
+from benchmarks.peers.turns import Processor, Quantity, serve
 
-BATCHES = 50
-NETWORKS = {"small": ("alpine", 32), "wide": ("alpine", 256), "conv": ("conv", 0)}  # a problem, and its width
-LEARNERS = {
-    "FOMAML": "FOMAML",
-    "MAML, checkpointed": "MAML checkpointed",
-    "MAML, unrolled": "A-MAML euler",
-    "A-MAML, 1e-2": "A-MAML auto 1e-2",
-    "A-MAML, 1e-3": "A-MAML auto",
-}
+MOST_UNROLLED = 500  # steps, beyond which what keeps all of them takes minutes or the memory
+MOST_RELEASED = 200
+WAYS = ("compiled", "traced", "graphs")  # how graphs run: by torch.compile, as they are, replayed as CUDA's own
 
 
-def named(network: str, dtype: str, trained: str | None = None) -> Problem:
-    """The problem of a network of NETWORKS."""
-    name, width = NETWORKS[network]
-    return problem(name, getattr(torch, dtype), "cpu", trained, width=width)
+class Cuda(Processor):
+    """A CUDA device: seconds by the clock, to the end of its work; memory of its allocator."""
+
+    clock = staticmethod(time.perf_counter)
+
+    def forget_peak(self) -> int:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+
+    def peak(self) -> int:
+        return torch.cuda.max_memory_allocated()
+
+    def array(self, result: Tensor) -> np.ndarray:
+        return super().array(result.cpu())
+
+    def waits(self, quantity: Quantity) -> int:
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                quantity()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        return len(seen)
 
 
-def direction(theta: Tensor) -> Tensor:
-    """The v of the products, (P,)."""
-    return torch.sin(torch.arange(len(theta), dtype=torch.float64)).to(theta)
-
-
-def main() -> None:
-    network, dtype, steps, *trained = sys.argv[1:]
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    p = named(network, dtype, *trained)
+def quantities(p: Problem, steps: int, batches: int) -> dict[str, Quantity]:
+    """By name; batches: of A-MAML's long run."""
     phi = p.theta.expand(len(p.tasks), -1).contiguous()
     given, v = (p.apply, p.loss, phi), direction(p.theta).expand_as(phi).contiguous()
-    quantities = {
+    inner = (p.apply, p.loss, p.inner_lr, steps)
+    learners: dict[str, Any] = {
+        "FOMAML": FOMAML(*inner),
+        "Reptile": Reptile(*inner),
+        "iMAML": IMAML(*inner),
+        "MAML, checkpointed": AMAML(*inner, solver="euler", checkpoints=max(1, round(steps**0.5))),
+        "MAML, unrolled": AMAML(*inner, solver="euler"),
+    }
+    if steps <= MOST_UNROLLED:
+        learners["MAML, by autograd"] = MAML(*inner)
+    found: dict[str, Quantity] = {
         "gradient": lambda: derivatives.gradients(*given, *p.tasks.support),
         "product": lambda: derivatives.hvps(*given, v, *p.tasks.support),
     }
-    for name, method in LEARNERS.items():
-        of_flow = name.startswith("A-MAML")
-        quantities[name] = (settled if of_flow else once)(methods(p)[method](int(steps)), p)
-    with compiled():
-        serve(quantities, lambda name: BATCHES if name.startswith("A-MAML") else 1)
+    found |= {name: partial(once, learner, p) for name, learner in learners.items()}
+    found |= {f"A-MAML, {rtol}": settled(AMAML(*inner, rtol=float(rtol)), p, batches) for rtol in ("1e-2", "1e-3")}
+    if steps <= MOST_RELEASED and importlib.util.find_spec("torchdiffeq"):
+        found["A-MAML as released"] = partial(released, p, steps)
+    return found | asking(p, steps)
 
 
-def once(learner: AMAML, p: Problem) -> Quantity:
-    return lambda: learner.meta_gradient(p.theta, p.tasks).value
+def once(learner: Any, p: Problem) -> Tensor:
+    return learner.meta_gradient(p.theta, p.tasks).value
 
 
-def settled(learner: AMAML, p: Problem) -> Quantity:
-    first = itertools.count(1, BATCHES)
+def settled(learner: AMAML, p: Problem, batches: int) -> Quantity:
+    first = itertools.count(1, batches)
 
     def call() -> Tensor:
-        start = min(next(first), BATCHES + 1)
-        return [learner.meta_gradient(p.theta, p.episode(n)).value for n in range(start, start + BATCHES)][-1]
+        start = min(next(first), batches + 1)
+        return [learner.meta_gradient(p.theta, p.episode(n)).value for n in range(start, start + batches)][-1]
 
     return call
+
+
+def main() -> None:
+    told = json.loads(sys.argv[1])
+    steps, batches, way = (told.pop(name) for name in ("steps", "batches", "way"))
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    os.environ["TORCHINDUCTOR_CUDAGRAPHS"] = str(int(way == "graphs"))
+    cuda = told["device"].startswith("cuda")
+    if cuda:
+        torch.cuda.set_device(told["device"])
+    with compiled(way != "traced"):
+        share = {f"A-MAML, {rtol}": batches for rtol in ("1e-2", "1e-3")}
+        serve(quantities(problem(**told), steps, batches), lambda name: share.get(name, 1), Cuda() if cuda else None)
 
 
 if __name__ == "__main__":

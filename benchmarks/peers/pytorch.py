@@ -3,26 +3,29 @@
     python -m benchmarks.peers.pytorch PROBLEM.npz NETWORK STEPS
 
 torch.func: gradients vmapped over the tasks, autograd through the steps, plain or under torch.utils.checkpoint in
-segments of sqrt(steps). higher and TorchOpt: one task after the other, as they do it.
+segments of sqrt(steps). higher 0.2.1: a monkey-patched copy of the network and a differentiable SGD for each task.
+TorchOpt 0.7.3: a differentiable SGD whose steps are taken back after each task.
 """
 
 import importlib.util
 import math
 import sys
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from torch.func import functional_call, grad, vjp, vmap
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from amaml import Tasks, half_mse, mlp
-from benchmarks.packages import Higher, TorchOpt
 from benchmarks.peers.turns import Quantity, serve
 from experiment.networks import conv4
 
-PACKAGES = {"higher": Higher, "torchopt": TorchOpt}
-MOST_UNROLLED = 200  # steps
+MOST_MAML = 500  # steps
+MOST_UNROLLED = 200
 
 
 def main() -> None:
@@ -39,8 +42,9 @@ def main() -> None:
     quantities = by_torch(module, loss, tasks, theta, given["v"], inner_lr, steps)
     if steps <= MOST_UNROLLED:
         for name in filter(importlib.util.find_spec, PACKAGES):
-            learner = PACKAGES[name](module, loss, inner_lr, steps)
-            quantities[f"MAML, {name}"] = lambda learner=learner: learner.meta_gradient(theta, tasks).value
+            quantities[f"MAML, {name}"] = partial(
+                by_package, PACKAGES[name], module, theta, tasks, loss, inner_lr, steps
+            )
     serve(quantities)
 
 
@@ -80,12 +84,54 @@ def by_torch(module, loss, tasks, theta, v, inner_lr, steps) -> dict[str, Quanti
         "gradient": lambda: gradients(phi, *tasks.support),
         "product": lambda: products(phi, v, *tasks.support),
         "FOMAML": first_order,
-        "MAML, checkpointed": lambda: unrolled(checkpointed),
     }
+    if steps <= MOST_MAML:
+        quantities["MAML, checkpointed"] = lambda: unrolled(checkpointed)
     if steps <= MOST_UNROLLED:
         quantities["MAML, unrolled"] = lambda: unrolled(lambda phi: run(phi, steps))
     return quantities
 
+
+Adapted = Callable[[nn.Module, Callable[[nn.Module], Tensor], Callable[[nn.Module], Tensor], float, int], None]
+
+
+def by_package(adapt: Adapted, module, theta: Tensor, tasks: Tasks, loss, inner_lr: float, steps: int) -> Tensor:
+    """The meta-gradient (P,), task by task; adapt goes back from the query loss of one to the module's parameters."""
+    nn.utils.vector_to_parameters(theta, module.parameters())
+    module.zero_grad()
+    for i in range(len(tasks)):
+        support, query = (partial(_loss, loss, x[i], y[i]) for x, y in (tasks.support, tasks.query))
+        adapt(module, support, query, inner_lr, steps)
+    return torch.cat([p.grad.reshape(-1) for p in module.parameters()]) / len(tasks)
+
+
+def _loss(loss, x: Tensor, y: Tensor, net: nn.Module) -> Tensor:
+    return loss(net(x), y)
+
+
+def _by_higher(module, support, query, inner_lr, steps) -> None:
+    import higher
+
+    optimizer = torch.optim.SGD(module.parameters(), lr=inner_lr)
+    with higher.innerloop_ctx(module, optimizer, copy_initial_weights=False) as (net, inner):
+        for _ in range(steps):
+            inner.step(support(net))
+        query(net).backward()
+
+
+def _by_torchopt(module, support, query, inner_lr, steps) -> None:
+    import torchopt
+
+    optimizer = torchopt.MetaSGD(module, lr=inner_lr)
+    start = [torchopt.extract_state_dict(part, by="reference") for part in (module, optimizer)]
+    for _ in range(steps):
+        optimizer.step(support(module))
+    query(module).backward()
+    for part, state in zip((module, optimizer), start, strict=True):
+        torchopt.recover_state_dict(part, state)
+
+
+PACKAGES: dict[str, Adapted] = {"higher": _by_higher, "torchopt": _by_torchopt}
 
 if __name__ == "__main__":
     main()

@@ -26,8 +26,9 @@ def test_every_section_runs_and_leaves_its_results(tmp_path):
     updates = [json.loads((tmp_path / f"{name}.json").read_text())["updates"] for name in ("smoke", "update", "long")]
     assert updates == [2, 3, 4]
     (row,) = csv.DictReader((tmp_path / "table.csv").read_text().splitlines())
-    assert (row["method"], row["evaluations"], row["fault"]) == ("FOMAML", "2", "")
-    assert float(row["seconds"]) > 0
+    place = (row["tasks"], row["steps"], row["device"], row["way"], row["quantity"], row["fault"])
+    assert place == ("2", "2", "cpu", "traced", "FOMAML", "")
+    assert float(row["first"]) > float(row["seconds"]) > 0
 
 
 def test_a_fault_stops_no_other_section(tmp_path):

@@ -1,40 +1,84 @@
 """The libraries that are measured side by side compute the same gradients, each in a process of its own."""
 
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.peers.__main__ import Peer, write
-from benchmarks.problems import methods, problem
+from benchmarks.peers import turns
+from benchmarks.peers.__main__ import Peer, distance, main
+from benchmarks.peers.ours import quantities
+from benchmarks.peers.problems import problem, write
 
 
-@pytest.fixture
-def peer(tmp_path):
-    """PyTorch's own tools on three tasks and two inner steps, with what ours has of the same."""
-    p = problem("alpine", torch.float64, "cpu", None, tasks=3)
+@pytest.fixture(scope="module")
+def ours():
+    """Our quantities of three tasks and two inner steps."""
+    p = problem("small", "float64", tasks=3)
+    return p, quantities(p, steps=2, batches=1)
+
+
+def test_a_library_answers_with_seconds_memory_and_our_gradient(ours, tmp_path):
+    p, mine = ours
     write(p, str(tmp_path / "problem.npz"))
     module = [sys.executable, "-W", "ignore", "-m", "benchmarks.peers.pytorch"]
     peer = Peer("PyTorch", [*module, str(tmp_path / "problem.npz"), "small", "2"])
-    yield peer, p
+    assert peer.quantities[:5] == ["gradient", "product", "FOMAML", "MAML, checkpointed", "MAML, unrolled"]
+    for name in peer.quantities[:5]:
+        answer = peer.call(name, 0, 60, tmp_path / f"PyTorch {name}.npy")
+        assert answer["seconds"] > 0
+        np.save(tmp_path / f"amaml {name}.npy", mine[name]())
+        assert distance(tmp_path, "PyTorch", name) < 1e-12
+    assert peer.call("MAML", 0, 60, tmp_path / "none") == {"fault": "KeyError: 'MAML'"}
     assert peer.end() == 0
 
 
-def test_a_library_answers_with_seconds_memory_and_our_gradient(peer, tmp_path):
-    peer, p = peer
-    assert peer.quantities[:4] == ["gradient", "product", "FOMAML", "MAML, checkpointed"]
-    for name, ours in (("FOMAML", "FOMAML"), ("MAML, checkpointed", "A-MAML euler"), ("MAML, unrolled", "MAML")):
-        median, first, memory = peer.call(name, 0, tmp_path / "found")
-        assert median == first > 0
-        assert memory >= 0
-        expected = methods(p)[ours](2).meta_gradient(p.theta, p.tasks).value
-        np.testing.assert_allclose(np.load(tmp_path / "found.npy"), expected, rtol=1e-10, atol=1e-14)
+def test_our_maml_and_what_is_asked_of_it_are_one_gradient(ours):
+    _, mine = ours
+    whole = ("MAML, unrolled", "MAML, checkpointed", "MAML, by autograd")
+    asking = [name for name in mine if name.startswith("asking") and not name.endswith(("auto", "head", "body"))]
+    assert len(asking) == 4
+    for name in (*whole, *asking):
+        assert torch.allclose(mine[name](), mine["MAML, unrolled"](), rtol=1e-10, atol=0), name
+    assert mine["asking for a head"]().shape == (33,)
 
 
-def test_the_released_algorithm_answers_with_the_mean_over_the_tasks():
-    p = problem("alpine", torch.float64, "cpu", None, tasks=2)
-    table = methods(p)
-    released, exact = (table[name](20).meta_gradient(p.theta, p.tasks).value for name in ("released A-MAML", "MAML"))
+def test_the_released_algorithm_is_the_mean_over_the_tasks():
+    p = problem("small", "float64", tasks=2)
+    mine = quantities(p, steps=20, batches=1)
+    released, exact = mine["A-MAML as released"](), mine["MAML, unrolled"]()
     assert released.shape == p.theta.shape
     assert torch.cosine_similarity(released, exact, dim=0) > 0.99
+
+
+def test_more_tasks_than_an_episode_has_are_different_ones():
+    tasks = problem("small", "float32", tasks=150).episode(1)
+    assert len(tasks) == 150
+    assert len(tasks.support_x[:, 0].unique(dim=0)) == 150
+
+
+def test_a_call_that_takes_too_long_or_fails_is_told(capsys, monkeypatch, tmp_path):
+    def forever() -> None:
+        while True:
+            pass
+
+    lines = [
+        turns.json.dumps({"name": n, "seconds": 0, "limit": 1, "file": str(tmp_path / "x")}) for n in ("a", "b", "c")
+    ]
+    monkeypatch.setattr(sys, "stdin", lines)
+    turns.serve({"a": forever, "b": partial(int, "no number"), "c": lambda: 3.0})
+    names, late, failed, good = map(turns.json.loads, capsys.readouterr().out.splitlines())
+    assert names == ["a", "b", "c"]
+    assert late == {"fault": "over 1 s"}
+    assert failed["fault"].startswith("ValueError: invalid literal")
+    assert good["seconds"] < 1
+    assert np.load(tmp_path / "x.npy") == 3.0
+
+
+def test_peers_are_measured_on_the_cpu_alone(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["peers", "--device", "cuda"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "--libraries amaml" in capsys.readouterr().err
