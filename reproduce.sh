@@ -28,18 +28,18 @@ module() {
     (cd "$place" && PYTHONPATH=$root exec "$PYTHON" -m "$@")
 }
 
-# What `efficiency` measures once its two networks are trained.
+# What `efficiency` measures once its network is trained; PEERS: a Python that has benchmarks/peers/requirements.txt.
 benchmarks() {
-    local trained=results/efficiency/trained theta
+    local theta measure=(benchmarks.peers --rounds 3 --turn 0.3 --out results/efficiency/peers.csv)
+    if [ -n "${PEERS:-}" ]; then measure+=(--python "$PEERS"); else measure+=(--libraries amaml); fi
     export OMP_NUM_THREADS=1
-    for theta in "" "--trained $trained/alpine/checkpoint.pt"; do
-        module benchmarks.meta_update --network alpine --rounds 9 --steps 10 50 200 1000 5000 $theta --methods \
-            "A-MAML auto" "A-MAML auto 1e-2" "released A-MAML" MAML FOMAML iMAML Reptile higher
+    rm -f results/efficiency/peers.csv
+    for theta in "" "--trained results/efficiency/trained/Alpine2D/checkpoint.pt"; do
+        module "${measure[@]}" $theta --steps 200 --quantities gradient product FOMAML MAML A-MAML Reptile iMAML
+        module "${measure[@]}" $theta --steps 500 --dtypes float64 --quantities FOMAML MAML A-MAML Reptile iMAML
+        module "${measure[@]}" $theta --steps 5000 --quantities FOMAML "MAML, ch" A-MAML
     done
-    for theta in "" "--trained $trained/conv/checkpoint.pt"; do
-        module benchmarks.meta_update --network conv --dtype float32 --rounds 3 --steps 10 50 200 $theta \
-            --methods "A-MAML auto" "A-MAML auto 1e-2" "A-MAML euler" MAML "MAML checkpointed" FOMAML iMAML Reptile higher
-    done
+    module "${measure[@]}" --networks wide conv --dtypes float32 --steps 1 --quantities gradient product
     module benchmarks.accuracy
 }
 

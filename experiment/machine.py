@@ -69,7 +69,7 @@ def peak_memory_mib(device: str) -> float | None:
 
 def environment(device: str) -> dict[str, Any]:
     """Versions, commit and machine: what a number needs beside it."""
-    versions = {name: metadata.version(name) for name in packages()}
+    versions = {name: _version(name) for name in packages()}
     return {
         # torch's own version names the build too, which its metadata may not
         "versions": {"python": platform.python_version(), **versions, "torch": str(torch.__version__)},
@@ -83,6 +83,14 @@ def environment(device: str) -> dict[str, Any]:
 def packages() -> list[str]:
     """The names in requirements.txt."""
     return re.findall(r"^[\w-]+", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+
+
+def _version(package: str) -> str | None:
+    """None where it is not installed: a run needs not all of them."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _commit() -> str | None:

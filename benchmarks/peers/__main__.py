@@ -93,7 +93,13 @@ def main() -> None:
         if new:
             writer.writeheader()
         for network, dtype, steps, tasks, way in itertools.product(a.networks, a.dtypes, a.steps, a.tasks, a.ways):
-            told = {"network": network, "dtype": dtype, "tasks": tasks, "device": a.device, "trained": a.trained}
+            told = {
+                "network": network,
+                "dtype": dtype,
+                "tasks": tasks or NETWORKS[network],
+                "device": a.device,
+                "trained": a.trained,
+            }
             with tempfile.TemporaryDirectory() as folder:
                 for row in measured(a, told, steps, way, Path(folder)):
                     writer.writerow(row)

@@ -14,7 +14,7 @@ from amaml import Tasks, flatten, half_mse, mlp
 from amaml.models import Apply
 from experiment.networks import conv4, resnet12
 
-NETWORKS = ("small", "wide", "conv", "resnet")
+NETWORKS = {"small": 5, "wide": 5, "conv": 4, "resnet": 4}  # and how many tasks a batch has
 PARTS = ("support_x", "support_y", "query_x", "query_y")
 MOST = 100  # tasks of an episode of Alpine2D
 
@@ -42,27 +42,27 @@ def problem(
     Glyphs 5-way 1-shot 5 queries, 4 tasks, inner step 0.001; a strided Conv-4 with GELU (112,261 parameters), a narrow
     ResNet-12. tasks: others than these. trained: a checkpoint whose theta is taken instead of the initial one."""
     torch.manual_seed(0)
+    tasks, drawn = tasks or NETWORKS[network], {"seed": 0, "dtype": getattr(torch, dtype), "device": device}
     if network in ("small", "wide"):
-        tasks = tasks or 5
-        sampling = data.Sampling(100, 100, min(tasks, MOST), 0, getattr(torch, dtype), device)
-        domain, loss, inner_lr = data.make("Alpine2D", sampling), half_mse, 0.01
+        domain = data.make("Alpine2D", data.Sampling(100, 100, min(tasks, MOST), **drawn))
+        loss, inner_lr = half_mse, 0.01
         module = mlp(2, 1, 32 if network == "small" else 256)
     else:
-        domain = data.make("Glyphs", data.Sampling(1, 5, tasks or 4, 0, getattr(torch, dtype), device))
+        domain = data.make("Glyphs", data.Sampling(1, 5, tasks, **drawn))
         shape, loss, inner_lr = domain.input_shape, cross_entropy, 0.001
         conv = network == "conv"
         module = conv4(shape, 5, strided=True, activation="gelu") if conv else resnet12(shape, 5, (16, 32, 64, 128))
     module = module.to(device=device, dtype=getattr(torch, dtype))
-    theta, apply = flatten(module)
     if trained is not None:
-        theta = torch.load(trained, weights_only=True)["theta"].to(theta)
-    several = functools.partial(_several, domain, tasks) if (tasks or 0) > MOST else domain.episode
-    return Problem(module, apply, theta, loss, several, inner_lr)
+        saved, part = torch.load(trained, weights_only=True)["model"], "meta.module."
+        module.load_state_dict({name.removeprefix(part): saved[name] for name in saved if name.startswith(part)})
+    theta, apply = flatten(module)
+    return Problem(module, apply, theta, loss, functools.partial(_batch, domain, tasks), inner_lr)
 
 
-def _several(domain: data.Domain, tasks: int, number: int) -> Tasks:
-    """So many tasks of as many episodes as they take."""
-    count = -(-tasks // MOST)
+def _batch(domain: data.Domain, tasks: int, number: int) -> Tasks:
+    """So many tasks, of as many episodes as they take."""
+    count = -(-tasks // domain.sampling.meta_batch)
     episodes = [domain.episode(number * count + i) for i in range(count)]
     return Tasks(*(torch.cat([getattr(episode, part) for episode in episodes])[:tasks] for part in PARTS))
 

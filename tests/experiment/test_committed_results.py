@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from helpers.commands import ROOT
 
-from benchmarks import directions, efficiency_picture, paper, paper_pictures
+from benchmarks import directions, paper, paper_pictures
 from experiment import compare, results, tables
 from experiment.evaluation import mean_and_interval
 from experiment.grid import TARGETS, read_grid
@@ -36,28 +36,6 @@ def test_the_papers_tables_come_out_again(found):
     }
     for name, text in made.items():
         assert text == (RESULTS / "paper" / name).read_text(), name
-
-
-@pytest.mark.parametrize("name", ["alpine-trained-cpu", "alpine-untrained-cpu"])
-def test_the_tables_of_a_meta_update_come_out_again(name):
-    path = RESULTS / "efficiency" / f"{name}.csv"
-    assert efficiency_picture.table(pd.read_csv(path)) == path.with_suffix(".md").read_text()
-
-
-@pytest.mark.parametrize("name", ["conv-trained-cpu", "conv-untrained-cpu"])
-def test_a_table_of_an_earlier_version_has_the_numbers_of_its_csv(name):
-    path = RESULTS / "efficiency" / f"{name}.csv"
-    ours, theirs = (
-        _columns(text) for text in (efficiency_picture.table(pd.read_csv(path)), path.with_suffix(".md").read_text())
-    )
-    for column in ("steps", "method", "seconds", "ratio", "gradients", "HVPs", "relative error", "cosine", "floor"):
-        assert ours[column] == theirs[column], column
-
-
-def _columns(text: str) -> dict[str, list[str]]:
-    head, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line[:1] == "|")
-    whole = [row for row in rows if len(row) == len(head)]
-    return {name: [row[i] for row in whole] for i, name in enumerate(head)}
 
 
 def test_the_table_of_images_comes_out_again():

@@ -6,8 +6,11 @@ import os
 import re
 import subprocess
 import sys
+from importlib import metadata
 
 from helpers.commands import ROOT
+
+from experiment import machine
 
 
 def gpu(out, *arguments) -> tuple[int, dict[str, str]]:
@@ -36,3 +39,18 @@ def test_a_fault_stops_no_other_section(tmp_path):
     assert status == 1
     assert sections == {"machine": "1", "smoke": "2"}
     assert "cuda:99" in (tmp_path / "smoke.txt").read_text()
+
+
+def test_a_run_needs_no_pandas(monkeypatch):
+    """Nor what else only the comparisons need: a machine that is lent may lack it."""
+
+    def version(name: str) -> str:
+        if name == "pandas":
+            raise metadata.PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr(metadata, "version", version)
+    versions = machine.environment("cpu")["versions"]
+    assert (versions["pandas"], versions["scipy"]) == (None, "1.0")
+    used = "import sys, run; sys.exit('pandas' in sys.modules)"
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", used], cwd=ROOT).returncode == 0

@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from helpers.commands import start, theta
 
 from benchmarks.peers import turns
 from benchmarks.peers.__main__ import Peer, distance, main
@@ -57,6 +58,13 @@ def test_more_tasks_than_an_episode_has_are_different_ones():
     tasks = problem("small", "float32", tasks=150).episode(1)
     assert len(tasks) == 150
     assert len(tasks.support_x[:, 0].unique(dim=0)) == 150
+
+
+def test_the_trained_network_is_that_of_a_run(tmp_path):
+    assert start(tmp_path / "run", "--domain", "Alpine2D", "--width", "32", "--meta-updates", "1") == 0
+    p = problem("small", "float64", trained=str(tmp_path / "run" / "checkpoint.pt"))
+    assert torch.equal(p.theta, theta(tmp_path / "run"))
+    assert not torch.equal(p.theta, problem("small", "float64").theta)
 
 
 def test_a_call_that_takes_too_long_or_fails_is_told(capsys, monkeypatch, tmp_path):

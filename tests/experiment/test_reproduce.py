@@ -69,9 +69,9 @@ def test_the_efficiency_target_measures_after_its_cells(machine):
     machine.start("reproduce.sh", "efficiency", HAS=CORE)
     first, *rest = modules(machine)
     assert first == "experiment.reproduce efficiency --again"
-    assert [line.split()[0] for line in rest] == [
-        *["benchmarks.meta_update"] * 4,
-        "benchmarks.accuracy",
-    ]
+    assert [line.split()[0] for line in rest] == [*["benchmarks.peers"] * 7, "benchmarks.accuracy"]
+    assert all("--libraries amaml" in line for line in rest[:-1])
+    machine.start("reproduce.sh", "efficiency", HAS=CORE, PEERS="another python")
+    assert all("--python another python" in line for line in modules(machine)[1:-1])
     machine.start("reproduce.sh", "efficiency", "--status", HAS=CORE)
     assert modules(machine) == ["experiment.reproduce efficiency --status --again"]
