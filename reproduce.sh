@@ -53,7 +53,10 @@ compare | *.toml)
     module experiment.reproduce "$@"
     ;;
 *)
-    [ -f "configs/targets/$target.toml" ] || usage
+    if [ ! -f "configs/targets/$target.toml" ]; then
+        echo "$0: there is no target '$target'; a grid of your own ends in .toml" >&2
+        usage
+    fi
     find_environment requirements.txt
     [ "$target" != efficiency ] || set -- "$@" --again # its networks are needed here, not their numbers
     module experiment.reproduce "$@"

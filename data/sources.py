@@ -59,7 +59,7 @@ class Source:
         return InputError(f"{what}; {self._remedy(str(root))}")
 
     def _remedy(self, root: str) -> str:
-        command = f"fetch it with: python -m data.download {self.name} --data-root {root}"
+        command = f"fetch it with: bash experiment.sh download {self.name} --data-root {root}"
         fetch = command if self.archives else "fetch it there"
         expected = self.expected or f"one of {', '.join(self.places)}"
         return f"expected there is {expected}; nothing was downloaded; its publisher is {self.page}, {fetch}"

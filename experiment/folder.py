@@ -262,6 +262,6 @@ def load_checkpoint(given: str | Path) -> Checkpoint:
         if isinstance(fault, pickle.UnpicklingError):
             reason = "it holds more than tensors and plain values"
         raise InputError(
-            f"cannot read the checkpoint {path}: {reason}; it must be a checkpoint.pt of this program"
+            f"cannot read the checkpoint {path}: {reason}; give a run's folder or its checkpoint.pt"
         ) from fault
     return checkpoint

@@ -89,8 +89,8 @@ class Settings:
     domain: str = _door(DOMAINS, "task family")
     shots: int = _flag(_count, "support points a task; of each class for images")
     queries: int = _flag(_count, "query points a task; of each class for images")
-    inner_steps: int = _flag(_count, "inner steps; the flow's horizon is inner_lr times this")
-    inner_lr: float = _flag(_positive, "size of an inner step, in units of the flow's time")
+    inner_steps: int = _flag(_count, "steps of the inner loop")
+    inner_lr: float = _flag(_positive, "step size of the inner loop")
     device: str = _flag(_device, "where to compute: cpu, cuda, cuda:0, ...")
     method: str = _door(METHODS, "meta-learning method")
     meta_updates: int = _flag(_count, "meta-updates, steps of the optimiser of theta")
@@ -102,13 +102,15 @@ class Settings:
     )
     robust: str | float | None = _flag(
         _robust,
-        "mean over a batch's tasks: none (default, the plain one), length (of gradients of length 1), a number (of "
-        "gradients cut at so many times the tasks' median length)",
+        "mean over the tasks of an update: none (default, the plain one), length (gradients scaled to length 1), or "
+        "a number (gradients cut at so many times their median length)",
     )
-    clip: float | None = _flag(_or_none, "largest norm of the meta-gradient, longer ones are shortened; 0: none")
-    solver: str = _named(SOLVERS, "A-MAML's flow, euler is gradient descent")
+    clip: float | None = _flag(
+        _or_none, "largest norm of the meta-gradient; longer ones are cut to it (default: no limit)"
+    )
+    solver: str = _named(SOLVERS, "how A-MAML follows the flow (euler: plain gradient descent)")
     adjoint: str = _flag(choice(ADJOINTS), "A-MAML's backward pass: discrete (exact transpose), continuous (paper)")
-    rtol: float = _flag(_fraction, "relative accuracy of A-MAML's flow (unused by euler)")
+    rtol: float = _flag(_fraction, "relative error of the meta-gradient that A-MAML aims at (unused by euler)")
     prox: float | None = _flag(_nonnegative, "proximal term of A-MAML (default 0) and iMAML (default 2)")
     learn_rates: str | None = _flag(
         choice(LEARN_RATES, "none"),
@@ -117,13 +119,19 @@ class Settings:
     cg_steps: int = _flag(_count, "iMAML: conjugate-gradient iterations")
     cg_damping: float = _flag(_nonnegative, "iMAML: damping of the linear system")
     inner_optimizer: str = _named(RULES, "MAML: inner optimiser")
-    inner_batch: int | None = _flag(_count, "MAML: support points an inner step, others for every step (default: all)")
-    query_steps: list[int] | None = _list(_index, "inner steps after which the outer loss looks (default: the last)")
-    query_weights: list[float] | None = _list(_nonnegative, "its weights at --query-steps (default: equal parts)")
-    checkpoint_every: int | None = _flag(_count, "MAML: steps between kept states, for memory (default: keep all)")
-    task_chunk: int | None = _flag(_count, "tasks in the network at once (default: all, or a process's share)")
-    processes: int | None = _flag(_count, "processes that share the run, on a GPU each for cuda (default: 1)")
-    compile: str = _flag(choice(("auto", "on", "off")), "torch.compile: auto (runs of 500 updates or more), on, off")
+    inner_batch: int | None = _flag(
+        _count, "MAML: support points of an inner step, drawn anew for each (default: all points)"
+    )
+    query_steps: list[int] | None = _list(_index, "inner steps after which the outer loss is taken (default: the last)")
+    query_weights: list[float] | None = _list(_nonnegative, "weights of the losses at --query-steps (default: equal)")
+    checkpoint_every: int | None = _flag(_count, "MAML: keep one state in so many (default: all that fit into 32 MiB)")
+    task_chunk: int | None = _flag(
+        _count, "tasks sent through the network at once (default: all, or a process's share)"
+    )
+    processes: int | None = _flag(_count, "processes that share the run, for cuda with a GPU each (default: 1)")
+    compile: str = _flag(
+        choice(("auto", "on", "off")), "compile the graphs: auto (in runs of 500 updates or more), on, off"
+    )
     dtype: str = _named(("float64", "float32"), "precision")
     deterministic: bool = _flag(_switch, "CUDA: only operations that give the same bits every time", False)
     start_from: str | None = _flag(_path, "begin with the theta of this run folder or checkpoint")
@@ -147,10 +155,10 @@ class Settings:
     ways: int = _flag(_count, "images: classes of a task")
     out: str | None = _flag(_path, "folder of the run (default results/DOMAIN/...)")
     data_root: str | None = _flag(_path, "folder of data files (default $AMAML_DATA)")
-    resume: bool = _flag(_switch, "go on from the folder's checkpoint, if it has one", False)
+    resume: bool = _flag(_switch, "go on with the run in the folder, if it has a checkpoint", False)
     overwrite: bool = _flag(_switch, "discard what the folder holds and start anew", False)
-    evaluate: str | None = _flag(_path, "only meta-test this run folder or checkpoint")
-    draw: int = _flag(_pictures, "draw this many fitted meta-test tasks", 0)
+    evaluate: str | None = _flag(_path, "meta-test the run in this folder, or this checkpoint, instead of training")
+    draw: int = _flag(_pictures, "draw so many adapted meta-test tasks in fits.png", 0)
 
     def folder(self) -> Path:
         """--out, or the run's place under results/."""
@@ -254,8 +262,9 @@ def parse_flags(arguments: list[str]) -> dict[str, Any]:
     """The flags given; raises InputError for one that cannot be used, or does not exist (naming the nearest)."""
     parser = _Parser(
         prog="run.py",
-        description="Meta-train, meta-test and report one experiment. A flag wins over configs/DOMAIN.toml (or "
-        "synthetic.toml), which wins over configs/defaults.toml.",
+        usage="run.py [flag ...]",
+        description="Meta-train, meta-test and report one experiment. What no flag says stands in "
+        "configs/DOMAIN.toml or, for the synthetic families, synthetic.toml; else in defaults.toml there.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )

@@ -45,7 +45,7 @@ def test_what_is_missing_is_named_with_what_to_do(source):
     for message in (whole, file):
         assert "\n" not in message
         assert f"nothing was downloaded; its publisher is {source.page}" in message
-        assert (f"python -m data.download {source.name} --data-root /absent" in message) == bool(source.archives)
+        assert (f"experiment.sh download {source.name} --data-root /absent" in message) == bool(source.archives)
 
 
 def test_the_first_place_that_is_a_file_is_read(tmp_path):

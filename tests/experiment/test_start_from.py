@@ -79,7 +79,7 @@ def test_a_theta_that_does_not_fit_gets_one_line_and_nothing_is_lost(tmp_path, r
         ("--activation", "relu"): ["--activation tanh", "not relu"],
         ("--domain", "CosMixture2D"): ["33 parameters", "the network has 37"],
         ("--method", "scratch"): ["--method scratch", f"--evaluate {reptile}"],
-        ("--start-from", str(tmp_path / "nowhere")): ["nowhere", "checkpoint.pt of this program"],
+        ("--start-from", str(tmp_path / "nowhere")): ["nowhere", "its checkpoint.pt"],
     }.items():
         capsys.readouterr()
         assert start(tmp_path / "there", "--overwrite", "--start-from", str(reptile), *flags) == 2
