@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import shutil
 import sys
 import urllib.request
 from http.client import HTTPException
@@ -20,17 +21,13 @@ from data.files import replacing
 from data.sources import SOURCES, VARIABLE, Archive
 
 TIMEOUT = 30.0  # seconds without a byte
-CHUNK = 1 << 18  # bytes
-
-
-class DownloadError(RuntimeError):
-    """An archive could not be fetched or written, or is not the expected one; nothing of it was kept."""
 
 
 def download(name: str, data_root: str | None) -> list[Path]:
     """Fetch the archives of a data set that are missing; returns where they all are.
 
-    Raises InputError for a data set without archives, DownloadError where one cannot be had or written.
+    Raises InputError for a data set without archives, and where one cannot be had or written or is not the expected
+    one; then nothing of it is kept.
     """
     if name not in SOURCES:
         raise unknown("data set", name, SOURCES)
@@ -44,28 +41,26 @@ def download(name: str, data_root: str | None) -> list[Path]:
         if not (root / archive.place).exists():
             try:
                 _fetch(archive, root / archive.place)
-            except (DownloadError, OSError, HTTPException) as fault:  # no network, a time-out, a full disk
+            except (OSError, HTTPException) as fault:  # no network, a time-out, a full disk, another file
                 reason = " ".join(str(fault).split()) or type(fault).__name__
-                raise DownloadError(f"{archive.url}: {reason}; nothing was kept; see {source.page}") from fault
+                raise InputError(f"{archive.url}: {reason}; nothing was kept; see {source.page}") from fault
     return [root / archive.place for archive in source.archives]
 
 
 def _fetch(archive: Archive, path: Path) -> None:
-    """One archive, all of it or nothing."""
+    """One archive, all of it or nothing; raises OSError or HTTPException."""
     algorithm, expected = archive.checksum.split(":")
-    digest = hashlib.new(algorithm)
     path.parent.mkdir(parents=True, exist_ok=True)
     with urllib.request.urlopen(archive.url, timeout=TIMEOUT) as response, replacing(path) as file:
         total = response.length  # None where the server does not say; of what is to come, as it is read
-        with tqdm(desc=path.name, total=total, unit="B", unit_scale=True, disable=None) as bar:
-            while chunk := response.read(CHUNK):
-                file.write(chunk)
-                digest.update(chunk)
-                bar.update(len(chunk))
+        with tqdm.wrapattr(response, "read", total, desc=path.name, disable=None) as body:
+            shutil.copyfileobj(body, file)
         if response.length:
-            raise DownloadError(f"the connection was cut after {total - response.length} of {total} bytes")
-        if digest.hexdigest() != expected:
-            raise DownloadError(f"the {algorithm} of what came is {digest.hexdigest()}, expected {expected}")
+            raise OSError(f"the connection was cut after {total - response.length} of {total} bytes")
+        file.seek(0)
+        found = hashlib.file_digest(file, algorithm).hexdigest()
+        if found != expected:
+            raise OSError(f"the {algorithm} of what came is {found}, expected {expected}")
 
 
 def main(arguments: list[str]) -> int:
@@ -77,7 +72,7 @@ def main(arguments: list[str]) -> int:
     try:
         for path in download(given.name, given.data_root):
             print(f"{given.name}: {path}")
-    except (InputError, DownloadError) as fault:
+    except InputError as fault:
         print(f"data.download: {fault}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

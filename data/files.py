@@ -28,7 +28,7 @@ def replacing(path: Path, temporary: Path | None = None) -> Iterator[BinaryIO]:
     """
     temporary = temporary or path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,10 @@ import numpy as np
 
 from amaml.errors import InputError
 from data import sources
+from data.sources import Source
 
 JOKES = 100
 UNRATED = 99
-
-
-def movielens_100k(data_root: str | None) -> np.ndarray:
-    """(users, items) from u.data."""
-    return _movielens(sources.MOVIELENS_100K.find(data_root), "u.data", b"\t")
-
-
-def movielens_1m(data_root: str | None) -> np.ndarray:
-    """(users, items) from ratings.dat."""
-    return _movielens(sources.MOVIELENS_1M.find(data_root), "ratings.dat", b"::")
 
 
 def jester(data_root: str | None) -> np.ndarray:
@@ -46,8 +38,9 @@ def jester(data_root: str | None) -> np.ndarray:
     return np.where(ratings == UNRATED, np.nan, ratings)
 
 
-def _movielens(path: Path, member: str, separator: bytes) -> np.ndarray:
-    where, content = _content(path, member)
+def movielens(source: Source, member: str, separator: bytes, data_root: str | None) -> np.ndarray:
+    """(users, items) from a file of a line a rating."""
+    where, content = _content(source.find(data_root), member)
     expected = f"UserID, MovieID, a rating from 1 to 5 and a timestamp, separated by {separator.decode()!r}"
 
     def parse(line: bytes) -> tuple[int, int, float]:
@@ -67,6 +60,10 @@ def _movielens(path: Path, member: str, separator: bytes) -> np.ndarray:
     ratings = np.full((len(users), len(items)), np.nan)
     ratings[user, item] = triples[:, 2]
     return ratings
+
+
+movielens_100k = partial(movielens, sources.MOVIELENS_100K, "u.data", b"\t")
+movielens_1m = partial(movielens, sources.MOVIELENS_1M, "ratings.dat", b"::")
 
 
 def _xls(where: str, content: bytes) -> Iterable[Sequence[float]]:

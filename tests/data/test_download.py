@@ -110,17 +110,6 @@ def files(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def refused(root: Path, capsys) -> str:
-    """The one line of a failed fetch, which leaves no file in the root."""
-    assert fetch(root) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    assert err.startswith("data.download: ")
-    assert files(root) == {}
-    return err
-
-
 @pytest.mark.parametrize("path", ["/a.zip", "/unsized.zip"])
 def test_an_archive_is_fetched_once(offer, server, tmp_path, capsys, path):
     root = tmp_path / "new" / "root"
@@ -144,9 +133,13 @@ def test_an_archive_is_fetched_once(offer, server, tmp_path, capsys, path):
 )
 def test_another_file_half_a_file_no_network_and_no_file(offer, tmp_path, capsys, changes, message):
     offer(**changes)
-    line = refused(tmp_path, capsys)
-    assert message in line
-    assert "see https://page" in line
+    assert fetch(tmp_path) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("data.download: ")
+    assert message in err
+    assert "see https://page" in err
+    assert files(tmp_path) == {}
 
 
 @pytest.mark.parametrize(("fault", "status"), [(OSError("no space left on device"), 2), (KeyboardInterrupt(), 130)])
@@ -154,8 +147,8 @@ def test_a_full_disk_and_an_interrupt_leave_nothing(offer, tmp_path, capsys, mon
     offer()
     monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(fault))
     assert fetch(tmp_path) == status
-    assert files(tmp_path) == {}
     assert capsys.readouterr().err.count("\n") == 1
+    assert files(tmp_path) == {}
 
 
 @pytest.mark.parametrize(

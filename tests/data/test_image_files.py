@@ -113,28 +113,24 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def text(name: str, content: bytes):
+    return lambda root: (root / name).write_bytes(content)
+
+
+def zip_changed(root: Path) -> None:
+    change(root / "images_background.zip", b"IDAT", b"IDAX")
+
+
 DAMAGES = [
     (CIFARFS, lambda root: (root / "cifar100/splits/bertinetto/val.txt").unlink(), "bertinetto/val.txt is missing"),
     (CIFARFS, lambda root: [p.unlink() for p in root.glob("*/data/bus/*")], "data/bus/.* missing.*fetch it there$"),
-    (
-        MiniImageNet,
-        lambda root: (root / "train.csv").write_text("file,class\na,b\n"),
-        "train.csv.*expected the columns",
-    ),
-    (
-        MiniImageNet,
-        lambda root: (root / "val.csv").write_bytes(b"filename,label\n\xff,b\n"),
-        "val.csv.*expected the col",
-    ),
-    (MiniImageNet, lambda root: (root / "test.csv").write_text("filename,label\na.jpg,b\n"), "images/a.jpg is missing"),
+    (MiniImageNet, text("train.csv", b"file,class\na,b\n"), "train.csv.*expected the columns"),
+    (MiniImageNet, text("val.csv", b"filename,label\n\xff,b\n"), "val.csv.*expected the col"),
+    (MiniImageNet, text("test.csv", b"filename,label\na.jpg,b\n"), "images/a.jpg is missing"),
     (MiniImageNet, lambda root: (root / "test.csv").unlink(), "test.csv is missing.*publisher is https://github.com/"),
-    (
-        MiniImageNet,
-        lambda root: cut(next((root / "images").iterdir())),
-        "cannot read the image .*images/.*fetch it again",
-    ),
+    (MiniImageNet, lambda root: cut(next((root / "images").iterdir())), "cannot read the image .*images/.*fetch it"),
     (Omniglot, lambda root: cut(root / "images_background.zip"), "images_background.zip.*fetch it again"),
-    (Omniglot, lambda root: change(root / "images_background.zip", b"IDAT", b"IDAX"), "0001_01.png.*fetch it again"),
+    (Omniglot, zip_changed, "0001_01.png.*fetch it again"),
 ]
 
 
@@ -159,6 +155,8 @@ def test_omniglot_reads_any_archives_and_merges_what_stands_in_two(tmp_path):
     sizes = {"Greek": 4, "Latin": 3, "Tagalog": 5}
     assert sorted(names) == sorted(f"{a}/character{i:02}" for a, count in sizes.items() for i in range(1, count + 1))
     assert {split: len(classes) for split, classes in content.splits.items()} == {"train": 9, "test": 3}
+    assert list(content.splits["train"]) != sorted(names)[:9]  # the split is random
+    assert round(1623 * image_files.TRAIN_SHARE) == 1200
     assert {count for classes in content.splits.values() for count in classes.values()} == {3}
     assert content.images.shape == (36, 1, 28, 28)
     first, second, _ = content.images[3 * names.index("Greek/character02") :][:3, 0]
@@ -166,15 +164,6 @@ def test_omniglot_reads_any_archives_and_merges_what_stands_in_two(tmp_path):
     assert (first[:, :1] < 9).all()
     assert (first[6:, 5:] > 246).all()  # ink
     assert first[6, 10] > 246 > second[6, 10]  # drawings are in order
-
-
-def test_the_split_of_omniglot_is_random_and_the_same_in_every_run(tmp_path):
-    assert round(1623 * image_files.TRAIN_SHARE) == 1200
-    omniglot(tmp_path, "background", {"Greek": 8, "Latin": 8})
-    splits = [load(Omniglot, tmp_path).splits for _ in range(2)]
-    assert splits[0] == splits[1]
-    assert set(splits[0]["train"]).isdisjoint(splits[0]["test"])
-    assert list(splits[0]["train"]) != sorted([*splits[0]["train"], *splits[0]["test"]])[:12]
 
 
 def test_files_are_decoded_again_only_when_they_change(tmp_path, monkeypatch):
@@ -202,15 +191,17 @@ class Build:
         self.calls += 1
         return self.content
 
-    def equals(self, found: ImageSet) -> bool:
-        return np.array_equal(found.images, self.content.images) and found.splits == self.content.splits
+    def comes_from(self, *folders: Path | None, fingerprint: str = "fingerprint") -> bool:
+        """Whether the cache gives what is built."""
+        found = cached(folders, "some", fingerprint, self)
+        return np.array_equal(found.images, self.images) and found.splits == self.content.splits
 
 
 def test_the_cache_keeps_what_was_built_from_the_same_files(tmp_path):
     build = Build()
-    assert all(build.equals(cached([tmp_path], "some", "fingerprint", build)) for _ in range(3))
+    assert all(build.comes_from(tmp_path) for _ in range(3))
     assert build.calls == 1
-    cached([tmp_path], "some", "another fingerprint", build)
+    assert build.comes_from(tmp_path, fingerprint="another")
     assert build.calls == 2
     assert [path.name for path in tmp_path.iterdir()] == ["some.npz"]
 
@@ -218,7 +209,7 @@ def test_the_cache_keeps_what_was_built_from_the_same_files(tmp_path):
 def test_a_damaged_cache_is_built_again(tmp_path):
     """By changed bytes and lengths: what comes back is what was built, and what was found wrong is mended."""
     build, path = Build(), tmp_path / "some.npz"
-    cached([tmp_path], "some", "fingerprint", build)
+    assert build.comes_from(tmp_path)
     whole = path.read_bytes()
     places = [*range(0, 300, 3), *range(300, len(whole), 99), *range(len(whole) - 300, len(whole), 3)]
     flipped = [whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :] for i in places]
@@ -226,7 +217,7 @@ def test_a_damaged_cache_is_built_again(tmp_path):
     for damaged in [b"\xff" * len(whole), smaller, *(whole[:length] for length in range(0, len(whole), 499)), *flipped]:
         before = build.calls
         path.write_bytes(damaged)
-        assert build.equals(cached([tmp_path], "some", "fingerprint", build))
+        assert build.comes_from(tmp_path)
         assert build.calls == before or path.stat().st_size == len(whole)
     assert build.calls > len(flipped) / 2  # the rest are of no account, as the time of writing
 
@@ -235,14 +226,13 @@ def test_the_cache_goes_where_it_can_be_written(tmp_path, monkeypatch):
     sealed, missing, build = tmp_path / "sealed", tmp_path / "user" / "amaml", Build()
     sealed.mkdir()
     sealed.chmod(0o555)
-    for _ in range(2):
-        cached([sealed, None, missing], "some", "fingerprint", build)
+    assert all(build.comes_from(sealed, None, missing) for _ in range(2))
     assert (build.calls, list(sealed.iterdir())) == (1, [])
     (tmp_path / "file").touch()
-    assert build.equals(cached([tmp_path / "file"], "some", "fingerprint", build))
+    assert build.comes_from(tmp_path / "file")
     sealed.chmod(0o755)
     monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError("no space left on device")))
-    assert build.equals(cached([sealed], "some", "fingerprint", build))
+    assert build.comes_from(sealed)
     assert list(sealed.iterdir()) == []
 
 

@@ -3,13 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from amaml.errors import InputError
 from data import Sampling
 from data.image_cache import ImageSet
-from data.images import Images, draw_images
+from data.images import Images
 
 SPLITS = ("train", "validation", "test")
 
@@ -112,14 +110,3 @@ def test_pixels_are_between_0_and_1():
 def test_more_than_a_split_holds_is_refused(changes, message):
     with pytest.raises(InputError, match=message):
         domain(**changes)
-
-
-@given(st.lists(st.integers(3, 9), min_size=2, max_size=12), st.integers(1, 3), st.integers(0, 2**32), st.data())
-def test_images_drawn_are_distinct_and_of_their_class(counts, points, seed, data):
-    ways = data.draw(st.integers(1, len(counts)))
-    drawn = draw_images(np.random.default_rng(seed), 5, ways, points, np.array(counts))
-    assert drawn.shape == (5, ways, points)
-    classes = np.searchsorted(np.cumsum(counts), drawn, side="right")
-    assert (classes == classes[..., :1]).all()
-    assert all(len(set(task[:, 0])) == ways for task in classes)
-    assert all(len(set(task.ravel())) == ways * points for task in drawn)

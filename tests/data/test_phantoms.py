@@ -34,16 +34,10 @@ def test_projections_are_the_line_integrals():
     np.testing.assert_allclose(some().projections(angles, offsets), expected, atol=5e-4)  # a piece of 1e-4 at each edge
 
 
-def test_every_view_sees_the_whole_phantom():
-    """The integral of a projection is the mass, the sum of pi a b density, from whichever side."""
-    for jitter in (TRAIN, TEST):
-        found = some(jitter, 200)
-        offsets = (2 * np.arange(4000) + 1) / 4000 - 1
-        seen = 2 * found.projections(np.tile([0.3, 1.2], (200, 1)), offsets).mean(-1)
-        mass = (np.pi * found.axes.prod(-1) * found.density).sum(-1)
-        np.testing.assert_allclose(seen, np.stack([mass, mass], 1), rtol=1e-4)
-        corners = np.tile(np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]]), (200, 1, 1))
-        assert not found.at(corners).any()
+@pytest.mark.parametrize("jitter", [TRAIN, TEST])
+def test_a_phantom_lies_in_the_unit_disc_where_every_view_sees_all_of_it(jitter):
+    rim = np.linspace(0, 2 * np.pi, 100)
+    assert not some(jitter, 200).at(np.tile(np.stack([np.cos(rim), np.sin(rim)], -1), (200, 1, 1))).any()
 
 
 def test_the_plain_phantom_is_shepp_and_logans():

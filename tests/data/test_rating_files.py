@@ -75,23 +75,14 @@ def test_excel_by_its_optional_reader(tmp_path, monkeypatch):
     assert "pip install xlrd" in fault(rating_files.jester, tmp_path)
 
 
-WRONG = [
-    "1\t2\t3",
-    "1\t2\t3\t4\t5",
-    "1 2 3 4",
-    "a\t2\t3\t4",
-    "1\t2\t6\t4",
-    "1\t2\tnan\t4",
-    "0\t2\t3\t4",
-    "",
-    "1\t1\t2\t4",
-]
+WRONG = ("1 2 3", "1 2 3 4 5", "1 2 3 x", "a 2 3 4", "1 2 6 4", "1 2 nan 4", "0 2 3 4", "", "1 1 2 4")
 
 
 @pytest.mark.parametrize(
     ("read", "file", "first", "line"),
     [
-        *((rating_files.movielens_100k, "u.data", "1\t1\t3\t4", line) for line in WRONG),
+        *((rating_files.movielens_100k, "u.data", "1\t1\t3\t4", line.replace(" ", "\t")) for line in WRONG),
+        (rating_files.movielens_100k, "u.data", "1\t1\t3\t4", "1 2 3 4"),
         *((rating_files.jester, "jester-data-1.csv", f"0,{NONE}", line) for line in ("3,1", NONE, f"1,11{NONE[2:]}")),
     ],
 )
