@@ -12,7 +12,7 @@ usage() {
 usage: bash reproduce.sh TARGET|GRID.toml [--seeds 0 1 2] [--only AXIS=A,B] [--workers N] [--gpus [N]]
                          [--slurm PARTITION] [--walltime H:M:S] [--account A] [--jobs N] [--again] [--dry-run] [--status]
        bash reproduce.sh compare CSV_OR_RUN... [--only AXIS=A,B] [--out FOLDER]
-  GRID.toml: a grid of your own (experiment/grid.py says how one looks); it writes below the folder you start from
+  GRID.toml: a grid of your own (docs/how-to/many-runs.md says how one looks); it writes below the folder you start from
 targets:
 TEXT
     local file

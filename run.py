@@ -61,7 +61,7 @@ def experiment(s: Settings, group: Group) -> None:
             if group.first:
                 print(write_summary(folder, e.title, session.costs))
                 if (picture := e.picture()) is not None:
-                    folder.write_bytes("fits.png", picture)
+                    folder.write("fits.png", picture)
                 print(folder.path)
 
 
@@ -77,13 +77,13 @@ def evaluate(flags: dict[str, Any], group: Group) -> None:
         folder = RunFolder(Path(s.out) if s.out else home)
         if group.first and s.out and folder.path.resolve() != home.resolve():
             folder.prepare_evaluation()
-        entry, lines = e.meta_test(checkpoint.update, group.stop)
+        entry, lines = e.meta_test(checkpoint.update)
         if group.first:
             print(table(f"{path} on {s.domain}, {s.shots} shots", entry))
             own = {name: value for name, value in asdict(s).items() if name not in CONTROL}
             name = evaluation_name(flags, s)
             if (picture := e.picture()) is not None:
-                folder.write_bytes(f"fits-{name}.png", picture)
+                folder.write(f"fits-{name}.png", picture)
             folder.write_tasks(lines, f"evaluation-{name}.csv")
             folder.write(f"evaluation-{name}.json", {"settings": own, **entry, "evaluated": str(path)})
             print(folder.path / f"evaluation-{name}.json")

@@ -37,7 +37,7 @@ def cosines(checkpoint_path: Path) -> list[float]:
     own, exact = (build(replace(s, **other), Group()) for other in ({}, {"method": "amaml", "rtol": RTOL}))
     values = []
     for e in (own, exact):
-        e.begin_with(checkpoint, str(checkpoint_path), "take it out of the folder")
+        e.restore(checkpoint, str(checkpoint_path), "take it out of the folder", memory=False)
     for step in range(FIRST, FIRST + BATCHES):
         exact.meta.set_extra_state(None)  # a learner without a memory measures its error in full
         for e in (own, exact):

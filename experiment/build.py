@@ -1,9 +1,7 @@
 """What the settings of an experiment build, and what is done with it at meta-test."""
 
 import copy
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +10,11 @@ from torch import nn
 
 from amaml import Adaptation, Diverged, InputError
 from data import Domain, of_settings
-from experiment.distributed import Group, StopRequest
-from experiment.evaluation import Adapted, Curves, Model, in_chunks, task_lines, test_entry
+from experiment.distributed import Group
+from experiment.evaluation import Curves, Model, Record, measured, task_lines, test_entry
 from experiment.folder import Checkpoint
-from experiment.machine import check_device, check_memory
-from experiment.methods import METHODS, NETWORKS, PROTOCOLS, protocols
+from experiment.machine import check_device, memory_of
+from experiment.methods import METHODS, NETWORKS, PROTOCOLS, UNITS, protocols
 from experiment.networks import seeded
 from experiment.settings import Settings
 
@@ -45,6 +43,19 @@ class Experiment:
         """The network as it adapts to tasks."""
         return self.model["meta"]
 
+    @property
+    def title(self) -> str:
+        """What this is, in a line."""
+        s = self.settings
+        counts = {"shot": s.shots, "query": s.queries, "inner step": s.inner_steps}
+        return f"{s.domain}, {', '.join(counted(n, name) for name, n in counts.items())}: {s.method}, seed {s.seed}"
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """The settings of a meta-test."""
+        used = [name for chosen in protocols(self.settings.protocol) for name in sorted(PROTOCOLS[chosen].uses)]
+        return {name: getattr(self.settings, name) for name in ("protocol", "test_tasks", *used)}
+
     def rates(self) -> dict[str, Any]:
         """The keyword inner_lr of the Adaptation where rates are learned (--learn-rates).
 
@@ -58,91 +69,64 @@ class Experiment:
             return {"inner_lr": s.inner_lr * factors[0]}
         return {"inner_lr": {name: s.inner_lr * f for name, f in zip(self.meta.function.shapes, factors, strict=True)}}
 
-    def restore(self, checkpoint: Checkpoint, place: str, remedy: str) -> None:
-        """Take over a checkpoint's parameters and the learner's memory; InputError where those are of another size."""
-        self._check_sizes(checkpoint, place, remedy)
-        self.model.load_state_dict(checkpoint.model)
-
-    def begin_with(self, checkpoint: Checkpoint, place: str, remedy: str) -> None:
-        """Take over another run's parameters alone."""
-        self._check_sizes(checkpoint, place, remedy)
-        theirs = {name: value for name, value in checkpoint.model.items() if isinstance(value, torch.Tensor)}
-        self.model.load_state_dict(theirs, strict=False)
-
-    def _check_sizes(self, checkpoint: Checkpoint, place: str, remedy: str) -> None:
-        sizes = [
-            {name: value.shape for name, value in state.items() if isinstance(value, torch.Tensor)}
+    def restore(self, checkpoint: Checkpoint, place: str, remedy: str, memory: bool = True) -> None:
+        """Take over a checkpoint's parameters and the learner's memory; InputError where these are of another size."""
+        theirs, ours = (
+            {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
             for state in (checkpoint.model, self.model.state_dict())
-        ]
-        if sizes[0] != sizes[1]:
-            there, here = (sum(math.prod(shape) for shape in found.values()) for found in sizes)
+        )
+        if {name: value.shape for name, value in theirs.items()} != {name: v.shape for name, v in ours.items()}:
+            there, here = (sum(value.numel() for value in found.values()) for found in (theirs, ours))
             raise InputError(f"{place} holds {there} parameters, the network has {here}; {remedy}")
+        self.model.load_state_dict(checkpoint.model if memory else theirs, strict=memory)
 
-    @contextmanager
-    def untrained(self) -> Iterator[None]:
-        """Within this context the model is as it was before any training."""
-        trained = copy.deepcopy(self.model.state_dict())
-        self.model.load_state_dict(self.initial)
-        try:
-            yield
-        finally:
-            self.model.load_state_dict(trained)
-
-    @property
-    def protocol(self) -> dict[str, Any]:
-        """The settings of a meta-test."""
-        used = [name for chosen in protocols(self.settings.protocol) for name in sorted(PROTOCOLS[chosen].uses)]
-        return {name: getattr(self.settings, name) for name in ("protocol", "test_tasks", *used)}
-
-    def adapt(self, tasks: Any, protocol: str, on_record: Callable[[int], None] = lambda record: None) -> Adapted:
-        """Adapt to tasks by a protocol."""
+    def adapt(self, tasks: Any, protocol: str, on_record: Callable[[int], None]) -> tuple[Curves, Record]:
+        """Adapt to tasks by a protocol; its curves, and what it ends with."""
         s, chosen, objective = self.settings, PROTOCOLS[protocol], self.domain.objective
-        model = Model(self.meta, self.whole, self.rates(), objective.loss, objective.metric, s.inner_steps)
-        return chosen.make(model, tasks, on_record=on_record, **chosen.options(s))
+        model = Model(self.meta, self.whole, self.rates(), objective.loss, s.inner_steps)
+        records = chosen.make(model, tasks, **chosen.options(s))
+        return measured(records, tasks, objective.metric, UNITS[protocol], on_record)
 
-    def meta_test(self, update: int, stop: StopRequest) -> tuple[dict[str, Any], list[str]]:
+    def meta_test(self, update: int) -> tuple[dict[str, Any], list[str]]:
         """Adapt to every meta-test task; its entry of test.json and lines of tasks.csv. update: how many are made.
 
         For --protocol both it is that of fine-tuning, and the inner loop's stands in it under "also".
         """
         try:
-            curves, *others = (self._curves(name, stop) for name in protocols(self.settings.protocol))
+            curves = [self._curves(name) for name in protocols(self.settings.protocol)]
         except Diverged as fault:
             raise Diverged(f"meta-test after update {update}: {fault}") from fault
+        simple = [self.domain.predictors(self.settings.test_tasks), *({} for _ in curves[1:])]
         metric = self.domain.objective.metric_name
-        entry = test_entry(update, curves, self.domain.predictors(self.settings.test_tasks), metric)
-        also = [test_entry(update, other, {}, metric) for other in others]
-        lines = [line for part in (curves, *others) for line in task_lines(update, part)]
+        entry, *also = (test_entry(update, *part, metric) for part in zip(curves, simple, strict=True))
+        lines = [line for part in curves for line in task_lines(update, part)]
         return entry | {"protocol": self.protocol, "also": also}, lines
 
-    def scratch_tests(self, stop: StopRequest) -> list[dict[str, Any] | None]:
+    def scratch_tests(self) -> list[dict[str, Any] | None]:
         """The random initialisation by every protocol, to compare with; None where it cannot be adapted."""
 
         def test(protocol: str) -> dict[str, Any] | None:
             try:
-                return test_entry(0, self._curves(protocol, stop), {}, self.domain.objective.metric_name)
+                return test_entry(0, self._curves(protocol), {}, self.domain.objective.metric_name)
             except Diverged:
                 return None
 
-        with self.untrained():
+        trained = copy.deepcopy(self.model.state_dict())
+        self.model.load_state_dict(self.initial)
+        try:
             return [test(protocol) for protocol in protocols(self.settings.protocol)]
+        finally:
+            self.model.load_state_dict(trained)
 
-    def _curves(self, protocol: str, stop: StopRequest) -> Curves:
+    def _curves(self, protocol: str) -> Curves:
         """Adapt to every meta-test task by one protocol, some tasks at a time."""
-        return in_chunks(
-            lambda tasks: self.adapt(tasks, protocol, lambda record: stop.check()).curves,
-            self.domain.meta_test,
-            self.settings.test_tasks,
-            _test_chunk(self.settings, self.domain),
-            self.group.map_chunks,
-        )
+        count, chunk = self.settings.test_tasks, _test_chunk(self.settings, self.domain)
 
-    @property
-    def title(self) -> str:
-        """What this is, in a line."""
-        s = self.settings
-        counts = {"shot": s.shots, "query": s.queries, "inner step": s.inner_steps}
-        return f"{s.domain}, {', '.join(counted(n, name) for name, n in counts.items())}: {s.method}, seed {s.seed}"
+        def curves(first: int) -> Curves:
+            tasks = self.domain.meta_test(min(chunk, count - first), first)
+            return self.adapt(tasks, protocol, lambda record: self.group.stop.check())[0]
+
+        return Curves.joined(self.group.map_chunks(curves, list(range(0, count, chunk))))
 
     def picture(self) -> bytes | None:
         """The first --draw meta-test tasks before and after adaptation, None for --draw 0 and what cannot be drawn."""
@@ -150,16 +134,17 @@ class Experiment:
 
         if not self.settings.draw or not figures.can_draw(self.domain.input_shape):
             return None
-        count = min(self.settings.draw, self.settings.test_tasks)
-        tasks, objective = self.domain.meta_test(count), self.domain.objective
-        adapted = self.adapt(tasks, protocols(self.settings.protocol)[0])
+        count, objective = min(self.settings.draw, self.settings.test_tasks), self.domain.objective
+        tasks = self.domain.meta_test(count)
+        curves, (_, network, phi) = self.adapt(tasks, protocols(self.settings.protocol)[0], lambda record: None)
         x, to_units = tasks.test_x, self.domain.in_units
-        predictions = [predict(x) for predict in (adapted.predict_before, adapted.predict)]
+        start = self.whole.function.theta().detach().expand(count, -1)
+        predictions = self.whole.predict(start, x), network.predict(phi, x)
         errors = [torch.func.vmap(objective.metric)(p, tasks.test_y) for p in predictions]
         points = [*to_units(tasks.support_x, tasks.support_y), *to_units(x, tasks.test_y)]
         parts = [*points, *(to_units(x, p)[1] for p in predictions), *errors]
         arrays = (part.detach().double().cpu().numpy() for part in parts)
-        steps = counted(adapted.curves.epochs[-1], adapted.curves.unit)
+        steps = counted(curves.epochs[-1], curves.unit)
         return figures.draw_fits(self.title, figures.Fits(*arrays, objective.metric_name, steps))
 
 
@@ -211,8 +196,10 @@ def _check_memory(s: Settings, domain: Domain, dtype: torch.dtype) -> None:
     with torch.device("meta"):  # where tensors have shapes and no memory
         parameters = sum(p.numel() for p in build_network(s, domain).parameters())
     tasks = max(min(s.meta_batch, s.task_chunk or s.meta_batch), _test_chunk(s, domain))
-    what = (
-        f"--width {s.width} makes {parameters:,} parameters, choose a smaller one, or a smaller --task-chunk; "
-        f"{tasks} tasks at once take"
-    )
-    check_memory((2 + 2 * tasks) * parameters * dtype.itemsize, s.device, what)
+    needed, there = (2 + 2 * tasks) * parameters * dtype.itemsize, memory_of(s.device)
+    if there is not None and needed > there:
+        raise InputError(
+            f"--width {s.width} makes {parameters:,} parameters, choose a smaller one, or a smaller --task-chunk; "
+            f"{tasks} tasks at once take at least {needed / 2**30:,.0f} GiB of memory, {s.device} has "
+            f"{there / 2**30:,.0f}"
+        )

@@ -1,4 +1,4 @@
-"""The cells of a grid of runs: what they are, and how far each is by its files alone."""
+"""The cells of a grid of runs: what they are, and how far each is."""
 
 import contextlib
 import json
@@ -6,16 +6,10 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from data.files import write_atomically
-
-try:
-    import fcntl
-except ImportError:  # Windows: cells can be looked at, and not run (LOCKS)
-    fcntl = None
-
-LOCKS = fcntl is not None
+from experiment.folder import in_use
 
 STATES = ("done", "running", "failed", "stopped", "waiting")  # stopped: goes on with the next start
 
@@ -42,7 +36,7 @@ class Cell:
 class Grid:
     """The cells of a file, the first axis (the seed) varying slowest.
 
-    records: the folder of what is known about each; csv: the file of their results; kept: those whose results stand in
+    records: the folder of what is known about each; csv: the file of their results; done: those whose results stand in
     it, and need not be made again, with the seconds that they took.
     """
 
@@ -50,54 +44,26 @@ class Grid:
     cells: list[Cell]
     records: Path
     csv: Path
-    kept: dict[str, float] = field(default_factory=dict)
+    done: dict[str, float] = field(default_factory=dict)
 
-    def record(self, cell: Cell) -> Path:
-        """Where what is known of a cell is kept: its .json, .log and .lock."""
-        return self.records / cell.name
+    @property
+    def axes(self) -> list[str]:
+        """Their names."""
+        return list(self.cells[0].labels)
 
+    def file(self, cell: Cell, kind: str) -> Path:
+        """Of what is known of a cell: its json (how the last attempt went) or log."""
+        return self.records / f"{cell.name}.{kind}"
 
-def done(grid: Grid, cell: Cell) -> bool:
-    """Whether the cell's numbers stand in the grid's CSV, or its files are here and are of the run asked for."""
-    if cell.name in grid.kept:
-        return True
-    there = all(any(step.makes.parent.glob(step.makes.name)) for step in cell.steps)
-    with contextlib.suppress(OSError, ValueError, KeyError):  # results kept without their configuration
-        return there and as_asked(cell, json.loads((cell.folder / "config.json").read_text())["settings"])
-    return there
+    def record(self, cell: Cell) -> dict[str, Any]:
+        """How the last attempt went: its state, status, seconds, number and last line; empty before the first."""
+        with contextlib.suppress(OSError, ValueError):
+            return json.loads(self.file(cell, "json").read_text())
+        return {}
 
-
-def as_asked(cell: Cell, settings: dict[str, Any]) -> bool:
-    """Whether a run's settings are those that the cell asks for."""
-    return all(settings.get(name, value) == value for name, value in cell.settings.items())
-
-
-def locked(file: IO[str]) -> bool:
-    """Lock an open file, also for the processes that inherit it; False where others hold it.
-
-    A filesystem without locks counts as free, and so does a system without them.
-    """
-    if not LOCKS:
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass
-    return True
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """How the last attempt at a cell went, its state, status, seconds, number and last line; empty before the first."""
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads(path.with_name(f"{path.name}.json").read_text())
-    return {}
-
-
-def write_record(path: Path, record: dict[str, Any]) -> None:
-    """Write down how an attempt at a cell goes."""
-    write_atomically(path.with_name(f"{path.name}.json"), (json.dumps(record) + "\n").encode())
+    def write_record(self, cell: Cell, **record: Any) -> None:
+        """Write down how an attempt goes."""
+        write_atomically(self.file(cell, "json"), (json.dumps(record) + "\n").encode())
 
 
 class State(NamedTuple):
@@ -109,24 +75,20 @@ class State(NamedTuple):
     line: str = ""
 
 
-def state(grid: Grid, cell: Cell) -> State:
-    """How a cell stands, by its files alone."""
-    path = grid.record(cell)
-    record, lock = read_record(path), path.with_name(f"{path.name}.lock")
-    seconds = float(record.get("seconds", 0.0))
-    if lock.exists():
-        with open(lock, "a") as file:
-            if not locked(file):
-                return State(cell, "running", seconds + time.time() - record.get("started", time.time()))
-    if done(grid, cell):
-        return State(cell, "done", seconds or grid.kept.get(cell.name, 0.0))
-    name = {"failed": "failed", "started": "stopped", "stopped": "stopped"}.get(record.get("state", ""), "waiting")
-    return State(cell, name, seconds, record.get("line", ""))
-
-
 def states(grid: Grid) -> list[State]:
     """How every cell stands."""
-    return [state(grid, cell) for cell in grid.cells]
+    return [_state(grid, cell) for cell in grid.cells]
+
+
+def _state(grid: Grid, cell: Cell) -> State:
+    record = grid.record(cell)
+    seconds = float(record.get("seconds", 0.0))
+    if in_use(cell.folder):
+        return State(cell, "running", seconds + time.time() - record.get("started", time.time()))
+    if cell.name in grid.done:
+        return State(cell, "done", seconds or grid.done[cell.name])
+    name = {"failed": "failed", "started": "stopped", "stopped": "stopped"}.get(record.get("state", ""), "waiting")
+    return State(cell, name, seconds, record.get("line", ""))
 
 
 def hours_left(known: list[State], workers: int) -> float | None:

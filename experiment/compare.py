@@ -13,14 +13,16 @@ from typing import Any
 
 import pandas as pd
 
-from amaml.errors import InputError, unknown
+from amaml.errors import InputError
 from data.outside import short
 from experiment import results
 from experiment.settings import CONTROL, METHODS, merged, parse_flags
 
-TEST = ("domain", "shots", "queries", "ways", "test_tasks")
+TEST = ["domain", "shots", "queries", "ways", "test_tasks"]  # settings that make a panel
+ELSEWHERE = {*CONTROL, *TEST, "seed", "method", "protocol"}  # settings that do not name a variant
 EPOCHS = (0, 10, 100, 500, 1000)  # that the tables show, besides the last
 Column = int | None  # an epoch, None for the last of each variant
+Settings = dict[str, dict[str, Any]]  # of every run
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class Panel:
         """The names of its variants."""
         return list(self.frame["variant"].cat.categories)
 
+    @property
+    def several(self) -> bool:
+        """Whether a variant has more than one seed."""
+        return self.frame.groupby("variant", observed=True)["seed"].nunique().max() > 1
+
     def epochs(self, asked: Iterable[int] | None) -> list[Column]:
         """The columns of its tables; None is the end of each variant's own test, where those are not the same."""
         there, ends = {*self.final["epoch"]}, {*self.final.loc[self.final["end"], "epoch"]}
@@ -59,9 +66,6 @@ class Panel:
         return self.final[self.final["end"] if column is None else self.final["epoch"] == column]
 
 
-Settings = dict[str, dict[str, Any]]  # of every run
-
-
 def read_runs(paths: list[Path], only: dict[str, list[str]] | None = None) -> tuple[pd.DataFrame, Settings]:
     """A line a record (experiment.results) of every run and evaluation in, or below, the paths; and their settings.
 
@@ -71,36 +75,17 @@ def read_runs(paths: list[Path], only: dict[str, list[str]] | None = None) -> tu
     lines, settings = [], {}
     for path in paths:
         files = sorted(path.rglob("*.csv")) if path.is_dir() else [path] if path.is_file() else []
-        tables = [pd.read_csv(file) for file in files if {*results.FACTS} <= {*_header(file)}]
+        tables = [pd.read_csv(file) for file in files if {*results.FACTS} <= {*pd.read_csv(file, nrows=0)}]
         found = [*sorted(path.rglob("summary.json")), *sorted(path.rglob("evaluation*.json"))]
         if not tables and not found:
             raise InputError(
                 f"{path} holds no finished run (a folder with summary.json) and no CSV of results; give a run or a "
                 "folder of runs"
             )
-        tables = [_only(table, only or {}) for table in tables]
-        for own, line in itertools.chain(*map(_of_folder, found), *map(_of_table, tables)):
+        for own, line in itertools.chain(*map(_of_folder, found), *(_of_table(table, only or {}) for table in tables)):
             lines.append(line)
             settings[line["run"]] = _of_any_seed(own)
     return results.marked(results.tidy(pd.DataFrame(lines))), settings
-
-
-def _header(file: Path) -> list[str]:
-    with file.open() as lines:
-        return next(lines, "").strip().split(",")
-
-
-def _only(table: pd.DataFrame, only: dict[str, list[str]]) -> pd.DataFrame:
-    for name, values in only.items():
-        axes = table.columns[: table.columns.get_loc("then")]
-        if name not in axes:
-            raise unknown("axis of --only", name, axes)
-        known = table[name].astype(str)
-        for value in values:
-            if value not in {*known}:
-                raise unknown(f"{name} of --only", value, known.unique())
-        table = table[known.isin(values)]
-    return table
 
 
 def _of_folder(file: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
@@ -112,15 +97,16 @@ def _of_folder(file: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         raise InputError(f"{file.parent} has lost its config.json or test.json, which hold its settings and tests")
     flags = config.get("command", []) if trained else ["--evaluate", str(run or file.parent)]
     for row in results.rows(file):
-        yield (
-            settings,
-            {"run": str(file.resolve()), "then": 0, **row, "command": shlex.join(["python", "run.py", *flags])},
-        )
+        own = {"run": str(file.resolve()), "then": 0, **row, "command": shlex.join(["python", "run.py", *flags])}
+        yield settings, own
 
 
-def _of_table(table: pd.DataFrame) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def _of_table(table: pd.DataFrame, only: dict[str, list[str]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """The same of a grid's CSV, whose commands say the settings; those of `then` add theirs to the run's."""
     axes, trained, known = list(table.columns[: table.columns.get_loc("then")]), {}, {}
+    results.check_places(only, {axis: {*table[axis].astype(str)} for axis in axes})
+    for axis, places in only.items():
+        table = table[table[axis].astype(str).isin(places)]
     for line in table.sort_values("then", kind="stable").to_dict("records"):
         place = " ".join(str(line.pop(axis)) for axis in axes)
         run = f"{place} {line['command']}"
@@ -142,68 +128,68 @@ def _of_any_seed(settings: dict[str, Any]) -> dict[str, Any]:
 
 def panels(frame: pd.DataFrame, settings: Settings) -> list[Panel]:
     """The runs, sorted by what is tested and by what differs."""
-    tested = {run: "|".join(str(s.get(name)) for name in TEST) for run, s in settings.items()}
+    names = dict.fromkeys(name for own in settings.values() for name in own)
+    runs = pd.DataFrame(
+        {run: [own.get(name) for name in names] for run, own in settings.items()}, [*names], dtype=object
+    ).T
+    tested = runs[TEST].map(str).agg("|".join, axis="columns")
     groups = [own for _, own in frame.groupby([frame["run"].map(tested), "unit", "metric"], sort=False)]
-    names = [_name(group, settings) for group in groups]
+    titles = [_name(group, runs) for group in groups]
     return [
-        _panel(group, settings, name if names.count(name) == 1 else f"{name}-{i}")
-        for i, (name, group) in enumerate(zip(names, groups, strict=True), 1)
+        _panel(group, runs.loc[group["run"].unique()], title if titles.count(title) == 1 else f"{title}-{i}")
+        for i, (title, group) in enumerate(zip(titles, groups, strict=True), 1)
     ]
 
 
-def _name(frame: pd.DataFrame, settings: Settings) -> str:
-    first = frame.iloc[0]
-    domain, *parts = (settings[first["run"]][name] for name in ("domain", "shots", "queries"))
-    return "-".join(map(str, [short(domain), *parts, f"{first['unit']}s".replace(" ", "-")]))
+def _name(frame: pd.DataFrame, runs: pd.DataFrame) -> str:
+    domain, *parts = runs.loc[frame["run"].iloc[0], ["domain", "shots", "queries"]]
+    return "-".join(map(str, [short(domain), *parts, f"{frame['unit'].iloc[0]}s".replace(" ", "-")]))
 
 
-def _panel(frame: pd.DataFrame, settings: Settings, name: str) -> Panel:
-    mine = {run: settings[run] for run in frame["run"].unique()}
-    apart = {*CONTROL, *TEST, "seed", "method", "protocol"}
-    differing = sorted(
-        n for n in {n for s in mine.values() for n in s} - apart if len({str(s.get(n)) for s in mine.values()}) > 1
-    )
-    labels = _labels({run: (short(s["method"]), *(s.get(n) for n in differing)) for run, s in mine.items()}, differing)
-    frame = frame.assign(seed=frame["run"].map({run: s["seed"] for run, s in mine.items()}))
-    frame["variant"] = pd.Categorical(frame["run"].map(labels), dict.fromkeys(labels.values()), ordered=True)
+def _panel(frame: pd.DataFrame, runs: pd.DataFrame, name: str) -> Panel:
+    """runs: a line of settings for each run of the frame."""
+    differing = sorted(name for name in {*runs} - ELSEWHERE if runs[name].map(str).nunique() > 1)
+    labels = _labels(runs, differing)
+    frame = frame.assign(seed=frame["run"].map(runs["seed"].astype(int)))
+    frame["variant"] = pd.Categorical(frame["run"].map(labels), labels.unique(), ordered=True)
     ends = frame.sort_values("update", ascending=False, kind="stable").drop_duplicates(["variant", "seed"])
     frame = frame[frame["run"].isin(ends["run"])]  # an earlier theta of a seed is left out
-    first, steps = next(iter(mine.values())), {s["inner_steps"] for s in mine.values()}
+    first, steps, unit = runs.iloc[0], runs["inner_steps"].unique(), frame["unit"].iloc[0]
     title = [short(first["domain"]), f"{first['shots']} shots", f"{first['queries']} queries"]
-    title += [f"{steps.pop()} inner steps"] if len(steps) == 1 else []
-    seeds, unit = sorted({*frame["seed"]}), frame["unit"].iloc[0]
+    title += [f"{steps[0]} inner steps"] if len(steps) == 1 else []
+    seeds = sorted({*frame["seed"]})
     title += ["fine-tuned" if unit == "epoch" else "own inner loop"]
     title += [f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds"]
     differences = []
-    for n in differing:
-        who: dict[str, dict[str, None]] = {}
-        for run, label in labels.items():
-            who.setdefault(str(mine[run].get(n)), {})[label] = None
-        differences.append(f"{n}: " + "; ".join(f"{value} ({', '.join(names)})" for value, names in who.items()))
+    for name_ in differing:
+        who = labels.groupby(runs[name_].map(str), sort=False).unique()
+        differences.append(f"{name_}: " + "; ".join(f"{value} ({', '.join(names)})" for value, names in who.items()))
     return Panel(name, ", ".join(title), frame["metric"].iloc[0], unit, frame, differences)
 
 
-def _labels(keys: dict[str, tuple], differing: list[str]) -> dict[str, str]:
-    """The variant of every run, in the order of the methods; keys: its method and the settings that differ."""
-    order = {method: i for i, method in enumerate(METHODS)}
-    ordered = sorted({*keys.values()}, key=lambda key: (order.get(key[0], len(order)), str(key)))
+def _labels(runs: pd.DataFrame, differing: list[str]) -> pd.Series:
+    """The variant of every run, in the order of the methods: its method, and what tells it from others of that."""
+    methods, order = runs["method"].map(short), list(METHODS)
+
+    def place(run: str) -> tuple[int, str]:
+        method = methods[run]
+        return order.index(method) if method in order else len(order), str((method, *runs.loc[run, differing]))
+
     labels = {}
-    for method, rivals in itertools.groupby(ordered, key=lambda key: key[0]):
-        variants = list(rivals)
-        telling = _telling(variants)
-        for key in variants:
-            own = [f"{differing[i - 1]} {key[i]}" for i in telling if key[i] is not None]
-            labels[key] = ", ".join([method, *own])
-    return {run: labels[key] for key in ordered for run in keys if keys[run] == key}
+    for method, own in runs.loc[sorted(runs.index, key=place)].groupby(methods, sort=False):
+        for run, values in own[_telling(own[differing].map(str))].iterrows():
+            told = [f"{name} {value}" for name, value in values.items() if value is not None]
+            labels[run] = ", ".join([method, *told])
+    return pd.Series(labels)
 
 
-def _telling(variants: list[tuple]) -> list[int]:
-    """The fewest places, taken one by one, at which the variants of a method are all told apart."""
+def _telling(variants: pd.DataFrame) -> list[str]:
+    """The fewest settings, taken one by one, by which the variants of a method are all told apart."""
 
-    def kinds(places: list[int]) -> int:
-        return len({tuple(str(variant[i]) for i in places) for variant in variants})
+    def kinds(names: list[str]) -> int:
+        return variants.groupby(names).ngroups if names else 1
 
-    chosen: list[int] = []
-    while kinds(chosen) < len(variants):
-        chosen.append(max(range(1, len(variants[0])), key=lambda i: kinds([*chosen, i])))
-    return sorted(chosen)
+    chosen: list[str] = []
+    while kinds(chosen) < kinds([*variants]):
+        chosen.append(max(variants, key=lambda name: kinds([*chosen, name])))
+    return [name for name in variants if name in chosen]

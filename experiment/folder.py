@@ -32,8 +32,9 @@ FILES = (
     "fits.png",
     "config.json",
 )
-LOCK = ".lock"
-EVALUATION = re.compile(r"evaluation(-.*)?\.(json|csv)|fits(-.*)?\.png")
+LOCK = ".lock"  # held while a process works in the folder
+PATIENCE = 0.2  # seconds that a run waits for it: somebody may be looking whether it is held
+EVALUATION = re.compile(r"evaluation(-.*)?\.(json|csv)|fits(-.*)?\.png")  # what --evaluate writes
 FULL = (errno.ENOSPC, errno.EDQUOT)
 MEND = "put the missing lines back, or start anew with --overwrite (--evaluate tests its theta as it is)"
 
@@ -57,19 +58,9 @@ class Checkpoint:
 
 
 class RunFolder:
-    """One run's files.
+    """One run's files (docs/reference/files.md); every method raises InputError where the system refuses.
 
-    config.json       settings, versions, commit, machine
-    metrics.jsonl     one line a meta-update: update, query_loss, gradient_norm, gradients, hvps
-    checkpoint.pt     the last Checkpoint
-    test.json         one entry a meta-test: the curves over epochs
-    tasks.csv         the same for every task of the last meta-test after each update
-    summary.json      the end result; a run that has it is finished
-    curves.png, fits.png
-    evaluation-*.json, evaluation-*.csv, fits-*.png   what --evaluate found
-    .lock             held while a process works here
-
-    Every method raises InputError where the system refuses to read or write.
+    A run that has its summary.json is finished.
     """
 
     def __init__(self, path: Path) -> None:
@@ -95,13 +86,13 @@ class RunFolder:
     def _take(self) -> None:
         with usable(self.path), contextlib.suppress(PermissionError):  # nobody writes to a read-only folder
             try:
-                self._lock.acquire(timeout=0)
+                self._lock.acquire(timeout=PATIENCE)
             except filelock.Timeout:
                 remedy = "wait for its end, or choose another --out"
                 raise InputError(f"{self.path} is in use by another process; {remedy}") from None
 
     def has(self, name: str) -> bool:
-        """Whether a file is there; a run that has its summary.json is finished."""
+        """Whether a file is there."""
         return (self.path / name).exists()
 
     def create(self, settings: dict[str, Any]) -> None:
@@ -119,7 +110,7 @@ class RunFolder:
         """Remove a run's files, config.json last; raises InputError for a folder that holds anything else."""
         with contextlib.suppress(_Corrupt):
             self.settings()
-        self._only_ours(FILES)
+        self._check_ours(*FILES)
         with usable(self.path):
             for name in (*filter(EVALUATION.fullmatch, self._names()), *FILES):
                 temporary_name(self.path / name).unlink(missing_ok=True)
@@ -132,7 +123,7 @@ class RunFolder:
             if names:
                 raise InputError(f"{self.path} holds other files and no run; choose another --out")
             return None
-        config = self._load("config.json")
+        config = self.read("config.json")
         settings = config.get("settings") if isinstance(config, dict) else None
         if not isinstance(settings, dict):
             raise InputError(f"{self.path / 'config.json'} is no run's configuration; choose another --out")
@@ -140,13 +131,13 @@ class RunFolder:
 
     def prepare_evaluation(self) -> None:
         """Make a folder for the files of an evaluation alone."""
-        self._only_ours(())
+        self._check_ours()
         with usable(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
 
-    def _only_ours(self, allowed: tuple[str, ...]) -> None:
+    def _check_ours(self, *allowed: str) -> None:
         """Raise InputError for a file that is neither allowed nor an evaluation's."""
-        strangers = sorted(name for name in self._names() - set(allowed) if not EVALUATION.fullmatch(name))
+        strangers = sorted(name for name in self._names() - {*allowed} if not EVALUATION.fullmatch(name))
         if strangers:
             raise InputError(f"{self.path} also holds {strangers[0]}; move that away or choose another --out")
 
@@ -159,17 +150,16 @@ class RunFolder:
         return {name for name in names - {LOCK} if not name.endswith(".tmp")}
 
     def write(self, name: str, content: Any) -> None:
-        """Write a JSON file atomically."""
-        self.write_bytes(name, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
-
-    def write_bytes(self, name: str, content: bytes) -> None:
-        """Write a file atomically."""
+        """Write a JSON file atomically; bytes as they are."""
+        if not isinstance(content, bytes):
+            content = (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
         with usable(self.path):
             write_atomically(self.path / name, content)
 
-    def read(self, name: str, default: Any) -> Any:
+    def read(self, name: str, default: Any = None) -> Any:
         """Read a JSON file, default where there is none."""
-        return self._load(name) if (self.path / name).exists() else default
+        with _readable(self.path / name):
+            return json.loads((self.path / name).read_text()) if self.has(name) else default
 
     def append_metrics(self, records: list[dict[str, Any]]) -> None:
         """Add lines to metrics.jsonl."""
@@ -179,13 +169,11 @@ class RunFolder:
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; one cut short by a kill is left out."""
         path = self.path / "metrics.jsonl"
-        try:
+        if not path.exists():
+            return []
+        with _readable(path):
             records = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
             numbers = [record["update"] for record in records]
-        except FileNotFoundError:
-            return []
-        except (OSError, ValueError, TypeError, KeyError) as fault:
-            raise _Corrupt(f"cannot read {path}: {fault}; start anew with --overwrite") from fault
         for place, number in enumerate(numbers, 1):
             if number != place:
                 raise _Corrupt(f"{path} holds update {number} in line {place}; {MEND}")
@@ -197,14 +185,14 @@ class RunFolder:
         with usable(self.path):
             there = path.read_text().splitlines()[1:] if since and path.exists() else []
         kept = [line for line in there if int(line.partition(",")[0]) < since]
-        self.write_bytes(name, "\n".join([TASK_COLUMNS, *kept, *lines, ""]).encode())
+        self.write(name, "\n".join([TASK_COLUMNS, *kept, *lines, ""]).encode())
 
     def rewind(self, update: int) -> None:
         """Drop what was recorded after an update, so that a resumed run repeats it."""
         kept = [json.dumps(m) + "\n" for m in self.metrics()[:update]]
         if len(kept) < update:
             raise _Corrupt(f"{self.path / 'metrics.jsonl'} ends with update {len(kept)} of {update}; {MEND}")
-        self.write_bytes("metrics.jsonl", "".join(kept).encode())
+        self.write("metrics.jsonl", "".join(kept).encode())
         self.write("test.json", [test for test in self.read("test.json", []) if test["update"] <= update])
         if self.has("tasks.csv"):
             self.write_tasks([], since=update + 1)
@@ -215,17 +203,32 @@ class RunFolder:
             os.fsync(file.fileno())
         buffer = io.BytesIO()
         torch.save({"format": FORMAT, **vars(checkpoint)}, buffer)
-        self.write_bytes("checkpoint.pt", buffer.getvalue())
+        self.write("checkpoint.pt", buffer.getvalue())
 
-    def _load(self, name: str) -> Any:
-        try:
-            return json.loads((self.path / name).read_text())
-        except (OSError, ValueError) as fault:
-            raise _Corrupt(f"cannot read {self.path / name}: {fault}; start anew with --overwrite") from fault
+
+def in_use(folder: Path) -> bool:
+    """Whether a run is at work in a folder."""
+    if not (folder / LOCK).exists():
+        return False
+    try:
+        with contextlib.suppress(PermissionError), filelock.FileLock(folder / LOCK).acquire(timeout=0):
+            pass
+    except filelock.Timeout:
+        return True
+    return False
 
 
 class _Corrupt(InputError):
     """A file that should be a run's cannot be read."""
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turns what a damaged file raises into a _Corrupt."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, KeyError) as fault:
+        raise _Corrupt(f"cannot read {path}: {fault}; start anew with --overwrite") from fault
 
 
 @contextlib.contextmanager
@@ -236,9 +239,8 @@ def usable(folder: Path) -> Iterator[None]:
     except OSError as fault:
         reason = fault.strerror or str(fault)
         if fault.errno in FULL:
-            raise InputError(
-                f"cannot write to {folder}: {reason}; free some space, then go on with --resume"
-            ) from fault
+            remedy = "free some space, then go on with --resume"
+            raise InputError(f"cannot write to {folder}: {reason}; {remedy}") from fault
         raise InputError(f"cannot use the folder {folder}: {reason}; choose another --out") from fault
 
 

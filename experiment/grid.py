@@ -1,18 +1,6 @@
 """A grid of runs as data: a TOML file becomes cells, a cell the commands that make it.
 
-Every key that is a flag of run.py holds its value, or a list of values, which is an axis: the cells are the product of
-the axes. Flags that change together are an axis of tables under a name of its own:
-
-    out = "results/mine/{panel}/{method}/seed{seed}"      # the folder of a cell's run
-    seed = [0, 1, 2]
-    method = ["amaml", "maml"]
-    panel = [{ label = "Alpine", domain = "Alpine2D", shots = 100 }, { label = "Cos", domain = "CosMixture" }]
-    meta_updates = 2000
-    override = [{ when = { method = "maml" }, inner_steps = 5 }]
-    then = [{ out = "{out}-5shot", shots = 5 }]           # --evaluate the finished run with these flags
-
-{name} in out, and in start_from, is the place on an axis (a table's label), or the value of a flag. Every file in
-configs/targets is one.
+docs/how-to/many-runs.md says what such a file holds; every file in configs/targets is one.
 """
 
 import itertools
@@ -33,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 TARGETS = ROOT / "configs" / "targets"
 OTHERS = ("about", "out", "override", "then")  # keys that are no axis
 PLAIN = ("domain", "method")  # their values need no name in a folder
+REFUSED = CONTROL - {"data_root", "checkpoint_interval", "draw"}  # flags that are not for a grid
 
 
 def read_grid(path: Path, seeds: list[int] | None = None, device: str | None = None) -> Grid:
@@ -47,9 +36,9 @@ def read_grid(path: Path, seeds: list[int] | None = None, device: str | None = N
     content |= {"seed": seeds} if seeds else {}
     content |= {"device": device} if device else {}
     fixed, axes = _split(content, path)
-    out = content.get("out", _default_out(path.stem, axes))
-    start = Path(os.path.dirname(out.split("{")[0]))
-    cells = [_cell(fixed, place, content | {"out": out}, start, path) for place in itertools.product(*axes.values())]
+    content.setdefault("out", _default_out(path.stem, axes))
+    start = Path(os.path.dirname(content["out"].split("{")[0]))  # the folder of all cells
+    cells = [_cell(fixed, place, content, start, path) for place in itertools.product(*axes.values())]
     _check_folders(cells, path)
     return Grid(path.stem, cells, start / ".cells" / path.stem, start.parent / f"{path.stem}.csv")
 
@@ -94,11 +83,11 @@ def _label(table: dict[str, Any]) -> str:
 
 def _default_out(stem: str, axes: dict[str, Axis]) -> str:
     parts = [f"{{{name}}}" if name in PLAIN or name not in FIELDS else f"{name}{{{name}}}" for name in axes]
-    return "/".join(["results", stem, *(p for p in parts if "{seed}" not in p), *(p for p in parts if "{seed}" in p)])
+    return "/".join(["results", stem, *sorted(parts, key=lambda part: "{seed}" in part)])
 
 
 def _cell(fixed: dict[str, Any], place: tuple, content: dict[str, Any], start: Path, path: Path) -> Cell:
-    """The cell at a place on every axis; start is the folder of all of them."""
+    """The cell at a place on every axis."""
     labels, flags = {name: label for name, label, _ in place}, dict(fixed)
     for _, _, own in place:
         flags |= own
@@ -123,12 +112,13 @@ def _cell(fixed: dict[str, Any], place: tuple, content: dict[str, Any], start: P
 
 
 def _applies(when: dict[str, Any], values: dict[str, str], path: Path) -> bool:
-    for name, wanted in when.items():
+    """Whether all that an override asks for holds."""
+    for name in when:
         if name not in values:
             raise unknown(f"axis or flag of an override in {path}", name, values)
-        if values[name] not in [str(w) for w in (wanted if isinstance(wanted, list) else [wanted])]:
-            return False
-    return True
+    return all(
+        values[n] in [str(w) for w in (asked if isinstance(asked, list) else [asked])] for n, asked in when.items()
+    )
 
 
 def _filled(template: str, values: dict[str, Any], where: str) -> str:
@@ -141,13 +131,11 @@ def _filled(template: str, values: dict[str, Any], where: str) -> str:
 def _checked(flags: dict[str, Any], where: str) -> Settings:
     """The settings of a cell; raises InputError where run.py would."""
     try:
-        s = merged(flags)
-        for name in flags:
-            if name in CONTROL - {"data_root", "checkpoint_interval", "draw"}:
-                raise InputError(f"{name} is not for a grid; leave it out")
+        if refused := sorted(REFUSED & {*flags}):
+            raise InputError(f"{refused[0]} is not for a grid; leave it out")
+        return merged(flags)
     except InputError as fault:
         raise InputError(f"{where}: {fault}") from fault
-    return s
 
 
 def _command(flags: dict[str, Any]) -> list[str]:

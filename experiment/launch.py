@@ -15,13 +15,16 @@ CLOSED_PIPE = 141  # 128 + SIGPIPE, as of a program that writes into a pipe nobo
 
 
 class Ending:
-    """A context that turns what ends the program into its exit status, and into one line where that is not 0.
+    """A context that turns what ends a program into its exit status, and into one line where that is not 0.
 
     0 done, 2 a mistake in the input or a diverged run, 128 + signal after a stop, 1 where another process of the run
-    was lost; faults of ours are raised. quiet: another process says why it ends.
+    was lost; faults of ours are raised. quiet: another process says why it ends; interrupted: what is said of Ctrl-C.
     """
 
     status, quiet = 0, False
+
+    def __init__(self, program: str = "run.py", interrupted: str = "interrupted") -> None:
+        self.program, self.interrupted = program, interrupted
 
     def __enter__(self) -> "Ending":
         return self
@@ -31,42 +34,36 @@ class Ending:
             sys.stdout.flush()
         except BrokenPipeError as closed:
             fault = closed
-        status, line = _reason(fault)
+        status, line = self._reason(fault)
         if status is None:
             return False
         self.status = status or self.status
         if line and not self.quiet:
-            print(f"run.py: {' '.join(line.split())}", file=sys.stderr, flush=True)
+            print(f"{self.program}: {' '.join(line.split())}", file=sys.stderr, flush=True)
         return True
 
-
-def _reason(fault: BaseException | None) -> tuple[int | None, str]:
-    """The exit status that a fault means, None for one of ours, and what is said of it."""
-    text = str(fault)
-    match fault:
-        case None:
-            return 0, ""
-        case InputError() | Diverged():
-            return 2, text
-        case Stopped():
-            return 128 + fault.number, text
-        case KeyboardInterrupt():
-            return 128 + signal.SIGINT, "interrupted"
-        case Lost():
-            return 1, text
-        case BrokenPipeError():
-            return pipe_closed(), ""
-    if isinstance(fault, MemoryError | torch.OutOfMemoryError) or "CPUAllocator" in text:
-        return 2, "out of memory; try a smaller --meta-batch, --width or --test-tasks, or another --method"
-    if "deterministic implementation" in text:
-        return 2, f"{text.partition('.')[0]}; leave out --deterministic, or compute on the cpu"
-    return None, text
-
-
-def pipe_closed() -> int:
-    """The exit status after a BrokenPipeError; Python, which empties its buffer at the end, meets no other."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return CLOSED_PIPE
+    def _reason(self, fault: BaseException | None) -> tuple[int | None, str]:
+        """The exit status that a fault means, None for one of ours, and what is said of it."""
+        text = str(fault)
+        match fault:
+            case None:
+                return 0, ""
+            case InputError() | Diverged():
+                return 2, text
+            case Stopped():
+                return 128 + fault.number, text
+            case KeyboardInterrupt():
+                return 128 + signal.SIGINT, self.interrupted
+            case Lost():
+                return 1, text
+            case BrokenPipeError():  # Python, which empties its buffer at the end, is to meet no other
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return CLOSED_PIPE, ""
+        if isinstance(fault, MemoryError | torch.OutOfMemoryError) or "CPUAllocator" in text:
+            return 2, "out of memory; try a smaller --meta-batch, --width or --test-tasks, or another --method"
+        if "deterministic implementation" in text:
+            return 2, f"{text.partition('.')[0]}; leave out --deterministic, or compute on the cpu"
+        return None, text
 
 
 def launch(processes: int, program: Path, arguments: list[str]) -> int:

@@ -31,14 +31,11 @@ def check_device(device: str, processes: int = 1) -> None:
         raise InputError(f"{here} processes need a GPU each, this machine has {count}; choose --processes {count}")
 
 
-def check_memory(needed: int, device: str, what: str) -> None:
-    """Raise InputError where more bytes are needed, for sure, than the device has (if the system says how many)."""
+def memory_of(device: str) -> int | None:
+    """Bytes that a device has, None where the system does not say."""
     if device.startswith("cuda"):
-        there = torch.cuda.get_device_properties(device).total_memory
-    else:
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else needed
-    if needed > there:
-        raise InputError(f"{what} at least {needed / 2**30:,.0f} GiB of memory, {device} has {there / 2**30:,.0f}")
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
 
 
 @contextlib.contextmanager
@@ -69,11 +66,16 @@ def peak_memory_mib(device: str) -> float | None:
 
 def environment(device: str) -> dict[str, Any]:
     """Versions, commit and machine: what a number needs beside it."""
+    # in a container the checkout belongs to somebody else, which git refuses unless told that it is safe
+    command = ["git", "-c", "safe.directory=*", "-C", str(ROOT), "rev-parse", "HEAD"]
+    commit = None
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     versions = {name: _version(name) for name in packages()}
     return {
         # torch's own version names the build too, which its metadata may not
         "versions": {"python": platform.python_version(), **versions, "torch": str(torch.__version__)},
-        "commit": _commit(),
+        "commit": commit,
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine(),
         "threads": torch.get_num_threads(),
         "command": sys.argv[1:],
@@ -90,13 +92,4 @@ def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    # in a container the checkout belongs to somebody else, which git refuses unless told that it is safe
-    command = ["git", "-c", "safe.directory=*", "-C", str(ROOT), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
         return None

@@ -118,6 +118,7 @@ PROTOCOLS = {  # how theta is adapted at meta-test
     "finetune": Choice(fine_tune, {"test_epochs": "epochs"}),
     "inner": Choice(inner_loop, {"test_steps": "steps"}),
 }
+UNITS = {"finetune": "epoch", "inner": "inner step"}  # in which a protocol is recorded
 BOTH = "both"  # of these protocols, one after the other from the same theta
 
 

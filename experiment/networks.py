@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amaml.errors import InputError, unknown
+from amaml.errors import InputError
 from amaml.models import ACTIVATIONS, mlp
 
 Shape = tuple[int, int, int]  # channels, height, width
@@ -68,8 +68,6 @@ def conv4(
 
     Raises InputError for images that cannot be pooled four times.
     """
-    if activation not in ACTIVATIONS:
-        raise unknown("activation", activation, ACTIVATIONS)
     channels, *size = input_shape
     layers: list[nn.Module] = []
     for _ in range(4):

@@ -1,6 +1,7 @@
 """How a run begins: from nothing, from another run's theta, from its own checkpoint; or not, since that does harm."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from amaml.engine.derivatives import compiler_found
@@ -36,10 +37,7 @@ def open_run(folder: RunFolder, s: Settings) -> Opening:
     """
     there = None if s.overwrite else folder.settings()
     if there is None or not (folder.has("summary.json") or folder.has("checkpoint.pt")):
-        origin = load_checkpoint(s.start_from) if s.start_from else None
-        if origin:
-            _check_network(origin, s)
-        return Opening(origin=origin, compiled=_compiles(s))
+        return Opening(origin=_origin(s), compiled=_compiles(s))
     _check_same(there, s, folder.path)
     finished = folder.has("summary.json")
     complete = finished and there.get("meta_updates") == s.meta_updates
@@ -62,7 +60,7 @@ def open_run(folder: RunFolder, s: Settings) -> Opening:
     return Opening(start=start, compiled=start.compiled)
 
 
-def _check_same(there: dict[str, Any], s: Settings, place: Any) -> None:
+def _check_same(there: dict[str, Any], s: Settings, place: Path) -> None:
     """Raise InputError where settings on disk make another run; more updates do where the step size falls to them."""
     falls = there.get("meta_schedule") is not None
     free = CONTROL | TEST | (frozenset() if falls else {"meta_updates"})
@@ -75,8 +73,11 @@ def _check_same(there: dict[str, Any], s: Settings, place: Any) -> None:
             )
 
 
-def _check_network(origin: Checkpoint, s: Settings) -> None:
-    """Raise InputError where the theta of --start-from is one of another network."""
+def _origin(s: Settings) -> Checkpoint | None:
+    """The checkpoint of --start-from; raises InputError where its theta is one of another network."""
+    if not s.start_from:
+        return None
+    origin = load_checkpoint(s.start_from)
     for name in NETWORK:
         there, asked = origin.settings.get(name), getattr(s, name)
         if there != asked:
@@ -84,6 +85,7 @@ def _check_network(origin: Checkpoint, s: Settings) -> None:
                 f"--start-from {s.start_from} has a theta made with {flag_name(name)} {there or 'none'}, not "
                 f"{asked or 'none'}; give the same, or another run"
             )
+    return origin
 
 
 def _compiles(s: Settings) -> bool:
@@ -108,7 +110,5 @@ def evaluation_settings(flags: dict[str, Any], checkpoint: Checkpoint, processes
 
 def evaluation_name(flags: dict[str, Any], s: Settings) -> str:
     """DOMAIN-SHOTSshot-PROTOCOL, and every other flag that makes its numbers: an evaluation replaces its like alone."""
-    others = set(flags) - CONTROL - {"domain", "shots", "protocol"}
-    return "-".join(
-        [short(s.domain), f"{s.shots}shot", s.protocol, *(f"{name}{flags[name]}" for name in sorted(others))]
-    )
+    others = sorted(set(flags) - CONTROL - {"domain", "shots", "protocol"})
+    return "-".join([short(s.domain), f"{s.shots}shot", s.protocol, *(f"{name}{flags[name]}" for name in others)])

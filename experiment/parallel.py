@@ -1,9 +1,9 @@
 """Runs the cells of a grid: each as processes of this machine, or as jobs of a cluster, through SLURM's srun.
 
-A cell's commands go on from where a killed one stopped (--resume), so that all there is to do is to start them, so many
-at once, and to start them again. Exit status 2, a mistake or a diverged run, is final; everything else, a lost node or
-the end of a job's time included, is tried twice more. A command outlives this program where that is killed (SIGKILL):
-it holds the cell's lock, for which the next start waits.
+A cell's commands go on from where a killed one stopped (--resume), and pass over what is finished, so that all there is
+to do is to start them, so many at once, and to start them again. Exit status 2, a mistake or a diverged run, is final;
+everything else, a lost node or the end of a job's time included, is tried twice more. A command outlives this program
+where that is killed (SIGKILL), and has its run's folder for itself; the next start waits for its end.
 """
 
 import os
@@ -14,16 +14,17 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from typing import IO
+from pathlib import Path
 
 from amaml.errors import InputError
 from experiment import results
-from experiment.cells import Cell, Grid, done, hours_left, in_words, locked, read_record, states, write_record
+from experiment.cells import Cell, Grid, hours_left, in_words, states
+from experiment.folder import in_use
 
 FINAL = 2  # run.py's exit status for a mistake or a diverged run
 ATTEMPTS = 3
 LOOK_SECONDS = 0.3  # between two looks at a command, and at whether to stop
-SIGNALS = ("SIGHUP", "SIGINT", "SIGKILL", "SIGTERM")
+SIGNALS = ("SIGHUP", "SIGINT", "SIGKILL", "SIGTERM")  # not all of them everywhere
 STOPS = tuple(128 + getattr(signal, name) for name in SIGNALS if hasattr(signal, name))
 
 
@@ -67,18 +68,16 @@ def run(grid: Grid, place: Place) -> int:
 
     Returns the number of those that failed. KeyboardInterrupt leaves all resumable.
     """
-    results.collect(grid, [cell for cell in grid.cells if cell.name not in grid.kept and done(grid, cell)])
     place.check()
-    left, workers, failed = [cell for cell in grid.cells if not done(grid, cell)], _Workers(grid, place), 0
-    made = len(grid.cells) - len(left)
-    print(f"{grid.name}: {made} of {len(grid.cells)} cells are done", flush=True)
+    left, workers, failed = [cell for cell in grid.cells if cell.name not in grid.done], _Workers(grid, place), 0
+    print(f"{grid.name}: {len(grid.done)} of {len(grid.cells)} cells are done", flush=True)
     with ThreadPoolExecutor(place.workers) as pool:
         try:
             futures = {pool.submit(workers.run, cell): cell for cell in left}
-            for number, future in enumerate(as_completed(futures), made + 1):
+            for number, future in enumerate(as_completed(futures), len(grid.done) + 1):
                 cell, status = futures[future], future.result()
                 if status == 0:
-                    results.collect(grid, [cell])
+                    results.collect(grid, cell)
                 failed += status != 0
                 print(f"[{number}/{len(grid.cells)}] {_ended(grid, cell, status, place.workers)}", flush=True)
         finally:
@@ -89,7 +88,7 @@ def run(grid: Grid, place: Place) -> int:
 
 def _ended(grid: Grid, cell: Cell, status: int, workers: int) -> str:
     """How a cell ended, and how long the others take."""
-    last, hours = read_record(grid.record(cell)), hours_left(states(grid), workers)
+    last, hours = grid.record(cell), hours_left(states(grid), workers)
     text = f"failed: exit status {status}: {last['line']}" if status else f"done in {in_words(last['seconds'])}"
     return f"{cell.name}: {text}" + ("" if hours is None else f"; {in_words(3600 * hours)} left")
 
@@ -106,40 +105,38 @@ class _Workers:
 
     def run(self, cell: Cell) -> int:
         """Run a cell's commands until they succeed, fail for good or are told to stop; the last exit status."""
-        path, gpu = self.grid.record(cell), self.gpus.get()
-        path.parent.mkdir(parents=True, exist_ok=True)
+        gpu, status = self.gpus.get(), 128 + signal.SIGTERM
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         environment |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
-        status = 128 + signal.SIGTERM
+        log = self.grid.file(cell, "log")
+        log.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(f"{path}.log", "a") as log, open(f"{path}.lock", "a") as lock:
-                while not self.stop.is_set() and not locked(lock):  # by a command that an earlier start left behind
+            with log.open("a") as output:
+                while not self.stop.is_set() and in_use(cell.folder):  # by what an earlier start left behind
                     time.sleep(LOOK_SECONDS)
                 for _ in range(ATTEMPTS):
                     if self.stop.is_set():
                         break
-                    status = self._attempt(cell, lock, stdout=log, stderr=log, env=environment)
+                    status = self._attempt(cell, stdout=output, stderr=output, env=environment)
                     if status in (0, FINAL):
                         break
         finally:
             self.gpus.put(gpu)
         return status
 
-    def _attempt(self, cell: Cell, lock: IO[str], **options: object) -> int:
+    def _attempt(self, cell: Cell, **options: object) -> int:
         """The exit status of the first command that fails, or of the last; written down with the time that it took."""
-        path, started, status = self.grid.record(cell), time.time(), 0
-        before = read_record(path)
-        record = {"attempts": before.get("attempts", 0) + 1, "seconds": before.get("seconds", 0.0)}
-        write_record(path, record | {"state": "started", "started": started})
-        # the lock is the command's as well, and lasts as long; a session of its own: Ctrl-C is for this program
-        options |= {"stdin": subprocess.DEVNULL, "pass_fds": [lock.fileno()], "start_new_session": True}
+        before, started, status = self.grid.record(cell), time.time(), 0
+        spent, number = before.get("seconds", 0.0), before.get("attempts", 0) + 1
+        self.grid.write_record(cell, attempts=number, seconds=spent, state="started", started=started)
+        options |= {"stdin": subprocess.DEVNULL, "start_new_session": True}  # Ctrl-C is for this program alone
         for step in cell.steps:
             if status := self._wait(subprocess.Popen(self.place.command(step.command), **options)):
                 break
         ending = "stopped" if status in STOPS or self.stop.is_set() else "failed" if status else "done"
-        line = last_line(f"{path}.log") if status else ""
-        seconds = round(record["seconds"] + time.time() - started, 3)
-        write_record(path, record | {"state": ending, "status": status, "seconds": seconds, "line": line})
+        line, seconds = _last_line(self.grid.file(cell, "log")) if status else "", spent + time.time() - started
+        record = {"attempts": number, "seconds": round(seconds, 3), "state": ending, "status": status, "line": line}
+        self.grid.write_record(cell, **record)
         return status
 
     def _wait(self, process: subprocess.Popen) -> int:
@@ -155,8 +152,7 @@ class _Workers:
                     told = True
 
 
-def last_line(path: str) -> str:
+def _last_line(path: Path) -> str:
     """The last line of a file that is not empty, but for what srun has to say of a command that failed."""
-    with open(path, errors="replace") as file:
-        lines = file.read().strip().splitlines()
+    lines = path.read_text(errors="replace").strip().splitlines()
     return next((line for line in reversed(lines) if not line.startswith("srun: error: ")), "".join(lines[-1:]))

@@ -11,14 +11,13 @@ EVERY = 60.0  # seconds between two lines
 
 
 class Progress:
-    """To be used as a context; shown: whether this process shows anything."""
+    """A context; of so many updates some are made. shown: whether this process shows anything."""
 
     def __init__(self, updates: int, made: int, shown: bool = True) -> None:
-        """updates: how many there will be; made: how many there are."""
-        self.updates, self.update, self._known = updates, made, [f"update {made}/{updates}"]
-        disable = None if shown else True
+        disable = None if shown else True  # None: where there is no terminal
         self._bar = tqdm(total=updates, initial=made, unit="update", disable=disable, dynamic_ncols=True)
         self._in_lines, self._last = shown and self._bar.disable, time.monotonic()
+        self.updates, self.update, self._known = updates, made, [f"update {made}/{updates}"]
 
     def __enter__(self) -> "Progress":
         return self
@@ -30,10 +29,9 @@ class Progress:
         """The updates of these lines of metrics.jsonl are made; seconds: of one, if known."""
         self._bar.update(len(records))
         self.update += len(records)
-        self._known = [f"update {self.update}/{self.updates}"]
         loss = f"{records[-1]['query_loss']:.4f}"
         self._bar.set_postfix(query_loss=loss)
-        self._known.append(f"query loss {loss}")
+        self._known = [f"update {self.update}/{self.updates}", f"query loss {loss}"]
         if seconds:
             left = timedelta(seconds=round(seconds * (self.updates - self.update)))
             self._known += [f"{1 / seconds:.3g} updates/s", f"{left} left"]

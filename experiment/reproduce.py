@@ -1,6 +1,5 @@
 """The program behind reproduce.sh: run the cells of a grid, say how far they are, or compare finished runs."""
 
-import argparse
 import os
 import shutil
 import signal
@@ -11,19 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from amaml.errors import InputError, unknown
+import torch
+
+from amaml.errors import InputError
 from experiment import cells, parallel, results
 from experiment.grid import Grid, read_grid, shown, target_path
-from experiment.launch import pipe_closed
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see --help")
-
+from experiment.launch import Ending
+from experiment.settings import Parser
 
 LIST = {"nargs": "+", "action": "extend"}
-FLAGS: dict[str, dict[str, Any]] = {
+RUN: dict[str, dict[str, Any]] = {
     "target": {"help": "a target (configs/targets), or a grid of your own, GRID.toml"},
     "--seeds": LIST | {"type": int, "metavar": "N", "help": "seeds, instead of the grid's own"},
     "--only": LIST | {"default": [], "metavar": "AXIS=A,B", "help": "only these places on an axis"},
@@ -34,7 +30,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--walltime": {"default": "04:00:00", "metavar": "H:M:S", "help": "of a job (default 04:00:00)"},
     "--account": {"metavar": "A", "help": "whom SLURM charges"},
     "--jobs": {"type": int, "default": 1, "metavar": "N", "help": "jobs at a time, times --workers (default 1)"},
-    "--again": {"action": "store_true", "help": "make also what stands in the CSV, but not here as a run"},
+    "--again": {"action": "store_true", "help": "make also what stands in the CSV, where it is not here as a run"},
     "--dry-run": {"action": "store_true", "help": "print the commands of the cells that are not done"},
     "--status": {"action": "store_true", "help": "say how many are done, and how long the rest takes"},
 }
@@ -47,19 +43,21 @@ COMPARE: dict[str, dict[str, Any]] = {
 }
 
 
-def parsed(flags: dict[str, dict[str, Any]], arguments: list[str], about: str | None = __doc__) -> Namespace:
-    """The arguments as these flags have them."""
-    parser = _Parser(prog="reproduce.sh", description=about, allow_abbrev=False)
+def parsed(flags: dict[str, dict[str, Any]], arguments: list[str], about: str | None) -> Namespace:
+    """The arguments as these flags have them; only as {axis: places}."""
+    parser = Parser(prog="reproduce.sh", description=about, allow_abbrev=False)
     for name, options in flags.items():
         parser.add_argument(name, **options)
-    return parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
+    given.only = {name: values.split(",") for name, _, values in (only.partition("=") for only in given.only)}
+    return given
 
 
 def compare(given: Namespace) -> int:
     """Write the tables and pictures of what is given, and print the tables."""
     from experiment import compare, figures_compare, tables
 
-    panels = compare.panels(*compare.read_runs(given.paths, conditions(given.only)))
+    panels = compare.panels(*compare.read_runs(given.paths, given.only))
     given.out.mkdir(parents=True, exist_ok=True)
     pictures = {panel.name: figures_compare.draw(panel, given.out) for panel in panels}
     print(tables.write(panels, pictures, given.out, given.epochs, given.reference))
@@ -74,7 +72,7 @@ def reproduce(given: Namespace) -> int:
         print(cells.describe(cells.states(grid), given.workers or parallel.free_cores()))
         return 0
     if given.dry_run:
-        todo = (cell for cell in grid.cells if not cells.done(grid, cell))
+        todo = (cell for cell in grid.cells if cell.name not in grid.done)
         print("\n".join(shown(step.command) for cell in todo for step in cell.steps) or "every cell is done")
         return 0
     failed = parallel.run(grid, place_of(given))
@@ -86,36 +84,17 @@ def reproduce(given: Namespace) -> int:
 def grid_of(given: Namespace) -> Grid:
     """The cells that were asked for."""
     grid = read_grid(target_path(given.target), given.seeds, "cuda" if given.gpus else None)
-    axes = {name: {cell.labels[name] for cell in grid.cells} for name in grid.cells[0].labels}
-    for name, values in conditions(given.only).items():
-        if name not in axes:
-            raise unknown("axis of --only", name, axes)
-        for value in values:
-            if value not in axes[name]:
-                raise unknown(f"{name} of --only", value, axes[name])
-        grid = replace(grid, cells=[cell for cell in grid.cells if cell.labels[name] in values])
-    return grid if given.again else replace(grid, kept=results.kept(grid))
-
-
-def conditions(only: list[str]) -> dict[str, list[str]]:
-    """The places on every axis that --only names."""
-    return {name: values.split(",") for name, _, values in (condition.partition("=") for condition in only)}
+    results.check_places(given.only, {name: {cell.labels[name] for cell in grid.cells} for name in grid.axes})
+    wanted = [c for c in grid.cells if all(c.labels[name] in values for name, values in given.only.items())]
+    grid = replace(grid, cells=wanted)
+    return grid if given.again and not given.status else replace(grid, done=results.done(grid))
 
 
 def place_of(given: Namespace) -> parallel.Place:
     """Where to run them; raises InputError for what this machine does not have."""
-    if not cells.LOCKS:
-        raise InputError(
-            "this system has no file locks (fcntl), which running many cells needs: start it in WSL, or type the "
-            "commands that --dry-run prints"
-        )
-    gpus = given.gpus
-    if gpus < 0:
-        import torch
-
-        gpus = torch.cuda.device_count()
-        if not gpus:
-            raise InputError("--gpus: this machine has none; leave it out, or with --slurm say how many a node has")
+    gpus = torch.cuda.device_count() if given.gpus == -1 else given.gpus
+    if given.gpus and not gpus:
+        raise InputError("--gpus: this machine has none; leave it out, or with --slurm say how many a node has")
     workers = given.workers if given.workers is not None else gpus or (1 if given.slurm else parallel.free_cores())
     for name, value in (("--workers", workers), ("--jobs", given.jobs)):
         if value < 1:
@@ -133,21 +112,12 @@ def main(arguments: list[str]) -> int:
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
             signal.signal(number, _interrupt)
-    try:
+    with Ending("reproduce.sh", "stopped; the same command goes on") as end:
         if arguments[:1] == ["compare"]:
-            status = compare(parsed(COMPARE, arguments[1:], "Tables and pictures of many runs."))
+            end.status = compare(parsed(COMPARE, arguments[1:], "Tables and pictures of many runs."))
         else:
-            status = reproduce(parsed(FLAGS, arguments))
-        sys.stdout.flush()
-        return status
-    except InputError as fault:
-        print(f"reproduce.sh: {' '.join(str(fault).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("reproduce.sh: stopped; the same command goes on", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        return pipe_closed()
+            end.status = reproduce(parsed(RUN, arguments, __doc__))
+    return end.status
 
 
 def _interrupt(*_: Any) -> NoReturn:

@@ -1,9 +1,6 @@
-"""Results as data: one CSV a grid, which git keeps where it ignores the folders of the runs.
+"""Results as data: one CSV a grid, a line a meta-test, which git keeps where it ignores the folders of the runs.
 
-A line is one meta-test: its place on the grid's axes; then (0: of the run itself, n: by the nth entry of the grid's
-`then`); update, tasks, metric; seconds, gradients and Hessian-vector products of an update; commit, machine, command; a
-column for every record, test_epoch_100 or support_step_5 (epochs of fine-tuning, steps of the inner loop), half its 95%
-interval over the tasks in test_epoch_100_ci95; and a predictor_NAME for each predictor that needs no network.
+results/README.md says what the columns are.
 """
 
 import contextlib
@@ -21,9 +18,9 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock
 
-from amaml.errors import InputError
+from amaml.errors import InputError, unknown
 from data.files import write_atomically
-from experiment.cells import Cell, Grid, Step, as_asked
+from experiment.cells import Cell, Grid, Step
 from experiment.settings import merged, parse_flags
 
 POINTS = ("support", "test")
@@ -38,7 +35,7 @@ def rows(file: Path) -> list[dict[str, Any]]:
 
     Left out are meta-tests that the last one did not repeat, and a protocol by which the run was not tested at its end.
     """
-    content, run = json.loads(file.read_text()), run_of(file)
+    content, run = read_json(file), run_of(file)
     summary, config = (read_json(run / name) if run else {} for name in ("summary.json", "config.json"))
     facts = {"metric": content.get("metric", summary.get("metric")), "seconds": summary.get("seconds_per_update")}
     facts |= {name: _mean(run / "metrics.jsonl", name) if run else None for name in ("gradients", "hvps")}
@@ -100,47 +97,52 @@ def _mean(path: Path, name: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def collect(grid: Grid, cells: Iterable[Cell]) -> None:
-    """Put the numbers of finished cells into the grid's CSV, in place of what stands there for them."""
-    axes = list(grid.cells[0].labels)
-    new = [_line(cell, n, row) for cell in cells for n, step in enumerate(cell.steps) for row in _of_step(step)]
+def collect(grid: Grid, cell: Cell) -> None:
+    """Put the numbers of a finished cell into the grid's CSV, in place of what stands there for it; it is done then."""
+    new = [_line(cell, n, row) for n, step in enumerate(cell.steps) for row in _of_step(step)]
     grid.records.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{grid.records}.lock"):
-        before = list(csv.DictReader(grid.csv.read_text().splitlines())) if grid.csv.exists() else []
-        places = {tuple(line[name] for name in axes) for line in new}
-        lines = [line for line in before if tuple(line[name] for name in axes) not in places] + new
-        lines.sort(key=lambda line: [_in_order(str(line[name])) for name in (*axes, "then", "update")])
-        records = sorted(
-            (n for n in dict.fromkeys(name for line in lines for name in line) if n not in (*axes, *FACTS)),
-            key=_of_record,
-        )
+        lines = [line for line in _lines(grid) if _place(grid, line) != (*cell.labels.values(),)] + new
+        lines.sort(key=lambda line: [_in_order(str(line[name])) for name in (*cell.labels, "then", "update")])
+        names = dict.fromkeys((*cell.labels, *FACTS, *(name for line in lines for name in line)))
         text = io.StringIO()
-        writer = csv.DictWriter(text, [*axes, *FACTS, *records], restval="", lineterminator="\n")
+        writer = csv.DictWriter(text, sorted(names, key=_of_column), restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)
         write_atomically(grid.csv, text.getvalue().encode())
+    grid.done[cell.name] = _seconds(new[0])
 
 
-def kept(grid: Grid) -> dict[str, float]:
+def done(grid: Grid) -> dict[str, float]:
     """The names of the cells whose results stand in the grid's CSV as they are asked for, and their seconds."""
-    if not grid.csv.exists():
-        return {}
-    with grid.csv.open() as file:
-        lines = {(*(line[a] for a in grid.cells[0].labels), line["then"]): line for line in csv.DictReader(file)}
+    lines = {(*_place(grid, line), line["then"]): line for line in _lines(grid)}
     found = {}
     for cell in grid.cells:
         steps = [lines.get((*cell.labels.values(), str(n))) for n in range(len(cell.steps))]
         if all(steps) and _as_asked(cell, steps[0]["command"]):
-            found[cell.name] = float(steps[0]["seconds"] or 0) * int(steps[0]["update"])
+            found[cell.name] = _seconds(steps[0])
     return found
+
+
+def _lines(grid: Grid) -> list[dict[str, str]]:
+    return list(csv.DictReader(grid.csv.read_text().splitlines())) if grid.csv.exists() else []
+
+
+def _place(grid: Grid, line: dict[str, str]) -> tuple[str, ...]:
+    return tuple(line[axis] for axis in grid.axes)
+
+
+def _seconds(line: dict[str, Any]) -> float:
+    return float(line["seconds"] or 0) * int(line["update"])
 
 
 def _as_asked(cell: Cell, command: str) -> bool:
     """Whether a command gives the settings that the cell asks for; False where it has flags that are no more."""
+    if command == command_of(cell.steps[0]):
+        return True
     with contextlib.suppress(InputError):
-        return command == command_of(cell.steps[0]) or as_asked(
-            cell, asdict(merged(parse_flags(shlex.split(command)[2:])))
-        )
+        settings = asdict(merged(parse_flags(shlex.split(command)[2:])))
+        return all(settings[name] == value for name, value in cell.settings.items())
     return False
 
 
@@ -171,13 +173,22 @@ def _in_order(label: str) -> tuple[float, str]:
         return math.inf, label
 
 
-def _of_record(name: str) -> tuple:
-    """The order of the columns: epochs, steps, predictors."""
-    found = RECORD.fullmatch(name)
-    if found is None:
-        return (len(UNITS),)
-    points, unit, n, interval = found.groups()
-    return list(UNITS).index(unit), points, interval or "", int(n)
+def _of_column(name: str) -> tuple:
+    """The order of the columns: the place and the facts, as they come; epochs, steps; predictors."""
+    if found := RECORD.fullmatch(name):
+        points, unit, n, interval = found.groups()
+        return 1, list(UNITS).index(unit), points, interval or "", int(n)
+    return (2 if name.startswith("predictor_") else 0,)
+
+
+def check_places(only: dict[str, list[str]], known: dict[str, Iterable[str]]) -> None:
+    """Raise InputError for an axis of --only, or a place on it, that is not among those known."""
+    for name, values in only.items():
+        if name not in known:
+            raise unknown("axis of --only", name, known)
+        for value in values:
+            if value not in known[name]:
+                raise unknown(f"{name} of --only", value, known[name])
 
 
 def read(path: Path) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -20,30 +20,6 @@ from experiment.progress import Progress
 
 READ_EVERY, READ_SECONDS = 20, 1.0  # at most, between two looks at the numbers on the device
 SAVE_SECONDS = 30.0
-
-
-@dataclass(frozen=True)
-class Update:
-    """What one meta-update leaves behind; the tensors stay on the device until they are read."""
-
-    number: int
-    numbers: dict[str, Any]  # that go into metrics.jsonl as they are
-    query_loss: Tensor
-    norm: Tensor
-
-
-def read(updates: list[Update]) -> list[dict[str, Any]]:
-    """The updates as lines of metrics.jsonl; waits for the device once. Raises Diverged at the first not finite."""
-    found = torch.stack([torch.stack([u.query_loss, u.norm]) for u in updates]).tolist() if updates else []
-    records = []
-    for update, (loss, norm) in zip(updates, found, strict=True):
-        if not abs(loss) + norm < float("inf"):
-            raise Diverged(
-                f"update {update.number}: query loss {loss:g}, gradient norm {norm:g}; try a smaller --inner-lr or "
-                "--meta-lr, or more solver steps (a smaller --rtol)"
-            )
-        records.append({"update": update.number, "query_loss": loss, "gradient_norm": norm} | update.numbers)
-    return records
 
 
 @dataclass
@@ -74,7 +50,6 @@ class Clock:
         return self.seconds / self.updates if self.updates else None
 
 
-@dataclass
 class Session:
     """Meta-training with its checkpoints and meta-tests, from wherever the folder's checkpoint stands.
 
@@ -82,27 +57,22 @@ class Session:
     lines as one that was not. Of several processes the first alone reads and writes the folder.
     """
 
-    folder: RunFolder
-    experiment: Experiment
-    group: Group
-    opening: Opening
-    update: int = 0
-    saved: int | None = None  # the update of the checkpoint on disk
-    clock: Clock = field(default_factory=Clock)
-
-    def __post_init__(self) -> None:
+    def __init__(self, folder: RunFolder, experiment: Experiment, group: Group, opening: Opening) -> None:
         """Take over the checkpoint, or the theta to begin with, and make the folder ready."""
-        e, (_, start, origin, _) = self.experiment, self.opening
-        s, self._pending, self._saved_at = e.settings, [], 0.0
+        self.folder, self.experiment, self.group, self.compiled = folder, experiment, group, opening.compiled
+        e, s, start = experiment, experiment.settings, opening.start
+        self.update, self.saved, self._saved_at = 0, None, 0.0  # saved: the update of the checkpoint on disk
+        self.clock, self._pending = Clock(), []  # updates, whose query loss and norm stay on the device until read
         self.optimizer = META_OPTIMIZERS[s.meta_optimizer](e.model.parameters(), lr=s.meta_lr)
-        if origin:
-            e.begin_with(origin, f"--start-from {s.start_from}", "give a run of the same network and data")
+        if opening.origin:
+            remedy = "give a run of the same network and data"
+            e.restore(opening.origin, f"--start-from {s.start_from}", remedy, memory=False)
         if start:
-            e.restore(start, f"the checkpoint in {self.folder.path}", "start anew with --overwrite")
+            e.restore(start, f"the checkpoint in {folder.path}", "start anew with --overwrite")
             self.optimizer.load_state_dict(start.optimizer)
             self.update = self.saved = start.update
             self.clock = Clock(start.timed_updates, start.timed_seconds)
-        self.group.of_first(self._prepare)
+        group.of_first(self._prepare)
 
     def _prepare(self) -> None:
         s = self.experiment.settings
@@ -113,15 +83,15 @@ class Session:
 
     def run(self) -> None:
         """Train to the last update and test where due; raises Diverged or Stopped with a good checkpoint on disk."""
-        s = self.experiment.settings
+        last = self.experiment.settings.meta_updates
         try:
-            with Progress(s.meta_updates, self.update, self.group.first) as self.progress:
+            with Progress(last, self.update, self.group.first) as self.progress:
                 try:
                     if self._test_due() and not self.group.of_first(self._tested):
                         self._test()  # the kill came between the checkpoint and its test, or it is another test
                     self._saved_at = time.monotonic()
                     self.clock.start()
-                    while self.update < s.meta_updates:
+                    while self.update < last:
                         self._step()
                         self._look()
                 except Stopped as stop:
@@ -156,7 +126,7 @@ class Session:
         numbers = dict(vars(made.evaluations))
         if made.error is not None:
             numbers |= {"error": made.error, "measured": made.measured}
-        self._pending.append(Update(number, numbers, value.detach(), norm))
+        self._pending.append((number, torch.stack([value.detach(), norm]), numbers))
         self.update = number
 
     def _look(self) -> None:
@@ -181,8 +151,8 @@ class Session:
 
     def _record(self) -> None:
         """Look at the pending updates, and write them down."""
-        records, self._pending = read(self._pending), []
-        if records:
+        pending, self._pending = self._pending, []
+        if records := read(pending):
             self.clock.charge(len(records))
             if self.group.first:
                 self.folder.append_metrics(records)
@@ -198,9 +168,9 @@ class Session:
 
     def _test(self) -> None:
         e = self.experiment
-        entry, lines = e.meta_test(self.update, self.group.stop)
+        entry, lines = e.meta_test(self.update)
         if self.update == e.settings.meta_updates and e.settings.method != "scratch":
-            entry |= {"scratch": e.scratch_tests(self.group.stop)}
+            entry |= {"scratch": e.scratch_tests()}
         if self.group.first:
             self.folder.write_tasks(lines, since=self.update)
             self.folder.write("test.json", [*self.folder.read("test.json", []), entry])
@@ -217,7 +187,7 @@ class Session:
             raise Diverged(f"update {self.update}: theta is not finite; try a smaller --meta-lr")
         if self.group.first:
             state = e.model.state_dict(), self.optimizer.state_dict(), self.update
-            how = self.opening.compiled, self.clock.updates, self.clock.seconds
+            how = self.compiled, self.clock.updates, self.clock.seconds
             self.folder.save(Checkpoint(asdict(e.settings), *state, *how))
         self.saved, self._saved_at = self.update, time.monotonic()
 
@@ -230,9 +200,26 @@ class Session:
             "solver": last and last.solver,  # what A-MAML's auto has chosen in the last update
             "seconds_per_update": self.clock.seconds_per_update,
             "first_update_seconds": self.clock.warm_up,
-            "compiled": self.opening.compiled,
+            "compiled": self.compiled,
             "peak_memory_mib": peak_memory_mib(self.experiment.settings.device),
         }
+
+
+def read(pending: list[tuple[int, Tensor, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Updates (number, query loss and norm, further numbers) as lines of metrics.jsonl; waits for the device once.
+
+    Raises Diverged at the first that is not finite.
+    """
+    found = torch.stack([on_device for _, on_device, _ in pending]).tolist() if pending else []
+    records = []
+    for (update, _, numbers), (loss, norm) in zip(pending, found, strict=True):
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise Diverged(
+                f"update {update}: query loss {loss:g}, gradient norm {norm:g}; try a smaller --inner-lr or "
+                "--meta-lr, or more solver steps (a smaller --rtol)"
+            )
+        records.append({"update": update, "query_loss": loss, "gradient_norm": norm} | numbers)
+    return records
 
 
 def cosine(meta_lr: float, updates: int, step: int) -> float:

@@ -260,7 +260,7 @@ def merged(flags: dict[str, Any]) -> Settings:
 
 def parse_flags(arguments: list[str]) -> dict[str, Any]:
     """The flags given; raises InputError for one that cannot be used, or does not exist (naming the nearest)."""
-    parser = _Parser(
+    parser = Parser(
         prog="run.py",
         usage="run.py [flag ...]",
         description="Meta-train, meta-test and report one experiment. What no flag says stands in "
@@ -281,7 +281,7 @@ def parse_flags(arguments: list[str]) -> dict[str, Any]:
     return {name: _valid(name, value, "") for name, value in vars(namespace).items()}
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Reports a mistake as an InputError, like every other part of the program."""
 
     def error(self, message: str) -> NoReturn:

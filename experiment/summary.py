@@ -23,16 +23,14 @@ def at_epochs(entry: dict[str, Any]) -> list[dict[str, float | None]]:
 def table(title: str, entry: dict[str, Any]) -> str:
     """The table a run ends with, of the last meta-test, and beside it that of the network before any training."""
     parts, lines = (entry, *entry["also"]), [title]
-    beside = entry.get("scratch", [None] * len(parts))
-    heads = [f"{entry['metric']} on support", f"{entry['metric']} on test points"]
-    heads += ["scratch, on test points"] if "scratch" in entry else []
-    for part, other in zip(parts, beside, strict=True):
-        lines.append(_line(part["unit"], heads))
-        rows = at_epochs(part)
-        for row, other_row in zip(rows, at_epochs(other) if other else [None] * len(rows), strict=True):
+    for part, scratch in zip(parts, entry.get("scratch", [None] * len(parts)), strict=True):
+        cells = [f"{entry['metric']} on support", f"{entry['metric']} on test points", "scratch, on test points"]
+        lines.append(_line(part["unit"], cells if "scratch" in entry else cells[:2]))
+        beside = at_epochs(scratch) if scratch else []
+        for i, row in enumerate(at_epochs(part)):
             cells = [_with_interval(row[name], row[f"{name}_ci95"]) for name in ("support", "test")]
             if "scratch" in entry:
-                cells.append(_with_interval(other_row["test"], other_row["test_ci95"]) if other_row else "diverged")
+                cells.append(_with_interval(beside[i]["test"], beside[i]["test_ci95"]) if beside else "diverged")
             lines.append(_line(f"{row['epoch']:.0f}", cells))
     lines += [f"{name:>34}  {_with_interval(*pair):>24}" for name, pair in entry["predictors"].items()]
     return "\n".join(lines)
@@ -61,7 +59,7 @@ def write_summary(folder: RunFolder, title: str, costs: dict[str, Any]) -> str:
     said += [f"peak memory {costs['peak_memory_mib']:.0f} MiB"] if costs["peak_memory_mib"] else []
     said += [f"solver {costs['solver']}"] if costs["solver"] else []
     text = table(title, last) + "\n" + ", ".join(said)
-    folder.write_bytes("curves.png", draw_curves(title, tests, folder.metrics()))
+    folder.write("curves.png", draw_curves(title, tests, folder.metrics()))
     also = [{"unit": part["unit"], "at_epochs": at_epochs(part)} for part in last["also"]]
     results = {"metric": last["metric"], "at_epochs": at_epochs(last), "also": also, "predictors": last["predictors"]}
     folder.write("summary.json", results | costs | {"table": text})

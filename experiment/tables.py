@@ -16,7 +16,9 @@ HEADS = {"test": "on test points", "support": "on the support set"}
 SINGLE = "In brackets: half the 95% interval over the test tasks"
 SEVERAL = f"Mean ± half the 95% interval over seeds; of two seeds, both. {SINGLE} of one seed"
 FEW = 3  # seeds that a mean stands for; half the interval of two would be 6.4 times their distance
+PLACES = ["panel", "method", "setting", "protocol"]
 CELLS = ["panel", "method", "setting", "seed", "protocol", "epoch", "support", "test", "command"]
+COSTS = {"seconds": ".4f", "gradients": ".1f", "hvps": ".1f"}
 Table = list[list[str]]  # the first row is the head
 
 
@@ -26,36 +28,34 @@ def write(
     """comparison.md, comparison.tex, table.csv and cells.csv in a folder; returns the text of comparison.md."""
     markdown, latex = [], []
     for panel in panels:
-        columns, base = panel.epochs(asked), _reference(panel, reference)
-        tables = {f"{panel.metric} {words}": errors(panel, points, columns) for points, words in HEADS.items()}
-        if len(panel.labels) > 1:
-            tables[f"{panel.metric} on test points, difference to {base} on the same seeds"] = differences(
-                panel, base, columns
-            )
-        if len(simple := predictors(panel)) > 1:
-            tables[f"{panel.metric} of simple predictors on the same test points"] = simple
-        tables["Cost of an update"] = costs(panel)
+        tables = _tables(panel, panel.epochs(asked), reference)
         markdown += [f"## {panel.title}", *(f"![{path.stem}]({path.name})" for path in pictures[panel.name])]
-        several = panel.frame.groupby("variant", observed=True)["seed"].nunique().max() > 1
-        markdown += [f"{SEVERAL if several else SINGLE}."]
+        markdown += [f"{SEVERAL if panel.several else SINGLE}."]
         markdown += [f"{name}\n\n{as_markdown(table)}" for name, table in tables.items()]
         lines = "\n".join(f"- {difference}" for difference in panel.differences)
         markdown += [f"Settings that differ besides method and seed:\n\n{lines}"]
         latex += [as_latex(table, f"{panel.title}: {name}") for name, table in tables.items()]
-    text = "\n\n".join(markdown) + "\n"
-    cells = [_cells(panel, asked) for panel in panels]
-    frames = {"table.csv": pd.concat(map(_means, cells)), "cells.csv": pd.concat(cells)[CELLS]}
-    contents = {"comparison.md": text, "comparison.tex": "\n\n".join(latex) + "\n"}
+    cells = pd.concat([_cells(panel, asked) for panel in panels])
+    frames = {"table.csv": _means(cells), "cells.csv": cells[CELLS]}
+    contents = {"comparison.md": "\n\n".join(markdown) + "\n", "comparison.tex": "\n".join(latex)}
     contents |= {name: frame.to_csv(index=False, lineterminator="\n") for name, frame in frames.items()}
     for name, content in contents.items():
         write_atomically(out / name, content.encode())
-    return text
+    return contents["comparison.md"]
 
 
-def _reference(panel: Panel, name: str) -> str:
-    if name != "amaml" and name not in panel.labels:
-        raise unknown("variant of --reference", name, panel.labels)
-    return name if name in panel.labels else panel.labels[0]
+def _tables(panel: Panel, columns: Sequence[Column], reference: str) -> dict[str, Table]:
+    """What is said of a panel, by the caption."""
+    if reference not in ("amaml", *panel.labels):
+        raise unknown("variant of --reference", reference, panel.labels)
+    base = reference if reference in panel.labels else panel.labels[0]
+    tables = {f"{panel.metric} {words}": errors(panel, points, columns) for points, words in HEADS.items()}
+    if len(panel.labels) > 1:
+        caption = f"{panel.metric} on test points, difference to {base} on the same seeds"
+        tables[caption] = differences(panel, base, columns)
+    if len(simple := predictors(panel)) > 1:
+        tables[f"{panel.metric} of simple predictors on the same test points"] = simple
+    return tables | {"Cost of an update": costs(panel)}
 
 
 def statistics(lines: pd.DataFrame, points: str) -> tuple[np.ndarray, float]:
@@ -69,8 +69,8 @@ def errors(panel: Panel, points: str, columns: Sequence[Column]) -> Table:
     rows = [_head(panel, columns)]
     for label, own in panel.final.groupby("variant", observed=True):
         count = own["seed"].nunique()
-        whole = [label in at and len(at[label]) == count for at in found]
-        cells = (shown(*statistics(at[label], points)) if all_ else "" for at, all_ in zip(found, whole, strict=True))
+        whole = (at.get(label) for at in found)
+        cells = ("" if of is None or len(of) < count else shown(*statistics(of, points)) for of in whole)
         rows.append([label, str(count), *cells])
     return rows
 
@@ -94,11 +94,8 @@ def differences(panel: Panel, base: str, columns: Sequence[Column]) -> Table:
 
 def _over_tasks(panel: Panel, label: str, base: str, column: Column) -> float:
     """Half the 95% interval of a difference over the tasks that two runs of one seed were tested on; nan: not kept."""
-    at = panel.at(column)
-    mine, others = (at[at["variant"] == name].set_index("seed")["run"] for name in (label, base))
-    seeds = mine.index.intersection(others.index)
-    runs = [part[seeds[0]] for part in (mine, others)] if len(seeds) else []
-    values = [results.of_tasks(Path(run), panel.unit, column) for run in runs] or [None]
+    runs = panel.at(column).pivot(index="seed", columns="variant", values="run").reindex(columns=[label, base]).dropna()
+    values = [results.of_tasks(Path(run), panel.unit, column) for row in runs[:1].to_numpy() for run in row] or [None]
     if any(v is None or v.empty for v in values):
         return np.nan
     return mean_and_interval((values[0] - values[1]).to_numpy())[1]
@@ -118,8 +115,8 @@ def costs(panel: Panel) -> Table:
     """Updates, and seconds and evaluations of one, means over the seeds."""
     rows = [["method", "updates", "seconds", "gradients", "Hessian-vector products"]]
     for label, own in panel.final.drop_duplicates("run").groupby("variant", observed=True):
-        numbers = own[["seconds", "gradients", "hvps"]].astype(float).mean()
-        cells = ("" if np.isnan(n) else format(n, f) for n, f in zip(numbers, (".4f", ".1f", ".1f"), strict=True))
+        numbers = own[list(COSTS)].astype(float).mean()
+        cells = ("" if np.isnan(n) else format(n, f) for n, f in zip(numbers, COSTS.values(), strict=True))
         rows.append([label, str(own["update"].iloc[0]), *cells])
     return rows
 
@@ -138,13 +135,12 @@ def _cells(panel: Panel, asked: Sequence[int] | None) -> pd.DataFrame:
 
 def _means(cells: pd.DataFrame) -> pd.DataFrame:
     """A line a record of every variant, with both intervals."""
-    places = ["panel", "method", "setting", "protocol"]
     found = [
         [*place, points, epoch, *_summary(*statistics(own, points)), len(own)]
-        for (_, epoch, *place), own in cells.groupby(["variant", "epoch", *places], observed=True)
+        for (*place, epoch), own in cells.groupby([*PLACES, "epoch"], sort=False)
         for points in HEADS
     ]
-    return pd.DataFrame(found, columns=[*places, "points", "epoch", "mean", "seeds_ci95", "tasks_ci95", "seeds"])
+    return pd.DataFrame(found, columns=[*PLACES, "points", "epoch", "mean", "seeds_ci95", "tasks_ci95", "seeds"])
 
 
 def _summary(of_seeds: np.ndarray, over_tasks: float) -> tuple[float, float, float]:
@@ -173,13 +169,6 @@ def as_markdown(table: Table) -> str:
 
 def as_latex(table: Table, caption: str) -> str:
     """A booktabs table."""
-
-    def line(row: list[str]) -> str:
-        cells = [cell.replace("_", r"\_").replace("±", r"$\pm$").replace("%", r"\%") for cell in row]
-        return "  " + " & ".join(cells) + r" \\"
-
-    head, *rows = (line(row) for row in table)
-    columns = "l" + "r" * (len(table[0]) - 1)
-    above = [r"\begin{table}", rf"\caption{{{line([caption]).strip()[:-3]}}}", rf"\begin{{tabular}}{{{columns}}}"]
-    below = [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
-    return "\n".join([*above, r"\toprule", head, r"\midrule", *rows, *below])
+    frame, columns = pd.DataFrame(table[1:], columns=table[0]), "l" + "r" * (len(table[0]) - 1)
+    caption = caption.replace("_", r"\_").replace("%", r"\%")
+    return frame.to_latex(index=False, escape=True, caption=caption, column_format=columns).replace("±", r"$\pm$")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers.commands import checkpoint, error_line, metrics, start, theta
+from helpers.commands import checkpoint, metrics, refused, start, theta
 
 import run
 from amaml import Diverged
@@ -15,8 +15,7 @@ from experiment.session import cosine
 
 @pytest.mark.parametrize("method", ["amaml", "maml", "reptile"])
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_update(tmp_path, quick, capsys, method):
-    assert start(tmp_path / "run", "--method", method, "--inner-lr", "1e29", "--dtype", "float32") == 2
-    line = error_line(capsys)
+    line = refused(capsys, tmp_path / "run", "--method", method, "--inner-lr", "1e29", "--dtype", "float32")
     assert all(words in line for words in ("update 1: ", "smaller", "no checkpoint yet"))
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
     assert metrics(tmp_path / "run") == []
@@ -24,8 +23,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_update(tmp_path, quick
 
 def test_a_theta_that_explodes_stops_the_run_with_its_update(tmp_path, quick, capsys):
     flags = ["--meta-lr", "1e25", "--dtype", "float32", "--checkpoint-interval", "1"]
-    assert start(tmp_path, "--method", "amaml", "--solver", "rk4", *flags) == 2
-    line = error_line(capsys)
+    line = refused(capsys, tmp_path, "--method", "amaml", "--solver", "rk4", *flags)
     assert "update 2: " in line
     assert "the checkpoint of update 1 is kept" in line
     assert checkpoint(tmp_path)["update"] == 1
@@ -38,15 +36,14 @@ def test_a_theta_that_is_not_finite_is_never_saved(tmp_path, quick, monkeypatch,
             self.param_groups[0]["params"][0].data[2] = torch.inf
 
     monkeypatch.setitem(methods.META_OPTIMIZERS, "sgd", Overflow)
-    assert start(tmp_path / "run", "--meta-optimizer", "sgd", "--meta-updates", "1") == 2
-    assert "update 1: theta is not finite" in error_line(capsys)
+    line = refused(capsys, tmp_path / "run", "--meta-optimizer", "sgd", "--meta-updates", "1")
+    assert "update 1: theta is not finite" in line
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
 
 def test_a_meta_test_that_is_not_finite_stops_the_run(tmp_path, quick, capsys):
     flags = ["--meta-lr", "1e25", "--dtype", "float32", "--meta-updates", "1"]
-    assert start(tmp_path / "run", *flags) == 2
-    line = error_line(capsys)
+    line = refused(capsys, tmp_path / "run", *flags)
     assert "meta-test after update 1" in line
     assert "the checkpoint of update 1 is kept" in line
     assert not (tmp_path / "run" / "summary.json").exists()
@@ -79,8 +76,7 @@ def test_the_first_update_that_was_not_finite_is_named(tmp_path, quick, capsys, 
     with monkeypatch.context() as patch:
         patch.setattr(FOMAML, "gradient", unchecked)
         patch.setattr(run, "build", poisoned)
-        assert start(out, *flags) == 2
-    line = error_line(capsys)
+        line = refused(capsys, out, *flags)
     assert "update 5: query loss inf" in line
     assert kept in line
     if interval == 2:

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from helpers.commands import ROOT, checkpoint, content, error_line, start
+from helpers.commands import ROOT, checkpoint, content, refused, start
 
 import run
 from amaml import flatten, half_mse
@@ -75,8 +75,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("flags", "fragments"), MISTAKES, ids=lambda value: " ".join(value)[:40])
 def test_what_cannot_be_used_gets_one_line(here, capsys, flags, fragments):
-    assert start("run", *flags) == 2
-    line = error_line(capsys)
+    line = refused(capsys, "run", *flags)
     assert all(fragment in line for fragment in fragments), line
     assert not (here / "run").exists()
 

@@ -1,7 +1,7 @@
 """--evaluate: a run's theta under its own tests or others, in files of their own."""
 
 import torch
-from helpers.commands import checkpoint, content, error_line, files
+from helpers.commands import checkpoint, content, files, refused
 
 import run
 
@@ -46,11 +46,10 @@ def test_evaluations_have_names_of_their_own_and_replace_their_like_alone(finish
 def test_evaluate_refuses_what_would_have_made_another_theta(finished, capsys):
     before, settings = files(finished), checkpoint(finished)["settings"]
     for flag, value in {"meta-updates": "7", "clip": "7", "width": "5", "method": "maml", "norm": "batch"}.items():
-        assert run.main(["--evaluate", str(finished), f"--{flag}", value]) == 2
-        line = error_line(capsys)
+        line = refused(capsys, finished, "--evaluate", str(finished), f"--{flag}", value)
         assert f"was made with --{flag} {settings[flag.replace('-', '_')]}, not {value.rstrip('0.')}" in line
-    assert run.main(["--evaluate", str(finished), "--domain", "CosMixture2D"]) == 2
-    assert "holds 33 parameters, the network has 37" in " ".join(error_line(capsys).split())
+    line = refused(capsys, finished, "--evaluate", str(finished), "--domain", "CosMixture2D")
+    assert "holds 33 parameters, the network has 37" in line
     assert files(finished) == before
 
 

@@ -15,7 +15,7 @@ from amaml import Adaptation, Diverged, Tasks, half_mse, mlp, rmse
 from data.synthetic import CosMixture
 from experiment import results
 from experiment.build import Experiment
-from experiment.evaluation import Curves, Model, fine_tune, in_chunks, inner_loop, mean_and_interval, test_entry
+from experiment.evaluation import Curves, Model, fine_tune, inner_loop, mean_and_interval, measured, test_entry
 from experiment.summary import at_epochs, table
 
 test_entry.__test__ = False  # it is no test
@@ -33,41 +33,52 @@ def problem():
         return x, scale * x.sin().sum(-1, keepdim=True)
 
     theta = meta.function.theta().detach()
-    return Model(meta, meta, {}, half_mse, rmse, 3), theta, Tasks(*points(6), *points(4), *points(9))
+    return Model(meta, meta, {}, half_mse, 3), theta, Tasks(*points(6), *points(4), *points(9))
 
 
-def by_hand(theta, apply, tasks, task, epochs):
-    """One task's fine-tuning with plain autograd: the errors at every epoch and the last parameters."""
-    phi = theta.clone().requires_grad_()
-    optimizer = torch.optim.Adam([phi], lr=1e-3, weight_decay=1e-6)
+def by_hand(phi, apply, tasks, task, optimizer, steps):
+    """The errors of one task on both sets after every step of plain autograd, and the last parameters."""
     rows = []
-    for epoch in range(epochs + 1):
-        with torch.no_grad():
-            residuals = [
-                apply(phi, tasks.support_x[task]) - tasks.support_y[task],
-                apply(phi, tasks.test_x[task]) - tasks.test_y[task],
-            ]
+    for step in range(steps + 1):
+        sets = ((tasks.support_x, tasks.support_y), (tasks.test_x, tasks.test_y))
+        residuals = [(apply(phi, x[task]) - y[task]).detach() for x, y in sets]
         rows.append([math.sqrt(sum(r * r for r in part.flatten().tolist()) / part.numel()) for part in residuals])
-        if epoch < epochs:
+        if step < steps:
             optimizer.zero_grad()
             (0.5 * (apply(phi, tasks.support_x[task]) - tasks.support_y[task]).square().mean()).backward()
             optimizer.step()
     return np.array(rows), phi.detach()
 
 
-@pytest.mark.parametrize(("epochs", "records"), [(25, [0, 10, 20, 25]), (20, [0, 10, 20]), (0, [0])])
-def test_all_tasks_at_once_are_what_each_would_be_alone(problem, epochs, records):
+ADAM = lambda phi: torch.optim.Adam([phi], lr=1e-3, weight_decay=1e-6)  # noqa: E731
+DESCENT = lambda phi: torch.optim.SGD([phi], lr=0.1)  # noqa: E731
+
+
+@pytest.mark.parametrize(
+    ("protocol", "optimizer", "steps", "records"),
+    [
+        (fine_tune, ADAM, 25, [0, 10, 20, 25]),
+        (fine_tune, ADAM, 20, [0, 10, 20]),
+        (fine_tune, ADAM, 0, [0]),
+        (inner_loop, DESCENT, 7, [0, 1, 5, 7]),
+        (inner_loop, DESCENT, None, [0, 1, 3]),
+        (inner_loop, DESCENT, 1, [0, 1]),
+    ],
+)
+def test_all_tasks_at_once_are_what_each_would_be_alone(problem, protocol, optimizer, steps, records):
     model, theta, tasks = problem
     announced = []
-    curves, phi, *_ = fine_tune(model, tasks, epochs, announced.append)
+    curves, last = measured(protocol(model, tasks, steps), tasks, rmse, "a unit", announced.append)
     assert curves.epochs == announced == records
+    assert curves.unit == "a unit"
     assert torch.equal(model.meta.function.theta(), theta)
-    assert phi.shape == (3, len(theta))
+    assert last.phi.shape == (3, len(theta))
     for task in range(3):
-        rows, alone = by_hand(theta, model.meta.function, tasks, task, epochs)
-        np.testing.assert_allclose(curves.support[:, task], rows[curves.epochs, 0], rtol=1e-12)
-        np.testing.assert_allclose(curves.test[:, task], rows[curves.epochs, 1], rtol=1e-12)
-        torch.testing.assert_close(phi[task], alone, rtol=1e-12, atol=1e-14)
+        phi = theta.clone().requires_grad_()
+        rows, alone = by_hand(phi, model.meta.function, tasks, task, optimizer(phi), 3 if steps is None else steps)
+        np.testing.assert_allclose(curves.support[:, task], rows[records, 0], rtol=1e-12)
+        np.testing.assert_allclose(curves.test[:, task], rows[records, 1], rtol=1e-12)
+        torch.testing.assert_close(last.phi[task], alone, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("part", ["support_y", "test_y"])
@@ -75,27 +86,25 @@ def test_errors_that_are_not_finite_are_reported(problem, part):
     model, theta, tasks = problem
     getattr(tasks, part)[1, 0] = torch.inf
     with pytest.raises(Diverged, match="not finite"):
-        fine_tune(model, tasks, epochs=0)
+        measured(fine_tune(model, tasks, epochs=0), tasks, rmse, "epoch", lambda epoch: None)
 
 
 def test_the_interval_is_students():
     values = np.array([1.0, 2.0, 4.0, 4.0, 9.0])
     mean, half = mean_and_interval(values)
-    assert mean == 4.0
-    assert half == pytest.approx(2.776445105 * math.sqrt(38 / 4) / math.sqrt(5), rel=1e-9)  # t(0.975, 4) = 2.776
     low, high = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert (mean - half, mean + half) == pytest.approx((low, high))
 
 
 def test_an_entry_averages_over_tasks_and_not_over_epochs():
-    curves = Curves([0, 10], np.array([[1.0, 3.0], [0.5, 0.5]]), np.array([[2.0, 4.0], [1.0, 2.0]]))
+    curves = Curves("epoch", [0, 10], np.array([[1.0, 3.0], [0.5, 0.5]]), np.array([[2.0, 4.0], [1.0, 2.0]]))
     entry = test_entry(7, curves, {"zero": np.array([1.0, 2.0])}, "nRMSE")
     assert (entry["update"], entry["tasks"], entry["epochs"]) == (7, 2, [0, 10])
     assert entry["support"]["mean"] == [2.0, 0.5]
     assert entry["predictors"]["zero"] == pytest.approx((1.5, 6.353102368))
     assert entry["test"]["mean"] == [3.0, 1.5]
     assert entry["test"]["ci95"] == pytest.approx([12.706204736, 6.353102368])  # t(0.975, 1) = 12.706
-    single = test_entry(7, Curves([0], np.array([[1.0]]), np.array([[2.0]])), {}, "nRMSE")
+    single = test_entry(7, Curves("epoch", [0], np.array([[1.0]]), np.array([[2.0]])), {}, "nRMSE")
     assert single["test"]["ci95"] == [None]
 
 
@@ -128,49 +137,6 @@ def test_the_table_lists_every_row_in_columns():
     assert second.split() == ["3", "0.5000", "+-", "0.1000", "1.2500"]
     assert len({len(line) for line in (header, first, second)}) == 1
     assert predictor.split() == ["user", "mean", "0.9000", "+-", "0.1000"]
-
-
-def steps_by_hand(theta, apply, tasks, task, steps):
-    """Parameters of one task after so many steps of gradient descent of size 0.1, with plain autograd."""
-    phi = theta.clone().requires_grad_()
-    for _ in range(steps):
-        loss = 0.5 * (apply(phi, tasks.support_x[task]) - tasks.support_y[task]).square().mean()
-        phi = (phi - 0.1 * torch.autograd.grad(loss, phi)[0]).detach().requires_grad_()
-    return phi.detach()
-
-
-@pytest.mark.parametrize(("steps", "expected"), [(7, [0, 1, 5, 7]), (None, [0, 1, 3]), (1, [0, 1])])
-def test_the_inner_loop_is_measured_on_the_test_points_after_each_number_of_steps(problem, steps, expected):
-    model, theta, tasks = problem
-    curves, phi, before, after = inner_loop(model, tasks, steps)
-    assert (curves.epochs, curves.unit) == (expected, "inner step")
-    for task in range(3):
-        for record, n in enumerate(expected):
-            by_hand = steps_by_hand(theta, model.meta.function, tasks, task, n)
-            for name in ("support", "test"):
-                x, y = getattr(tasks, f"{name}_x")[task], getattr(tasks, f"{name}_y")[task]
-                error = rmse(model.meta.function(by_hand, x), y).item()
-                assert getattr(curves, name)[record, task] == pytest.approx(error, rel=1e-12)
-        torch.testing.assert_close(phi[task], by_hand, rtol=1e-12, atol=1e-14)
-    assert (before(tasks.test_x) - after(tasks.test_x)).abs().max() > 1e-3
-
-
-def test_chunks_change_nothing_and_no_more_tasks_are_there_at_once(problem):
-    model, _, tasks = problem
-    sizes = []
-
-    def draw(count, first):
-        sizes.append(count)
-        return tasks[first : first + count]
-
-    whole = fine_tune(model, tasks, epochs=15).curves
-    curves = in_chunks(
-        lambda part: fine_tune(model, part, epochs=15).curves, draw, 3, 2, lambda f, parts: [f(p) for p in parts]
-    )
-    assert sizes == [2, 1]
-    assert (curves.epochs, curves.unit) == (whole.epochs, whole.unit)
-    np.testing.assert_allclose(curves.support, whole.support, rtol=1e-12)
-    np.testing.assert_allclose(curves.test, whole.test, rtol=1e-12)
 
 
 def test_every_task_of_every_meta_test_is_kept_in_a_csv(tmp_path, quick):
@@ -233,24 +199,18 @@ def test_the_last_meta_test_stands_beside_that_of_the_random_initialisation(tmp_
 
 
 def at_scratch(monkeypatch, do):
-    """do(protocol, stop) before the random initialisation is tested."""
-    untrained, curves, inside = Experiment.untrained, Experiment._curves, []
+    """do(experiment, protocol) before the random initialisation is tested."""
+    tests, curves = Experiment.scratch_tests, Experiment._curves
 
-    def noted(experiment):
-        inside.append(True)
-        return untrained(experiment)
+    def hurt(experiment):
+        monkeypatch.setattr(Experiment, "_curves", lambda e, protocol: (do(e, protocol), curves(e, protocol))[1])
+        return tests(experiment)
 
-    def hurt(experiment, protocol, stop):
-        if inside:
-            do(protocol, stop)
-        return curves(experiment, protocol, stop)
-
-    monkeypatch.setattr(Experiment, "untrained", noted)
-    monkeypatch.setattr(Experiment, "_curves", hurt)
+    monkeypatch.setattr(Experiment, "scratch_tests", hurt)
 
 
 def test_a_random_initialisation_that_cannot_be_adapted_ends_no_run(tmp_path, quick, monkeypatch):
-    def diverge(protocol, stop):
+    def diverge(experiment, protocol):
         if protocol == "inner":
             raise Diverged("too rough")
 
@@ -266,7 +226,7 @@ def test_a_random_initialisation_that_cannot_be_adapted_ends_no_run(tmp_path, qu
 
 def test_a_stop_while_the_random_initialisation_is_tested_loses_nothing(tmp_path, quick, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        at_scratch(patch, lambda protocol, stop: setattr(stop, "number", signal.SIGINT))
+        at_scratch(patch, lambda experiment, protocol: setattr(experiment.group.stop, "number", signal.SIGINT))
         assert start(tmp_path / "run") == 130
     assert "after update 6" in error_line(capsys)
     assert start(tmp_path / "run", "--resume") == 0

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from helpers.commands import assert_same_run, content, metrics, wait_for
 from helpers.grids import TINY, scripts, write_grid
 
@@ -25,19 +26,19 @@ def without_numbers(request, monkeypatch):
     """Scripts make no results; grids of runs do."""
     monkeypatch.setattr(parallel, "LOOK_SECONDS", 0.05)
     if "grid" not in request.node.name:
-        monkeypatch.setattr(results, "collect", lambda grid, cells: None)
+        monkeypatch.setattr(results, "collect", lambda grid, cell: grid.done.setdefault(cell.name, 1.0))
 
 
 def test_what_may_pass_is_tried_again_and_nothing_else(tmp_path, capsys):
     grid = scripts(
         tmp_path,
-        good="readlink /proc/$$/fd/* | grep -q good.lock && echo one $OMP_NUM_THREADS && echo > {made}",  # its lock
+        good="echo one $OMP_NUM_THREADS && echo > {made}",
         mistake="echo a mistake >&2; echo 'srun: error: task 0: exit code 2' >&2; exit 2",
         broken="echo broken >&2; exit 1",
         lost="[ -e {made}.tried ] && exec touch {made}; touch {made}.tried; kill -9 $$",
     )
     assert parallel.run(grid, Place(workers=2)) == 2
-    records = {cell.name: cells.read_record(grid.record(cell)) for cell in grid.cells}
+    records = {cell.name: grid.record(cell) for cell in grid.cells}
     assert {name: record["attempts"] for name, record in records.items()} == {
         "good": 1,
         "mistake": 1,
@@ -52,8 +53,8 @@ def test_what_may_pass_is_tried_again_and_nothing_else(tmp_path, capsys):
     assert any("broken: failed: exit status 1: broken" in line for line in lines)
     assert any("lost: done in" in line for line in lines)
     assert parallel.run(grid, Place(workers=2)) == 2
-    again = cells.read_record(grid.record(grid.cells[1]))
-    assert (again["attempts"], cells.read_record(grid.record(grid.cells[0]))["attempts"]) == (2, 1)
+    again = grid.record(grid.cells[1])
+    assert (again["attempts"], grid.record(grid.cells[0])["attempts"]) == (2, 1)
     assert again["seconds"] > records["mistake"]["seconds"]
 
 
@@ -100,15 +101,13 @@ def test_a_partition_that_is_not_there_gets_one_line_before_any_cell(tmp_path, s
 
 def test_a_cell_waits_for_a_command_that_an_earlier_start_left_behind(tmp_path):
     grid = scripts(tmp_path, cell="echo again; echo > {made}")
-    path = grid.record(grid.cells[0])
-    path.parent.mkdir(parents=True)
-    with open(f"{path}.lock", "a") as file:
-        assert cells.locked(file)
-        left = subprocess.Popen(["bash", "-c", f"sleep 0.5; echo end >> {path}.log"], pass_fds=[file.fileno()])
-    assert cells.state(grid, grid.cells[0]).name == "running"
+    held = FileLock(tmp_path / ".lock", thread_local=False)
+    held.acquire()
+    assert [state.name for state in cells.states(grid)] == ["running"]
+    log = grid.file(grid.cells[0], "log")
+    threading.Timer(0.5, lambda: (log.write_text("end\n"), held.release())).start()
     assert parallel.run(grid, Place(1)) == 0
-    assert Path(f"{path}.log").read_text() == "end\nagain\n"
-    left.wait()
+    assert log.read_text() == "end\nagain\n"
 
 
 def test_a_stop_is_told_to_what_runs_and_starts_nothing_more(tmp_path):
@@ -123,7 +122,7 @@ def test_a_stop_is_told_to_what_runs_and_starts_nothing_more(tmp_path):
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         parallel.run(grid, Place(1))
-    assert Path(f"{grid.record(grid.cells[0])}.log").read_text() == "checkpoint\n"
+    assert grid.file(grid.cells[0], "log").read_text() == "checkpoint\n"
     assert [state.name for state in cells.states(grid)] == ["stopped", "waiting"]
 
 
@@ -141,7 +140,7 @@ def test_a_grid_whose_run_is_killed_ends_with_the_files_of_an_undisturbed_one(tm
 
     threading.Thread(target=kill).start()
     assert parallel.run(grid, Place(1)) == 0
-    assert cells.read_record(grid.record(cell))["attempts"] == 2
+    assert grid.record(cell)["attempts"] == 2
     assert "fomaml,0,400,2,nRMSE" in grid.csv.read_text()
     assert run.main([*cell.steps[0].command[2:], "--out", "whole"]) == 0
     assert_same_run(cell.folder, Path("whole"))

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import traceback
 
 import pytest
 import torch
@@ -17,9 +18,9 @@ from helpers.commands import (
     assert_same_run,
     checkpoint,
     content,
-    error_line,
     files,
     metrics,
+    refused,
     start,
     theta,
 )
@@ -27,6 +28,7 @@ from tqdm import tqdm
 
 import run
 from amaml import AMAML, mlp
+from baselines import FOMAML
 from data import DOMAINS
 from experiment.build import build
 from experiment.distributed import Group
@@ -100,8 +102,7 @@ def test_each_name_stands_for_its_method_with_its_settings():
     unrolled = learner("--method", "maml", *(x for name, v in options.items() for x in (f"--{name}", str(v))))
     assert (unrolled.solver, unrolled.checkpoints, unrolled.inner_batch) == ("euler", 3, 3)
     assert unrolled.inner_optimizer.rule == "adam"
-    assert learner("--method", "maml1").inner_steps == 1
-    assert learner("--method", "fomaml").inner_steps == 7
+    assert [learner("--method", name).inner_steps for name in ("maml1", "fomaml")] == [1, 7]
     implicit = learner(*["--method", "imaml", "--cg-steps", "3", "--cg-damping", "0.125"])
     assert (implicit.cg_steps, implicit.damping, implicit.prox) == (3, 0.125, 2.0)
 
@@ -115,6 +116,20 @@ def test_every_choice_takes_settings_that_there_are():
             assert chosen.uses <= set(FIELDS)
 
 
+def test_from_the_command_to_the_gradient_are_few_steps(tmp_path, quick, monkeypatch):
+    """A reader who follows theta opens main, experiment, the session's run and step, the Adaptation, the learner."""
+    seen, gradient = [], FOMAML.gradient
+
+    def noted(*arguments):
+        ours = tuple(str(ROOT / part) for part in ("run.py", "experiment", "amaml"))
+        seen.append([frame.name for frame in traceback.extract_stack() if frame.filename.startswith(ours)])
+        return gradient(*arguments)
+
+    monkeypatch.setattr(FOMAML, "gradient", noted)
+    start(tmp_path, "--meta-updates", "1")
+    assert seen == [["main", "experiment", "run", "_step", "forward"]]
+
+
 def test_maml_with_another_inner_loop_runs_to_its_results(tmp_path, quick):
     options = ["--inner-optimizer", "adam", "--inner-batch", "3", "--checkpoint-every", "2", "--clip", "1e-6"]
     assert start(tmp_path, "--method", "maml", *options, "--meta-optimizer", "sgd", "--protocol", "inner") == 0
@@ -122,17 +137,22 @@ def test_maml_with_another_inner_loop_runs_to_its_results(tmp_path, quick):
     assert 0 < (theta(tmp_path) - initial_theta()).norm() < 6.1e-9  # 6 updates of 1e-3 times a norm of 1e-6
 
 
-def test_the_default_folder_says_what_ran(tmp_path, monkeypatch, quick, capsys):
+def test_the_outer_loss_may_look_along_the_way(tmp_path, quick, capsys):
+    flags = ["--inner-steps", "4", "--query-steps", "1", "4", "--query-weights", "0.25", "0.75"]
+    for method in ("maml", "fomaml"):
+        assert start(tmp_path / method, "--method", method, *flags) == 0
+        assert content(tmp_path / method, "config.json")["settings"]["query_steps"] == [1, 4]
+    assert start(tmp_path / "far", "--method", "fomaml", "--query-steps", "1", "9", "--inner-steps", "4") == 2
+    assert "query_steps must be increasing numbers of inner steps from 0 to 4, got" in capsys.readouterr().err
+
+
+def test_the_files_tell_what_ran_and_all_that_a_number_needs(tmp_path, monkeypatch, quick, capsys):
     monkeypatch.chdir(tmp_path)
-    assert run.main([*TINY, "--seed", "3"]) == 0
+    assert run.main([*TINY, "--seed", "3", "--test-interval", "4", "--test-epochs", "15", "--meta-lr", "0.5"]) == 0
     expected = "results/CosMixture/4shot-4query/2steps/fomaml/seed3"
     assert capsys.readouterr().out.splitlines()[-1] == expected
     assert set(files(tmp_path)) == {f"{expected}/{name}" for name in FOLDER}
-
-
-def test_the_configuration_tells_all_that_a_number_needs(tmp_path, quick):
-    start(tmp_path / "run", "--meta-lr", "0.5")
-    config = content(tmp_path / "run", "config.json")
+    config, tests, summary = (content(tmp_path / expected, f"{name}.json") for name in ("config", "test", "summary"))
     assert set(config["settings"]) == set(FIELDS)
     assert config["settings"]["meta_lr"] == 0.5
     assert {"python", "torch", "torchdiffeq", "numpy", "scipy"} <= set(config["versions"])
@@ -141,12 +161,6 @@ def test_the_configuration_tells_all_that_a_number_needs(tmp_path, quick):
     assert config["device"]
     git = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True)
     assert config["commit"] == (git.stdout.strip() if git.returncode == 0 else None)
-
-
-def test_the_summary_repeats_the_last_meta_test(tmp_path, quick):
-    out = tmp_path / "run"
-    start(out, "--test-interval", "4", "--test-epochs", "15")
-    tests, summary = content(out, "test.json"), content(out, "summary.json")
     assert [t["update"] for t in tests] == [4, 6]
     assert all(t["epochs"] == [0, 10, 15] and t["tasks"] == 2 for t in tests)
     assert [row["epoch"] for row in summary["at_epochs"]] == [0, 10, 15]
@@ -241,16 +255,11 @@ def test_a_closed_pipe_ends_quietly(command):
 
 def test_deterministic_algorithms_are_asked_for_where_the_run_asks(tmp_path, quick, monkeypatch):
     seen, build = [], run.build
-
-    def noted(*given):
-        seen.append(torch.are_deterministic_algorithms_enabled())
-        return build(*given)
-
-    monkeypatch.setattr(run, "build", noted)
+    asked = torch.are_deterministic_algorithms_enabled
+    monkeypatch.setattr(run, "build", lambda *given: (seen.append(asked()), build(*given))[1])
     start(tmp_path / "run")
     start(tmp_path / "same", "--deterministic")
-    assert seen == [False, True]
-    assert not torch.are_deterministic_algorithms_enabled()
+    assert (seen, asked()) == ([False, True], False)
     assert_same_run(tmp_path / "run", tmp_path / "same")
 
 
@@ -277,15 +286,5 @@ def test_faults_of_the_machine_get_one_line_and_those_of_the_program_are_raised(
     if said is None:
         with pytest.raises(RuntimeError, match="a bug"):
             start(tmp_path / "run")
-        return
-    assert start(tmp_path / "run") == 2
-    assert error_line(capsys).startswith(said)
-
-
-def test_the_outer_loss_may_look_along_the_way(tmp_path, quick, capsys):
-    flags = ["--inner-steps", "4", "--query-steps", "1", "4", "--query-weights", "0.25", "0.75"]
-    for method in ("maml", "fomaml"):
-        assert start(tmp_path / method, "--method", method, *flags) == 0
-        assert content(tmp_path / method, "config.json")["settings"]["query_steps"] == [1, 4]
-    assert start(tmp_path / "far", "--method", "fomaml", "--query-steps", "1", "9", "--inner-steps", "4") == 2
-    assert "query_steps must be increasing numbers of inner steps from 0 to 4, got" in capsys.readouterr().err
+    else:
+        assert refused(capsys, tmp_path / "run").startswith(said)

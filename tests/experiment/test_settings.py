@@ -18,7 +18,8 @@ DEFAULTS = read_toml(FOLDER / "defaults.toml")
 @pytest.fixture
 def configs(tmp_path, monkeypatch):
     """A folder of configuration files to break: the real defaults, and no domain's file."""
-    (tmp_path / "defaults.toml").write_text((FOLDER / "defaults.toml").read_text())
+    for name in ("defaults.toml", "synthetic.toml"):
+        (tmp_path / name).write_text((FOLDER / name).read_text())
     monkeypatch.setattr(settings, "FOLDER", tmp_path)
     return tmp_path
 
@@ -26,6 +27,8 @@ def configs(tmp_path, monkeypatch):
 def test_every_setting_has_one_default():
     in_code = {name for name, f in FIELDS.items() if f.default is not None or "None" in str(f.type)}
     assert set(DEFAULTS) == set(FIELDS) - in_code - {"domain"}
+    default = [f.default for method in (AMAML, IMAML) for f in dataclasses.fields(method) if f.name == "prox"]
+    assert FIELDS["prox"].metadata["help"].endswith("A-MAML (default {:g}) and iMAML (default {:g})".format(*default))
 
 
 def test_the_defaults_are_those_of_the_main_job():
@@ -33,10 +36,9 @@ def test_the_defaults_are_those_of_the_main_job():
     assert (s.method, s.shots, s.queries, s.inner_steps, s.inner_lr) == ("amaml", 100, 100, 200, 0.01)
     assert (s.width, s.activation, s.norm, s.dtype, s.adjoint) == (32, "tanh", "none", "float32", "discrete")
     assert (s.meta_lr, s.meta_schedule, s.robust, s.protocol) == (0.01, "cosine", "length", "both")
-    assert merged({"domain": "Alpine2D", "robust": "none"}).robust is None
-    assert merged({"domain": "Alpine2D", "learn_rates": "none"}).learn_rates is None
-    s = merged({"domain": "Sinusoid"})
-    assert (s.width, s.activation) == (40, "relu")
+    s = merged({"domain": "Alpine2D", "robust": "none", "learn_rates": "none"})
+    assert (s.robust, s.learn_rates) == (None, None)
+    assert merged({"domain": "Omniglot", "method": "reptile"}).cg_damping == 1.0  # in its file for another method
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.toml")), ids=lambda path: path.stem)
@@ -48,35 +50,15 @@ def test_the_files_hold_overrides_only(path):
         assert all(DEFAULTS.get(name) != value for table in (values, *tables) for name, value in table.items())
 
 
-def test_a_domains_file_may_say_what_differs_for_one_method(tmp_path, monkeypatch):
-    for name in ("defaults", "synthetic"):
-        (tmp_path / f"{name}.toml").write_text((FOLDER / f"{name}.toml").read_text())
-    (tmp_path / "Alpine2D.toml").write_text("[imaml]\ncg_steps = 7\n[amaml]\nrtol = 0.5\n")
-    monkeypatch.setattr(settings, "FOLDER", tmp_path)
+def test_a_domains_file_may_say_what_differs_for_one_method(configs):
+    (configs / "Alpine2D.toml").write_text("[imaml]\ncg_steps = 7\n[amaml]\nrtol = 0.5\n")
+    (configs / "synthetic.toml").write_text("[amaml]\nrtol = 0.25\nprox = 0.5\n")
     alpine = {"domain": "Alpine2D"}
-    assert (merged(alpine).rtol, merged(alpine).cg_steps) == (0.5, 5)
-    assert merged(alpine | {"method": "imaml"}).prox is None
-    assert merged(alpine | {"method": "imaml"}).cg_steps == 7
-    assert merged(alpine | {"prox": 0.0}).prox == 0.0
-    assert (merged(alpine).rtol, merged({"domain": "CosMixture"}).rtol) == (0.5, 0.01)  # of its kind: prox alone
-    (tmp_path / "Alpine2D.toml").write_text('method = "imaml"\n[imaml]\nprox = 3.0\n[amaml]\nprox = 4.0\n')
-    assert merged(alpine).prox == 3.0
-    assert merged(alpine | {"method": "amaml"}).prox == 4.0
-
-
-@pytest.mark.parametrize(
-    ("table", "fragment"),
-    [
-        ("[amalm]\nprox = 1.0", "amalm"),
-        ("[maml]\nshotz = 5", "shotz"),  # also where another method is chosen
-        ("[maml]\nshots = 0", "--shots"),
-        ('[amaml]\nmethod = "maml"', "method in .* is not for the table"),
-    ],
-)
-def test_a_mistake_in_a_methods_table_is_told(configs, table, fragment):
-    (configs / "Alpine2D.toml").write_text(table)
-    with pytest.raises(InputError, match=fragment):
-        merged({"domain": "Alpine2D"})
+    assert (merged(alpine | {"method": "imaml"}).prox, merged(alpine | {"method": "imaml"}).cg_steps) == (None, 7)
+    assert (merged(alpine).rtol, merged(alpine).prox, merged(alpine | {"prox": 0.0}).prox) == (0.5, 0.5, 0.0)
+    assert merged({"domain": "CosMixture"}).rtol == 0.25
+    (configs / "Alpine2D.toml").write_text('method = "imaml"\n[imaml]\nprox = 3.0\n[amaml]\nprox = 4.0\n')
+    assert [merged(alpine | given).prox for given in ({}, {"method": "amaml"})] == [3.0, 4.0]
 
 
 def test_flags_win_over_the_domains_file_which_wins_over_the_defaults(configs):
@@ -107,20 +89,22 @@ def test_flags_have_the_types_of_their_settings():
         ("out = 3", "--out in {path} must be a path, got 3"),
         ("width = ", "cannot read the configuration {path}"),
         (b"\xff\xfe", "cannot read the configuration {path}"),
+        ("[amalm]\nprox = 1.0", "unknown setting in {path} 'amalm'"),
+        ("[maml]\nshotz = 5", "unknown setting in {path} 'shotz'"),  # also where another method is chosen
+        ("[maml]\nshots = 0", "--shots in {path} must be a positive integer"),
+        ('[amaml]\nmethod = "maml"', "method in {path} is not for the table [amaml]"),
+        (None, "cannot read the configuration {path}"),
     ],
 )
 def test_a_mistake_in_a_file_names_the_file(configs, text, fragment):
     path = configs / "Alpine2D.toml"
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    if text is None:
+        path.mkdir()
+    else:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(InputError) as fault:
         merged({"domain": "Alpine2D"})
     assert fragment.format(path=path) in str(fault.value)
-
-
-def test_a_folder_in_the_place_of_a_file_is_a_mistake(configs):
-    (configs / "Alpine2D.toml").mkdir()
-    with pytest.raises(InputError, match="cannot read the configuration .*Alpine2D.toml"):
-        merged({"domain": "Alpine2D"})
 
 
 def test_settings_must_be_complete_and_known():
@@ -137,21 +121,15 @@ def test_settings_must_be_complete_and_known():
     assert checked(whole | dict.fromkeys(optional)) == checked(whole)
 
 
-def test_the_help_tells_the_default_prox_of_each_method():
-    default = [f.default for method in (AMAML, IMAML) for f in dataclasses.fields(method) if f.name == "prox"]
-    assert FIELDS["prox"].metadata["help"].endswith("A-MAML (default {:g}) and iMAML (default {:g})".format(*default))
-
-
 @pytest.mark.parametrize(
     ("flags", "fragment"),
     [
         ({"method": "reptile", "cg_steps": 9}, "--cg-steps 9 is for --method imaml, not for reptile; leave it out"),
         ({"method": "fomaml", "solver": "rk4"}, "--solver rk4 is for --method amaml"),
-        (
-            {"method": "maml", "learn_rates": "scalar"},
-            "--learn-rates scalar is for --method amaml or anil, not for maml",
-        ),
+        ({"method": "maml", "learn_rates": "scalar"}, "is for --method amaml or anil, not for maml"),
         ({"method": "maml", "prox": 1.0}, "--prox 1.0 is for --method amaml or anil or imaml"),
+        ({"method": "imaml", "checkpoint_every": 2}, "--checkpoint-every 2 is for --method maml"),
+        ({"inner_batch": 2}, "--inner-batch 2 is for --method maml or maml1, not for amaml"),
         ({"network": "linear", "width": 9}, "--width 9 is for --network mlp or conv4"),
         ({"network": "conv4", "norm": "batch"}, "--norm batch is for --network mlp"),
         ({"protocol": "inner", "test_epochs": 9}, "--test-epochs 9 is for --protocol finetune"),
@@ -163,7 +141,3 @@ def test_the_help_tells_the_default_prox_of_each_method():
 def test_a_flag_that_nothing_chosen_uses_is_refused(flags, fragment):
     with pytest.raises(InputError, match=re.escape(fragment)):
         merged({"domain": "Alpine2D"} | flags)
-
-
-def test_a_domains_file_may_hold_settings_that_the_method_does_not_use():
-    assert merged({"domain": "Omniglot", "method": "reptile"}).cg_damping == 1.0

@@ -8,9 +8,9 @@ from helpers.commands import (
     OFTEN,
     assert_same_run,
     content,
-    error_line,
     files,
     killed,
+    refused,
     start,
     theta,
 )
@@ -82,8 +82,7 @@ def test_a_theta_that_does_not_fit_gets_one_line_and_nothing_is_lost(tmp_path, r
         ("--start-from", str(tmp_path / "nowhere")): ["nowhere", "its checkpoint.pt"],
     }.items():
         capsys.readouterr()
-        assert start(tmp_path / "there", "--overwrite", "--start-from", str(reptile), *flags) == 2
-        line = error_line(capsys)
+        line = refused(capsys, tmp_path / "there", "--overwrite", "--start-from", str(reptile), *flags)
         assert all(word in line for word in words), line
         assert files(tmp_path) == before
 
@@ -91,7 +90,7 @@ def test_a_theta_that_does_not_fit_gets_one_line_and_nothing_is_lost(tmp_path, r
 def test_another_start_is_another_run(tmp_path, reptile, capsys):
     start(tmp_path / "there")
     capsys.readouterr()
-    assert start(tmp_path / "there", "--start-from", str(reptile), "--resume") == 2
-    assert "--start-from None" in error_line(capsys)
-    assert run.main(["--evaluate", str(tmp_path / "there"), "--start-from", str(reptile)]) == 2
-    assert "was made with --start-from None" in error_line(capsys)
+    other = "--start-from", str(reptile)
+    assert "--start-from None" in refused(capsys, tmp_path / "there", *other, "--resume")
+    evaluate = "--evaluate", str(tmp_path / "there")
+    assert "was made with --start-from None" in refused(capsys, tmp_path, *evaluate, *other)

@@ -133,3 +133,9 @@ def error_line(capsys) -> str:
     assert line.startswith("run.py: ")
     assert line.endswith("\n")
     return line
+
+
+def refused(capsys, out: Path, *flags: str) -> str:
+    """The one line that start ends with, where the flags are a mistake; --evaluate RUN stands alone."""
+    assert (run.main([*flags]) if "--evaluate" in flags else start(out, *flags)) == 2
+    return error_line(capsys)
