@@ -8,6 +8,7 @@ import posixpath
 import re
 import subprocess
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import jupytext
@@ -21,6 +22,10 @@ FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>',
 SNIPPET = re.compile(r'^--8<-- "(.+)"$', re.MULTILINE)
 PICTURE = re.compile(r'^text = io.StringIO\(\)\n.*?"</div>"\)$', re.MULTILINE | re.DOTALL)  # how a page shows a figure
 OPTIONS = re.compile(r"^```python exec=.*$", re.MULTILINE)
+COMMAND = re.compile(
+    r"^```bash exec=.*?^```\n\n?", re.MULTILINE | re.DOTALL
+)  # runs a program that a cell holds already
+TAB = re.compile(r'^=== "(.+)"\n((?:    .*\n|\n)+)', re.MULTILINE)
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -64,6 +69,7 @@ def on_post_build(config: Any) -> None:
     """Every tutorial as a notebook beside its page, to be started in the repository's folder."""
     for path in (ROOT / "docs" / "tutorials").glob("*.md"):
         text = SNIPPET.sub(lambda snippet: (ROOT / snippet[1]).read_text(), path.read_text())
-        text = OPTIONS.sub("```python", PICTURE.sub("%matplotlib inline\nfigure", text))
+        text = OPTIONS.sub("```python", PICTURE.sub("%matplotlib inline\nfigure", COMMAND.sub("", text)))
+        text = TAB.sub(lambda tab: f"**{tab[1]}**\n{dedent(tab[2]).replace('```', '~~~')}", text)  # to read, no cells
         notebook = jupytext.reads(text, fmt="md")
         jupytext.write(notebook, Path(config.site_dir, "tutorials", path.with_suffix(".ipynb").name))
