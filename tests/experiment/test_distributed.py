@@ -34,17 +34,12 @@ ENDLESS = [*SMALL, "--meta-updates", "100000", "--test-interval", "0"]
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 
 
-def test_any_number_of_processes_makes_the_same_bits(tmp_path, quick):
-    start(tmp_path / "1", *AUTO)
+@pytest.mark.parametrize("chunk", ["1", "3"], ids=["", "more processes than chunks"])
+def test_any_number_of_processes_makes_the_same_bits(tmp_path, quick, chunk):
+    start(tmp_path / "1", *AUTO, "--task-chunk", chunk)
     assert checkpoint(tmp_path / "1")["model"]["meta._extra_state"]
-    assert Run(3, tmp_path / "3", *AUTO).end() == ([0] * 3, [])
+    assert Run(3, tmp_path / "3", *AUTO, "--task-chunk", chunk).end() == ([0] * 3, [])
     assert content(tmp_path / "3", "config.json")["settings"]["processes"] == 3
-    assert_same_run(tmp_path / "3", tmp_path / "1")
-
-
-def test_more_processes_than_chunks_do_no_harm(tmp_path, quick):
-    start(tmp_path / "1", *AUTO, "--task-chunk", "3")
-    assert Run(3, tmp_path / "3", *AUTO, "--task-chunk", "3").end() == ([0] * 3, [])
     assert_same_run(tmp_path / "3", tmp_path / "1")
 
 
@@ -86,12 +81,9 @@ def test_a_stop_of_one_process_is_met_by_all(tmp_path, quick):
 
 
 def test_the_launcher_ends_with_one_line_and_the_status_of_the_run(tmp_path):
-    def spawn(*flags: str) -> subprocess.Popen:
-        command = [sys.executable, str(ROOT / "run.py"), *TINY, "--out", str(tmp_path), *ENDLESS, *flags]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen([*command, "--processes", "2"], env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
-
-    stopped = spawn()
+    command = [sys.executable, str(ROOT / "run.py"), *TINY, "--out", str(tmp_path), *ENDLESS, "--processes", "2"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    stopped = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
     wait_for(has_checkpoint(tmp_path), "checkpoint", stopped)
     stopped.send_signal(signal.SIGTERM)
     _, stderr = stopped.communicate(timeout=180)

@@ -8,10 +8,7 @@ from PIL import Image
 
 import data
 from experiment import figures
-from experiment.build import build
-from experiment.distributed import Group
-from experiment.figures import Fits, draw_curves, draw_fits
-from experiment.settings import merged
+from experiment.figures import draw_curves
 
 TITLE = "Alpine2D, 4 shots, 4 queries, 2 inner steps: amaml, seed 7"
 
@@ -63,45 +60,17 @@ def test_a_single_meta_test_is_no_curve_over_updates(drawn):
     assert len(drawn[0].axes) == 2
 
 
-@pytest.mark.parametrize("dimensions", [1, 2])
-def test_a_fitted_task_carries_its_errors(drawn, dimensions):
-    x = np.linspace(0, 1, 9 * dimensions).reshape(1, 9, dimensions)
-    y = np.zeros((1, 9, 1))
-    draw_fits(TITLE, Fits(x, y, x, y, y, y, np.array([0.75]), np.array([0.25]), "nRMSE", "7 inner steps"))
-    figure = drawn[0]
-    texts = [axis.get_title() for axis in figure.axes]
-    texts += [text.get_text() for axis in figure.axes if axis.get_legend() for text in axis.get_legend().get_texts()]
-    assert figure.get_suptitle() == TITLE
-    for text in ("before adaptation\nnRMSE 0.75", "after 7 inner steps\nnRMSE 0.25"):
-        assert text in texts
-
-
-def test_fitted_tasks_are_in_the_units_of_the_formula_with_their_errors(monkeypatch):
-    flags = {"domain": "CosMixture", "shots": 5, "queries": 5, "test_epochs": 3, "test_tasks": 2, "draw": 2, "width": 4}
-    s, shown = merged(flags | {"dtype": "float64"}), []
-    monkeypatch.setattr("experiment.figures.draw_fits", lambda title, fits: shown.append((title, fits)))
-    e = build(s, Group())
-    e.picture()
-    title, fits = shown[0]
-    assert title == "CosMixture, 5 shots, 5 queries, 200 inner steps: amaml, seed 0"
-    np.testing.assert_allclose(fits.x[0, [0, -1], 0], [-1, 1], rtol=1e-12)  # the ends of the grid
-    deviation = e.domain.y_scale[1]
-    for predictions, errors in ((fits.before, fits.errors_before), (fits.after, fits.errors_after)):
-        in_deviations = (predictions - fits.truth) / deviation
-        np.testing.assert_allclose(np.sqrt((in_deviations**2).mean((1, 2))), errors, rtol=1e-9)
-    assert (fits.errors_after < fits.errors_before).all()
-
-
 @pytest.mark.parametrize(("domain", "panels"), [("CosMixture", 1), ("CosMixture2D", 4)])
-def test_draw_shows_data_truth_and_both_fits(tmp_path, monkeypatch, domain, panels):
-    shown = []
-    png = figures._png
+def test_draw_shows_data_truth_and_both_fits_in_the_units_of_the_formula(tmp_path, monkeypatch, domain, panels):
+    shown, png = [], figures._png
     monkeypatch.setattr(figures, "_png", lambda figure: shown.append(figure) or png(figure))
     assert start(tmp_path / "run", "--domain", domain, "--draw", "2") == 0
     with Image.open(tmp_path / "run" / "fits.png") as picture:
         assert picture.format == "PNG"
         assert min(picture.size) > 400
     curves, fits = shown
+    assert len(curves.axes) == 2
+    assert fits.get_suptitle() == f"{domain}, 4 shots, 4 queries, 2 inner steps: fomaml, seed 0"
     axes = [a for a in fits.axes if a.get_label() != "<colorbar>"]
     assert len(axes) == 2 * panels
     family = data.make(domain, data.Sampling(4, 4, 2, 0))
@@ -110,17 +79,19 @@ def test_draw_shows_data_truth_and_both_fits(tmp_path, monkeypatch, domain, pane
         family.in_units(*pair) for pair in ((tasks.support_x, tasks.support_y), (tasks.test_x, tasks.test_y))
     )
     for task, first in enumerate(axes[::panels]):
-        support, truth = support_x[task], truths[task, :, 0]
         if panels == 1:
-            lines = {line.get_label(): line.get_ydata() for line in first.lines}
-            assert torch.equal(torch.as_tensor(lines["truth"]), truth)
-            assert torch.equal(torch.as_tensor(lines["support points"]), support_y[task, :, 0])
-            before, after = (y for name, y in lines.items() if "nRMSE" in name)
-            assert abs(before - after).max() > 1e-4
+            lines = {line.get_label(): torch.as_tensor(line.get_ydata()) for line in first.lines}
+            assert torch.equal(lines.pop("support points"), support_y[task, :, 0])
+            truth, *fitted = lines.values()
+            labels = list(lines)[1:]
         else:
-            surfaces = [torch.as_tensor(a.collections[0].get_array()).flatten() for a in axes[4 * task : 4 * task + 4]]
-            assert torch.equal(surfaces[0], truth)
-            assert (surfaces[1] - surfaces[2]).abs().max() > 1e-4
-            assert torch.equal(surfaces[3], (surfaces[2] - surfaces[0]).abs())
-            assert torch.equal(torch.as_tensor(first.collections[1].get_offsets().data), support)
-    assert len(curves.axes) == 2
+            own = axes[4 * task : 4 * task + 4]
+            truth, *fitted, error = (torch.as_tensor(a.collections[0].get_array()).flatten() for a in own)
+            assert torch.equal(error, (fitted[1] - truth).abs())
+            assert torch.equal(torch.as_tensor(first.collections[1].get_offsets().data), support_x[task])
+            labels = [a.get_title() for a in own[1:3]]
+        assert torch.equal(truth, truths[task, :, 0])
+        errors = [((fit - truth) / torch.as_tensor(family.y_scale[1])).square().mean().sqrt().item() for fit in fitted]
+        said = zip(("before adaptation", "after 10 epochs"), errors, strict=True)
+        assert labels == [f"{when}\nnRMSE {error:.3g}" for when, error in said]
+        assert abs(errors[1] - errors[0]) > 1e-4

@@ -37,17 +37,12 @@ def test_rewinding_drops_what_came_later_and_nothing_else(tmp_path):
     assert folder.read("test.json", None) == [{"update": 2}]  # which need not be made again
 
 
-def test_every_file_of_a_run_is_written_atomically(tmp_path, quick, monkeypatch):
-    written, write = [], folders.write_atomically
+def test_every_file_is_written_atomically_and_the_metrics_before_the_checkpoint(tmp_path, quick, monkeypatch):
+    written, write, synced, fsync = [], folders.write_atomically, [], os.fsync
     monkeypatch.setattr(folders, "write_atomically", lambda path, c: (written.append(path.name), write(path, c)))
-    start(tmp_path)
-    assert set(written) == set(files(tmp_path))
-
-
-def test_the_metrics_reach_the_disk_before_the_checkpoint_of_their_updates(tmp_path, quick, monkeypatch):
-    synced, fsync = [], os.fsync
     monkeypatch.setattr(os, "fsync", lambda file: (synced.append(os.readlink(f"/proc/self/fd/{file}")), fsync(file)))
     start(tmp_path / "run", "--checkpoint-interval", "3")
+    assert set(written) == set(files(tmp_path / "run"))
     names = [os.path.basename(path).removesuffix(".tmp") for path in synced]
     assert names.count("checkpoint.pt") == 2
     assert all(names[i - 1] == "metrics.jsonl" for i, name in enumerate(names) if name == "checkpoint.pt")
@@ -130,21 +125,14 @@ def test_other_tests_of_a_finished_run_are_made_without_training(finished, monke
     assert len(content(finished, "test.json")) == 2
 
 
-def test_tests_made_anew_survive_a_kill(finished, monkeypatch):
-
+def test_tests_made_anew_survive_a_kill_and_an_unfinished_run_goes_on_with_them(tmp_path, quick, monkeypatch):
     def killed(*arguments, **named):
         raise KeyboardInterrupt
 
+    start(tmp_path, "--meta-updates", "3")
     with monkeypatch.context() as patch:
         patch.setattr(Experiment, "adapt", killed)
-        assert start(finished, "--test-tasks", "3") == 130
-    assert start(finished, "--test-tasks", "3", "--resume") == 0
-    assert [test["tasks"] for test in content(finished, "test.json")] == [2, 3]
-
-
-def test_an_unfinished_run_may_be_tested_in_another_way_from_here_on(tmp_path, quick):
-    start(tmp_path, "--meta-updates", "3")
-    (tmp_path / "summary.json").unlink()
+        assert start(tmp_path, "--meta-updates", "3", "--test-tasks", "3") == 130
     assert start(tmp_path, "--resume", "--test-tasks", "3", "--test-interval", "4") == 0
     assert [(t["update"], t["tasks"]) for t in content(tmp_path, "test.json")] == [(3, 2), (4, 3), (6, 3)]
 

@@ -138,18 +138,8 @@ def test_a_mistake_on_the_command_line_gets_one_line(capsys, monkeypatch, flags,
 
 
 def test_a_cell_may_start_from_another_cells_run(tmp_path):
-    grid = read_grid(
-        write_grid(
-            tmp_path,
-            """
-            out = "results/on/{method}/seed{seed}"
-            start_from = "results/first/seed{seed}"
-            domain = "CosMixture"
-            method = ["amaml", "reptile"]
-            seed = [3, 4]
-            """,
-        )
-    )
+    axes = 'domain = "CosMixture"\nmethod = ["amaml", "reptile"]\nseed = [3, 4]\n'
+    grid = read_grid(write_grid(tmp_path, axes + 'start_from = "results/first/seed{seed}"'))
     starts = [flags_of(cell.steps[0].command)["--start-from"] for cell in grid.cells]
     assert starts == [cell.settings["start_from"] for cell in grid.cells]
     assert starts == ["results/first/seed3"] * 2 + ["results/first/seed4"] * 2

@@ -41,14 +41,10 @@ def one_by_one(module, phi, x, y):
     return torch.stack(rows)
 
 
-def test_gradients_are_those_of_one_task_at_a_time(problem):
-    module, apply, phi, _, x, y = problem
+def test_gradients_are_those_of_one_task_at_a_time_and_hvps_their_central_differences(problem):
+    module, apply, phi, v, x, y = problem
     gradients = derivatives.gradients(apply, F.cross_entropy, phi, x, y)
     torch.testing.assert_close(gradients, one_by_one(module, phi, x, y), rtol=1e-9, atol=1e-12)
-
-
-def test_hvps_are_central_differences_of_the_gradient(problem):
-    module, apply, phi, v, x, y = problem
     step = 1e-6
     ahead, behind = (one_by_one(module, phi + signed * v, x, y) for signed in (step, -step))
     products = derivatives.hvps(apply, F.cross_entropy, phi, v, x, y)
@@ -88,12 +84,10 @@ def test_sizes(module, parameters):
 
 
 def test_resnet12_halves_once_a_block():
-    network = resnet12((3, 20, 20), 7, widths=(2, 3, 4, 5))
-    shapes = []
-    for block in network[:4]:
-        block.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape)))
-    assert network(torch.randn(6, 3, 20, 20)).shape == (6, 7)
+    network, x = resnet12((3, 20, 20), 7, widths=(2, 3, 4, 5)), torch.randn(6, 3, 20, 20)
+    shapes = [tuple((x := block(x)).shape) for block in network[:4]]
     assert shapes == [(6, 2, 10, 10), (6, 3, 5, 5), (6, 4, 2, 2), (6, 5, 1, 1)]
+    assert network[4:](x).shape == (6, 7)
 
 
 @pytest.mark.parametrize("build", NETWORKS.values(), ids=NETWORKS)

@@ -1,4 +1,4 @@
-"""What a fresh machine meets: experiment.sh, tests/run.sh, env.Dockerfile and the requirements.
+"""What a fresh machine meets: experiment.sh, reproduce.sh, tests/run.sh, env.Dockerfile and the requirements.
 
 The shell scripts run with a stand-in for Python that records how it is called, so nothing is downloaded.
 """
@@ -6,6 +6,7 @@ The shell scripts run with a stand-in for Python that records how it is called, 
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -16,23 +17,25 @@ from helpers.commands import ROOT
 from helpers.machines import CORE, STAND_IN, Machine
 from packaging.requirements import Requirement
 
+from experiment.grid import TARGETS
 from experiment.machine import packages
 
 FIVE = ["Alpine2D", "100", "50", "200", "cpu"]
 AS_FLAGS = ["--domain", "Alpine2D", "--shots", "100", "--queries", "50", "--inner-steps", "200", "--device", "cpu"]
-PYTEST = "python3 -m pytest -n auto --dist worksteal"
 
 
 @pytest.fixture
 def machine(tmp_path):
-    return Machine(tmp_path)
+    machine = Machine(tmp_path)
+    shutil.copy(ROOT / "reproduce.sh", machine.root)
+    shutil.copytree(TARGETS, machine.root / "configs" / "targets")
+    return machine
 
 
 @pytest.mark.parametrize("arguments", [[], FIVE[:4], [*FIVE[:4], "--seed"], ["Alpine2D", "--shots", *FIVE]], ids=str)
 def test_too_few_arguments_get_the_usage(machine, arguments):
     ended = machine.start("experiment.sh", *arguments, HAS=CORE)
-    assert ended.returncode == 2
-    assert ended.stdout == ""
+    assert (ended.returncode, ended.stdout) == (2, "")
     assert "usage: bash experiment.sh DOMAIN SHOT QUERY INNER_STEPS DEVICE" in ended.stderr
     assert machine.log.read_text() == ""
 
@@ -75,19 +78,22 @@ def test_a_mistake_in_a_flag_is_told_within_seconds(tmp_path):
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
 
 
-def test_a_bare_python_gets_an_environment_once_which_the_tests_share(machine):
-    first = machine.start("experiment.sh", *FIVE, "--seed", "3", STATUS="2")
+def test_a_bare_python_gets_an_environment_once_which_all_scripts_share(machine):
+    failed = machine.start("experiment.sh", *FIVE, OFFLINE="1")
+    assert failed.returncode == 2
+    assert "could not install requirements.txt" in failed.stderr
+    assert "run.py" not in machine.log.read_text()
+    first = machine.start("experiment.sh", *FIVE, "--seed", "3", STATUS="2")  # tried again
     assert first.returncode == 2, first.stderr
     assert machine.installed() == ["requirements.txt"]
     assert first.stdout.splitlines() == [f"in {machine.folder}", *AS_FLAGS, "--seed", "3"]
-    assert machine.start("experiment.sh", *FIVE).returncode == 0
-    assert machine.installed() == []
-    assert "venv" not in machine.log.read_text()
     assert machine.start("tests/run.sh").returncode == 0
     assert machine.installed() == ["requirements.txt", "tests/requirements.txt"]
-    for script in ("experiment.sh", "tests/run.sh", "experiment.sh"):
-        assert machine.start(script, *FIVE).returncode == 0
+    for script, *arguments in (["experiment.sh", *FIVE], ["tests/run.sh"], ["reproduce.sh", "methods", "--seeds", "0"]):
+        assert machine.start(script, *arguments).returncode == 0
         assert machine.installed() == []
+        assert "venv " not in machine.log.read_text()
+    assert modules(machine) == ["experiment.reproduce methods --seeds 0"]
 
 
 @pytest.mark.parametrize("variable", ["VIRTUAL_ENV", "CONDA_PREFIX"])
@@ -104,15 +110,6 @@ def test_the_active_environment_comes_first(machine, variable):
     assert machine.installed() == []
 
 
-def test_an_installation_that_failed_is_tried_again(machine):
-    ended = machine.start("experiment.sh", *FIVE, OFFLINE="1")
-    assert ended.returncode == 2
-    assert "could not install requirements.txt" in ended.stderr
-    assert "run.py" not in machine.log.read_text()
-    assert machine.start("experiment.sh", *FIVE).returncode == 0
-    assert machine.installed() == ["requirements.txt"]
-
-
 def test_the_set_up_says_beforehand_what_it_costs_and_how_to_do_without(machine):
     ended = machine.start("experiment.sh", *FIVE, HAS="numpy torch scipy", OFFLINE="1")
     before = ended.stderr.split("could not install")[0]
@@ -121,26 +118,66 @@ def test_the_set_up_says_beforehand_what_it_costs_and_how_to_do_without(machine)
     lacking = " ".join(name for name in CORE.split() if name not in ("numpy", "torch", "scipy"))
     assert f"(python3 has torch: python3 -m pip install {lacking})." in before
     assert "(none here has torch)." in machine.start("experiment.sh", *FIVE, OFFLINE="1").stderr
+    old = machine.start("experiment.sh", *FIVE, HAS=CORE, OLD="1")
+    assert (old.returncode, "3.11" in old.stderr) == (2, True)
 
 
-def test_an_old_python_is_not_enough(machine):
-    ended = machine.start("experiment.sh", *FIVE, HAS=CORE, OLD="1")
+def modules(machine) -> list[str]:
+    """The modules of the project that Python was told to run, with their arguments."""
+    lines = machine.log.read_text().splitlines()
+    return [line.partition(" -m ")[2] for line in lines if " -m experiment" in line or " -m benchmarks" in line]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["methodz"], ["-n", "methods"]], ids=str)
+def test_anything_but_a_target_gets_the_usage_with_all_targets(machine, arguments):
+    ended = machine.start("reproduce.sh", *arguments, HAS=CORE)
     assert ended.returncode == 2
-    assert "3.11" in ended.stderr
+    assert "usage: bash reproduce.sh TARGET|GRID.toml" in ended.stderr
+    for path in TARGETS.glob("*.toml"):
+        (line,) = [line for line in ended.stderr.splitlines() if line.startswith(f"  {path.stem} ")]
+        assert line.endswith(")")  # about how long it takes
+    assert machine.log.read_text() == ""
+
+
+@pytest.mark.parametrize("target", ["paper-figure", "paper-tables", "horizons", "horizons-maml", "horizons-on"])
+def test_the_papers_targets_make_their_tables_after_their_cells(machine, target):
+    machine.start("reproduce.sh", target, HAS=CORE)
+    directions = ["benchmarks.directions"] if target == "horizons" else []
+    assert modules(machine) == [f"experiment.reproduce {target}", *directions, "benchmarks.paper"]
+    machine.start("reproduce.sh", target, "--dry-run", HAS=CORE)
+    assert modules(machine) == [f"experiment.reproduce {target} --dry-run"]
+
+
+def test_the_efficiency_target_measures_after_its_cells(machine):
+    machine.start("reproduce.sh", "efficiency", HAS=CORE)
+    first, *rest = modules(machine)
+    assert first == "experiment.reproduce efficiency --again"
+    assert [line.split()[0] for line in rest] == [*["benchmarks.peers"] * 7, "benchmarks.accuracy"]
+    assert all("--libraries amaml" in line for line in rest[:-1])
+    machine.start("reproduce.sh", "efficiency", HAS=CORE, PEERS="another python")
+    assert all("--python another python" in line for line in modules(machine)[1:-1])
+    machine.start("reproduce.sh", "efficiency", "--status", HAS=CORE)
+    assert modules(machine) == ["experiment.reproduce efficiency --status --again"]
+
+
+def test_a_grid_and_a_comparison_are_looked_for_where_the_user_is(machine):
+    script = machine.bin / "python3"
+    script.write_text(script.read_text().replace('"-m pytest")', '"-m experiment."*)'))  # says where it is
+    for arguments in (["my grid.toml", "--dry-run"], ["compare", "a b", "--out", "c"]):
+        ended = machine.start("reproduce.sh", *arguments, HAS=CORE)
+        assert ended.stdout == f"in {machine.folder}\n"
+    assert machine.start("reproduce.sh", "methods", "--dry-run", HAS=CORE).stdout == f"in {machine.root}\n"
+    assert modules(machine) == ["experiment.reproduce methods --dry-run"]
 
 
 def test_the_checks_are_ruff_and_pytest_and_stop_at_the_first_fault(machine):
     tools = CORE + " pytest xdist hypothesis hatchling ruff skimage mypy"
     ended = machine.start("tests/run.sh", "-k", "a b", HAS=tools)
-    assert ended.returncode == 0
-    assert ended.stdout == f"in {machine.root}\n"
-    calls = machine.log.read_text().splitlines()[-3:]
-    assert calls == ["python3 -m ruff format --check .", "python3 -m ruff check .", PYTEST + " -k a b"]
+    assert (ended.returncode, ended.stdout) == (0, f"in {machine.root}\n")
+    checks = ["ruff format --check .", "ruff check .", "pytest -n auto --dist worksteal -k a b"]
+    assert machine.log.read_text().splitlines()[-3:] == [f"python3 -m {check}" for check in checks]
     assert machine.start("tests/run.sh", HAS=tools, RUFF="1").returncode == 1
     assert "-m pytest" not in machine.log.read_text()
-
-
-def test_the_integration_runs_exactly_the_tests_command():
     lines = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if not line.startswith("#")]
     assert lines == ['exec bash "$(dirname "${BASH_SOURCE[0]}")/../tests/run.sh"']
 
@@ -161,24 +198,18 @@ def test_requirements_pin_what_the_library_asks_for():
     ranges = {parsed.name: parsed.specifier for parsed in map(Requirement, project["dependencies"])}
     assert set(ranges) == {"torch", "numpy", "scipy"}
     assert packages() == list(pins)  # what a run writes down
-    tools = requirements("tests/requirements.txt")
-    for name, pin in (pins | tools).items():
+    for name, pin in (pins | requirements("tests/requirements.txt")).items():
         (version,) = re.fullmatch(r"==([\d.]+)", str(pin.specifier)).groups()
         assert name not in ranges or ranges[name].contains(version)
     assert project["requires-python"] == ">=3.11"
 
 
-def docker() -> list[list[str]]:
-    lines = (ROOT / "env.Dockerfile").read_text().splitlines()
-    return [line.split(maxsplit=1) for line in lines if line and not line.startswith("#")]
-
-
 def test_the_image_installs_as_experiment_sh_does_and_copies_nothing_else():
-    steps = docker()
+    lines = (ROOT / "env.Dockerfile").read_text().splitlines()
+    steps = [line.split(maxsplit=1) for line in lines if line and not line.startswith("#")]
     assert re.fullmatch(r"python:3\.1[1-9]-slim", steps[0][1])
     copied = [words.split() for step, words in steps if step in ("COPY", "ADD")]
     assert copied == [["requirements.txt", "/tmp/requirements.txt"]]
-    assert (ROOT / copied[0][0]).is_file()
     runs = " && ".join(words for step, words in steps if step == "RUN")
     assert "g++" in runs
     (line,) = re.findall(r'"\$PYTHON" (-m pip install .*) "\$file"', (ROOT / "configs/environment.sh").read_text())
