@@ -5,7 +5,6 @@ docs/how-to/many-runs.md says what such a file holds; every file in configs/targ
 
 import itertools
 import os
-import shlex
 import string
 import sys
 import tomllib
@@ -158,11 +157,3 @@ def _check_folders(cells: list[Cell], path: Path) -> None:
             if other is not cell:
                 differ = next((n for n in cell.labels if cell.labels[n] != other.labels[n]), "seed")
                 raise InputError(f"{path}: two cells share the folder {step.makes.parent}; put {{{differ}}} in out")
-
-
-def shown(command: list[str]) -> str:
-    """A command as one would type it here."""
-    here = Path.cwd()
-    return shlex.join(
-        str(Path(p).relative_to(here)) if Path(p).is_absolute() and Path(p).is_relative_to(here) else p for p in command
-    )

@@ -1,6 +1,7 @@
 """The program behind reproduce.sh: run the cells of a grid, say how far they are, or compare finished runs."""
 
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -14,7 +15,7 @@ import torch
 
 from amaml.errors import InputError
 from experiment import cells, parallel, results
-from experiment.grid import Grid, read_grid, shown, target_path
+from experiment.grid import Grid, read_grid, target_path
 from experiment.launch import Ending
 from experiment.settings import Parser
 
@@ -73,7 +74,7 @@ def reproduce(given: Namespace) -> int:
         return 0
     if given.dry_run:
         todo = (cell for cell in grid.cells if cell.name not in grid.done)
-        print("\n".join(shown(step.command) for cell in todo for step in cell.steps) or "every cell is done")
+        print("\n".join(shlex.join(step.command) for cell in todo for step in cell.steps) or "every cell is done")
         return 0
     failed = parallel.run(grid, place_of(given))
     if failed:

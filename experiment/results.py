@@ -99,7 +99,12 @@ def _mean(path: Path, name: str) -> float | None:
 
 def collect(grid: Grid, cell: Cell) -> None:
     """Put the numbers of a finished cell into the grid's CSV, in place of what stands there for it; it is done then."""
-    new = [_line(cell, n, row) for n, step in enumerate(cell.steps) for row in _of_step(step)]
+    new = [
+        {**cell.labels, "then": n, **{name: _rounded(name, value) for name, value in row.items()}, "command": command}
+        for n, (command, step) in enumerate(zip(map(command_of, cell.steps), cell.steps, strict=True))
+        for file in sorted(step.makes.parent.glob(step.makes.name))
+        for row in rows(file)
+    ]
     grid.records.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{grid.records}.lock"):
         lines = [line for line in _lines(grid) if _place(grid, line) != (*cell.labels.values(),)] + new
@@ -151,18 +156,10 @@ def command_of(step: Step) -> str:
     return shlex.join(["python", "run.py", *(flag for flag in step.command[2:] if flag != "--resume")])
 
 
-def _of_step(step: Step) -> Iterator[dict[str, Any]]:
-    for file in sorted(step.makes.parent.glob(step.makes.name)):
-        yield from rows(file)
-
-
-def _line(cell: Cell, n: int, row: dict[str, Any]) -> dict[str, Any]:
-    """A row as it is written: its place, what made it, rounded numbers."""
-    rounded = {
-        name: f"{value:.{INTERVAL_DIGITS if name.endswith('_ci95') else DIGITS}g}" if type(value) is float else value
-        for name, value in row.items()
-    }
-    return {**cell.labels, "then": n, **rounded, "command": command_of(cell.steps[n])}
+def _rounded(name: str, value: Any) -> Any:
+    """To as many digits as are kept."""
+    digits = INTERVAL_DIGITS if name.endswith("_ci95") else DIGITS
+    return f"{value:.{digits}g}" if type(value) is float else value
 
 
 def _in_order(label: str) -> tuple[float, str]:

@@ -32,6 +32,11 @@ _pictures = number(int, lambda n: 0 <= n <= 100, "an integer from 0 to 100")
 # a float32 and the products of two settings must hold these
 _positive = number(float, lambda x: 0 < x < 1e30, "a positive number below 1e30")
 _nonnegative = number(float, lambda x: 0 <= x < 1e30, "zero or a positive number below 1e30")
+_cut = number(
+    float,
+    lambda x: 0 < x < 1e30,
+    "none, length, or the multiple of the median length at which a task's gradient is cut, a positive number",
+)
 _fraction = number(float, lambda x: 0 < x < 1, "a number between 0 and 1")
 _device = text(r"cpu|cuda(:\d+)?", "cpu, cuda or cuda:N")
 _path = text(".+", "a path")
@@ -47,13 +52,7 @@ def _robust(flag: str, value: Any) -> str | float | None:
     """What amaml.robust.Robust names; "none" is the same as leaving it out."""
     if value in (None, "none", "length"):
         return None if value == "none" else value
-    try:
-        return _positive(flag, value)
-    except InputError:
-        raise InputError(
-            f"{flag} must be none, length, or the multiple of the median length at which a task's gradient is cut, "
-            f"a positive number; got {value!r}"
-        ) from None
+    return _cut(flag, value)
 
 
 def _flag(check: Check, help: str, default: Any = None) -> Any:

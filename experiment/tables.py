@@ -16,7 +16,6 @@ HEADS = {"test": "on test points", "support": "on the support set"}
 SINGLE = "In brackets: half the 95% interval over the test tasks"
 SEVERAL = f"Mean ± half the 95% interval over seeds; of two seeds, both. {SINGLE} of one seed"
 FEW = 3  # seeds that a mean stands for; half the interval of two would be 6.4 times their distance
-PLACES = ["panel", "method", "setting", "protocol"]
 CELLS = ["panel", "method", "setting", "seed", "protocol", "epoch", "support", "test", "command"]
 COSTS = {"seconds": ".4f", "gradients": ".1f", "hvps": ".1f"}
 Table = list[list[str]]  # the first row is the head
@@ -25,7 +24,7 @@ Table = list[list[str]]  # the first row is the head
 def write(
     panels: list[Panel], pictures: dict[str, list[Path]], out: Path, asked: Sequence[int] | None, reference: str
 ) -> str:
-    """comparison.md, comparison.tex, table.csv and cells.csv in a folder; returns the text of comparison.md."""
+    """comparison.md, comparison.tex and cells.csv, a line a run and record, in a folder; returns the first's text."""
     markdown, latex = [], []
     for panel in panels:
         tables = _tables(panel, panel.epochs(asked), reference)
@@ -35,10 +34,9 @@ def write(
         lines = "\n".join(f"- {difference}" for difference in panel.differences)
         markdown += [f"Settings that differ besides method and seed:\n\n{lines}"]
         latex += [as_latex(table, f"{panel.title}: {name}") for name, table in tables.items()]
-    cells = pd.concat([_cells(panel, asked) for panel in panels])
-    frames = {"table.csv": _means(cells), "cells.csv": cells[CELLS]}
+    cells = pd.concat([_cells(panel, asked) for panel in panels])[CELLS]
     contents = {"comparison.md": "\n\n".join(markdown) + "\n", "comparison.tex": "\n".join(latex)}
-    contents |= {name: frame.to_csv(index=False, lineterminator="\n") for name, frame in frames.items()}
+    contents["cells.csv"] = cells.to_csv(index=False, lineterminator="\n")
     for name, content in contents.items():
         write_atomically(out / name, content.encode())
     return contents["comparison.md"]
@@ -133,27 +131,13 @@ def _cells(panel: Panel, asked: Sequence[int] | None) -> pd.DataFrame:
     return lines.assign(panel=panel.name, method=names[0], setting=names[2], protocol=protocol)
 
 
-def _means(cells: pd.DataFrame) -> pd.DataFrame:
-    """A line a record of every variant, with both intervals."""
-    found = [
-        [*place, points, epoch, *_summary(*statistics(own, points)), len(own)]
-        for (*place, epoch), own in cells.groupby([*PLACES, "epoch"], sort=False)
-        for points in HEADS
-    ]
-    return pd.DataFrame(found, columns=[*PLACES, "points", "epoch", "mean", "seeds_ci95", "tasks_ci95", "seeds"])
-
-
-def _summary(of_seeds: np.ndarray, over_tasks: float) -> tuple[float, float, float]:
-    """Mean over the seeds, half its 95% interval over them (nan of fewer than FEW), that over tasks."""
-    mean, half = mean_and_interval(of_seeds)
-    return mean, half if len(of_seeds) >= FEW else np.nan, over_tasks
-
-
 def shown(of_seeds: np.ndarray, over_tasks: float = np.nan, sign: bool = False) -> str:
     """The mean of the seeds with its half-interval, the values of fewer than FEW; over_tasks in brackets, nan: none."""
-    mean, half, _ = _summary(of_seeds, over_tasks)
-    text = ", ".join(_number(value, sign) for value in of_seeds)
-    text = text if np.isnan(half) else f"{_number(mean, sign)} ± {_number(half)}"
+    if len(of_seeds) < FEW:
+        text = ", ".join(_number(value, sign) for value in of_seeds)
+    else:
+        mean, half = mean_and_interval(of_seeds)
+        text = f"{_number(mean, sign)} ± {_number(half)}"
     return text + ("" if np.isnan(over_tasks) else f" (± {_number(over_tasks)})")
 
 
