@@ -86,11 +86,12 @@ class Tasks:
     def ragged(cls, tasks: Sequence[tuple[Points, Points, Points, Points]]) -> Tasks:
         """Tasks of different numbers of points as one batch with weights: one for points, zero for padding.
 
-        Sets are padded to a power of two, so that batches of many sizes share a few graphs.
+        Sets are padded to a power of two, so that batches of many sizes share a few graphs. Padding repeats the first
+        point of its set; batch norm sees it, the loss does not. The loss must keep the points apart (reduction="none").
 
-        tasks: of each task support_x (shot, *input), support_y, query_x, query_y, without an axis of tasks. Padding
-        repeats the first point of its set; batch norm sees it, the loss does not. Tensors without axes, as arguments of
-        the loss, are stacked.
+        Args:
+            tasks: of each task (support_x, support_y, query_x, query_y), support_x (shot, *input) and so on, without an
+                axis of tasks. Tensors without axes, as arguments of the loss, are stacked.
         """
         if not tasks or any(not isinstance(task, tuple) or len(task) != 4 for task in tasks):
             raise InputError(

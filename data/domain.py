@@ -95,9 +95,9 @@ class Endless(Domain):
 
     @abstractmethod
     def tasks(self, rng: np.random.Generator, count: int, first: int = 0, test: bool = False) -> Tasks:
-        """count tasks after the first ones that the generator gives, a row of random numbers a task.
+        """Tasks number first to first + count - 1 of those that the generator gives, a row of random numbers a task.
 
-        test: with test_x, test_y, on which the adapted parameters are judged.
+        test: with test_x and test_y, the points on which the adapted parameters are judged.
         """
 
 
