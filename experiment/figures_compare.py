@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from matplotlib.transforms import ScaledTranslation
 from scipy.optimize import isotonic_regression
@@ -186,9 +187,10 @@ def curve(
     axes.plot(values.index, mean, markevery=list(marked), **look)
     apart = BESIDE * (i - (count - 1) / 2) if len(mean) <= MARKS else 0.0
     beside = ScaledTranslation(apart / 72, 0, axes.figure.dpi_scale_trans)
-    ends = (part.iloc[list(marked)] for part in (low, high))
+    ends = [part.iloc[list(marked)] for part in (low, high)]
     bars = {"color": look["color"], "linewidth": 1.2, "alpha": 0.8, "zorder": look.get("zorder", 2)}
     axes.vlines(values.index[list(marked)], *ends, transform=axes.transData + beside, **bars)
+    axes.update_datalim([(x, end) for part in ends for x, end in part.items()])
     return float(values.index[-1]), float(mean.iloc[-1])
 
 
@@ -204,4 +206,5 @@ def name_lines(axes: Axes, ends: dict[str, tuple[float, float]], colors: dict[st
     for (name, (x, y)), height in zip(ordered, heights, strict=True):
         thin = {"arrowstyle": "-", "color": colors[name], "linewidth": 0.5, "relpos": (0, 0.5), "shrinkA": 1}
         look = {"ha": "left", "va": "center", "fontsize": 9, "color": colors[name], "arrowprops": thin}
+        look["path_effects"] = [withStroke(linewidth=2, foreground="white")]
         axes.annotate(name, (x, y), (x + 0.05, height), xycoords="axes fraction", textcoords="axes fraction", **look)
