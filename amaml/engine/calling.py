@@ -1,10 +1,11 @@
 """How a network is called: under what settings of torch, and a module so that it can be given back as it was."""
 
 import contextlib
+import operator
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.utils._pytree import tree_map
 
 from amaml.errors import InputError
 
+CONTAINERS = (dict, list, set, deque)
 RECURRENT = "lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell"
 
 exclusive = threading.RLock()  # of the one thread in which modules stand at other parameters than their own
@@ -161,7 +163,7 @@ def given_back(module: nn.Module) -> Iterator[None]:
     Buffers are copies, which forward may write into; layers that keep running statistics use those of the batch;
     what is compiled or parallel is the plain module.
     """
-    before = [(kept, kept.copy()) for part in module.modules() for kept in _containers(vars(part))]
+    before = [(kept, kept.copy()) for kept in _containers(map(vars, module.modules()))]
     try:
         copies: dict[int, Tensor] = {}
         for part in list(module.modules()):
@@ -169,7 +171,7 @@ def given_back(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         for kept, then in before:
-            if not _same(kept, then):
+            if (kept or then) and not _same(kept, then):
                 kept.clear()
                 kept.update(then) if isinstance(kept, dict | set) else kept.extend(then)
 
@@ -212,20 +214,22 @@ def _make_pure(part: nn.Module, copies: dict[int, Tensor]) -> None:
         vars(part)["_compiled_call_impl"] = None
 
 
-def _containers(value: Any) -> Iterator[Any]:
-    """A dict, list, set or deque, and those in it."""
-    if isinstance(value, dict | list | set | deque):
-        yield value
-        for child in list(value.values()) if isinstance(value, dict) else value:
-            yield from _containers(child)
+def _containers(containers: Iterable[Any]) -> list[Any]:
+    """These, and the dicts, lists, sets and deques in them."""
+    found = list(containers)
+    seen = set(map(id, found))
+    for one in found:
+        for child in one.values() if isinstance(one, dict) else one:
+            if isinstance(child, CONTAINERS) and id(child) not in seen:
+                seen.add(id(child))
+                found.append(child)
+    return found
 
 
 def _same(kept: Any, then: Any) -> bool:
-    if len(kept) != len(then):
-        return False
+    """Whether a container holds the very objects that it held then."""
     if isinstance(kept, set):
         return kept == then
-    pairs = zip(kept.items(), then.items(), strict=True) if isinstance(kept, dict) else zip(kept, then, strict=True)
     if isinstance(kept, dict):
-        return all(a == b and value is other for (a, value), (b, other) in pairs)
-    return all(value is other for value, other in pairs)
+        return list(kept) == list(then) and all(map(operator.is_, kept.values(), then.values()))
+    return len(kept) == len(then) and all(map(operator.is_, kept, then))
