@@ -182,7 +182,7 @@ def exceptions(ends: pd.DataFrame, updates: int) -> str:
     for (method, steps), group in ends.groupby(["method", "steps"], observed=True, sort=False):
         if (reached := _reached(group, updates)) < updates:
             fewer.setdefault((reached, steps), []).append(NAMES[method])
-    parts = [f"{', '.join(names)} {count} with {steps} steps" for (count, steps), names in fewer.items()]
+    parts = [f"{', '.join(names)} with {steps} steps after {count}" for (count, steps), names in fewer.items()]
     return f"\n(open marks: {'; '.join(parts)})" if parts else ""
 
 

@@ -91,7 +91,7 @@ def test_the_horizons_picture_says_which_runs_were_shorter():
     long = [result(POINTS, "inner step", update, **PLACE) for update in (300, 900)]
     both = frame(result(POINTS, "inner step", **PLACE | {"method": "maml"}), *long)
     left = paper_pictures.over_horizons(both, both.head(0), "Alpine2D", 900).axes[0]
-    assert left.get_title() == "after 900 meta-updates\n(open marks: MAML 300 with 200 steps)"
+    assert left.get_title() == "after 900 meta-updates\n(open marks: MAML with 200 steps after 300)"
     assert [line.get_markerfacecolor() for line in left.lines].count("white") == 1
     names = {text.get_text(): text.xyann[1] for text in left.texts}
     assert names.keys() == {"A-MAML", "MAML"}  # whose ends are at one place
