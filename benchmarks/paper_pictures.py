@@ -32,14 +32,18 @@ def draw(
     figure: pd.DataFrame,
     horizons: pd.DataFrame,
     trained_on: pd.DataFrame,
+    lead: pd.DataFrame,
     paper: dict[str, Any],
     updates: int,
     out: Path,
 ) -> None:
-    """figure-SETTING-POINTS and horizons-DOMAIN in a folder, as far as there are results; updates: for equal updates.
+    """figure-SETTING-POINTS, horizons-DOMAIN and lead in a folder, as far as there are results.
 
-    The frames are those of benchmarks.paper; trained_on: runs that began with Reptile's last theta of 200 steps.
+    The frames are those of benchmarks.paper; trained_on: runs that began with Reptile's last theta of 200 steps;
+    updates: at which methods are compared.
     """
+    if len(lead):
+        save(over_updates(lead), out / "lead")
     for setting in ("released", "ours") if len(figure) else ():
         shown = figure[(figure["setting"] == setting) & (figure["unit"] == "epoch") & figure["final"]]
         for points in POINTS if len(shown) else ():
@@ -98,6 +102,31 @@ def _panel(axis: Axes, frame: pd.DataFrame, points: str, published: dict[str, tu
 
 def _line(method: str) -> dict[str, Any]:
     return STYLES[method] | {"linewidth": 2.2 if method == "amaml" else 1.4, "markersize": 3.5}
+
+
+def over_updates(frame: pd.DataFrame) -> Figure:
+    """A panel a domain: the error after the own inner loop over the meta-updates, of every method."""
+    ends = frame[(frame["unit"] != "epoch") & frame["end"]]
+    domains = list(dict.fromkeys(ends["domain"]))
+    figure = Figure(figsize=(9.6, 4.0), layout="constrained")
+    for axis, domain in zip(figure.subplots(1, len(domains), squeeze=False).flat, domains, strict=True):
+        own = ends[ends["domain"] == domain]
+        groups = {method: own[own["method"] == method] for method in STYLES if (own["method"] == method).any()}
+        last = own["update"].max()
+        axis.set(xlim=(own["update"].min() - 20, 1.3 * last), xticks=sorted({*own["update"]}), xlabel="meta-updates")
+        axis.grid(alpha=0.25, linewidth=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+        values = {m: group.pivot(index="update", columns="seed", values="test") for m, group in groups.items()}
+        drawn = {m: curve(axis, v, place=(i, len(values)), **STYLES[m]) for i, (m, v) in enumerate(values.items())}
+        axis.set_ylabel("nRMSE on test points")
+        axis.set_ylim(axis.get_ylim())
+        axis.set_title(domain, fontsize=10)
+        name_lines(axis, {NAMES[m]: end for m, end in drawn.items()}, {NAMES[m]: STYLES[m]["color"] for m in drawn})
+    steps = ends["epoch"].max()
+    figure.suptitle(
+        f"After {steps} inner steps on new tasks, each method at its best setting; {seeds_of(frame)}", fontsize=11
+    )
+    return figure
 
 
 def over_horizons(frame: pd.DataFrame, trained_on: pd.DataFrame, domain: str, updates: int) -> Figure:
