@@ -4,8 +4,6 @@ results/README.md says what the columns are.
 """
 
 import contextlib
-import csv
-import io
 import json
 import math
 import re
@@ -99,28 +97,26 @@ def _mean(path: Path, name: str) -> float | None:
 
 def collect(grid: Grid, cell: Cell) -> None:
     """Put the numbers of a finished cell into the grid's CSV, in place of what stands there for it; it is done then."""
-    new = [
-        {**cell.labels, "then": n, **{name: _rounded(name, value) for name, value in row.items()}, "command": command}
-        for n, (command, step) in enumerate(zip(map(command_of, cell.steps), cell.steps, strict=True))
+    lines = [
+        {**cell.labels, "then": n, **{name: _rounded(name, value) for name, value in row.items()}}
+        | {"command": command_of(step)}
+        for n, step in enumerate(cell.steps)
         for file in sorted(step.makes.parent.glob(step.makes.name))
         for row in rows(file)
     ]
     grid.records.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{grid.records}.lock"):
-        lines = [line for line in _lines(grid) if _place(grid, line) != (*cell.labels.values(),)] + new
-        lines.sort(key=lambda line: [_in_order(str(line[name])) for name in (*cell.labels, "then", "update")])
-        names = dict.fromkeys((*cell.labels, *FACTS, *(name for line in lines for name in line)))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, sorted(names, key=_of_column), restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
-        write_atomically(grid.csv, text.getvalue().encode())
-    grid.done[cell.name] = _seconds(new[0])
+        others = [line for line in _lines(grid) if any(line[axis] != label for axis, label in cell.labels.items())]
+        frame = pd.DataFrame(others + lines, dtype=object)
+        frame = frame.sort_values([*cell.labels, "then", "update"], key=lambda column: column.map(_in_order))
+        frame = frame[sorted(frame, key=_of_column)]
+        write_atomically(grid.csv, frame.to_csv(index=False, lineterminator="\n").encode())
+    grid.done[cell.name] = _seconds(lines[0])
 
 
 def done(grid: Grid) -> dict[str, float]:
     """The names of the cells whose results stand in the grid's CSV as they are asked for, and their seconds."""
-    lines = {(*_place(grid, line), line["then"]): line for line in _lines(grid)}
+    lines = {(*(line[axis] for axis in grid.axes), line["then"]): line for line in _lines(grid)}
     found = {}
     for cell in grid.cells:
         steps = [lines.get((*cell.labels.values(), str(n))) for n in range(len(cell.steps))]
@@ -130,11 +126,9 @@ def done(grid: Grid) -> dict[str, float]:
 
 
 def _lines(grid: Grid) -> list[dict[str, str]]:
-    return list(csv.DictReader(grid.csv.read_text().splitlines())) if grid.csv.exists() else []
-
-
-def _place(grid: Grid, line: dict[str, str]) -> tuple[str, ...]:
-    return tuple(line[axis] for axis in grid.axes)
+    if not grid.csv.exists():
+        return []
+    return pd.read_csv(grid.csv, dtype=str, keep_default_na=False).to_dict("records")
 
 
 def _seconds(line: dict[str, Any]) -> float:
@@ -162,12 +156,12 @@ def _rounded(name: str, value: Any) -> Any:
     return f"{value:.{digits}g}" if type(value) is float else value
 
 
-def _in_order(label: str) -> tuple[float, str]:
+def _in_order(label: Any) -> tuple[float, str]:
     """Numbers by their value, before words."""
     try:
         return float(label), ""
     except ValueError:
-        return math.inf, label
+        return math.inf, str(label)
 
 
 def _of_column(name: str) -> tuple:

@@ -75,7 +75,7 @@ def student(values) -> float:
     return scipy.stats.t.ppf(0.975, len(values) - 1) * spread
 
 
-def test_runs_are_gathered_by_what_differs_between_them(runs):
+def test_runs_are_gathered_by_their_test_and_by_what_differs_between_them(runs):
     (panel,) = panels(runs)
     assert panel.title == "CosMixture, 10 shots, 10 queries, 5 inner steps, fine-tuned, 4 seeds"
     assert seeds(panel) == [
@@ -86,6 +86,13 @@ def test_runs_are_gathered_by_what_differs_between_them(runs):
     ]
     assert panel.differences == [
         "inner_lr: 0.01 (amaml, maml, fomaml, inner_lr 0.01); 0.02 (fomaml, inner_lr 0.02)",
+    ]
+    write_run(runs / "other", [1.0], [1.0], method="amaml", shots=20)
+    write_run(runs / "inner", [1.0], [1.0], method="amaml", protocol="inner", unit="inner step")
+    assert [(p.name, len(p.labels)) for p in panels(runs)] == [
+        ("CosMixture-10-10-epochs", 4),
+        ("CosMixture-10-10-inner-steps", 1),
+        ("CosMixture-20-10-epochs", 1),
     ]
 
 
@@ -98,16 +105,6 @@ def test_seeds_that_start_from_the_same_seed_of_other_runs_are_one_variant(tmp_p
     assert seeds(panel) == [
         ("amaml, start_from results/fomaml/seed*", [0, 1]),
         ("amaml, start_from results/reptile/seed*", [0, 1]),
-    ]
-
-
-def test_other_tests_are_other_panels(runs):
-    write_run(runs / "other", [1.0], [1.0], method="amaml", shots=20)
-    write_run(runs / "inner", [1.0], [1.0], method="amaml", protocol="inner", unit="inner step")
-    assert [(p.name, len(p.labels)) for p in panels(runs)] == [
-        ("CosMixture-10-10-epochs", 4),
-        ("CosMixture-10-10-inner-steps", 1),
-        ("CosMixture-20-10-epochs", 1),
     ]
 
 
@@ -150,9 +147,12 @@ def test_costs_and_simple_predictors_are_means_over_the_seeds(runs):
     assert predictors(panel)[1:] == [["mean", "4", f"2.500 ± {student([0, 1, 2, 7]):.3f} (± 0.250)"]]
 
 
-def test_a_test_by_both_protocols_is_two(runs):
+def test_a_test_by_both_protocols_is_two_and_one_of_an_earlier_theta_is_none(runs):
     file = runs / "amaml0" / "test.json"
     entries = json.loads(file.read_text())
+    file.write_text(json.dumps([entries[0], entries[1] | INNER]))
+    frame, _ = read_runs([runs / "amaml0"])
+    assert ({*frame["unit"]}, {*frame["update"]}) == ({"inner step"}, {20})
     for entry in entries:
         entry["also"] = [entry | INNER]
     other = entries[0] | {"epochs": [0, 10, 50], "also": []}  # by a protocol that the run was asked for before
@@ -179,27 +179,15 @@ def evaluated(run: Path, folder: Path, which: int = -1, **changes) -> Path:
     return folder
 
 
-def test_an_evaluation_is_another_test_of_its_run(runs):
-    evaluated(runs / "amaml0", runs / "amaml0-inner", **INNER, evaluated=str(runs / "amaml0"))
-    epochs, inner = panels(runs)
-    assert len(epochs.labels) == 4
-    assert (inner.metric, inner.unit, inner.epochs(None)) == ("nRMSE", "inner step", [0, 1, 5])
-    assert costs(inner)[1][2] == "0.2500"
-
-
-def test_the_test_of_an_earlier_theta_is_not_that_of_a_longer_run(runs):
-    file = runs / "amaml0" / "test.json"
-    before, last = json.loads(file.read_text())
-    file.write_text(json.dumps([before, last | INNER]))
-    frame, _ = read_runs([runs / "amaml0"])
-    assert ({*frame["unit"]}, {*frame["update"]}) == ({"inner step"}, {20})
-
-
-def test_an_evaluation_of_an_earlier_checkpoint_does_not_stand_for_the_run(runs):
+def test_an_evaluation_is_another_test_of_its_run_and_one_of_an_earlier_checkpoint_does_not_stand_for_it(runs):
     early = evaluated(runs / "amaml0", runs.parent / "early", which=0)
+    evaluated(runs / "amaml0", runs / "amaml0-inner", **INNER, evaluated=str(runs / "amaml0"))
     for paths in ([early, runs], [runs, early]):
-        (panel,) = panels(*paths)
-        assert errors(panel, "test", [100])[1][2].startswith("0.600")  # not the 1.5 of the earlier theta
+        epochs, inner = sorted(panels(*paths), key=lambda panel: panel.unit)
+        assert len(epochs.labels) == 4
+        assert errors(epochs, "test", [100])[1][2].startswith("0.600")  # not the 1.5 of the earlier theta
+        assert (inner.metric, inner.unit, inner.epochs(None)) == ("nRMSE", "inner step", [0, 1, 5])
+        assert costs(inner)[1][2] == "0.2500"
 
 
 def test_variants_with_other_lengths_of_test_keep_their_own_end(runs):

@@ -112,9 +112,7 @@ def no_space(*arguments):
     raise OSError(28, "No space left on device")
 
 
-def test_a_disk_that_fills_up_ends_the_run_in_one_line_and_keeps_the_last_checkpoint(
-    tmp_path, quick, monkeypatch, capsys
-):
+def test_a_disk_that_fills_up_costs_no_checkpoint(tmp_path, quick, monkeypatch, capsys):
     save = RunFolder.save
 
     def full(folder, state):

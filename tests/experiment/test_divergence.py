@@ -42,8 +42,7 @@ def test_a_theta_that_is_not_finite_is_never_saved(tmp_path, quick, monkeypatch,
 
 
 def test_a_meta_test_that_is_not_finite_stops_the_run(tmp_path, quick, capsys):
-    flags = ["--meta-lr", "1e25", "--dtype", "float32", "--meta-updates", "1"]
-    line = refused(capsys, tmp_path / "run", *flags)
+    line = refused(capsys, tmp_path / "run", "--meta-lr", "1e25", "--dtype", "float32", "--meta-updates", "1")
     assert "meta-test after update 1" in line
     assert "the checkpoint of update 1 is kept" in line
     assert not (tmp_path / "run" / "summary.json").exists()

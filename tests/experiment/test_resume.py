@@ -123,24 +123,17 @@ def test_a_finished_run_is_extended_to_what_a_longer_one_had_been(finished, tmp_
     assert content(finished, "config.json")["settings"]["meta_updates"] == 10
 
 
-def test_steering_flags_may_change_between_start_and_resume(tmp_path, quick, monkeypatch):
-    start(tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        signalled(patch, step=2, number=signal.SIGTERM)
-        start(tmp_path / "run")
-    assert start(tmp_path / "run", "--resume", "--checkpoint-interval", "1", "--draw", "1") == 0
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
-    assert (tmp_path / "run" / "fits.png").exists()
-
-
-def test_the_clock_of_a_resumed_run_goes_on(tmp_path, quick, monkeypatch):
+def test_steering_flags_may_change_between_start_and_resume_and_the_clock_goes_on(tmp_path, quick, monkeypatch):
     out = tmp_path / "run"
+    start(tmp_path / "whole")
     with monkeypatch.context() as patch:
         signalled(patch, step=3, number=signal.SIGTERM)
         start(out)
     before = checkpoint(out)
     assert before["timed_updates"] == 3  # the first update of a process also traces the network
-    start(out, "--resume")
+    assert start(out, "--resume", "--checkpoint-interval", "1", "--draw", "1") == 0
+    assert_same_run(out, tmp_path / "whole")
+    assert (out / "fits.png").exists()
     after = checkpoint(out)
     assert after["timed_updates"] == 4
     assert after["timed_seconds"] > before["timed_seconds"] > 0
