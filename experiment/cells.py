@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.files import write_atomically
-from experiment.folder import in_use
+from experiment.folder import LOCK, held
 
 STATES = ("done", "running", "failed", "stopped", "waiting")  # stopped: goes on with the next start
 
@@ -52,7 +52,7 @@ class Grid:
         return list(self.cells[0].labels)
 
     def file(self, cell: Cell, kind: str) -> Path:
-        """Of what is known of a cell: its json (how the last attempt went) or log."""
+        """Of what is known of a cell: its json (how the last attempt went), log or lock."""
         return self.records / f"{cell.name}.{kind}"
 
     def record(self, cell: Cell) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def states(grid: Grid) -> list[State]:
 def _state(grid: Grid, cell: Cell) -> State:
     record = grid.record(cell)
     seconds = float(record.get("seconds", 0.0))
-    if in_use(cell.folder):
+    if held(grid.file(cell, "lock")) or held(cell.folder / LOCK):
         return State(cell, "running", seconds + time.time() - record.get("started", time.time()))
     if cell.name in grid.done:
         return State(cell, "done", seconds or grid.done[cell.name])

@@ -206,12 +206,12 @@ class RunFolder:
         self.write("checkpoint.pt", buffer.getvalue())
 
 
-def in_use(folder: Path) -> bool:
-    """Whether a run is at work in a folder."""
-    if not (folder / LOCK).exists():
+def held(lock: Path) -> bool:
+    """Whether somebody holds the lock of this file."""
+    if not lock.exists():
         return False
     try:
-        with contextlib.suppress(PermissionError), filelock.FileLock(folder / LOCK).acquire(timeout=0):
+        with contextlib.suppress(PermissionError), filelock.FileLock(lock).acquire(timeout=0):
             pass
     except filelock.Timeout:
         return True

@@ -6,6 +6,7 @@ everything else, a lost node or the end of a job's time included, is tried twice
 where that is killed (SIGKILL), and has its run's folder for itself; the next start waits for its end.
 """
 
+import contextlib
 import os
 import queue
 import signal
@@ -16,10 +17,12 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from amaml.errors import InputError
 from experiment import results
 from experiment.cells import Cell, Grid, hours_left, in_words, states
-from experiment.folder import in_use
+from experiment.folder import LOCK, held
 
 FINAL = 2  # run.py's exit status for a mistake or a diverged run
 ATTEMPTS = 3
@@ -108,12 +111,15 @@ class _Workers:
         gpu, status = self.gpus.get(), 128 + signal.SIGTERM
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         environment |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
-        log = self.grid.file(cell, "log")
+        log, lock = self.grid.file(cell, "log"), FileLock(self.grid.file(cell, "lock"))
         log.parent.mkdir(parents=True, exist_ok=True)
         try:
+            while not (self.stop.is_set() or lock.is_locked):
+                with contextlib.suppress(Timeout):  # another start of the grid is at it
+                    lock.acquire(timeout=LOOK_SECONDS)
+            while not self.stop.is_set() and held(cell.folder / LOCK):  # a run is, that a killed start has left behind
+                time.sleep(LOOK_SECONDS)
             with log.open("a") as output:
-                while not self.stop.is_set() and in_use(cell.folder):  # by what an earlier start left behind
-                    time.sleep(LOOK_SECONDS)
                 for _ in range(ATTEMPTS):
                     if self.stop.is_set():
                         break
@@ -121,6 +127,7 @@ class _Workers:
                     if status in (0, FINAL):
                         break
         finally:
+            lock.release()
             self.gpus.put(gpu)
         return status
 

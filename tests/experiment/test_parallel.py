@@ -89,9 +89,11 @@ def test_slurm_is_asked_for_what_the_flags_say_before_any_cell(tmp_path, srun):
     assert srun.read_text().splitlines()[1:] == [f"{asked} --test-only true", f"{asked} touch {tmp_path}/one"]
 
 
-def test_a_cell_waits_for_a_command_that_an_earlier_start_left_behind(tmp_path):
+@pytest.mark.parametrize("place", [".lock", ".cells/scripts/cell.lock"], ids=["a run", "a start"])
+def test_a_cell_waits_for_another_start_and_for_a_run_that_a_killed_one_left_behind(tmp_path, place):
     grid = scripts(tmp_path, cell="echo again; echo > {made}")
-    held = FileLock(tmp_path / ".lock", thread_local=False)
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(tmp_path / place, thread_local=False)
     held.acquire()
     assert [state.name for state in cells.states(grid)] == ["running"]
     log = grid.file(grid.cells[0], "log")
