@@ -9,6 +9,7 @@ import pytest
 from helpers.commands import ROOT
 
 from benchmarks import directions, paper, paper_pictures
+from benchmarks.peers import picture
 from experiment import compare, results, tables
 from experiment.evaluation import mean_and_interval
 from experiment.grid import TARGETS, read_grid
@@ -69,6 +70,20 @@ def test_a_part_of_a_csv_is_compared_as_the_pages_say():
         assert len(panel.labels) >= 6
         head, *rows = tables.differences(panel, "amaml", panel.epochs(None))
         assert all(len(row) == len(head) for row in rows)
+
+
+def test_the_picture_of_the_peers_draws_the_numbers_of_its_csv():
+    axis = picture.figure(pd.read_csv(picture.CSV)).axes[0]
+    shown = dict(
+        zip((t.get_text() for t in axis.get_yticklabels()), (b.get_width() for b in axis.patches), strict=True)
+    )
+    with open(picture.CSV) as file:
+        (line,) = [
+            line
+            for line in csv.DictReader(file)
+            if (line["network"], line["dtype"], line["quantity"]) == ("small", "float64", "A-MAML, 1e-2")
+        ]
+    assert shown["A-MAML, rtol 1e-2: amaml"] == pytest.approx(1000 * float(line["seconds"]))
 
 
 def lines(target: str, **place: str) -> list[dict[str, str]]:
