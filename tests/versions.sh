@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Which versions of torch hold: the tests of the library and of run.py, each version in an environment of its own.
+# Which versions of torch pass the tests of the library and of run.py; each in an environment of its own.
 # Prints a line a version; status 1 where one fails. Environments and logs stay in AMAML_VERSIONS, by default
 # ~/.cache/amaml/versions; made with PYTHON, by default python3, which must be one that the version has a build for. On
 # Linux, PyPI's torch brings 3 GB of CUDA a version, torch's own index of CPU builds 0.2 GB:
-#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu bash tests/versions.sh 2.8.0 2.11.0 2.15.0
+#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu bash tests/versions.sh 2.8.0 2.14.1
 set -euo pipefail
 if [[ $# = 0 || $* = *[!0-9.\ ]* ]]; then
-    echo "usage: bash $0 VERSION...   versions of torch; example: bash $0 2.8.0 2.11.0 2.15.0" >&2
+    echo "usage: bash $0 VERSION...   versions of torch; example: bash $0 2.8.0 2.14.1" >&2
     exit 2
 fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
