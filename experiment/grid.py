@@ -68,16 +68,14 @@ def _split(content: dict[str, Any], path: Path) -> tuple[dict[str, Any], dict[st
         elif key in FIELDS and value:
             axes[key] = [(key, str(v), {key: v}) for v in value]
         elif isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
-            axes[key] = [(key, _label(v), {k: v[k] for k in v if k != "label"}) for v in value]
+            labels = [str(v.get("label", "-".join(map(str, v.values())))) for v in value]
+            flags = [{k: v[k] for k in v if k != "label"} for v in value]
+            axes[key] = list(zip(itertools.repeat(key), labels, flags, strict=False))
         elif key in FIELDS or isinstance(value, list):
             raise InputError(f"{path}: {key} must be a value, or a list of at least one value or table; got {value!r}")
         else:
             raise unknown(f"key in {path}", key, [*FIELDS, *OTHERS])
     return fixed, dict(sorted(axes.items(), key=lambda axis: axis[0] != "seed"))
-
-
-def _label(table: dict[str, Any]) -> str:
-    return str(table["label"]) if "label" in table else "-".join(str(value) for value in table.values())
 
 
 def _default_out(stem: str, axes: dict[str, Axis]) -> str:

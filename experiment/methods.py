@@ -16,7 +16,7 @@ from amaml import AMAML, InputError
 from baselines import FOMAML, IMAML, Pretrained, Reptile, Scratch
 from data.outside import Table
 from experiment.evaluation import fine_tune, inner_loop
-from experiment.networks import conv4, flat_linear, flat_mlp, fourier, last_layer, resnet12_of_width
+from experiment.networks import conv4, flat_linear, flat_mlp, fourier, last_layer, resnet12
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ _NETWORKS = {
     "linear": Choice(flat_linear),
     "conv4": Choice(conv4, _CONV4, images=True),
     "conv4-strided": Choice(conv4, _CONV4, {"strided": True}, images=True),
-    "resnet12": Choice(resnet12_of_width, _alike("width"), images=True),
+    "resnet12": Choice(resnet12, _alike("width"), images=True),
     "fourier": Choice(fourier, _alike("width", "activation") | {"fourier_scale": "scale"}),
 }
 

@@ -51,7 +51,7 @@ def problem(
         domain = data.make("Glyphs", data.Sampling(1, 5, tasks, **drawn))
         shape, loss, inner_lr = domain.input_shape, cross_entropy, 0.001
         conv = network == "conv"
-        module = conv4(shape, 5, strided=True, activation="gelu") if conv else resnet12(shape, 5, (16, 32, 64, 128))
+        module = conv4(shape, 5, strided=True, activation="gelu") if conv else resnet12(shape, 5, 16)
     module = module.to(device=device, dtype=getattr(torch, dtype))
     if trained is not None:
         saved, part = torch.load(trained, weights_only=True)["model"], "meta.module."

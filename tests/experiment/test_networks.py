@@ -15,7 +15,7 @@ NETWORKS = {
     "pooled": lambda: conv4(IMAGE, 3, filters=4),
     "strided": lambda: conv4(IMAGE, 3, filters=4, strided=True),
     "smooth": lambda: conv4(IMAGE, 3, filters=4, strided=True, activation="gelu"),
-    "residual": lambda: resnet12(IMAGE, 3, widths=(4,)),  # one block, since every other is traced for a second
+    "residual": lambda: resnet12(IMAGE, 3, 4, blocks=1),  # one block, since every other is traced for a second
 }
 
 
@@ -74,7 +74,7 @@ def test_conv4_is_the_composition_of_the_field(strided):
         (lambda: conv4((3, 84, 84), 5, filters=32), 32901),  # MAML's mini-ImageNet network
         (lambda: conv4((1, 28, 28), 5), 112261),
         (lambda: conv4((1, 28, 28), 20, strided=True), 113236),
-        (lambda: resnet12((3, 84, 84), 5, widths=(8, 16)), 7557),
+        (lambda: resnet12((3, 84, 84), 5, 8, blocks=2), 7557),
     ],
 )
 def test_sizes(module, parameters):
@@ -84,9 +84,9 @@ def test_sizes(module, parameters):
 
 
 def test_resnet12_halves_once_a_block():
-    network, x = resnet12((3, 20, 20), 7, widths=(2, 3, 4, 5)), torch.randn(6, 3, 20, 20)
+    network, x = resnet12((3, 20, 20), 7, 2), torch.randn(6, 3, 20, 20)
     shapes = [tuple((x := block(x)).shape) for block in network[:4]]
-    assert shapes == [(6, 2, 10, 10), (6, 3, 5, 5), (6, 4, 2, 2), (6, 5, 1, 1)]
+    assert shapes == [(6, 2, 10, 10), (6, 4, 5, 5), (6, 8, 2, 2), (6, 16, 1, 1)]
     assert network[4:](x).shape == (6, 7)
 
 
