@@ -31,6 +31,7 @@ from benchmarks.peers.problems import NETWORKS, problem, write
 HERE = Path(__file__).parent
 OURS = "amaml"
 LIBRARIES = (OURS, "JAX", "PyTorch")
+QUANTITIES = ("gradient", "product", "FOMAML", "MAML", "A-MAML")
 PLACE = ("network", "dtype", "tasks", "steps", "theta", "device", "way", "library", "quantity")
 COLUMNS = (*PLACE, "seconds", "first", "memory_mib", "waits", "off", "fault")
 
@@ -66,6 +67,23 @@ class Peer:
 
 
 def main() -> None:
+    a = arguments()
+    new = a.out and not Path(a.out).exists()
+    with open(a.out or os.devnull, "a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        for network, dtype, steps, tasks, way in itertools.product(a.networks, a.dtypes, a.steps, a.tasks, a.ways):
+            told = {"network": network, "dtype": dtype, "tasks": tasks or NETWORKS[network]}
+            told |= {"device": a.device, "trained": a.trained}
+            with tempfile.TemporaryDirectory() as folder:
+                for row in measured(a, told, steps, way, Path(folder)):
+                    writer.writerow(row)
+                    file.flush()
+                    print(*(shown(row.get(name)) for name in COLUMNS), sep="; ", flush=True)
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", default=sys.executable, help="of the peers")
     parser.add_argument("--libraries", choices=LIBRARIES, nargs="+", default=LIBRARIES)
@@ -76,9 +94,7 @@ def main() -> None:
     parser.add_argument("--ways", choices=WAYS, nargs="+", default=WAYS[:1], help="how our graphs run")
     parser.add_argument("--device", default="cpu", help="of ours")
     parser.add_argument("--trained", help="checkpoint.pt of a run; its theta instead of an untrained one")
-    parser.add_argument(
-        "--quantities", nargs="+", default=["gradient", "product", "FOMAML", "MAML", "A-MAML"], help="their beginnings"
-    )
+    parser.add_argument("--quantities", nargs="+", default=QUANTITIES, help="the beginnings of their names")
     parser.add_argument("--batches", type=int, default=50, help="of A-MAML's long run")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--turn", type=float, default=0.5, help="seconds of a turn, one call at least")
@@ -87,24 +103,7 @@ def main() -> None:
     a = parser.parse_args()
     if a.device != "cpu" and set(a.libraries) != {OURS}:
         parser.error("the peers are measured on the CPU; with --device give --libraries amaml")
-    new = a.out and not Path(a.out).exists()
-    with open(a.out or os.devnull, "a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        for network, dtype, steps, tasks, way in itertools.product(a.networks, a.dtypes, a.steps, a.tasks, a.ways):
-            told = {
-                "network": network,
-                "dtype": dtype,
-                "tasks": tasks or NETWORKS[network],
-                "device": a.device,
-                "trained": a.trained,
-            }
-            with tempfile.TemporaryDirectory() as folder:
-                for row in measured(a, told, steps, way, Path(folder)):
-                    writer.writerow(row)
-                    file.flush()
-                    print(*(shown(row.get(name)) for name in COLUMNS), sep="; ", flush=True)
+    return a
 
 
 def measured(a: argparse.Namespace, told: dict[str, Any], steps: int, way: str, folder: Path) -> Iterator[dict]:
