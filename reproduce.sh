@@ -37,9 +37,11 @@ benchmarks() {
     for theta in "" "--trained results/efficiency/trained/Alpine2D/checkpoint.pt"; do
         module "${measure[@]}" $theta --steps 200 --quantities gradient product FOMAML MAML A-MAML Reptile iMAML
         module "${measure[@]}" $theta --steps 500 --dtypes float64 --quantities FOMAML MAML A-MAML Reptile iMAML
-        module "${measure[@]}" $theta --steps 5000 --quantities FOMAML "MAML, ch" A-MAML
+        module "${measure[@]}" $theta --steps 5000 --batches 20 --quantities FOMAML "MAML, ch" A-MAML
     done
     module "${measure[@]}" --networks wide conv --dtypes float32 --steps 1 --quantities gradient product
+    module benchmarks.peers.table results/efficiency/peers.csv
+    module benchmarks.peers.picture
     module benchmarks.accuracy
 }
 

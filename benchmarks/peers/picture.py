@@ -13,6 +13,15 @@ from experiment.figures_compare import save
 CSV = Path("results/efficiency/peers.csv")
 COLORS = {"amaml": "#101c6b", "JAX": "#ef6c00", "PyTorch": "#9e9e9e"}
 NAMES = {"MAML, higher": "MAML by higher", "MAML, torchopt": "MAML by TorchOpt", "PyTorch": "torch.func"}
+SHOWN = (
+    "FOMAML",
+    "MAML, checkpointed",
+    "MAML, unrolled",
+    "MAML, higher",
+    "MAML, torchopt",
+    "A-MAML, 1e-2",
+    "A-MAML, 1e-3",
+)
 
 
 def figure(frame: pd.DataFrame) -> Figure:
@@ -21,11 +30,10 @@ def figure(frame: pd.DataFrame) -> Figure:
     Of a line that was measured in several ways (columns way, device) the fastest is shown.
     """
     frame = frame[(frame["network"] == "small") & (frame["theta"] == "untrained") & (frame["steps"] == 200)]
-    frame = frame[frame["quantity"].str.contains("MAML") & frame["seconds"].notna()].copy()
-    peers = {"MAML, higher", "MAML, torchopt"}
+    frame = frame[frame["quantity"].isin(SHOWN) & frame["seconds"].notna()].copy()
     frame["name"] = [
         NAMES[quantity]
-        if quantity in peers
+        if quantity in NAMES
         else f"{quantity.replace(', 1e', ', rtol 1e')}: {NAMES.get(library, library)}"
         for library, quantity in zip(frame["library"], frame["quantity"], strict=True)
     ]

@@ -1,5 +1,6 @@
 """The libraries that are measured side by side compute the same gradients, each in a process of its own."""
 
+import copy
 import sys
 from functools import partial
 
@@ -8,10 +9,12 @@ import pytest
 import torch
 from helpers.commands import start, theta
 
+from amaml.engine import derivatives
 from benchmarks.peers import turns
 from benchmarks.peers.__main__ import Peer, distance, main
 from benchmarks.peers.ours import quantities
 from benchmarks.peers.problems import problem, write
+from benchmarks.peers.pytorch import by_package
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +55,17 @@ def test_the_released_algorithm_is_the_mean_over_the_tasks():
     released, exact = mine["A-MAML as released"](), mine["MAML, unrolled"]()
     assert released.shape == p.theta.shape
     assert torch.cosine_similarity(released, exact, dim=0) > 0.99
+
+
+def test_a_package_goes_task_by_task_from_theta_to_the_mean(ours):
+    p, _ = ours
+
+    def no_step(module, support, query, inner_lr, steps) -> None:
+        query(module).backward()
+
+    found = by_package(no_step, copy.deepcopy(p.module), 2 * p.theta, p.tasks, p.loss, p.inner_lr, 2)
+    expected = derivatives.gradients(p.apply, p.loss, 2 * p.theta.expand(3, -1), *p.tasks.query).mean(0)
+    assert torch.allclose(found, expected, rtol=1e-10)
 
 
 def test_more_tasks_than_an_episode_has_are_different_ones():
