@@ -7,6 +7,6 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source configs/environment.sh
 find_environment requirements.txt docs/requirements.txt
-export PATH=$(dirname "$(command -v "$PYTHON")"):$PATH PYTHONPATH=$PWD:$PWD/examples OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+export PATH=$(cd "$(dirname "$(command -v "$PYTHON")")" && pwd):$PATH PYTHONPATH=$PWD:$PWD/examples OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export MPLBACKEND=agg NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true
 exec "$PYTHON" -m mkdocs "${1:-build}" --strict --config-file configs/mkdocs.yml "${@:2}"
