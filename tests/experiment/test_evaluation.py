@@ -60,7 +60,7 @@ DESCENT = lambda phi: torch.optim.SGD([phi], lr=0.1)  # noqa: E731
         (fine_tune, ADAM, 25, [0, 10, 20, 25]),
         (fine_tune, ADAM, 20, [0, 10, 20]),
         (fine_tune, ADAM, 0, [0]),
-        (inner_loop, DESCENT, 7, [0, 1, 5, 7]),
+        (inner_loop, DESCENT, 6, [0, 1, 5, 6]),
         (inner_loop, DESCENT, None, [0, 1, 3]),
         (inner_loop, DESCENT, 1, [0, 1]),
     ],
