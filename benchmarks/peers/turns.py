@@ -62,7 +62,7 @@ def serve(
     signal.signal(signal.SIGALRM, _over_time)
     for line in sys.stdin:
         told = json.loads(line)
-        signal.alarm(told["limit"])
+        signal.setitimer(signal.ITIMER_REAL, told["limit"], 1)  # again: a finalizer swallows what is raised in it
         try:
             call, calls = quantities[told["name"]], share(told["name"])
             answer = _measured(call, calls, told["seconds"], told["file"], processor or Processor())
@@ -71,7 +71,7 @@ def serve(
         except Exception as fault:  # out of memory, a compiler's, a flow that is refused
             answer = {"fault": f"{type(fault).__name__}: {fault}".partition("\n")[0]}
         finally:
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_REAL, 0)
         print(json.dumps(answer), flush=True)
 
 

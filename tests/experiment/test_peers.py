@@ -86,9 +86,8 @@ def test_a_call_that_takes_too_long_or_fails_is_told(capsys, monkeypatch, tmp_pa
         while True:
             pass
 
-    lines = [
-        turns.json.dumps({"name": n, "seconds": 0, "limit": 1, "file": str(tmp_path / "x")}) for n in ("a", "b", "c")
-    ]
+    told, limits = {"seconds": 0, "file": str(tmp_path / "x")}, {"a": 1, "b": 60, "c": 60}
+    lines = [turns.json.dumps(told | {"name": name, "limit": limit}) for name, limit in limits.items()]
     monkeypatch.setattr(sys, "stdin", lines)
     turns.serve({"a": forever, "b": partial(int, "no number"), "c": lambda: 3.0})
     names, late, failed, good = map(turns.json.loads, capsys.readouterr().out.splitlines())
