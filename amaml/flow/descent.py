@@ -13,7 +13,7 @@ from amaml.flow.curvature import Curvature
 from amaml.flow.field import GradientFlow
 from amaml.flow.mesh import GradedMesh
 from amaml.flow.optimizers import PLAIN, Optimizer, OptimizerStep
-from amaml.flow.schemes import DESCENT, Move, Scheme
+from amaml.flow.schemes import DESCENT, EULER, Move, Scheme
 from amaml.flow.trajectory import Trajectory
 from amaml.tasks import Tasks
 
@@ -78,15 +78,15 @@ def descends(
 ) -> bool:
     """Whether the steps of gradient descent are to be made in place of a mesh's, which would cost as much.
 
-    They are where there are so few that finding out is as dear; where they are too long to follow the flow, inner_lr
-    lambda_max >= 1; where the mesh would take as many gradients, in a first call with measuring its error; and where
-    the loss has kinks.
+    They are where there are so few that finding out is as dear; where they are unstable themselves, inner_lr lambda_max
+    >= 2, which nobody should miss; where the mesh would take as many gradients, in a first call with measuring its
+    error; and where the loss has kinks.
     """
     if steps < FEWEST or (memory.descended and not memory.in_turn):
         return True
     sharp, horizon = max(curvature.at(flow.start)), rate * steps
-    solves = 1 if memory.errors else 3  # the steps and their halves
-    if sharp * rate >= 1 or mesh.forecast(horizon, sharp, steps / solves) >= steps / solves:
+    solves = 1 if memory.calls else 3  # the steps and their halves
+    if sharp * rate >= EULER.stability or mesh.forecast(horizon, sharp, steps / solves) >= steps / solves:
         return True
     return (memory.descended or not memory.errors) and _kinked(flow, mesh.block(0.0, [horizon], sharp, sharp)[0].h)
 
