@@ -25,7 +25,7 @@ TARGETS = {
     "tables": ("paper-tables", "paper-tables-movielens1m"),
     "horizons": ("horizons", "horizons-maml"),
     "trained on": ("horizons-on",),
-    "trials": ("horizons-trials", "horizons-ideas", "lead"),
+    "trials": ("horizons-trials", "horizons-ideas", "lead", "lead-rates"),
 }
 EQUAL_UPDATES = (450, 900)  # at which horizons are compared: at the first all, at the second those of up to 200 steps
 CHOSEN = "chosen"  # the trial of the target lead
@@ -174,20 +174,20 @@ def trials(frame: pd.DataFrame) -> str:
             tests = [over_seeds(own.loc[own["update"] == n, "test"]) for n in updates]
             work = f"{own['gradients'].mean():.0f} + {own['hvps'].mean():.0f}"
             rows.append([method, trial, _seeds(own).partition(" ")[2], *tests, work])
-        rows += _differences(found[found["trial"] == CHOSEN], updates)
+        rows += _differences(found[found["trial"].astype(str).str.startswith(CHOSEN)], updates)
         sections.append(f"## {domain}\n\n{as_markdown(rows)}")
     return "\n\n".join(["nRMSE on test points after the method's own inner loop. " + INTERVALS, *sections]) + "\n"
 
 
 def _differences(found: pd.DataFrame, updates: list[int]) -> list[list[str]]:
-    """A row of each other method's test errors minus A-MAML's on the same seeds."""
-    tests = found.pivot_table(index=["update", "seed"], columns="method", values="test", observed=True)
+    """A row of the test errors of Reptile minus those of every other line on the same seeds."""
+    tests = found.pivot_table(index=["update", "seed"], columns=["method", "trial"], values="test", observed=True)
     rows = []
-    for method in (name for name in tests if "amaml" in tests and name != "amaml"):
-        less = (tests[method] - tests["amaml"]).dropna()
-        seeds = ", ".join(map(str, sorted({*less.index.get_level_values("seed")})))
-        by_update = [over_seeds(less[less.index.get_level_values("update") == n]) for n in updates]
-        rows.append([f"{method} - amaml", CHOSEN, seeds, *by_update, ""])
+    for method, trial in (name for name in tests if ("reptile", CHOSEN) in tests and name[0] != "reptile"):
+        more = (tests["reptile", CHOSEN] - tests[method, trial]).dropna()
+        seeds = ", ".join(map(str, sorted({*more.index.get_level_values("seed")})))
+        by_update = [over_seeds(more[more.index.get_level_values("update") == n]) for n in updates]
+        rows.append([f"reptile - {method}", trial, seeds, *by_update, ""])
     return rows
 
 
@@ -246,7 +246,7 @@ def main() -> None:
     for name, content in contents.items():
         write_atomically(OUT / name, content.encode())
     of_trials = found["trials"]
-    lead = of_trials[of_trials["trial"] == CHOSEN] if len(of_trials) else of_trials
+    lead = of_trials[of_trials["trial"].astype(str).str.startswith(CHOSEN)] if len(of_trials) else of_trials
     paper_pictures.draw(found["figure"], found["horizons"], found["trained on"], lead, PAPER, EQUAL_UPDATES[0], OUT)
 
 

@@ -105,23 +105,25 @@ def _line(method: str) -> dict[str, Any]:
 
 
 def over_updates(frame: pd.DataFrame) -> Figure:
-    """A panel a domain: the error after the own inner loop over the meta-updates, of every method."""
+    """A panel a domain: the error after the own inner loop over the meta-updates, a line a method and trial."""
     ends = frame[(frame["unit"] != "epoch") & frame["end"]]
+    methods = ends["method"].astype(str).map(NAMES)
+    ends = ends.assign(name=methods + ends["trial"].astype(str).str.removeprefix("chosen"))
+    looks = {name: style(i, ends["name"].nunique()) for i, name in enumerate(sorted({*ends["name"]}, reverse=True))}
     domains = list(dict.fromkeys(ends["domain"]))
     figure = Figure(figsize=(9.6, 4.0), layout="constrained")
     for axis, domain in zip(figure.subplots(1, len(domains), squeeze=False).flat, domains, strict=True):
         own = ends[ends["domain"] == domain]
-        groups = {method: own[own["method"] == method] for method in STYLES if (own["method"] == method).any()}
         last = own["update"].max()
         axis.set(xlim=(own["update"].min() - 20, 1.3 * last), xticks=sorted({*own["update"]}), xlabel="meta-updates")
         axis.grid(alpha=0.25, linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
-        values = {m: group.pivot(index="update", columns="seed", values="test") for m, group in groups.items()}
-        drawn = {m: curve(axis, v, place=(i, len(values)), **STYLES[m]) for i, (m, v) in enumerate(values.items())}
+        values = {n: group.pivot(index="update", columns="seed", values="test") for n, group in own.groupby("name")}
+        drawn = {n: curve(axis, v, place=(i, len(values)), **looks[n]) for i, (n, v) in enumerate(values.items())}
         axis.set_ylabel("nRMSE on test points")
         axis.set_ylim(axis.get_ylim())
         axis.set_title(domain, fontsize=10)
-        name_lines(axis, {NAMES[m]: end for m, end in drawn.items()}, {NAMES[m]: STYLES[m]["color"] for m in drawn})
+        name_lines(axis, drawn, {name: look["color"] for name, look in looks.items()})
     steps = ends["epoch"].max()
     figure.suptitle(
         f"After {steps} inner steps on new tasks, each method at its best setting; {seeds_of(frame)}", fontsize=11
