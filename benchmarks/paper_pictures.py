@@ -109,7 +109,7 @@ def over_updates(frame: pd.DataFrame) -> Figure:
     ends = frame[(frame["unit"] != "epoch") & frame["end"]]
     methods = ends["method"].astype(str).map(NAMES)
     ends = ends.assign(name=methods + ends["trial"].astype(str).str.removeprefix("chosen"))
-    looks = {name: style(i, ends["name"].nunique()) for i, name in enumerate(sorted({*ends["name"]}, reverse=True))}
+    looks = {name: style(i, ends["name"].nunique()) for i, name in enumerate(sorted({*ends["name"]}))}
     domains = list(dict.fromkeys(ends["domain"]))
     figure = Figure(figsize=(9.6, 4.0), layout="constrained")
     for axis, domain in zip(figure.subplots(1, len(domains), squeeze=False).flat, domains, strict=True):

@@ -1,5 +1,7 @@
 """Solver auto: the steps themselves where the flow would be as dear, the flow where it is cheaper, looked at again."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers.problems import mlp, regression, seeded
@@ -62,6 +64,20 @@ def test_auto_follows_a_smooth_flow_of_many_steps_and_remembers():
     later = learner.gradient(theta, tasks, memory)
     assert later.solver == "auto"
     assert later.evaluations.total < 0.5 * 500
+
+
+def test_auto_follows_the_flow_of_long_steps_where_that_is_the_cheaper():
+    """Steps of inner_lr lambda_max = 1.3, and a slow direction that the gradient comes from."""
+    (theta, apply), given = seeded(lambda: nn.Linear(2, 1, bias=False), 1), regression(shots=20)
+    narrow = torch.tensor([1.0, 0.1], dtype=torch.float64)
+    tasks = replace(given, support_x=given.support_x * narrow, query_x=given.query_x * narrow)
+    learner = AMAML(apply, half_mse, 1.3 / 1.398, 200, rtol=1e-2)
+    memory = learner.init()
+    for _ in range(4):
+        memory = learner.update(memory, learner.gradient(theta, tasks, memory))
+    later = learner.gradient(theta, tasks, memory)
+    assert memory.leading.value * learner.inner_lr > 1.2
+    assert (later.solver, later.evaluations.total < 0.5 * 400) == ("auto", True)
 
 
 def test_auto_looks_again_where_the_gradient_jumps():
