@@ -66,6 +66,14 @@ def test_a_python_that_has_everything_is_used_as_it_is(machine, arguments, passe
     assert not (machine.root / ".venv").exists()
 
 
+def test_the_programs_of_the_pages_run_in_the_environment_from_any_folder(machine):
+    (machine.root / "docs").mkdir()
+    for name in ("build.sh", "requirements.txt"):
+        shutil.copy(ROOT / "docs" / name, machine.root / "docs")
+    ended = machine.start("docs/build.sh")
+    assert (ended.returncode, ended.stdout) == (0, f"{machine.root}/.venv/bin/python\n"), ended.stderr
+
+
 def test_a_mistake_in_a_flag_is_told_within_seconds(tmp_path):
     """In the processor time that the whole command takes, since other programs may be busy."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
