@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from amaml.amaml import AMAML
 from amaml.chunked import Chunked, Each, in_turn
 from amaml.engine import derivatives
-from amaml.engine.calling import announce_backward
+from amaml.engine.calling import announce_backward, read_buffers
 from amaml.engine.derivatives import Loss
 from amaml.errors import Diverged, InputError, unknown
 from amaml.first_order import FOMAML, Reptile
 from amaml.flow.field import Evaluations
 from amaml.flow.optimizers import KEYWORDS, Optimizer
 from amaml.imaml import IMAML
-from amaml.learner import Followed, Memory, MetaGradient, MetaLearner, check_at, outer_steps
+from amaml.learner import Followed, Memory, MetaGradient, MetaLearner, check_at, outer_steps, steps_of
 from amaml.models import Flattened, check_module, predict
 from amaml.objective import Bound, Objective, OfModel, check_given, check_untrained, losses_of
 from amaml.outer import Path, Value
@@ -183,7 +183,7 @@ class Adaptation(nn.Module):
         """
         theta, tasks = self.function.theta(), self._with_shared(tasks)
         learner = _inner(self._at(theta, inner_lr, prox, inner_steps=inner_steps))
-        steps = (learner.inner_steps,) if at is None else tuple(at)
+        steps = (learner.inner_steps,) if at is None else steps_of(at)
         check_at(steps, learner.inner_steps)
         path = torch.cat([self._path(learner, theta, chunk, steps) for chunk in self._chunks(tasks)], 1)
         return path[-1] if at is None else path
@@ -237,7 +237,8 @@ class Adaptation(nn.Module):
             return [len(tasks) * gradients[name].view_as(t) for name, t in request.items()]
 
         announce_backward(self.module)
-        return Path.apply(followed.path, pull_back, *request.values())
+        used = [*tasks.support_leaves().values(), *read_buffers(self.module)]
+        return Path.apply(followed.path, pull_back, used, *request.values())
 
     def _chunks(self, tasks: Tasks) -> list[Tasks]:
         """The tasks, as many at a time as go through the network at once."""
@@ -333,7 +334,8 @@ class Adaptation(nn.Module):
         inner_steps: int | None = None,
     ) -> MetaLearner:
         """The learner with its rates, prox and outer loss as they are now."""
-        given, count = self.inner_lr if inner_lr is None else inner_lr, inner_steps or self._learner.inner_steps
+        given = self.inner_lr if inner_lr is None else inner_lr
+        count = self._learner.inner_steps if inner_steps is None else inner_steps
         rate, schedule = rate_and_schedule(given, count, theta, self.function.shapes)
         prox = self.prox if prox is None else prox
         if isinstance(prox, Tensor) and prox.ndim:
@@ -341,7 +343,7 @@ class Adaptation(nn.Module):
         now = {
             "prox": prox.to(theta) if isinstance(prox, Tensor) else prox,
             "schedule": schedule,
-            "query_steps": None if at is None else tuple(at),
+            "query_steps": None if at is None else steps_of(at),
             "query_weights": None if weights is None else tuple(weights),
         }
         now = {name: value for name, value in now.items() if value is not None}

@@ -21,6 +21,11 @@ class OverBudget(Diverged):
     """A meta-gradient could not be made accurate within its budget of evaluations; another batch may be."""
 
 
+def changed_meanwhile(what: str) -> InputError:
+    """The error for a backward pass that meets another module, loss or tasks than the inner loop did."""
+    return InputError(f"{what} changed between adapt() and backward(), which goes the way again; call backward() first")
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name that does not exist, with the nearest one that does."""
     known = sorted(known)

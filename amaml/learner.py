@@ -1,7 +1,9 @@
 """What a meta-learning method is, and the pieces that several of them share."""
 
 import functools
-from collections.abc import Sequence
+import math
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
@@ -240,11 +242,11 @@ def check_inner_loop(inner_lr: float, inner_steps: int, **nonnegative: float) ->
     """Raise InputError unless the inner loop's settings make sense."""
     if isinstance(inner_lr, Tensor) and inner_lr.ndim:
         raise InputError(f"this method has one inner_lr, a number; got a tensor of shape {tuple(inner_lr.shape)}")
-    if not inner_lr > 0:
+    if not 0 < inner_lr < math.inf:
         raise InputError(f"inner_lr must be a positive number, got {inner_lr!r}")
     check_count("inner_steps", inner_steps)
     for name, value in nonnegative.items():
-        if not value >= 0:
+        if not (isinstance(value, int | float) and 0 <= value < math.inf):
             raise InputError(f"{name} must be zero or a positive number, got {value!r}")
 
 
@@ -261,6 +263,14 @@ def check_query_steps(steps: Sequence[int] | None, weights: Sequence[float] | No
 
 def check_at(at: Sequence[int], inner_steps: int, name: str = "at") -> None:
     """Raise InputError unless at names inner steps in their order."""
-    whole = all(isinstance(n, int) and 0 <= n <= inner_steps for n in at)
-    if not (at and whole and all(a < b for a, b in zip(at[:-1], at[1:], strict=True))):
+    steps = steps_of(at, name)
+    if not steps or steps[0] < 0 or steps[-1] > inner_steps or not all(map(operator.lt, steps, steps[1:])):
         raise InputError(f"{name} must be increasing numbers of inner steps from 0 to {inner_steps}, got {at!r}")
+
+
+def steps_of(at: Iterable[int], name: str = "at") -> tuple[int, ...]:
+    """Whole numbers of any kind as ints; raises InputError for all else."""
+    try:
+        return tuple(map(operator.index, at))
+    except TypeError:
+        raise InputError(f"{name} must be increasing numbers of inner steps, as (10, 50), got {at!r}") from None

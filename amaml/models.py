@@ -160,6 +160,8 @@ def adapted_names(module: nn.Module, prefixes: tuple[str, ...] | None) -> list[s
     """The parameters that adapt names, in the module's order; raises InputError where a name means none."""
     trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if prefixes is None:
+        if not trainable:
+            raise InputError("no parameter of the module requires a gradient; thaw what adapts: .requires_grad_(True)")
         return list(trainable)
     # under each of their names, of which a tied one has several
     named = {name: p for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}

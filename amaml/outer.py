@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amaml.errors import InputError
+from amaml.engine.calling import returning
+from amaml.errors import InputError, changed_meanwhile
 
 
 class Value(torch.autograd.Function):
@@ -23,18 +24,29 @@ class Value(torch.autograd.Function):
 
 
 class Path(torch.autograd.Function):
-    """The parameters along the inner loop; backward() pulls their sensitivities back."""
+    """The parameters along the inner loop; backward() pulls their sensitivities back, where `used` is as it was."""
 
     @staticmethod
-    def forward(ctx: Any, path: Tensor, pull_back: Any, *tensors: Tensor) -> Tensor:
-        ctx.pull_back = pull_back
+    def forward(ctx: Any, path: Tensor, pull_back: Any, used: list[Tensor], *tensors: Tensor) -> Tensor:
+        ctx.pull_back, ctx.used, ctx.versions = pull_back, used, _versions(used)
         ctx.save_for_backward(*tensors)
         return path.clone()
 
     @staticmethod
     def backward(ctx: Any, lam: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = ctx.pull_back(lam.detach())
-        return None, None, *First.apply(lam.new_ones(()), *gradients, *ctx.saved_tensors)
+        if _versions(ctx.used) != ctx.versions:
+            raise changed_meanwhile("a tensor of the tasks, or a buffer or parameter of the module,")
+        token = returning.set(True)
+        try:
+            gradients = ctx.pull_back(lam.detach())
+        finally:
+            returning.reset(token)
+        return None, None, None, *First.apply(lam.new_ones(()), *gradients, *ctx.saved_tensors)
+
+
+def _versions(tensors: list[Tensor]) -> list[int]:
+    """How often each was written into."""
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 class First(torch.autograd.Function):

@@ -51,10 +51,13 @@ def rate_and_schedule(
         rate = Rates(rate, shapes)
     if isinstance(rate, Rates):
         return rate.flat(theta), None
-    if callable(rate) and not isinstance(rate, Tensor):
-        rate = [rate(k) for k in range(steps)]
-    if isinstance(rate, list | tuple):
-        rate = torch.stack([torch.as_tensor(size, dtype=theta.dtype, device=theta.device) for size in rate])
+    try:
+        if callable(rate) and not isinstance(rate, Tensor):
+            rate = [rate(k) for k in range(steps)]
+        if isinstance(rate, list | tuple):
+            rate = torch.stack([torch.as_tensor(size, dtype=theta.dtype, device=theta.device) for size in rate])
+    except (RuntimeError, TypeError, ValueError) as fault:
+        raise InputError(f"inner_lr as a schedule gives no number for each inner step, from 0: {fault}") from fault
     if isinstance(rate, Tensor) and rate.ndim == 1:
         if len(rate) != steps:
             raise InputError(f"inner_lr as a schedule has a size for each of the {steps} inner steps, got {len(rate)}")

@@ -23,6 +23,9 @@ RECURRENT = "lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell"
 
 exclusive = threading.RLock()  # of the one thread in which modules stand at other parameters than their own
 
+# on the way back through an inner loop, of which apply and loss must be what they were
+returning: ContextVar[bool] = ContextVar("returning", default=False)
+
 _sharing: ContextVar[bool] = ContextVar("sharing", default=False)
 _held: ContextVar[contextlib.ExitStack | None] = ContextVar("held", default=None)
 
@@ -191,6 +194,12 @@ def unwrapped(module: nn.Module) -> nn.Module:
         return unwrapped(module.module)
     plain = vars(module).get("_modules", {}).get("_orig_mod")
     return module if plain is None else unwrapped(plain)
+
+
+def read_buffers(module: nn.Module) -> list[Tensor]:
+    """The buffers that calls depend on: all but running statistics."""
+    parts = (part for part in module.modules() if not isinstance(part, nn.modules.batchnorm._NormBase))
+    return [buffer for part in parts for buffer in part.buffers(recurse=False)]
 
 
 def own_copy(tensor: Tensor) -> Tensor:

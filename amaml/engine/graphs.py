@@ -3,7 +3,6 @@
 A graph is traced the first time that a function of apply and loss meets a shape, dtype and device, and replayed
 afterwards without the cost of Python and of the function transforms. Its first result is compared with that of plain
 autograd for one task. Where torch cannot batch or trace a network, or does so wrongly, autograd goes on task by task.
-Two things must not be frozen in a graph:
 
 Tensors that apply and loss use without being given them (weights of an encoder, a tensor in a closure) are inputs of
 the graph. Every call fetches those that stand at their places now (amaml.engine.closures).
@@ -29,19 +28,19 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from amaml.engine import task
-from amaml.engine.calling import exclusive, refuse_autocast
+from amaml.engine.calling import exclusive, refuse_autocast, returning
 from amaml.engine.closures import Path, changed, find_values, follow
 from amaml.engine.compiling import compile_graph, compiling
 from amaml.engine.faults import by_itself, described, go_apart, is_mistake
 from amaml.engine.first_look import agrees, check_gradient, check_repeats, points_meet
 from amaml.engine.task import Definition, Function, Result, row_of
 from amaml.engine.tracing import Trace, trace
+from amaml.errors import changed_meanwhile
 from amaml.points import Weighted
 
 ROUNDINGS = 100  # a relative difference of so many eps between a traced and an untraced loss is none
 RENEWALS = 3  # after so many times that graphs were out of date a warning says what it costs
 MOST_GRAPHS = 64  # of one apply and loss, of which the least recently used goes: up to 1 MiB each for small networks
-
 
 Bound = dict[Definition, Function]  # by definition, calls with the same apply, loss, points and shapes as before
 
@@ -60,6 +59,7 @@ def replay(define: Definition, apply: Any, loss: Any, *arguments: Any, bound: Bo
     return bound[define](*arguments[:-2])
 
 
+@torch.inference_mode(False)  # under it nothing can be derived
 @torch.no_grad()
 def refresh(apply: Any, loss: Any, theta: Tensor) -> None:
     """Drop the graphs of apply and loss for such a theta (P,) if they do not compute what these compute now.
@@ -71,6 +71,8 @@ def refresh(apply: Any, loss: Any, theta: Tensor) -> None:
         _family((apply, loss), theta[None]).refresh((apply, loss), theta)
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
 def _looked_up(define: Definition, root: tuple, arguments: tuple) -> Function:
     """define as a function of all but the points."""
     *own, x, y = arguments
@@ -133,10 +135,6 @@ class Graph(NamedTuple):
         except (AttributeError, LookupError, TypeError, ValueError):
             return None
 
-    def at(self, tensors: Sequence[Tensor], used: list[Tensor]) -> Result:
-        """The result."""
-        return self.of_own((), used)(*tensors)
-
     def of_own(self, points: Sequence[Tensor], used: list[Tensor]) -> Function:
         """It as a function of all but the points; what is compiled holds for the layout of its examples."""
         call, rest = self.call, [*(tensor.contiguous() for tensor in points), *used]
@@ -178,7 +176,7 @@ class Probe(NamedTuple):
             now = Definition(task.loss).of_own(*root, row, graph=False)
         except Exception:  # apply and loss do not take the old points any more
             return False
-        then = self.graph.at(_flat((theta, self.x, self.y))[0], used)
+        then = self.graph.of_own((), used)(*_flat((theta, self.x, self.y))[0])
         tolerance = ROUNDINGS * torch.finfo(now.dtype).eps if now.dtype.is_floating_point else 0.0
         return torch.allclose(now, then, rtol=tolerance, atol=0.0, equal_nan=True)
 
@@ -215,6 +213,8 @@ class Family:
             self.without_effect |= moved
         self.values = values
         if stale:
+            if returning.get():
+                raise changed_meanwhile("the module or the loss")
             self.graphs.clear()
             self.probe, self.has_gradient, self.renewals = None, False, self.renewals + 1
             if self.renewals == RENEWALS:
@@ -252,10 +252,10 @@ class Family:
         """A graph without a call where torch cannot batch or trace it, or does so wrongly."""
         if key.define in self.apart:
             return Graph(None)
-        tensors, _ = _flat(arguments)
         try:
-            graph = Graph.of(key.trace(root), root, tensors if key.compiling else ())
-            if agrees(lambda *a: graph.at(_flat(a)[0], graph.used(root)), key.define, root, arguments, expected):
+            graph = Graph.of(key.trace(root), root, _flat(arguments)[0] if key.compiling else ())
+            call = graph.of_own((), graph.used(root))
+            if agrees(lambda *a: call(*_flat(a)[0]), key.define, root, arguments, expected):
                 return graph
             reason = "its batched numbers are not those of a single task"
         except Exception as fault:

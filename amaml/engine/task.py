@@ -64,6 +64,7 @@ class Definition:
 
         return of_all
 
+    @torch.inference_mode(False)
     def of_row(self, apply: Any, loss: Any, arguments: tuple, i: int, cut: bool = False) -> Result:
         """The result of one of the tasks by torch.autograd, without a graph."""
         return self.of_own(apply, loss, row_of(arguments, i), cut)

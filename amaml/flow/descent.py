@@ -41,6 +41,7 @@ class FixedMesh:
         return flow.limited(math.inf)
 
     def follow(self, trajectory: Trajectory, ends: Sequence[float], curvature: Curvature | None = None) -> Trajectory:
+        check_batch(self.batch, self.steps, trajectory.flow.tasks.shot)
         trajectory.begin(self, ends)
         times = [ends[-1] * i / max(self.steps, 1) for i in range(self.steps + 1)]
         for end in ends if self.steps else ():
@@ -58,12 +59,10 @@ class FixedMesh:
         """Those of step k. Drawn ones go through the support set in a random order, then in another, and so on; the
         orders are the same for every call."""
         n, shot = self.batch, tasks.shot
-        if isinstance(n, Tensor):
-            return n[k].to(tasks.device)
-        if n is not None and n > shot:
-            raise InputError(f"inner_batch {n} is more than the {shot} support points of a task")
         if n is None:
             return None
+        if isinstance(n, Tensor):
+            return n[k].to(tasks.device)
         rounds, place = divmod(k, shot // n)
         order = torch.randperm(shot, generator=torch.Generator().manual_seed(rounds))
         return order[place * n : (place + 1) * n].to(tasks.device, non_blocking=True)
@@ -71,6 +70,22 @@ class FixedMesh:
     def _size(self, times: Sequence[float], k: int) -> float:
         h = times[k + 1] - times[k]
         return h if self.sizes is None else h * self.sizes[k]
+
+
+def check_batch(batch: int | Tensor | None, steps: int, shot: int) -> None:
+    """Raise InputError unless so many steps can see such batches of a task's support points."""
+    given = batch
+    if isinstance(batch, Tensor):
+        given = f"{batch.dtype} of shape {tuple(batch.shape)}"
+        good = batch.dtype is torch.int64 and batch.ndim == 2 and len(batch) >= steps and batch.numel()
+        good = good and batch.min() >= 0 and batch.max() < shot
+    else:
+        good = batch is None or (isinstance(batch, int) and 0 < batch <= shot)
+    if not good:
+        raise InputError(
+            f"inner_batch must be 1 to {shot} support points, or an int64 tensor ({steps} steps, n) of their numbers "
+            f"from 0 to {shot - 1}, got {given}"
+        )
 
 
 def descends(

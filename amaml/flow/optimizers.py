@@ -120,11 +120,14 @@ class Optimizer:
             for name in self.hyper:
                 if name not in HYPER[self.rule]:
                     raise unknown(f"keyword of the inner optimizer {self.rule}", name, HYPER[self.rule])
-        elif not callable(self.rule):
+        elif not callable(self.rule) or isinstance(self.rule, type):
             raise InputError(
                 f"inner_optimizer must be one of {', '.join(RULES)} or a function (gradient, state, step) -> (update, "
-                f"state), got {type(self.rule).__name__}"
+                f"state), got {getattr(self.rule, '__name__', type(self.rule).__name__)}"
             )
+        betas = self.hyper.get("betas", (0, 0))
+        if not isinstance(betas, tuple | list) or len(betas) != 2:
+            raise InputError(f"betas must be two numbers, as (0.9, 0.999), got {betas!r}")
         for name, value in self.numbers().items():
             if not isinstance(value, (int, float, Tensor)) or isinstance(value, Tensor) and value.ndim:
                 raise InputError(f"{name} must be a number or a tensor of one, got {value!r}")

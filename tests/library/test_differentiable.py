@@ -1,10 +1,12 @@
 """Adaptation as a function: any outer loss, inner step and inner optimiser, against unrolled autograd."""
 
 import copy
+import math
+import warnings
 
 import pytest
 import torch
-from helpers.problems import generator, relative_error
+from helpers.problems import generator, regression, relative_error
 from helpers.unrolled import STEPS, Problem, number
 
 import amaml
@@ -189,7 +191,15 @@ def test_adam_at_a_zero_gradient_has_a_finite_derivative():
         ({"inner_optimizer": "sgd", "momentum": 1.5}, r"momentum must be in \[0, 1\), got 1.5"),
         ({"method": "amaml", "solver": "rk4", "inner_optimizer": "adam"}, "solver rk4 follows plain gradient descent"),
         ({"adjoint": "continuous", "inner_batch": 2}, "adjoint continuous is that of plain gradient descent"),
-        ({"inner_batch": 9}, "inner_batch 9 is more than the 6 support points"),
+        *(({"inner_batch": n}, "inner_batch must be 1 to 6 support points.* got") for n in (9, 0, 2.5, [[0]] * 7)),
+        ({"inner_batch": torch.tensor([[6]] * 7)}, "tensor .7 steps, n. of their numbers from 0 to 5, got"),
+        ({"inner_lr": [0.1, None]}, "a schedule gives no number for each inner step"),
+        ({"inner_lr": lambda: 0.1}, "a schedule gives no number for each inner step"),
+        ({"inner_lr": math.inf}, "inner_lr must be a positive number, got inf"),
+        ({"inner_steps": 0}, "inner_steps must be a positive integer, got 0"),
+        ({"prox": "weak"}, "prox must be zero or a positive number, got 'weak'"),
+        ({"inner_optimizer": torch.optim.Adam}, "inner_optimizer must be one of .* got Adam"),
+        ({"inner_optimizer": "adam", "betas": 0.9}, "betas must be two numbers"),
         ({"method": "reptile"}, "method reptile defines no meta-gradient of phi"),
     ],
 )
@@ -199,7 +209,51 @@ def test_what_cannot_be_is_said(options, message):
         problem.adaptation(**options).adapt(problem.tasks).sum().backward()
 
 
-@pytest.mark.parametrize("at", [(), (3, 2), (0, 8), (-1,), (1.5,)])
+@pytest.mark.parametrize("at", [(), (3, 2), (0, 8), (-1,), (1.5,), 2])
 def test_inner_steps_to_land_on_increase_within_the_loop(at):
-    with pytest.raises(InputError, match="at must be increasing numbers of inner steps from 0 to 7"):
+    with pytest.raises(InputError, match="at must be increasing numbers of inner steps"):
         plain().adaptation().adapt(plain().tasks, at=at)
+    with pytest.raises(InputError, match="inner_steps must be a positive integer, got 0"):
+        plain().adaptation().adapt(plain().tasks, inner_steps=0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda m: m.eval(), lambda m: setattr(m, "sign", -1.0), lambda m: m.mean.add_(1)],
+    ids=["eval", "sign", "mean"],
+)
+def test_a_module_changed_before_the_way_back_is_refused(change):
+    class Shifted(torch.nn.Linear):
+        def forward(self, x):
+            return (super().forward(x) - self.mean).tanh() * (self.sign if self.training else 2.0)
+
+    module = Shifted(2, 1).double()
+    module.sign = 1.0
+    module.register_buffer("mean", torch.ones(1).double())
+    phi = amaml.Adaptation(module, amaml.mse, 0.03, 3, method="maml").adapt(regression())
+    change(module)
+    with pytest.raises(InputError, match="changed between adapt.. and backward.., which goes the way again"):
+        phi.sum().backward()
+
+
+def test_all_that_adapts_may_not_be_frozen():
+    module = torch.nn.Linear(2, 1).double()
+    meta = amaml.Adaptation(module, amaml.mse, 0.03, 3)
+    module.requires_grad_(False)
+    with pytest.raises(InputError, match="no parameter of the module requires a gradient; thaw what adapts"):
+        meta(regression())
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_nothing_changes_in_inference_mode(apart):
+    def loss(prediction, target):
+        return amaml.mse(prediction, target) * (2 if apart and target.sum().item() > 1e9 else 1)
+
+    module, tasks = torch.nn.Linear(2, 1).double(), regression()
+    meta = amaml.Adaptation(module, loss, 0.03, 3, method="maml")
+    with warnings.catch_warnings(action="ignore"), torch.inference_mode():
+        value = meta(tasks)
+        prediction = meta.predict(meta.adapt(tasks), tasks.query_x)
+    meta(tasks).backward()
+    torch.testing.assert_close(meta(tasks).item(), value.item())
+    torch.testing.assert_close(amaml.mse(prediction, tasks.query_y).item(), value.item())
