@@ -128,6 +128,24 @@ class Adaptation(nn.Module):
         self.memory: Memory = self._learner.init()
         self._at(self.function.theta())
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Where the module or a number of the inner optimizer is replaced, the new one counts from then on."""
+        learner = vars(self).get("_learner")
+        if learner is not None and name not in ("_learner", "latest", "memory"):
+            self._renew(learner, name, value)
+        super().__setattr__(name, value)
+
+    def _renew(self, learner: MetaLearner, name: str, value: Any) -> None:
+        optimizer = getattr(learner, "inner_optimizer", None)
+        numbers = {n.replace(".", "_"): n for n in optimizer.numbers()} if optimizer else {}
+        if name == "module":
+            check_module(value)
+            self.function.module = value
+        elif name in numbers:
+            self._learner = replace(learner, inner_optimizer=optimizer.with_numbers({numbers[name]: value}))
+        elif type(self) is Adaptation and hasattr(learner, name) and not hasattr(self, name):
+            raise InputError(f"{name} of an Adaptation stays as it was given; make another Adaptation({name}=...)")
+
     def forward(
         self,
         tasks: Tasks,

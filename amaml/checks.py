@@ -94,6 +94,12 @@ def check_precision(theta: Tensor, rates: Tensor | None, rtol: float, rounding: 
 def _check_cause(learner: Any, theta: Tensor, tasks: Tasks) -> None:
     """Raise what explains a result that is not finite by what the inner loop begins with, if that does."""
     check_finite(theta, tasks)
+    weight = tasks.support_weight
+    if getattr(learner, "inner_batch", None) is not None and weight is not None and not weight.all():
+        raise InputError(
+            "inner_batch takes the same points of every task, and a step may have found points of weight zero alone "
+            "(padding of ragged tasks?); leave inner_batch out, or give each task as many points"
+        )
     theta, tasks = theta.detach(), tasks.detach()
     given = learner.apply, learner.loss, theta.expand(len(tasks), -1)
     gradient, losses = derivatives.gradients_and_losses(*given, *tasks.support)

@@ -12,7 +12,7 @@ Costs a gradient a step forward, a gradient and a Hessian-vector product a step 
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -152,16 +152,23 @@ class Optimizer:
                 found[name] = value
         return found
 
+    def with_numbers(self, numbers: dict[str, Any]) -> "Optimizer":
+        """The same with others in the places of some of its numbers()."""
+        return replace(self, hyper=self._hyper(numbers), weight_decay=numbers.get("weight_decay", self.weight_decay))
+
+    def _hyper(self, numbers: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: tuple(numbers.get(f"{name}.{i}", part) for i, part in enumerate(value))
+            if isinstance(value, (tuple, list))
+            else numbers.get(name, value)
+            for name, value in self.hyper.items()
+        }
+
     def step(
         self, phi: Tensor, state: State | None, gradient: Tensor, number: int, tensors: dict[str, Tensor]
     ) -> tuple[Tensor, State]:
         """The update (tasks, P), to be scaled by the rate, and the next state; tensors take their numbers' places."""
-        hyper = {
-            name: tuple(tensors.get(f"{name}.{i}", part) for i, part in enumerate(value))
-            if isinstance(value, (tuple, list))
-            else tensors.get(name, value)
-            for name, value in self.hyper.items()
-        }
+        hyper = self._hyper(tensors)
         decay = tensors.get("weight_decay", self.weight_decay)
         decays = isinstance(decay, Tensor) or decay
         rule = RULES[self.rule] if isinstance(self.rule, str) else self.rule

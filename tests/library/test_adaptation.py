@@ -87,6 +87,22 @@ def test_it_is_a_module_like_any_other():
     assert meta.float()(tasks.to(torch.float32)).dtype == torch.float32
 
 
+def test_what_is_replaced_counts_from_then_on():
+    (meta, tasks), momentum = small(momentum=nn.Parameter(torch.tensor(0.5).double())), torch.tensor(0.9).double()
+    expected = small(momentum=0.9)[0](tasks).item()
+    meta.load_state_dict(meta.state_dict() | {"momentum": momentum}, assign=True)
+    value = meta(tasks)
+    value.backward()
+    assert value.item() == expected
+    assert meta.momentum.grad.abs() > 0
+    meta.module = copy.deepcopy(meta.module).requires_grad_(True)
+    with torch.no_grad():
+        meta.module.head.weight.add_(1)
+    assert meta(tasks).item() != expected
+    with pytest.raises(InputError, match="inner_steps of an Adaptation stays as it was given"):
+        meta.inner_steps = 3
+
+
 def test_adapt_and_predict_agree_with_the_value():
     meta, tasks = small()
     phi = meta.adapt(tasks)

@@ -257,3 +257,12 @@ def test_nothing_changes_in_inference_mode(apart):
     meta(tasks).backward()
     torch.testing.assert_close(meta(tasks).item(), value.item())
     torch.testing.assert_close(amaml.mse(prediction, tasks.query_y).item(), value.item())
+
+
+def test_a_batch_of_padding_alone_is_named():
+    points = [[(n, 2), (n, 1), (2, 2), (2, 1)] for n in (2, 5)]
+    tasks = amaml.Tasks.ragged([tuple(torch.randn(s).double() for s in task) for task in points])
+    module = torch.nn.Linear(2, 1).double()
+    meta = amaml.Adaptation(module, torch.nn.MSELoss(reduction="none"), 0.03, 8, method="maml", inner_batch=2)
+    with pytest.raises(InputError, match="inner_batch takes the same points of every task"):
+        meta(tasks)
