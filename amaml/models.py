@@ -265,6 +265,11 @@ def check_module(module: nn.Module) -> None:
     lazy = [name for name, p in parameters.items() if nn.parameter.is_lazy(p)]
     if lazy:
         raise InputError(f"parameter {lazy[0]!r} has no shape yet (a lazy layer); call module(x) once before flatten")
+    imaginary = [name for name, p in parameters.items() if p.is_complex()]
+    if imaginary:
+        raise InputError(
+            f"parameter {imaginary[0]!r} is complex; keep real numbers (..., 2), and use torch.view_as_complex(it)"
+        )
     kinds = {(p.dtype, p.device) for p in parameters.values()}
     if len(kinds) != 1:
         found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds)) or "none"

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from amaml.errors import InputError
+
 Points = Any  # a tensor (tasks, points, ...), or a dict or tuple of such tensors
 
 
@@ -54,10 +56,19 @@ def task_axis(points: Any) -> Any:
 
 
 def without_padding(x: Points, y: Any) -> tuple[Points, Any]:
-    """Those of one task's points that have a weight; all where targets are not Weighted."""
+    """Those of one task's points that have a weight; all where targets are not Weighted.
+
+    Raises InputError where they cannot be told from the rest, as the nodes of a graph from its edges.
+    """
     if not isinstance(y, Weighted):
         return x, y
     kept = y.weight != 0
+    for name, tensor in named("x", x.x if isinstance(x, Given) else x):
+        if tensor.ndim and len(tensor) != len(kept):
+            raise InputError(
+                f"points of weight zero are left out where points meet, and {name} of a task {tuple(tensor.shape)} has "
+                f"no axis of {len(kept)} points; give a mask beside support_y and query_y instead, for the loss"
+            )
     return some_points(kept, x), some_points(kept, y)
 
 

@@ -88,7 +88,7 @@ def test_it_is_a_module_like_any_other():
 
 
 def test_what_is_replaced_counts_from_then_on():
-    (meta, tasks), momentum = small(momentum=nn.Parameter(torch.tensor(0.5).double())), torch.tensor(0.9).double()
+    (meta, tasks), momentum = small(momentum=nn.Parameter(torch.tensor(0.5).double())), torch.tensor(0.9, dtype=float)
     expected = small(momentum=0.9)[0](tasks).item()
     meta.load_state_dict(meta.state_dict() | {"momentum": momentum}, assign=True)
     value = meta(tasks)

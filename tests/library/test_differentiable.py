@@ -266,3 +266,18 @@ def test_a_batch_of_padding_alone_is_named():
     meta = amaml.Adaptation(module, torch.nn.MSELoss(reduction="none"), 0.03, 8, method="maml", inner_batch=2)
     with pytest.raises(InputError, match="inner_batch takes the same points of every task"):
         meta(tasks)
+
+
+@pytest.mark.filterwarnings("ignore:torch cannot batch:RuntimeWarning")
+def test_nodes_of_a_graph_are_not_left_out():
+    class Convolution(torch.nn.Linear):
+        def forward(self, x, edges):
+            return torch.zeros_like(x[:, :1]).index_add(0, edges[1], super().forward(x)[edges[0]])
+
+    module, edges = Convolution(2, 1).double(), torch.tensor([[[0, 1, 2, 2], [1, 2, 0, 1]]])
+    x, y, known = torch.randn(1, 3, 2).double(), torch.randn(1, 3, 1).double(), torch.tensor([[1.0, 1.0, 0.0]]).double()
+    tasks = amaml.Tasks((x, edges), y, (x, edges), y, support_weight=known)
+    with pytest.raises(
+        InputError, match=r"x.1 of a task \(2, 4\) has no axis of 3 points; give a mask beside support_y"
+    ):
+        amaml.Adaptation(module, torch.nn.MSELoss(reduction="none"), 0.03, 2, method="maml")(tasks)
