@@ -259,6 +259,11 @@ def check_query_steps(steps: Sequence[int] | None, weights: Sequence[float] | No
             f"query_weights must have a weight for each of {len(steps or (inner_steps,))} query_steps, got "
             f"{len(weights)}"
         )
+    if any(isinstance(weight, Tensor) and weight.requires_grad for weight in weights or ()):
+        raise InputError(
+            "query_weights require a gradient and would get none; .detach() them, or weigh the losses of "
+            "Adaptation.adapt(tasks, at=...) by yourself"
+        )
 
 
 def check_at(at: Sequence[int], inner_steps: int, name: str = "at") -> None:

@@ -215,7 +215,13 @@ class OptimizerStep:
         def step(phi: Tensor, state: State, gradient: Tensor, tensors: dict[str, Tensor]) -> tuple[Tensor, State]:
             return self.optimizer.step(phi, state if self.number else None, gradient, self.number, tensors)
 
-        (update, _), back = torch.func.vjp(step, phi, state or (), gradient, tensors)
+        with torch.enable_grad():
+            (update, _), back = torch.func.vjp(step, phi, state or (), gradient, tensors)
+        if update.requires_grad:
+            raise InputError(
+                "the rule of the inner optimizer uses a tensor that requires a gradient and would get none; give it as "
+                "a keyword of the rule, amaml.flow.optimizers.Optimizer(rule, {name: tensor of one}), or .detach() it"
+            )
         from_phi, from_state, to_gradient, to_tensors = back((-h * flow.scaled(to_phi), tuple(to_state)))
         sweep.add_step(update, to_phi, h, self.number)
         sweep.add_numbers(to_tensors)

@@ -153,6 +153,15 @@ def test_a_rule_of_ones_own():
     )
 
 
+def test_what_would_get_no_gradient_is_refused():
+    learned = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    phi = plain().adaptation(inner_optimizer=lambda g, state, step: (g * learned[0], ())).adapt(plain().tasks)
+    with pytest.raises(InputError, match="the rule of the inner optimizer uses a tensor that requires a gradient"):
+        phi.sum().backward()
+    with pytest.raises(InputError, match="query_weights require a gradient and would get none"):
+        plain().adaptation()(plain().tasks, at=(1, 2), weights=learned)
+
+
 def test_batches_of_the_support_set():
     problem = plain()
     order = torch.randint(6, (STEPS, 3), generator=generator(3))
