@@ -255,6 +255,10 @@ def _wrong_size(theta: Tensor, size: int) -> InputError:
 
 def check_module(module: nn.Module) -> None:
     """Raise InputError for what Flattened cannot take; warn of what it changes."""
+    if not isinstance(module, nn.Module):
+        raise InputError(
+            f"module must be an nn.Module, got {type(module).__name__}; a function becomes one as its forward"
+        )
     scripted = [name for name, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)]
     if scripted:
         raise InputError(

@@ -71,6 +71,10 @@ class Tasks:
                 raise InputError(
                     f"inputs and targets disagree: {shapes[0]} and {shapes[1]}; both begin with (tasks, points)"
                 )
+            if tensors and 0 in x.shape[1:2]:
+                raise InputError(
+                    f"a set of shape {tuple(x.shape)} has no points, whose mean loss is none; take 1 or more"
+                )
         self._check_weight("support_weight", self.support_weight, self.support_x)
         self._check_weight("query_weight", self.query_weight, self.query_x)
 

@@ -253,6 +253,14 @@ def test_all_that_adapts_may_not_be_frozen():
         meta(regression())
 
 
+def test_no_points_and_no_module_are_refused():
+    x, y = torch.zeros(2, 0, 2), torch.zeros(2, 0, 1)
+    with pytest.raises(InputError, match=r"a set of shape \(2, 0, 2\) has no points"):
+        amaml.Tasks(x, y, x, y)
+    with pytest.raises(InputError, match="module must be an nn.Module, got function"):
+        amaml.Adaptation(lambda x: x, amaml.mse, 0.1, 3)
+
+
 @pytest.mark.parametrize("apart", [False, True])
 def test_nothing_changes_in_inference_mode(apart):
     def loss(prediction, target):
