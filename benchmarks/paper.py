@@ -25,10 +25,11 @@ TARGETS = {
     "tables": ("paper-tables", "paper-tables-movielens1m"),
     "horizons": ("horizons", "horizons-maml"),
     "trained on": ("horizons-on",),
-    "trials": ("horizons-trials", "horizons-ideas", "lead", "lead-rates"),
+    "trials": ("horizons-trials", "horizons-ideas", "lead", "lead-rates", "lead-after"),
 }
 EQUAL_UPDATES = (450, 900)  # at which horizons are compared: at the first all, at the second those of up to 200 steps
-CHOSEN = "chosen"  # the trial of the target lead
+CHOSEN = "chosen"  # the trials of the targets lead, lead-rates and lead-after
+HALF = 225  # updates of Reptile (target horizons-half) before the first one of a trial after Reptile
 NEAR = 0.05  # of the paper's number, read off a plot to about 0.03, counts as reproduced
 INTERVALS = "mean ± 95% interval over the seeds. Made by `python -m benchmarks.paper` from the targets' CSV."
 
@@ -43,6 +44,8 @@ def read(targets: tuple[str, ...]) -> pd.DataFrame:
     for axis in (name for name in (grids[0].cells[0].labels if grids else ()) if name != "seed"):
         places = dict.fromkeys(cell.labels[axis] for grid in grids for cell in grid.cells)
         frame[axis] = pd.Categorical(frame[axis].astype(str), list(places), ordered=True)
+    if "trial" in frame:
+        frame["update"] += HALF * frame["trial"].astype(str).str.contains("after")
     return results.marked(frame) if grids else frame
 
 

@@ -80,8 +80,9 @@ def test_a_slice_of_the_meta_test_reads_no_other_images(monkeypatch):
 
 def test_turned_images_are_new_training_classes():
     content = labelled(train=2, test=8, counts=(4,))
-    turned = domain(content, turned=True, ways=8, shots=4, queries=0, meta_batch=1).episode(0).support_x
-    found = {(255 * image).round().to(torch.uint8).numpy().tobytes() for image in turned[0]}
+    tasks = domain(content, turned=True, ways=8, shots=3, queries=1, meta_batch=1).episode(0)
+    turned = torch.cat([tasks.support_x[0], tasks.query_x[0]])
+    found = {(255 * image).round().to(torch.uint8).numpy().tobytes() for image in turned}
     expected = {np.rot90(i[0], turns).tobytes() for i in content.split("train")[0] for turns in range(4)}
     assert found == expected
     test = domain(content, turned=True).meta_test(50)
