@@ -7,12 +7,14 @@ results/paper: figure.md, tables.md, horizons.md and the pictures.
 """
 
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from benchmarks import paper_pictures
+from benchmarks.paper_pictures import CHOSEN, chosen
 from data.files import write_atomically
 from experiment import results
 from experiment.grid import read_grid, target_path
@@ -28,7 +30,6 @@ TARGETS = {
     "trials": ("horizons-trials", "horizons-ideas", "lead", "lead-rates", "lead-after"),
 }
 EQUAL_UPDATES = (450, 900)  # at which horizons are compared: at the first all, at the second those of up to 200 steps
-CHOSEN = "chosen"  # the trials of the targets lead, lead-rates and lead-after
 HALF = 225  # updates of Reptile (target horizons-half) before the first one of a trial after Reptile
 NEAR = 0.05  # of the paper's number, read off a plot to about 0.03, counts as reproduced
 INTERVALS = "mean ± 95% interval over the seeds. Made by `python -m benchmarks.paper` from the targets' CSV."
@@ -38,6 +39,7 @@ def read(targets: tuple[str, ...]) -> pd.DataFrame:
     """A line a record (experiment.results) of every finished cell of some targets, by every protocol of its test.
 
     The places on an axis are strings, in the grids' order; final: of the run's last meta-test; end: the last record.
+    update: with those of Reptile that a trial after Reptile goes on from.
     """
     grids = [grid for grid in (read_grid(target_path(target)) for target in targets) if grid.csv.exists()]
     frame = pd.concat([results.read(grid.csv) for grid in grids], ignore_index=True) if grids else pd.DataFrame()
@@ -176,8 +178,8 @@ def trials(frame: pd.DataFrame) -> str:
         for (method, trial), own in found.groupby(["method", "trial"], observed=True):
             tests = [over_seeds(own.loc[own["update"] == n, "test"]) for n in updates]
             work = f"{own['gradients'].mean():.0f} + {own['hvps'].mean():.0f}"
-            rows.append([method, trial, _seeds(own).partition(" ")[2], *tests, work])
-        rows += _differences(found[found["trial"].astype(str).str.startswith(CHOSEN)], updates)
+            rows.append([method, trial, _listed(own["seed"]), *tests, work])
+        rows += _differences(chosen(found), updates)
         sections.append(f"## {domain}\n\n{as_markdown(rows)}")
     return "\n\n".join(["nRMSE on test points after the method's own inner loop. " + INTERVALS, *sections]) + "\n"
 
@@ -188,7 +190,7 @@ def _differences(found: pd.DataFrame, updates: list[int]) -> list[list[str]]:
     rows = []
     for method, trial in (name for name in tests if ("reptile", CHOSEN) in tests and name[0] != "reptile"):
         more = (tests["reptile", CHOSEN] - tests[method, trial]).dropna()
-        seeds = ", ".join(map(str, sorted({*more.index.get_level_values("seed")})))
+        seeds = _listed(more.index.get_level_values("seed"))
         by_update = [over_seeds(more[more.index.get_level_values("update") == n]) for n in updates]
         rows.append([f"reptile - {method}", trial, seeds, *by_update, ""])
     return rows
@@ -227,10 +229,12 @@ _HORIZON_COLUMNS += ["least test error in 200 epochs of Adam"]
 
 
 def _seeds(found: pd.DataFrame) -> str:
-    seeds = sorted({*found["seed"]})
-    if not seeds:
-        return "not run"
-    return f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
+    count = found["seed"].nunique()
+    return f"seed{'s' * (count > 1)} {_listed(found['seed'])}" if count else "not run"
+
+
+def _listed(seeds: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted({*seeds})))
 
 
 def _epochs(passed: pd.Series) -> str:
@@ -248,9 +252,8 @@ def main() -> None:
         contents["horizons.md"] += "\n" + trained_on(found["trained on"], found["horizons"])
     for name, content in contents.items():
         write_atomically(OUT / name, content.encode())
-    of_trials = found["trials"]
-    lead = of_trials[of_trials["trial"].astype(str).str.startswith(CHOSEN)] if len(of_trials) else of_trials
-    paper_pictures.draw(found["figure"], found["horizons"], found["trained on"], lead, PAPER, EQUAL_UPDATES[0], OUT)
+    frames = (found[part] for part in ("figure", "horizons", "trained on", "trials"))
+    paper_pictures.draw(*frames, PAPER, EQUAL_UPDATES[0], OUT)
 
 
 if __name__ == "__main__":

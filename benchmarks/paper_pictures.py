@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, StrMethodFormatter
 
-from experiment.figures_compare import curve, name_lines, save, shared, style
+from experiment.figures_compare import curve, name_lines, plain, save, shared, style
 from experiment.results import POINTS, until
 
 NAMES = {
@@ -24,6 +24,7 @@ NAMES = {
 GREY = {"scratch": {"color": "#777777"}, "pretrained": {"color": "#aaaaaa"}}  # what is not meta-trained
 NAMES |= {method: method for method in GREY}
 STYLES = {method: style(i, len(NAMES)) | GREY.get(method, {}) for i, method in enumerate(NAMES)}
+CHOSEN = "chosen"  # what the names of the trials on reported seeds begin with
 NEAR = 0.02  # curves that are nowhere further apart share a name
 TOP = 1.6  # of the figure's axes; what starts above is told in figure.md
 
@@ -32,7 +33,7 @@ def draw(
     figure: pd.DataFrame,
     horizons: pd.DataFrame,
     trained_on: pd.DataFrame,
-    lead: pd.DataFrame,
+    trials: pd.DataFrame,
     paper: dict[str, Any],
     updates: int,
     out: Path,
@@ -42,7 +43,7 @@ def draw(
     The frames are those of benchmarks.paper; trained_on: runs that began with Reptile's last theta of 200 steps;
     updates: at which methods are compared.
     """
-    if len(lead):
+    if len(lead := chosen(trials)):
         save(over_updates(lead), out / "lead")
     for setting in ("released", "ours") if len(figure) else ():
         shown = figure[(figure["setting"] == setting) & (figure["unit"] == "epoch") & figure["final"]]
@@ -51,6 +52,11 @@ def draw(
     for domain in horizons["domain"].unique() if len(horizons) else ():
         own = (f[(f["domain"] == domain) & (f["unit"] != "epoch")] if len(f) else f for f in (horizons, trained_on))
         save(over_horizons(*own, domain, updates), out / f"horizons-{domain}")
+
+
+def chosen(trials: pd.DataFrame) -> pd.DataFrame:
+    """Those of the targets lead, lead-rates and lead-after, on the seeds that are reported."""
+    return trials[trials["trial"].astype(str).str.startswith(CHOSEN)] if len(trials) else trials
 
 
 def seeds_of(frame: pd.DataFrame) -> str:
@@ -84,8 +90,7 @@ def panels(frame: pd.DataFrame, setting: str, points: str, paper: dict[str, Any]
 
 def _panel(axis: Axes, frame: pd.DataFrame, points: str, published: dict[str, tuple[float, float]]) -> None:
     axis.set(ylim=(0, TOP), xlim=(-20, 1020), xticks=(0, 500, 1000), xlabel="fine-tuning epoch", ylabel="nRMSE")
-    axis.grid(alpha=0.25, linewidth=0.6)
-    axis.spines[["top", "right"]].set_visible(False)
+    plain(axis)
     groups = {method: frame[frame["method"] == method] for method in STYLES}
     curves = {m: own.pivot(index="epoch", columns="seed", values=points) for m, own in groups.items() if len(own)}
     ends = {m: curve(axis, v, place=(i, len(curves)), **_line(m)) for i, (m, v) in enumerate(curves.items())}
@@ -108,7 +113,7 @@ def over_updates(frame: pd.DataFrame) -> Figure:
     """A panel a domain: the error after the own inner loop over the meta-updates, a line a method and trial."""
     ends = frame[(frame["unit"] != "epoch") & frame["end"]]
     methods = ends["method"].astype(str).map(NAMES)
-    ends = ends.assign(name=methods + ends["trial"].astype(str).str.removeprefix("chosen"))
+    ends = ends.assign(name=methods + ends["trial"].astype(str).str.removeprefix(CHOSEN))
     looks = {name: style(i, ends["name"].nunique()) for i, name in enumerate(sorted({*ends["name"]}))}
     domains = list(dict.fromkeys(ends["domain"]))
     figure = Figure(figsize=(9.6, 4.0), layout="constrained")
@@ -116,8 +121,7 @@ def over_updates(frame: pd.DataFrame) -> Figure:
         own = ends[ends["domain"] == domain]
         last = own["update"].max()
         axis.set(xlim=(own["update"].min() - 20, 1.3 * last), xticks=sorted({*own["update"]}), xlabel="meta-updates")
-        axis.grid(alpha=0.25, linewidth=0.6)
-        axis.spines[["top", "right"]].set_visible(False)
+        plain(axis)
         values = {n: group.pivot(index="update", columns="seed", values="test") for n, group in own.groupby("name")}
         drawn = {n: curve(axis, v, place=(i, len(values)), **looks[n]) for i, (n, v) in enumerate(values.items())}
         axis.set_ylabel("nRMSE on test points")
@@ -178,8 +182,7 @@ def _prepare(axis: Axes, x: Sequence[float], label: str) -> None:
     axis.set(xscale="log", xlabel=label, xlim=(low / 1.2, high * max(high / low, 2.0) ** 0.3))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.grid(alpha=0.25, linewidth=0.6)
-    axis.spines[["top", "right"]].set_visible(False)
+    plain(axis)
 
 
 def _reached(group: pd.DataFrame, most: float = np.inf) -> int:

@@ -115,6 +115,12 @@ def style(i: int, count: int) -> dict[str, Any]:
     }
 
 
+def plain(axis: Axes) -> None:
+    """Two sides of a frame, and a faint grid."""
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.25, linewidth=0.6)
+
+
 def _draw(axis: Axes, panel: Panel, frame: pd.DataFrame, over: str, points: str, scale: str = "linear") -> None:
     """A curve a variant, a level all along x where it has one record only; names at the right ends."""
     groups = [own for _, own in frame.groupby("variant", observed=True)]
@@ -133,8 +139,7 @@ def _draw(axis: Axes, panel: Panel, frame: pd.DataFrame, over: str, points: str,
         axis.xaxis.set_major_locator(locators[scale])
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(alpha=0.25, linewidth=0.6)
+    plain(axis)
     names = shared(dict(zip(panel.labels, curves, strict=True)), ALIKE * float(np.ptp(axis.get_ylim())))
     ends, colors, (right, top) = {}, {}, (axis.get_xlim()[1], axis.get_ylim()[1])
     for i, (label, values, half) in enumerate(zip(panel.labels, curves, halves, strict=True)):
