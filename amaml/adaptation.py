@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from amaml.amaml import AMAML
+from amaml.checks import check_tasks
 from amaml.chunked import Chunked, Each, in_turn
 from amaml.engine import derivatives
 from amaml.engine.calling import announce_backward, read_buffers
@@ -201,8 +202,7 @@ class Adaptation(nn.Module):
         """
         theta, tasks = self.function.theta(), self._with_shared(tasks)
         learner = _inner(self._at(theta, inner_lr, prox, inner_steps=inner_steps))
-        steps = (learner.inner_steps,) if at is None else steps_of(at)
-        check_at(steps, learner.inner_steps)
+        steps = check_at((learner.inner_steps,) if at is None else at, learner.inner_steps)
         path = torch.cat([self._path(learner, theta, chunk, steps) for chunk in self._chunks(tasks)], 1)
         return path[-1] if at is None else path
 
@@ -306,8 +306,7 @@ class Adaptation(nn.Module):
                 )
 
     def _with_shared(self, tasks: Tasks) -> Tasks:
-        if not isinstance(tasks, Tasks):
-            raise InputError(f"tasks must be amaml.Tasks, got {type(tasks).__name__}; see amaml.Tasks(support_x, ...)")
+        check_tasks(tasks)
         if tasks.shared is not None:
             raise InputError(
                 "an Adaptation shares the parameters of its module among the tasks; leave Tasks(shared=...) out, and "

@@ -58,8 +58,7 @@ def check_input(apply: Apply, theta: Tensor, tasks: Tasks) -> None:
             f"theta must be one flat tensor (P,) of floating-point numbers, got {_description(theta)}; "
             "amaml.flatten(module) makes it: theta, apply = amaml.flatten(module)"
         )
-    if not isinstance(tasks, Tasks):
-        raise InputError(f"tasks must be amaml.Tasks, got {type(tasks).__name__}; see amaml.Tasks(support_x, ...)")
+    check_tasks(tasks)
     for name, tensor in tasks.leaves().items():
         own = name.startswith("shared.")  # a module may hold parts of another dtype
         if tensor.dtype.is_floating_point and tensor.dtype != theta.dtype and not own:
@@ -71,6 +70,12 @@ def check_input(apply: Apply, theta: Tensor, tasks: Tasks) -> None:
                 f"{name} is on {tensor.device}, theta is on {theta.device}; move one of them: "
                 f"tasks.to({str(theta.device)!r})"
             )
+
+
+def check_tasks(tasks: Any) -> None:
+    """Raise InputError for what is no batch of tasks."""
+    if not isinstance(tasks, Tasks):
+        raise InputError(f"tasks must be amaml.Tasks, got {type(tasks).__name__}; see amaml.Tasks(support_x, ...)")
 
 
 def check_precision(theta: Tensor, rates: Tensor | None, rtol: float, rounding: Callable[[Tensor], float]) -> None:

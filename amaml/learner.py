@@ -266,11 +266,12 @@ def check_query_steps(steps: Sequence[int] | None, weights: Sequence[float] | No
         )
 
 
-def check_at(at: Sequence[int], inner_steps: int, name: str = "at") -> None:
-    """Raise InputError unless at names inner steps in their order."""
+def check_at(at: Iterable[int], inner_steps: int, name: str = "at") -> tuple[int, ...]:
+    """The numbers of inner steps, as ints; raises InputError unless they are such, in their order."""
     steps = steps_of(at, name)
     if not steps or steps[0] < 0 or steps[-1] > inner_steps or not all(map(operator.lt, steps, steps[1:])):
         raise InputError(f"{name} must be increasing numbers of inner steps from 0 to {inner_steps}, got {at!r}")
+    return steps
 
 
 def steps_of(at: Iterable[int], name: str = "at") -> tuple[int, ...]:

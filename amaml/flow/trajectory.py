@@ -46,7 +46,7 @@ class Trajectory:
     def __post_init__(self) -> None:
         self.final = self.flow.start
         self.whole = self.checkpoints is None
-        self.sharpest, self.at_start = 0.0, None  # lambda_max at its largest, and a Sharp: as it was estimated first
+        self.sharpest, self.at_start = 0.0, None  # lambda_max at its largest, and a Leading: as it was found first
         self.landings: dict[int, Tensor] = {}  # the states where it was to land, by the number of moves until there
         self.ends: Sequence[float] = ()
         self.was_read = False
