@@ -27,8 +27,7 @@ from experiment.folder import LOCK, held
 FINAL = 2  # run.py's exit status for a mistake or a diverged run
 ATTEMPTS = 3
 LOOK_SECONDS = 0.3  # between two looks at a command, and at whether to stop
-SIGNALS = ("SIGHUP", "SIGINT", "SIGKILL", "SIGTERM")  # not all of them everywhere
-STOPS = tuple(128 + getattr(signal, name) for name in SIGNALS if hasattr(signal, name))
+STOPS = [128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM)]  # exit statuses
 
 
 @dataclass(frozen=True)

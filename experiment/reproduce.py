@@ -9,7 +9,7 @@ import warnings
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
@@ -110,19 +110,15 @@ def place_of(given: Namespace) -> parallel.Place:
 
 def main(arguments: list[str]) -> int:
     """Exit status: 0 all cells are done, 1 some failed, 2 a mistake in the input, 130 a stop, 141 a closed pipe."""
-    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+    for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-            signal.signal(number, _interrupt)
+            signal.signal(number, signal.default_int_handler)  # as Ctrl-C
     with Ending("reproduce.sh", "stopped; the same command goes on") as end:
         if arguments[:1] == ["compare"]:
             end.status = compare(parsed(COMPARE, arguments[1:], "Tables and pictures of many runs."))
         else:
             end.status = reproduce(parsed(RUN, arguments, __doc__))
     return end.status
-
-
-def _interrupt(*_: Any) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -16,7 +16,13 @@ GOOD = bytes(range(256)) * 4000  # bytes: several chunks
 
 
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
-def test_an_archive_ends_where_its_reader_looks(source):
+def test_an_archive_ends_where_its_reader_looks_and_what_is_missing_is_named_with_what_to_do(source):
+    for lost, what in ((None, f"{source.name} is not in /absent"), ("/absent/lost.csv", "/absent/lost.csv is missing")):
+        message = str(source.missing(Path("/absent"), lost))
+        assert message.startswith(f"{what}; expected there is ")
+        assert "\n" not in message
+        assert f"nothing was downloaded; its publisher is {source.page}" in message
+        assert (f"experiment.sh download {source.name} --data-root /absent" in message) == bool(source.archives)
     assert bool(source.archives) != bool(source.why_no_archive)
     for archive in source.archives:
         assert archive.place in source.places
@@ -35,17 +41,6 @@ def test_the_data_root_is_the_one_given_else_the_environments(monkeypatch):
         InputError, match="^Jester is read from files: name their folder with --data-root or AMAML_DATA"
     ):
         sources.JESTER.root(None)
-
-
-@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
-def test_what_is_missing_is_named_with_what_to_do(source):
-    whole, file = (str(source.missing(Path("/absent"), lost)) for lost in (None, "/absent/lost.csv"))
-    assert whole.startswith(f"{source.name} is not in /absent; expected there is ")
-    assert file.startswith("/absent/lost.csv is missing; expected there is ")
-    for message in (whole, file):
-        assert "\n" not in message
-        assert f"nothing was downloaded; its publisher is {source.page}" in message
-        assert (f"experiment.sh download {source.name} --data-root /absent" in message) == bool(source.archives)
 
 
 def test_the_first_place_that_is_a_file_is_read(tmp_path):
@@ -90,12 +85,14 @@ def server(monkeypatch):
 
 @pytest.fixture
 def offer(server, monkeypatch):
-    """offer(body) puts MovieLens100K's archive on the server."""
+    """offer() puts MovieLens100K's archive on the server; fault: what happens when it is written."""
 
-    def offer(body: bytes = GOOD, checksum: str = "", sent: int | None = None, path: str = "/a.zip", url: str = ""):
-        server.files[path] = (body, sent)
-        checksum = checksum or "md5:" + hashlib.md5(body).hexdigest()
+    def offer(checksum: str = "", sent: int | None = None, path: str = "/a.zip", url: str = "", fault=None):
+        server.files[path] = (GOOD, sent)
+        checksum = checksum or "md5:" + hashlib.md5(GOOD).hexdigest()
         archive = Archive(url or f"http://127.0.0.1:{server.server_port}{path}", checksum, "below/a.zip")
+        if fault:
+            monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(fault))
         source = Source("MovieLens100K", "https://page", ("below/a.zip",), (archive,))
         monkeypatch.setitem(SOURCES, "MovieLens100K", source)
 
@@ -129,25 +126,18 @@ def test_an_archive_is_fetched_once(offer, server, tmp_path, capsys, path):
         ({"sent": 512_000, "path": "/unsized.zip"}, "the md5 of what came is"),
         ({"url": "http://127.0.0.1:9/a.zip"}, "http://127.0.0.1:9/a.zip: "),
         ({"path": "/none"}, "404"),
+        ({"fault": OSError("no space left on device")}, "no space left on device"),
+        ({"fault": KeyboardInterrupt()}, "stopped"),
     ],
 )
-def test_another_file_half_a_file_no_network_and_no_file(offer, tmp_path, capsys, changes, message):
+def test_what_does_not_come_whole_is_told_in_a_line_and_not_kept(offer, tmp_path, capsys, changes, message):
     offer(**changes)
-    assert fetch(tmp_path) == 2
+    assert fetch(tmp_path) == (130 if message == "stopped" else 2)
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith("data.download: ")
     assert message in err
-    assert "see https://page" in err
-    assert files(tmp_path) == {}
-
-
-@pytest.mark.parametrize(("fault", "status"), [(OSError("no space left on device"), 2), (KeyboardInterrupt(), 130)])
-def test_a_full_disk_and_an_interrupt_leave_nothing(offer, tmp_path, capsys, monkeypatch, fault, status):
-    offer()
-    monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(fault))
-    assert fetch(tmp_path) == status
-    assert capsys.readouterr().err.count("\n") == 1
+    assert "see https://page" in err or message == "stopped"
     assert files(tmp_path) == {}
 
 

@@ -6,7 +6,7 @@ import pytest
 from filelock import FileLock
 from helpers.grids import TINY, write_grid
 
-from experiment import cells, parallel, reproduce, results
+from experiment import cells, reproduce, results
 from experiment.grid import Cell, Grid, read_grid
 
 METHODS = TINY + 'method = ["fomaml", "reptile"]\n'
@@ -93,15 +93,3 @@ def test_status_counts_and_estimates_from_the_finished_cells_most_alike(tmp_path
     hours = (7200 - 1800 + 7200 - 500 + 3600) / 3600
     for workers in (1, 4):
         assert cells.hours_left(cells.states(grid), workers) == pytest.approx(hours / workers)
-
-
-def test_every_cell_that_ends_gets_a_line_with_the_time_left(tmp_path, capsys):
-    grid = read_grid(write_grid(tmp_path, TINY + "seed = [0, 1, 2]"))
-    for cell in grid.cells[:2]:
-        grid.done[cell.name] = 60
-    grid.cells[2].steps[0].command[:] = ["bash", "-c", "echo why; exit 2"]
-    assert parallel.run(grid, parallel.Place(1)) == 1
-    assert capsys.readouterr().out.splitlines() == [
-        "grid: 2 of 3 cells are done",
-        "[3/3] seed2: failed: exit status 2: why; 0 s left",
-    ]

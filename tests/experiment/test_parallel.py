@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -46,6 +47,7 @@ def test_what_may_pass_is_tried_again_and_nothing_else(tmp_path, capsys):
     assert printed.startswith("scripts: 0 of 4 cells are done\n")
     for said in ("mistake: failed: exit status 2: a mistake", "broken: failed: exit status 1: broken", "lost: done in"):
         assert said in printed
+    assert re.search(r"^\[4/4] .*; 0 s left$", printed, re.MULTILINE)
     assert parallel.run(grid, Place(workers=2)) == 2
     again = grid.record(grid.cells[1])
     assert (again["attempts"], grid.record(grid.cells[0])["attempts"]) == (2, 1)
