@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from amaml import Adaptation, Diverged, InputError
+from baselines import Reptile
 from data import Domain, of_settings
 from experiment.distributed import Group
 from experiment.evaluation import Curves, Model, Record, measured, task_lines, test_entry
@@ -25,8 +26,9 @@ IMAGES_AT_ONCE = 50  # meta-test tasks of images that go through a network toget
 class Experiment:
     """What is trained and tested.
 
-    model: {"meta": an amaml.Adaptation of the network, "log_rates": the logarithms of factors of inner_lr, see rates};
-    its parameters are trained, its state_dict makes a checkpoint. initial: that state before any training.
+    model: {"meta": an amaml.Adaptation of the network, "log_rates": the logarithms of factors of inner_lr, see rates,
+    "first": for --reptile-first Reptile's Adaptation of the same network}; its parameters are trained, its state_dict
+    makes a checkpoint. initial: that state before any training.
     whole: an Adaptation of all parameters of the network, for fine-tuning; meta itself where all of them adapt.
     group: the processes that the meta-test tasks are shared among.
     """
@@ -69,10 +71,20 @@ class Experiment:
             return {"inner_lr": s.inner_lr * factors[0]}
         return {"inner_lr": {name: s.inner_lr * f for name, f in zip(self.meta.function.shapes, factors, strict=True)}}
 
+    def learn(self, update: int) -> tuple[Adaptation, Tensor]:
+        """The mean query loss of an update's tasks, ready for backward(); and the Adaptation that it is of."""
+        tasks = self.domain.episode(update)
+        if update < (self.settings.reptile_first or 0):
+            meta, rates = self.model["first"], {}
+        else:
+            meta, rates = self.meta, self.rates()
+        return meta, meta(tasks, **rates)
+
     def restore(self, checkpoint: Checkpoint, place: str, remedy: str, memory: bool = True) -> None:
         """Take over a checkpoint's parameters and the learner's memory; InputError where these are of another size."""
+        left_out = () if memory else ("first.",)  # the same network once more
         theirs, ours = (
-            {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+            {name: v for name, v in state.items() if isinstance(v, Tensor) and not name.startswith(left_out)}
             for state in (checkpoint.model, self.model.state_dict())
         )
         if {name: value.shape for name, value in theirs.items()} != {name: v.shape for name, v in ours.items()}:
@@ -171,7 +183,11 @@ def build(s: Settings, group: Group) -> Experiment:
     whole = Adaptation(network, loss, s.inner_lr, s.inner_steps, method="fomaml") if adapt else meta
     shapes = {None: [], "scalar": [()], "parameter": meta.function.shapes.values()}[s.learn_rates]
     log_rates = nn.ParameterList([torch.zeros(shape, dtype=dtype, device=s.device) for shape in shapes])
-    model = nn.ModuleDict({"meta": meta, "log_rates": log_rates})
+    parts = {"meta": meta, "log_rates": log_rates}
+    if s.reptile_first:
+        shared = {"adapt": adapt, "task_chunk": s.task_chunk, "each": group.map_chunks, "robust": s.robust}
+        parts["first"] = Adaptation(network, loss, s.inner_lr, s.inner_steps, method=Reptile, **shared)
+    model = nn.ModuleDict(parts)
     return Experiment(s, domain, model, whole, copy.deepcopy(model.state_dict()), group)
 
 

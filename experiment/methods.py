@@ -53,11 +53,12 @@ _MEAN = _alike("robust")
 _ALONG = _alike("query_steps", "query_weights") | _MEAN
 _FLOW = _alike("solver", "adjoint", "rtol", "prox") | _ALONG
 _STEPS = _alike("inner_optimizer", "inner_batch") | _ALONG
+_BEGUN = "learn_rates", "reptile_first"
 
 _METHODS = {
-    "amaml": Choice(AMAML, _FLOW, also=("learn_rates",)),
-    "anil": Choice(AMAML, _FLOW, also=("learn_rates",), adapt=last_layer),  # Raghu et al. 2020, section 4
-    "maml": Choice(AMAML, _STEPS, {"solver": "euler"}, also=("checkpoint_every",)),  # the exact gradient of the steps
+    "amaml": Choice(AMAML, _FLOW, also=_BEGUN),
+    "anil": Choice(AMAML, _FLOW, also=_BEGUN, adapt=last_layer),  # Raghu et al. 2020, section 4
+    "maml": Choice(AMAML, _STEPS, {"solver": "euler"}, also=("checkpoint_every", "reptile_first")),  # the steps' own
     "maml1": Choice(AMAML, _alike("inner_optimizer", "inner_batch") | _MEAN, {"solver": "euler", "inner_steps": 1}),
     "fomaml": Choice(FOMAML, _ALONG),
     "imaml": Choice(IMAML, _alike("prox", "cg_steps", "robust") | {"cg_damping": "damping"}),

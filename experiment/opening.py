@@ -12,7 +12,8 @@ from experiment.settings import CONTROL, TEST, Settings, check_together, checked
 
 NETWORK = "learn_rates", "network", "width", "activation", "norm"  # what theta belongs to
 OPTIMISER = "meta_lr", "meta_optimizer", "meta_schedule", "clip"
-TRAINING = "method", "start_from", "meta_updates", "meta_batch", "robust", *OPTIMISER  # what made a checkpoint's theta
+BEGINNING = "start_from", "reptile_first"
+TRAINING = "method", *BEGINNING, "meta_updates", "meta_batch", "robust", *OPTIMISER  # what made a checkpoint's theta
 LONG_RUN = 500  # updates from which --compile auto compiles
 
 

@@ -107,22 +107,21 @@ class Session:
     def _step(self) -> None:
         """One meta-update of theta. Its tasks depend on its number alone, so that a run may stop after any."""
         e, s, number = self.experiment, self.experiment.settings, self.update + 1
-        tasks = e.domain.episode(self.update)
         self.optimizer.zero_grad()
         try:
-            value = e.meta(tasks, **e.rates())
+            meta, value = e.learn(self.update)
         except (Diverged, InputError) as fault:
             raise type(fault)(f"update {number}: {fault}") from fault
         value.backward()
         parameters = list(e.model.parameters())
-        norm = get_total_norm([p.grad for p in parameters])
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         if s.clip is not None:
             clip_grads_with_norm_(parameters, s.clip, norm)
         if s.meta_schedule:
             for group in self.optimizer.param_groups:
                 group["lr"] = cosine(s.meta_lr, s.meta_updates, self.update)
         self.optimizer.step()
-        made = e.meta.latest
+        made = meta.latest
         numbers = dict(vars(made.evaluations))
         if made.error is not None:
             numbers |= {"error": made.error, "measured": made.measured}

@@ -115,6 +115,9 @@ class Settings:
         choice(LEARN_RATES, "none"),
         "amaml, anil: learn inner_lr: none, scalar (one for all), parameter (one for each)",
     )
+    reptile_first: int | None = _flag(
+        _count, "amaml, anil, maml: the first so many updates are Reptile's; rates learn after them (default: none)"
+    )
     cg_steps: int = _flag(_count, "iMAML: conjugate-gradient iterations")
     cg_damping: float = _flag(_nonnegative, "iMAML: damping of the linear system")
     inner_optimizer: str = _named(RULES, "MAML: inner optimiser")
@@ -219,6 +222,11 @@ def check_together(flags: Iterable[str], s: Settings) -> None:
     if s.start_from is not None and s.method == "scratch":
         remedy = f"test that theta by --evaluate {s.start_from}"
         raise InputError(f"--start-from {s.start_from} is not for --method scratch, whose theta is random; {remedy}")
+    if s.start_from is not None and s.reptile_first:
+        raise InputError("--reptile-first and --start-from both say what a run begins with; choose one of them")
+    if "reptile_first" in flags and s.reptile_first >= s.meta_updates:
+        most = s.meta_updates - 1
+        raise InputError(f"--reptile-first {s.reptile_first} leaves no update to {s.method}; choose at most {most}")
     if "draw" in flags and s.draw > s.test_tasks:
         raise InputError(f"--draw {s.draw} is more than --test-tasks {s.test_tasks}; choose at most {s.test_tasks}")
     if s.query_weights is not None and s.query_steps is None:

@@ -49,6 +49,19 @@ def test_a_run_killed_again_and_again_resumes_to_the_bit(tmp_path, quick, monkey
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+def test_a_run_begins_with_reptile_and_is_resumed_to_the_bit_before_and_after(tmp_path, quick, monkeypatch):
+    # the cut at twice the median length is remembered, by Reptile's part too
+    flags = [*OFTEN, "--method", "amaml", "--robust", "2", "--learn-rates", "scalar", "--reptile-first", "4"]
+    start(tmp_path / "whole", *flags)
+    start(tmp_path / "reptile", "--method", "reptile", "--robust", "2", "--meta-updates", "4")
+    for moment in (5, 8):
+        assert killed(monkeypatch, moment, tmp_path / "run", *flags, "--resume")
+    assert start(tmp_path / "run", *flags, "--resume") == 0
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert metrics(tmp_path / "whole")[:4] == metrics(tmp_path / "reptile")
+    assert checkpoint(tmp_path / "whole")["model"]["log_rates.0"] != 0
+
+
 def signalled(monkeypatch, step: int | None, number: int, test: int = 0, repeat: int = 1):
     """Send a signal while episode step is drawn, or (step None) in the middle of the test-th meta-test."""
     build, adapt, tests = run.build, Experiment.adapt, count()
