@@ -26,7 +26,7 @@ from experiment.tables import as_markdown
 METHODS = ("fomaml", "reptile")
 BATCHES, FIRST = 4, 10**6  # episodes FIRST, FIRST + 1, ...
 RTOL = 1e-4
-PLACE = ["domain", "method", "inner_steps", "seed"]
+PLACE = ["domain", "run", "inner_steps", "seed"]
 COSINES = [f"cosine_{i}" for i in range(BATCHES)]
 
 
@@ -72,7 +72,7 @@ def main() -> None:
     """Measure what is not measured yet, and write the table of all."""
     path = OUT / "directions.csv"
     before = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=PLACE + COSINES)
-    frame = measured(before, [c for c in read_grid(target_path("horizons")).cells if c.labels["method"] in METHODS])
+    frame = measured(before, [c for c in read_grid(target_path("horizons")).cells if c.labels["run"] in METHODS])
     write_atomically(path, frame.to_csv(index=False, float_format="%.7g", lineterminator="\n").encode())
     write_atomically(OUT / "directions.md", table(frame).encode())
 

@@ -7,14 +7,13 @@ results/paper: figure.md, tables.md, horizons.md and the pictures.
 """
 
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from benchmarks import paper_pictures
-from benchmarks.paper_pictures import CHOSEN, chosen
 from data.files import write_atomically
 from experiment import results
 from experiment.grid import read_grid, target_path
@@ -25,35 +24,32 @@ PAPER = tomllib.loads(Path(__file__).with_name("paper.toml").read_text())
 TARGETS = {
     "figure": ("paper-figure",),
     "tables": ("paper-tables", "paper-tables-movielens1m"),
-    "horizons": ("horizons", "horizons-maml"),
-    "trained on": ("horizons-on",),
-    "trials": ("horizons-trials", "horizons-ideas", "lead", "lead-rates", "lead-after"),
+    "horizons": ("horizons", "horizons-work"),
+    "trials": ("horizons-trials", "horizons-ideas"),
 }
-EQUAL_UPDATES = (450, 900)  # at which horizons are compared: at the first all, at the second those of up to 200 steps
-HALF = 225  # updates of Reptile (target horizons-half) before the first one of a trial after Reptile
+PRODUCT = 2  # gradients that a Hessian-vector product takes the time of (results/efficiency/peers.csv: 1.5 to 2.7)
 NEAR = 0.05  # of the paper's number, read off a plot to about 0.03, counts as reproduced
-INTERVALS = "mean ± 95% interval over the seeds. Made by `python -m benchmarks.paper` from the targets' CSV."
+MADE = "Made by `python -m benchmarks.paper` from the targets' CSV."
+INTERVALS = f"mean ± 95% interval over the seeds. {MADE}"
+WORK = f"Work: thousand gradients of a task's loss in all updates, a Hessian-vector product as {PRODUCT};"
 
 
 def read(targets: tuple[str, ...]) -> pd.DataFrame:
     """A line a record (experiment.results) of every finished cell of some targets, by every protocol of its test.
 
     The places on an axis are strings, in the grids' order; final: of the run's last meta-test; end: the last record.
-    update: with those of Reptile that a trial after Reptile goes on from.
     """
     grids = [grid for grid in (read_grid(target_path(target)) for target in targets) if grid.csv.exists()]
     frame = pd.concat([results.read(grid.csv) for grid in grids], ignore_index=True) if grids else pd.DataFrame()
     for axis in (name for name in (grids[0].cells[0].labels if grids else ()) if name != "seed"):
         places = dict.fromkeys(cell.labels[axis] for grid in grids for cell in grid.cells)
         frame[axis] = pd.Categorical(frame[axis].astype(str), list(places), ordered=True)
-    if "trial" in frame:
-        frame["update"] += HALF * frame["trial"].astype(str).str.contains("after")
     return results.marked(frame) if grids else frame
 
 
-def over_seeds(values: pd.Series) -> str:
+def over_seeds(values: Sequence[float]) -> str:
     """Mean with half its 95% interval over the seeds (Student's t); of two seeds, both values."""
-    return shown(values.to_numpy()) if len(values) else ""
+    return shown(np.asarray(values)) if len(values) else ""
 
 
 def figure(frame: pd.DataFrame) -> str:
@@ -149,83 +145,51 @@ def _predictors(inner: pd.DataFrame) -> list[list[str]]:
 
 
 def horizons(frame: pd.DataFrame) -> str:
-    """A table a domain: the error by the own inner loop at the trained horizon, and under fine-tuning."""
+    """A table a domain: every method over every horizon, its work, its error along training, and Reptile's minus it."""
     sections = []
-    for domain, found in frame.groupby("domain", observed=True):
-        rows = [["method", "inner steps", "updates", "seeds", "seconds an update (median)", *_HORIZON_COLUMNS]]
-        for (method, steps), own in found.groupby(["method", "inner_steps"], observed=True):
-            lasts = {*own.loc[own["final"], "update"]}
-            for updates in sorted({min(equal, last) for equal in EQUAL_UPDATES for last in lasts} | lasts):
-                rows.append([method, steps, str(updates), *_after(results.until(own, updates))])
-        sections.append(f"## {domain}, 128 wide ({_seeds(found)})\n\n{as_markdown(rows)}")
-    return "\n\n".join(["nRMSE; " + INTERVALS, *sections]) + "\n"
+    for domain, found in along(frame).groupby("domain", observed=True):
+        rows = [["method", "inner steps", *_HORIZON_COLUMNS]]
+        for (run, steps), own in found.groupby(["run", "inner_steps"], observed=True):
+            reptile = found[(found["run"] == "reptile") & (found["inner_steps"] == steps)]
+            rows.append([run, steps, *_horizon_row(own, reptile)])
+        sections.append(f"## {domain}\n\n{as_markdown(rows)}")
+    head = f"nRMSE on test points of new tasks, after as many steps as in training; {INTERVALS} {WORK}"
+    return "\n\n".join([head, *sections]) + "\n"
 
 
-def _after(found: pd.DataFrame) -> list[str]:
-    """A row of the horizons' table, from seeds on."""
-    tuned, inner = found[found["unit"] == "epoch"], found[found["unit"] != "epoch"]
-    before, after = inner[inner["epoch"] == 0], inner[inner["end"]]
-    numbers = map(over_seeds, (before["test"], after["test"], after["support"], tuned.groupby("seed")["test"].min()))
-    return [str(len(after)), f"{after['seconds'].median():.3g}", *numbers]
+def _horizon_row(own: pd.DataFrame, reptile: pd.DataFrame) -> list[str]:
+    """A row of the horizons' table, from updates on; the differences are those of seeds that both have."""
+    last, theirs = (f[f["final"]].set_index("seed") for f in (own, reptile))
+    ahead = (theirs["test"] - last["test"]).dropna() if not last.equals(theirs) else []
+    tests = [over_seeds(own.loc[own["update"] == n, "test"]) for n in sorted({*own["update"]})[-3:]]
+    counts = (f"{mean:.0f}" for mean in last[["update", "work"]].mean())
+    return [_listed(last.index), *counts, *tests, over_seeds(ahead)]
+
+
+def along(frame: pd.DataFrame) -> pd.DataFrame:
+    """The meta-tests after the own inner loop, with the work of training so far, in thousand gradients of a task."""
+    ends = frame[(frame["unit"] != "epoch") & frame["end"]]
+    return ends.assign(work=ends["update"] * (ends["gradients"] + PRODUCT * ends["hvps"].fillna(0)) / 1000)
 
 
 def trials(frame: pd.DataFrame) -> str:
     """A table a domain: the error after the own inner loop along training, of every trial of every method."""
-    ends, sections = frame[(frame["unit"] != "epoch") & frame["end"]], []
-    for domain, found in ends.groupby("domain", observed=True):
+    sections = []
+    for domain, found in along(frame).groupby("domain", observed=True):
         updates = sorted({*found["update"]})
-        rows = [["method", "trial", "seeds", *(f"{n} updates" for n in updates), "gradients + products an update"]]
+        rows = [["method", "trial", *(f"{n} updates" for n in updates), "gradients + products an update"]]
         for (method, trial), own in found.groupby(["method", "trial"], observed=True):
             tests = [over_seeds(own.loc[own["update"] == n, "test"]) for n in updates]
-            work = f"{own['gradients'].mean():.0f} + {own['hvps'].mean():.0f}"
-            rows.append([method, trial, _listed(own["seed"]), *tests, work])
-        rows += _differences(chosen(found), updates)
-        sections.append(f"## {domain}\n\n{as_markdown(rows)}")
-    return "\n\n".join(["nRMSE on test points after the method's own inner loop. " + INTERVALS, *sections]) + "\n"
-
-
-def _differences(found: pd.DataFrame, updates: list[int]) -> list[list[str]]:
-    """A row of the test errors of Reptile minus those of every other line on the same seeds."""
-    tests = found.pivot_table(index=["update", "seed"], columns=["method", "trial"], values="test", observed=True)
-    rows = []
-    for method, trial in (name for name in tests if ("reptile", CHOSEN) in tests and name[0] != "reptile"):
-        more = (tests["reptile", CHOSEN] - tests[method, trial]).dropna()
-        seeds = _listed(more.index.get_level_values("seed"))
-        by_update = [over_seeds(more[more.index.get_level_values("update") == n]) for n in updates]
-        rows.append([f"reptile - {method}", trial, seeds, *by_update, ""])
-    return rows
-
-
-def trained_on(frame: pd.DataFrame, horizons: pd.DataFrame) -> str:
-    """A row a domain and seed: Reptile's theta, and what each method makes of it in how many seconds."""
-    ends, before = (f[(f["unit"] != "epoch") & f["final"] & f["end"]] for f in (frame, horizons))
-    before = before[(before["method"] == "reptile") & (before["inner_steps"] == "200")]
-    methods = [method for method, _ in ends.groupby("method", observed=True)]
-    rows = [["domain", "seed", "Reptile", *(cell for m in methods for cell in (f"then {m}", "updates", "seconds"))]]
-    for (domain, seed), own in ends.groupby(["domain", "seed"], observed=True):
-        row = [
-            domain,
-            str(seed),
-            over_seeds(before.loc[(before["domain"] == domain) & (before["seed"] == seed), "test"]),
-        ]
-        for method in methods:
-            of = own[own["method"] == method]
-            row += [
-                over_seeds(of["test"]),
-                *map(str, of["update"]),
-                *(f"{s:.0f}" for s in of["update"] * of["seconds"]),
-            ]
-            row += [""] * 2 * of.empty
-        rows.append(row)
-    return f"## Trained on from the theta that Reptile reaches over 200 steps\n\n{as_markdown(rows)}\n"
+            rows.append([method, trial, *tests, f"{own['gradients'].mean():.0f} + {own['hvps'].mean():.0f}"])
+        sections.append(f"## {domain} ({_seeds(found)})\n\n{as_markdown(rows)}")
+    return "\n\n".join(["nRMSE on test points after the method's own inner loop. " + MADE, *sections]) + "\n"
 
 
 _PAIRS = [f"{setting}, {points}" for setting in ("released", "ours") for points in ("support", "test")]
 _FIGURE_HEAD = ["method", "paper", *_PAIRS, "released: verdict at epoch 0; at 1000"]
 _TABLE_COLUMNS = [f"{how}, {items}" for how in ("inner loop", "100 epochs of Adam") for items in ("unseen", "seen")]
 _TABLE_COLUMNS += ["epoch at which the seen error passes the paper's", "verdict"]
-_HORIZON_COLUMNS = ["test before", "test after the inner loop", "support after the inner loop"]
-_HORIZON_COLUMNS += ["least test error in 200 epochs of Adam"]
+_HORIZON_COLUMNS = ["seeds", "updates", "work", "after a third of them", "two thirds", "all", "Reptile minus it"]
 
 
 def _seeds(found: pd.DataFrame) -> str:
@@ -247,13 +211,10 @@ def main() -> None:
     """Write everything that the results found allow."""
     found = {part: read(targets) for part, targets in TARGETS.items()}
     makers = {"figure": figure, "tables": tables, "horizons": horizons, "trials": trials}
-    contents = {f"{part}.md": make(found[part]) for part, make in makers.items() if len(found[part])}
-    if len(found["horizons"]) and len(found["trained on"]):
-        contents["horizons.md"] += "\n" + trained_on(found["trained on"], found["horizons"])
-    for name, content in contents.items():
-        write_atomically(OUT / name, content.encode())
-    frames = (found[part] for part in ("figure", "horizons", "trained on", "trials"))
-    paper_pictures.draw(*frames, PAPER, EQUAL_UPDATES[0], OUT)
+    for part, make in makers.items():
+        if len(found[part]):
+            write_atomically(OUT / f"{part}.md", make(found[part]).encode())
+    paper_pictures.draw(found["figure"], along(found["horizons"]) if len(found["horizons"]) else None, PAPER, OUT)
 
 
 if __name__ == "__main__":

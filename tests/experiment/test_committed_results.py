@@ -28,11 +28,10 @@ def found():
 
 
 def test_the_tables_come_out_again(found):
-    horizons, after = found["horizons"], found["trained on"]
     made = {
         "figure.md": paper.figure(found["figure"]),
         "tables.md": paper.tables(found["tables"]),
-        "horizons.md": f"{paper.horizons(horizons)}\n{paper.trained_on(after, horizons)}",
+        "horizons.md": paper.horizons(found["horizons"]),
         "trials.md": paper.trials(found["trials"]),
         "directions.md": directions.table(pd.read_csv(RESULTS / "paper" / "directions.csv")),
         "../efficiency/peers.md": peers_table.tables(pd.read_csv(RESULTS / "efficiency" / "peers.csv")),
@@ -105,25 +104,21 @@ def test_the_papers_figure_draws_the_numbers_of_its_csv(found):
         np.testing.assert_array_equal(curves[0].get_xdata(), [int(name.split("_")[-1]) for name in names])
 
 
-def test_the_horizons_picture_draws_the_numbers_of_its_csvs(found):
-    own = {
-        part: found[part].query("domain == 'CosMixture2D' and unit != 'epoch'") for part in ("horizons", "trained on")
-    }
-    left, right = paper_pictures.over_horizons(own["horizons"], own["trained on"], "CosMixture2D", 450).axes
-    place = {"domain": "CosMixture2D", "method": "fomaml", "inner_steps": "50"}
-    at_450 = [float(line["test_step_50"]) for line in lines("horizons", update="450", **place)]
-    assert len(at_450) == 3
-    (curve,) = [line for line in left.lines if line.get_color() == paper_pictures.STYLES["fomaml"]["color"]]
-    assert dict(zip(curve.get_xdata(), curve.get_ydata(), strict=True))[50] == pytest.approx(np.mean(at_450), rel=1e-12)
-    last = lines("horizons-on", domain="CosMixture2D", method="amaml")
-    dotted = [line for line in right.lines if line.get_linestyle() == ":"]
-    ends = [line.get_ydata()[-1] for line in dotted]
-    assert ends[0] == pytest.approx(np.mean([float(line["test_step_200"]) for line in last]), rel=1e-12)
+def test_the_pictures_of_horizons_draw_the_numbers_of_their_csvs(found):
+    frame = paper.along(found["horizons"])
+    own = lines("horizons", domain="CosMixture2D", run="amaml", inner_steps="200", update="450")
+    assert len(own) == 5
+    test = np.mean([float(line["test_step_200"]) for line in own])
+    work = np.mean([0.45 * (float(line["gradients"]) + 2 * float(line["hvps"])) for line in own])
+    over_steps = paper_pictures.over_horizons(frame[frame["final"]])
+    over_work = paper_pictures.over_work(frame[frame["inner_steps"] == "200"])
+    for drawn, x in ((over_steps, 200), (over_work, work)):
+        (axis,) = [axis for axis in drawn.axes if axis.get_title() == "CosMixture2D"]
+        points = np.concatenate([line.get_xydata() for line in axis.lines])
+        assert np.isclose(points, (x, test), rtol=1e-9).all(axis=1).any()
 
 
-@pytest.mark.parametrize(
-    "target", ["paper-figure", "paper-tables", "horizons", "horizons-maml", "horizons-on", "images"]
-)
+@pytest.mark.parametrize("target", ["paper-figure", "paper-tables", "images"])
 def test_what_stands_in_a_csv_counts_as_done_in_a_clone(target, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     count = len(read_grid(TARGETS / f"{target}.toml").cells)

@@ -26,7 +26,6 @@ def frame(*parts: pd.DataFrame) -> pd.DataFrame:
 
 
 POINTS = {"support": [0.9, 0.6, 0.3], "test": [1.1, 0.8, 0.4]}
-PLACE = {"domain": "Alpine2D", "method": "amaml", "inner_steps": "200"}
 
 
 @pytest.mark.parametrize(
@@ -43,28 +42,30 @@ def test_a_number_of_the_tables_is_reproduced_where_unseen_ratings_have_it(unsee
     assert paper._table_verdict((0.1, 0.01), inner, pd.Series(passed)) == verdict
 
 
-def test_seeds_that_were_tested_at_other_updates_share_a_curve():
-    """A run that was made longer in steps has been tested where the others were not."""
-    found = frame(
-        *(result(POINTS, "inner step", **PLACE), result(POINTS, "inner step", 50, **PLACE)),
-        result(POINTS, "inner step", seed=1, **PLACE),
-    )
-    values = paper_pictures._seconds(found[found["end"]])
-    assert list(values.index) == [75.0]
-    assert values.loc[75.0].tolist() == pytest.approx([0.4, 0.4])
+def horizon(run: str, tests: dict[int, float], seed: int = 0, **cost: float) -> list[pd.DataFrame]:
+    """The meta-tests of a run of 200 steps after some updates."""
+    place = {"domain": "Alpine2D", "run": run, "inner_steps": "200"}
+    cost = {"gradients": 200.0, "hvps": 0.0} | cost
+    return [
+        result(POINTS | {"test": [1.1, 0.8, test]}, "inner step", n, seed=seed, **place).assign(**cost)
+        for n, test in tests.items()
+    ]
 
 
-def test_the_horizons_picture_says_which_runs_were_shorter():
-    long = [result(POINTS, "inner step", update, **PLACE) for update in (300, 900)]
-    both = frame(result(POINTS, "inner step", **PLACE | {"method": "maml"}), *long)
-    left = paper_pictures.over_horizons(both, both.head(0), "Alpine2D", 900).axes[0]
-    assert left.get_title() == "after 900 meta-updates\n(open marks: MAML with 200 steps after 300)"
-    assert [line.get_markerfacecolor() for line in left.lines].count("white") == 1
-    names = {text.get_text(): text.xyann[1] for text in left.texts}
-    assert names.keys() == {"A-MAML", "MAML"}  # whose ends are at one place
-    assert abs(names["A-MAML"] - names["MAML"]) > 0.05
-    left = paper_pictures.over_horizons(frame(*long), both.head(0), "Alpine2D", 900).axes[0]
-    assert left.get_title() == "after 900 meta-updates"
+def test_horizons_tell_the_work_and_how_far_ahead_of_reptile_on_the_same_seeds():
+    ours = [part for seed in (0, 1) for part in horizon("amaml", {50: 0.9, 100: 0.5 + seed / 10}, seed, hvps=150)]
+    found = frame(*ours, *horizon("reptile", {50: 0.9, 100: 0.7}), *horizon("reptile", {100: 0.2}, seed=2))
+    text = paper.horizons(found)
+    assert "| amaml | 200 | 0, 1 | 100 | 50 | 0.900, 0.900 | 0.500, 0.600 | 0.200 |" in text
+    assert "| reptile | 200 | 0, 2 | 100 | 20 | 0.900 | 0.700, 0.200 |  |" in text
+
+
+def test_names_stand_apart_where_lines_end_at_one_place():
+    ends = paper.along(frame(*horizon("amaml", {50: 0.9, 100: 0.5}), *horizon("reptile", {50: 0.8, 100: 0.5})))
+    (axis,) = paper_pictures.over_work(ends).axes
+    names = {text.get_text(): text.xyann[1] for text in axis.texts}
+    assert names.keys() == {"A-MAML", "Reptile"}
+    assert abs(names["A-MAML"] - names["Reptile"]) > 0.05
 
 
 def test_a_picture_says_how_many_seeds_its_curves_have():

@@ -147,7 +147,7 @@ def test_anything_but_a_target_gets_the_usage_with_all_targets(machine, argument
     assert machine.log.read_text() == ""
 
 
-@pytest.mark.parametrize("target", ["paper-figure", "paper-tables", "horizons", "horizons-maml", "horizons-on"])
+@pytest.mark.parametrize("target", ["paper-figure", "paper-tables", "horizons", "horizons-work"])
 def test_the_papers_targets_make_their_tables_after_their_cells(machine, target):
     machine.start("reproduce.sh", target, HAS=CORE)
     directions = ["benchmarks.directions"] if target == "horizons" else []
