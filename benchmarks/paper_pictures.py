@@ -23,15 +23,14 @@ NAMES = {
 GREY = {"scratch": {"color": "#777777"}, "pretrained": {"color": "#aaaaaa"}}  # what is not meta-trained
 NAMES |= {method: method for method in GREY}
 STYLES = {method: style(i, len(NAMES)) | GREY.get(method, {}) for i, method in enumerate(NAMES)}
-RUNS = {  # of the targets horizons and horizons-work
+RUNS = {  # of the target horizons
     "amaml": "A-MAML",
     "amaml-rates": "A-MAML, learned rates",
-    "reptile-first": "Reptile first, then A-MAML",
-    "reptile-first-rates": "Reptile first, then A-MAML with learned rates",
     "fomaml": "FOMAML",
     "reptile": "Reptile",
-    "reptile-longer": "Reptile, longer",
 }
+ALL_RUNS = RUNS | {"reptile-first": "Reptile, then A-MAML", "reptile-longer": "Reptile, longer"}  # and of horizons-work
+LOOKS = {run: style(i, len(ALL_RUNS)) for i, run in enumerate(ALL_RUNS)}
 NEAR = 0.02  # curves that are nowhere further apart share a name
 TOP = 1.6  # of the figure's axes; what starts above is told in figure.md
 
@@ -102,45 +101,43 @@ def _line(method: str) -> dict[str, Any]:
 
 def over_horizons(ends: pd.DataFrame) -> Figure:
     """A panel a domain: the error after the own inner loop over the inner steps, at the end of training."""
-    ends = ends.assign(steps=ends["inner_steps"].astype(int))
-    runs = [run for run in RUNS if (ends.loc[ends["steps"] != 200, "run"] == run).any()]
-    figure, axes = _domains(ends[ends["run"].isin(runs)], "steps", runs)
+    ends = ends[ends["run"].isin(RUNS)].assign(steps=ends["inner_steps"].astype(int))
+    figure, axes = _domains(ends, "steps")
     for axis in axes:
         axis.set_xlabel("inner steps in meta-training, and at the meta-test")
+        axis.xaxis.set_major_locator(FixedLocator(sorted({*ends["steps"]})))
     figure.suptitle(f"New tasks, each method at its best setting; {seeds_of(ends)}", fontsize=11)
     return figure
 
 
 def over_work(ends: pd.DataFrame) -> Figure:
     """A panel a domain: the error after 200 inner steps over the work of training, at every meta-test on the way."""
-    runs = [run for run in RUNS if (ends["run"] == run).any()]
     mean = ends.groupby(["domain", "run", "update"], observed=True)["work"].transform("mean")
-    figure, axes = _domains(ends.assign(work=mean), "work", runs)
+    figure, axes = _domains(ends.assign(work=mean), "work")
     for axis in axes:
         axis.set_xlabel("work of training, thousand gradients a task")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     figure.suptitle(f"New tasks after 200 inner steps; {seeds_of(ends)}", fontsize=11)
     return figure
 
 
-def _domains(ends: pd.DataFrame, over: str, runs: list[str]) -> tuple[Figure, list[Axes]]:
+def _domains(ends: pd.DataFrame, over: str) -> tuple[Figure, list[Axes]]:
     """A panel a domain, a line a run: the test error over a column, on a logarithmic axis."""
     domains = list(dict.fromkeys(ends["domain"]))
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     axes = list(figure.subplots(1, len(domains), squeeze=False).flat)
-    looks = {run: style(i, len(runs)) for i, run in enumerate(runs)}
     for axis, domain in zip(axes, domains, strict=True):
         own, ended = ends[ends["domain"] == domain], {}
         low, high = own[over].min(), own[over].max()
-        axis.set(xscale="log", xlim=(low / 1.2, high * (high / low) ** 0.35), ylabel="nRMSE on test points")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if over == "work" else FixedLocator([*{*own[over]}]))
+        axis.set(xscale="log", xlim=(low / 1.2, high * (1.2 * high / low) ** 0.4), ylabel="nRMSE on test points")
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set_title(domain, fontsize=10)
         plain(axis)
-        for i, run in enumerate(runs):
+        for i, run in enumerate(ALL_RUNS):
             values = own[own["run"] == run].pivot(index=over, columns="seed", values="test")
             if len(values):
-                ended[RUNS[run]] = curve(axis, values, place=(i, len(runs)), **looks[run])
+                ended[ALL_RUNS[run]] = curve(axis, values, place=(i, len(ALL_RUNS)), **LOOKS[run])
         axis.set_ylim(axis.get_ylim())
-        name_lines(axis, ended, {RUNS[run]: look["color"] for run, look in looks.items()})
+        name_lines(axis, ended, {ALL_RUNS[run]: look["color"] for run, look in LOOKS.items()})
     return figure, axes
