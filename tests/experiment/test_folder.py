@@ -96,15 +96,6 @@ def test_of_two_runs_that_begin_at_once_in_a_new_folder_one_goes_on(tmp_path, qu
     assert "summary.json" in files(out)
 
 
-def test_a_folder_of_which_nothing_may_be_written_still_shows_its_run(finished, monkeypatch, capsys):
-    def refuse(*arguments, **options):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(folders.filelock.FileLock, "acquire", refuse)
-    assert start(finished) == 0
-    assert capsys.readouterr().out.startswith(content(finished, "summary.json")["table"])
-
-
 @pytest.mark.parametrize("flags", [["--test-tasks", "3"], ["--protocol", "inner"]], ids=" ".join)
 def test_other_tests_of_a_finished_run_are_made_without_training(finished, monkeypatch, capsys, flags):
     trained, lines, old = theta(finished), metrics(finished), content(finished, "test.json")

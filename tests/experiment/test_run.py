@@ -11,6 +11,7 @@ import traceback
 
 import pytest
 import torch
+from filelock import FileLock
 from helpers.commands import (
     ROOT,
     SIZES,
@@ -198,10 +199,14 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path, qui
 
 
 def test_a_finished_run_is_shown_and_not_run_again(finished, capsys, monkeypatch):
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
     before, table = files(finished), content(finished, "summary.json")["table"].splitlines()
     monkeypatch.setattr(run, "build", None)
-    for flags in ((), ("--resume",)):
+    for flags in ((), ("--resume",), ()):
         assert start(finished, *flags) == 0
+        monkeypatch.setattr(FileLock, "acquire", refuse)  # of a folder of which nothing may be written
         shown = capsys.readouterr().out.splitlines()
         assert shown[:-1] == table
         assert "--overwrite" in shown[-1]
