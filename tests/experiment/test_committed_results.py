@@ -65,14 +65,6 @@ def test_the_tables_of_tomography_come_out_again():
             assert tables.as_markdown(table) in text
 
 
-def test_a_part_of_a_csv_is_compared_as_the_pages_say():
-    place = {"setting": ["ours"], "panel": ["CosMixture-50"], "seed": ["0"]}
-    for panel in compare.panels(*compare.read_runs([RESULTS / "paper" / "paper-figure.csv"], place)):
-        assert len(panel.labels) >= 6
-        head, *rows = tables.differences(panel, "amaml", panel.epochs(None))
-        assert all(len(row) == len(head) for row in rows)
-
-
 def test_the_picture_of_the_peers_draws_the_numbers_of_its_csv():
     axis = picture.figure(pd.read_csv(picture.CSV)).axes[0]
     shown = dict(

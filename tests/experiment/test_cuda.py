@@ -17,7 +17,6 @@ from helpers.problems import classification, convnet, mlp, regression, relative_
 
 import amaml
 import baselines
-import run
 from amaml import AMAML, Chunked, half_mse
 from amaml.flow.optimizers import Optimizer
 from experiment.machine import environment
@@ -25,7 +24,6 @@ from experiment.machine import environment
 DEVICE = os.environ.get("AMAML_DEVICE", "cuda:0")  # "cpu" tries the tests themselves
 pytestmark = pytest.mark.skipif(DEVICE != "cpu" and not torch.cuda.is_available(), reason="needs a CUDA device")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for --deterministic, before any test uses CUDA
-needs_cuda = pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
 
 SAME = 1e-10  # relative, in float64
 LEARNERS = {
@@ -89,24 +87,6 @@ def test_a_whole_experiment_ends_as_on_the_cpu(tmp_path, compile):
     assert tests[1]["test"]["mean"] == pytest.approx(tests[0]["test"]["mean"], rel=1e-6)
     assert (tmp_path / "cuda" / "fits.png").exists()
     assert content(tmp_path / "cuda", "config.json")["device"] == environment(DEVICE)["device"]
-
-
-def test_a_run_of_the_cpu_is_evaluated_on_the_gpu(tmp_path):
-    start(tmp_path / "run")
-    flags = ["--evaluate", str(tmp_path / "run"), "--device", DEVICE, "--out", str(tmp_path / "there")]
-    assert run.main(flags) == 0
-    (evaluation,) = (tmp_path / "there").glob("evaluation-*.json")
-    there = content(tmp_path / "there", evaluation.name)
-    here = content(tmp_path / "run", "test.json")[-1]
-    assert there["test"]["mean"] == pytest.approx(here["test"]["mean"], rel=1e-8)
-
-
-@needs_cuda
-def test_two_processes_want_a_gpu_each(tmp_path, capfd):
-    assert start(tmp_path / "run", "--device", "cuda", "--processes", str(torch.cuda.device_count() + 1)) == 2
-    assert "processes need a GPU each" in capfd.readouterr().err
-    assert start(tmp_path / "run", "--device", DEVICE, "--processes", "2") == 2
-    assert "choose --device cuda, one for each" in capfd.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")

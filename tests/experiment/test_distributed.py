@@ -135,22 +135,18 @@ def test_a_checkpoint_is_evaluated_by_several_processes_to_the_bit(tmp_path, qui
     assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "both" / name).read_bytes()
 
 
-class Pair(Group):
-    """Process rank of two, of which the other has sent something already."""
-
-    def __init__(self, rank: int, other: tuple) -> None:
-        super().__init__(rank, 2)
-        self.other = other
-
-    def exchange(self, mine):
-        return [mine, self.other] if self.first else [self.other, mine]
+def beside(other: tuple) -> Group:
+    """The first of two processes, of which the other has sent something already."""
+    group = Group(0, 2)
+    group.exchange = lambda mine: [mine, other]
+    return group
 
 
 def test_the_fault_of_the_first_chunk_is_raised_wherever_it_was_met():
     def solve(part):
         raise ValueError(f"part {part}")
 
-    group = Pair(0, (None, [distributed.Outcome(fault=ValueError("part 1"))]))
+    group = beside((None, [distributed.Outcome(fault=ValueError("part 1"))]))
     with pytest.raises(ValueError, match="part 0"):
         group.map_chunks(solve, [0, 1, 2, 3])
     with pytest.raises(ValueError, match="part 1"):
@@ -158,7 +154,7 @@ def test_the_fault_of_the_first_chunk_is_raised_wherever_it_was_met():
 
 
 def test_a_signal_counts_once_all_processes_know():
-    group = Pair(0, (signal.SIGTERM, [distributed.Outcome(1)]))
+    group = beside((signal.SIGTERM, [distributed.Outcome(1)]))
     group.check_stop()  # what it was asked for itself is told in the next exchange
     with pytest.raises(Stopped):
         group.map_chunks(lambda part: None, [0])

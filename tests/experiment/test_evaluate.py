@@ -45,7 +45,8 @@ def test_evaluations_have_names_of_their_own_and_replace_their_like_alone(finish
 
 def test_evaluate_refuses_what_would_have_made_another_theta(finished, capsys):
     before, settings = files(finished), checkpoint(finished)["settings"]
-    for flag, value in {"meta-updates": "7", "clip": "7", "width": "5", "method": "maml", "norm": "batch"}.items():
+    other = {"meta-updates": "7", "clip": "7", "width": "5", "method": "maml", "norm": "batch", "start-from": "x"}
+    for flag, value in other.items():
         line = refused(capsys, finished, "--evaluate", str(finished), f"--{flag}", value)
         assert f"was made with --{flag} {settings[flag.replace('-', '_')]}, not {value.rstrip('0.')}" in line
     line = refused(capsys, finished, "--evaluate", str(finished), "--domain", "CosMixture2D")

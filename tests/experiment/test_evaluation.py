@@ -6,7 +6,6 @@ import signal
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.stats
 import torch
 from helpers.commands import assert_same_run, content, error_line, start
 
@@ -15,7 +14,7 @@ from amaml import Adaptation, Diverged, Tasks, half_mse, mlp, rmse
 from data.synthetic import CosMixture
 from experiment import results
 from experiment.build import Experiment
-from experiment.evaluation import Curves, Model, fine_tune, inner_loop, mean_and_interval, measured, test_entry
+from experiment.evaluation import Curves, Model, fine_tune, inner_loop, measured, test_entry
 from experiment.summary import at_epochs, table
 
 test_entry.__test__ = False  # it is no test
@@ -89,23 +88,20 @@ def test_errors_that_are_not_finite_are_reported(problem, part):
         measured(fine_tune(model, tasks, epochs=0), tasks, rmse, "epoch", lambda epoch: None)
 
 
-def test_the_interval_is_students():
-    values = np.array([1.0, 2.0, 4.0, 4.0, 9.0])
-    mean, half = mean_and_interval(values)
-    low, high = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert (mean - half, mean + half) == pytest.approx((low, high))
-
-
-def test_an_entry_averages_over_tasks_and_not_over_epochs():
-    curves = Curves("epoch", [0, 10], np.array([[1.0, 3.0], [0.5, 0.5]]), np.array([[2.0, 4.0], [1.0, 2.0]]))
-    entry = test_entry(7, curves, {"zero": np.array([1.0, 2.0])}, "nRMSE")
-    assert (entry["update"], entry["tasks"], entry["epochs"]) == (7, 2, [0, 10])
+def test_an_entry_and_its_table_average_over_tasks_and_not_over_epochs():
+    curves = Curves("inner step", [0, 3], np.array([[1.0, 3.0], [0.5, 0.5]]), np.array([[2.0, 4.0], [1.0, 2.0]]))
+    entry = test_entry(7, curves, {"user mean": np.array([1.0, 2.0])}, "nRMSE")
+    assert (entry["update"], entry["tasks"], entry["epochs"]) == (7, 2, [0, 3])
     assert entry["support"]["mean"] == [2.0, 0.5]
-    assert entry["predictors"]["zero"] == pytest.approx((1.5, 6.353102368))
+    assert entry["predictors"]["user mean"] == pytest.approx((1.5, 6.353102368))
     assert entry["test"]["mean"] == [3.0, 1.5]
     assert entry["test"]["ci95"] == pytest.approx([12.706204736, 6.353102368])  # t(0.975, 1) = 12.706
-    single = test_entry(7, Curves("epoch", [0], np.array([[1.0]]), np.array([[2.0]])), {}, "nRMSE")
-    assert single["test"]["ci95"] == [None]
+    title, header, first, second, predictor = table("what ran", entry | {"also": []}).splitlines()
+    assert title == "what ran"
+    assert header.split() == ["inner", "step", "nRMSE", "on", "support", "nRMSE", "on", "test", "points"]
+    assert first.split() == ["0", "2.0000", "+-", "12.7062", "3.0000", "+-", "12.7062"]
+    assert predictor.split() == ["user", "mean", "1.5000", "+-", "6.3531"]
+    assert len({len(line) for line in (header, first, second)}) == 1
 
 
 @pytest.mark.parametrize(
@@ -118,25 +114,6 @@ def test_the_summary_shows_the_papers_epochs_and_the_last(last, expected):
     rows = at_epochs({"unit": "epoch", "epochs": epochs, "support": curve, "test": curve})
     assert [row["epoch"] for row in rows] == expected
     assert all(row["test"] == row["epoch"] and row["support_ci95"] == row["epoch"] / 2 for row in rows)
-
-
-def test_the_table_lists_every_row_in_columns():
-    entry = {
-        "metric": "nRMSE",
-        "unit": "inner step",
-        "epochs": [0, 3],
-        "support": {"mean": [0.5, 0.5], "ci95": [0.1, 0.1]},
-        "test": {"mean": [1.25, 1.25], "ci95": [0.2, None]},
-        "predictors": {"user mean": (0.9, 0.1)},
-        "also": [],
-    }
-    title, header, first, second, predictor = table("what ran", entry).splitlines()
-    assert title == "what ran"
-    assert header.split() == ["inner", "step", "nRMSE", "on", "support", "nRMSE", "on", "test", "points"]
-    assert first.split() == ["0", "0.5000", "+-", "0.1000", "1.2500", "+-", "0.2000"]
-    assert second.split() == ["3", "0.5000", "+-", "0.1000", "1.2500"]
-    assert len({len(line) for line in (header, first, second)}) == 1
-    assert predictor.split() == ["user", "mean", "0.9000", "+-", "0.1000"]
 
 
 def test_every_task_of_every_meta_test_is_kept_in_a_csv(tmp_path, quick):

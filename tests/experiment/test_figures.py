@@ -55,11 +55,6 @@ def test_the_curves_show_every_protocol_every_meta_test_and_the_training(drawn):
     np.testing.assert_array_equal(training.lines[0].get_xydata(), [[1, 2.0], [3, 1.0]])
 
 
-def test_a_single_meta_test_is_no_curve_over_updates(drawn):
-    draw_curves(TITLE, [entry(3, 1) | {"also": []}], METRICS)
-    assert len(drawn[0].axes) == 2
-
-
 @pytest.mark.parametrize(("domain", "panels"), [("CosMixture", 1), ("CosMixture2D", 4)])
 def test_draw_shows_data_truth_and_both_fits_in_the_units_of_the_formula(tmp_path, monkeypatch, domain, panels):
     shown, png = [], figures._png

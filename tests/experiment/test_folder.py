@@ -28,15 +28,6 @@ from experiment.folder import RunFolder
 from experiment.session import Session
 
 
-def test_rewinding_drops_what_came_later_and_nothing_else(tmp_path):
-    folder = RunFolder(tmp_path)
-    folder.append_metrics([{"update": n} for n in (1, 2, 3)])
-    folder.write("test.json", [{"update": 2}, {"update": 3}])
-    folder.rewind(2)
-    assert folder.metrics() == [{"update": 1}, {"update": 2}]
-    assert folder.read("test.json", None) == [{"update": 2}]  # which need not be made again
-
-
 def test_every_file_is_written_atomically_and_the_metrics_before_the_checkpoint(tmp_path, quick, monkeypatch):
     written, write, synced, fsync = [], folders.write_atomically, [], os.fsync
     monkeypatch.setattr(folders, "write_atomically", lambda path, c: (written.append(path.name), write(path, c)))

@@ -81,12 +81,3 @@ def test_a_theta_that_does_not_fit_gets_one_line_and_nothing_is_lost(tmp_path, r
         line = refused(capsys, tmp_path / "there", "--overwrite", "--start-from", str(reptile), *flags)
         assert all(word in line for word in words), line
         assert files(tmp_path) == before
-
-
-def test_another_start_is_another_run(tmp_path, reptile, capsys):
-    start(tmp_path / "there")
-    capsys.readouterr()
-    other = "--start-from", str(reptile)
-    assert "--start-from None" in refused(capsys, tmp_path / "there", *other, "--resume")
-    evaluate = "--evaluate", str(tmp_path / "there")
-    assert "was made with --start-from None" in refused(capsys, tmp_path, *evaluate, *other)
