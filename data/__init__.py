@@ -20,14 +20,7 @@ from data.outside import Table
 from data.phantoms import Phantoms
 from data.ratings import Jester, MovieLens1M, MovieLens100K
 from data.sinusoid import Sinusoid
-from data.synthetic import (
-    Alpine2D,
-    Alpine2DReleased,
-    CosMixture,
-    CosMixture2D,
-    CosMixture2DSlides,
-    CosMixtureSlides,
-)
+from data.synthetic import Alpine2D, Alpine2DReleased, CosMixture, CosMixture2D, CosMixture2DSlides, CosMixtureSlides
 
 
 def _domain(name: str, found: Any) -> type[Domain]:

@@ -4,15 +4,7 @@ import os
 
 import pytest
 import torch
-from helpers.commands import (
-    OFTEN,
-    assert_same_run,
-    checkpoint,
-    content,
-    killed,
-    start,
-    theta,
-)
+from helpers.commands import OFTEN, assert_same_run, checkpoint, content, killed, start, theta
 from helpers.problems import classification, convnet, mlp, regression, relative_error
 
 import amaml

@@ -6,17 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers.commands import (
-    ROOT,
-    TINY,
-    assert_same_run,
-    checkpoint,
-    content,
-    has_checkpoint,
-    metrics,
-    start,
-    wait_for,
-)
+from helpers.commands import ROOT, TINY, assert_same_run, checkpoint, content, has_checkpoint, metrics, start, wait_for
 from helpers.processes import Run, said
 
 import run

@@ -5,17 +5,7 @@ import signal
 from itertools import count
 
 import pytest
-from helpers.commands import (
-    OFTEN,
-    assert_same_run,
-    checkpoint,
-    content,
-    error_line,
-    files,
-    killed,
-    metrics,
-    start,
-)
+from helpers.commands import OFTEN, assert_same_run, checkpoint, content, error_line, files, killed, metrics, start
 
 import run
 from experiment import folder

@@ -4,16 +4,7 @@ import shutil
 
 import pytest
 import torch
-from helpers.commands import (
-    OFTEN,
-    assert_same_run,
-    content,
-    files,
-    killed,
-    refused,
-    start,
-    theta,
-)
+from helpers.commands import OFTEN, assert_same_run, content, files, killed, refused, start, theta
 from helpers.processes import Run
 
 import run
