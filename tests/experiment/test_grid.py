@@ -1,11 +1,12 @@
 """Grids in TOML and the cells that they are; mistakes in them and on the command line."""
 
+import itertools
 import sys
 from pathlib import Path
 
 import pytest
 from helpers.commands import ROOT
-from helpers.grids import flags_of, write_grid
+from helpers.grids import write_grid
 
 import run
 from amaml import InputError
@@ -14,55 +15,34 @@ from experiment.grid import TARGETS, read_grid
 
 
 def test_a_grid_is_the_product_of_its_axes_with_the_seed_slowest(tmp_path):
-    grid = read_grid(
-        write_grid(
-            tmp_path,
-            """
-            out = "results/mine/{panel}/{method}-{width}/seed{seed}"
-            method = ["fomaml", "imaml"]
-            panel = [{ label = "cos", domain = "CosMixture", shots = 7 }, { domain = "Alpine2D", shots = 9 }]
-            seed = [3, 4]
-            width = 8
-            override = [
-                { when = { method = "imaml", panel = ["cos"] }, prox = 0.5 },
-                { when = { domain = "Alpine2D" }, inner_steps = 6 },
-            ]
-            then = [{ out = "{out}-{shots}shot-5", shots = 5, draw = 1 }]
-            """,
-        )
-    )
-    assert [tuple(cell.labels.values()) for cell in grid.cells] == [
-        (seed, method, panel)
-        for seed in ("3", "4")
-        for method in ("fomaml", "imaml")
-        for panel in ("cos", "Alpine2D-9")
-    ]
+    text = """
+        out = "results/mine/{panel}/{method}-{width}/seed{seed}"
+        method = ["fomaml", "imaml"]
+        panel = [{ label = "cos", domain = "CosMixture", shots = 7 }, { domain = "Alpine2D", shots = 9 }]
+        seed = [3, 4]
+        width = 8
+        override = [
+            { when = { method = "imaml", panel = ["cos"] }, prox = 0.5 },
+            { when = { domain = "Alpine2D" }, inner_steps = 6 },
+        ]
+        then = [{ out = "{out}-{shots}shot-5", shots = 5, draw = 1 }]
+    """
+    grid = read_grid(write_grid(tmp_path, text))
+    places = itertools.product(("3", "4"), ("fomaml", "imaml"), ("cos", "Alpine2D-9"))
+    assert [tuple(cell.labels.values()) for cell in grid.cells] == list(places)
     assert [cell.settings.get("prox") for cell in grid.cells[:4]] == [None, None, 0.5, None]
     assert [cell.settings.get("inner_steps") for cell in grid.cells[:2]] == [None, 6]
     cell = grid.cells[2]
     assert cell.name == "cos/imaml-8/seed3"
     assert grid.records == Path("results/mine/.cells/grid")
     assert grid.csv == Path("results/grid.csv")
-    assert cell.steps[0].command[:2] == [sys.executable, str(ROOT / "run.py")]
-    assert flags_of(cell.steps[0].command) == {
-        "--domain": "CosMixture",
-        "--shots": "7",
-        "--method": "imaml",
-        "--prox": "0.5",
-        "--seed": "3",
-        "--width": "8",
-        "--out": "results/mine/cos/imaml-8/seed3",
-        "--resume": "true",
-    }
-    assert cell.steps[0].makes == Path("results/mine/cos/imaml-8/seed3/summary.json")
-    other = "results/mine/cos/imaml-8/seed3-7shot-5"
-    assert flags_of(cell.steps[1].command) == {
-        "--evaluate": "results/mine/cos/imaml-8/seed3",
-        "--shots": "5",
-        "--draw": "1",
-        "--out": other,
-    }
-    assert cell.steps[1].makes == Path(other, "evaluation*.json")
+    program, out = f"{sys.executable} {ROOT / 'run.py'}", "results/mine/cos/imaml-8/seed3"
+    flags = f"--domain CosMixture --shots 7 --method imaml --prox 0.5 --seed 3 --width 8 --out {out} --resume"
+    assert " ".join(cell.steps[0].command) == f"{program} {flags}"
+    assert cell.steps[0].makes == Path(out, "summary.json")
+    flags = f"--shots 5 --out {out}-7shot-5 --evaluate {out} --draw 1"
+    assert " ".join(cell.steps[1].command) == f"{program} {flags}"
+    assert cell.steps[1].makes == Path(f"{out}-7shot-5", "evaluation*.json")
 
 
 def test_a_grid_without_a_folder_gets_one_that_says_what_ran(tmp_path):
@@ -72,7 +52,7 @@ def test_a_grid_without_a_folder_gets_one_that_says_what_ran(tmp_path):
     ]
     assert [cell.labels["seed"] for cell in read_grid(path, seeds=[5, 6]).cells] == ["5", "5", "6", "6"]
     on_gpu = read_grid(path, device="cuda").cells[0]
-    assert flags_of(on_gpu.steps[0].command)["--device"] == "cuda"
+    assert "--device cuda " in " ".join(on_gpu.steps[0].command)
     assert on_gpu.settings["device"] == "cuda"  # by which it is found to be done
 
 
@@ -140,6 +120,6 @@ def test_a_mistake_on_the_command_line_gets_one_line(capsys, monkeypatch, flags,
 def test_a_cell_may_start_from_another_cells_run(tmp_path):
     axes = 'domain = "CosMixture"\nmethod = ["amaml", "reptile"]\nseed = [3, 4]\n'
     grid = read_grid(write_grid(tmp_path, axes + 'start_from = "results/first/seed{seed}"'))
-    starts = [flags_of(cell.steps[0].command)["--start-from"] for cell in grid.cells]
-    assert starts == [cell.settings["start_from"] for cell in grid.cells]
-    assert starts == ["results/first/seed3"] * 2 + ["results/first/seed4"] * 2
+    for cell, seed in zip(grid.cells, (3, 3, 4, 4), strict=True):
+        assert cell.settings["start_from"] == f"results/first/seed{seed}"
+        assert f"--start-from results/first/seed{seed} " in " ".join(cell.steps[0].command)

@@ -31,13 +31,3 @@ def scripts(folder: Path, **texts: str) -> Grid:
         for name, text in texts.items()
     ]
     return Grid("scripts", cells, folder / ".cells" / "scripts", folder / "scripts.csv")
-
-
-def flags_of(command: list[str]) -> dict[str, str]:
-    """--name value pairs of a command; a bare flag is true."""
-    flags, words = {}, command[2:]
-    for i, word in enumerate(words):
-        if word.startswith("--"):
-            bare = i + 1 == len(words) or words[i + 1].startswith("--")
-            flags[word] = "true" if bare else words[i + 1]
-    return flags
