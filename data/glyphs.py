@@ -77,9 +77,10 @@ def font_files() -> list[Path]:
 
 def letters(fonts: Sequence[Path], scripts: Scripts) -> list[Glyph]:
     """The letters (Unicode's categories L*) of the scripts that a font has, by script and code point."""
-    faces = [
-        (ImageFont.truetype(str(font), FINE, layout_engine=ImageFont.Layout.BASIC), _codes(font)) for font in fonts
-    ]
+    from matplotlib.ft2font import FT2Font
+
+    basic = ImageFont.Layout.BASIC
+    faces = [(ImageFont.truetype(str(f), FINE, layout_engine=basic), FT2Font(str(f)).get_charmap()) for f in fonts]
     split_of = {script: split for split, group in scripts.items() for script in group}
     found: dict[str, list[Glyph]] = {script: [] for script in split_of}
     for code in sorted(set().union(*(codes for _, codes in faces))):
@@ -92,12 +93,6 @@ def letters(fonts: Sequence[Path], scripts: Scripts) -> list[Glyph]:
         if outlines:
             found[script].append(Glyph(name, script, split_of[script], np.stack(outlines)))
     return [glyph for group in found.values() for glyph in group]
-
-
-def _codes(font: Path) -> set[int]:
-    from matplotlib.ft2font import FT2Font
-
-    return set(FT2Font(str(font)).get_charmap())
 
 
 def _outline(font: ImageFont.FreeTypeFont, letter: str) -> np.ndarray:
@@ -134,7 +129,8 @@ def near_identical(glyphs: Sequence[Glyph], block: int = 256) -> np.ndarray:
     """For every glyph and those before it, (glyphs, glyphs) bool; false above the diagonal."""
     counts = np.array([len(glyph.outlines) for glyph in glyphs])
     starts = np.cumsum(counts) - counts
-    ink = np.concatenate([_reduced(glyph.outlines) for glyph in glyphs]) > 96  # the thinnest strokes reach it
+    outlines = np.concatenate([glyph.outlines for glyph in glyphs]).reshape(-1, SIZE, FACTOR, SIZE, FACTOR)
+    ink = outlines.mean((2, 4)) > 96  # at the size of a drawing the thinnest strokes reach it
     far = np.stack([distance_transform_edt(~each) for each in ink]) > NEAR
     ink, far = ink.reshape(len(ink), -1).astype(np.float32), far.reshape(len(far), -1).astype(np.float32)
     ink /= ink.sum(1, keepdims=True)
@@ -146,11 +142,6 @@ def near_identical(glyphs: Sequence[Glyph], block: int = 256) -> np.ndarray:
         by_glyph = np.minimum.reduceat(unexplained, starts[:last], axis=1)
         near[first:last, :last] = np.minimum.reduceat(by_glyph, starts[first:last] - starts[first]) <= UNEXPLAINED
     return np.tril(near)
-
-
-def _reduced(outlines: np.ndarray) -> np.ndarray:
-    """At the size of a drawing, (faces, SIZE, SIZE)."""
-    return outlines.reshape(-1, SIZE, FACTOR, SIZE, FACTOR).mean((2, 4))
 
 
 def draw(glyphs: Sequence[Glyph], block: int = 64) -> ImageSet:

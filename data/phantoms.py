@@ -19,7 +19,6 @@ import torch
 from scipy.stats import poisson
 from torch import Tensor
 
-from amaml.errors import InputError
 from amaml.losses import mse
 from amaml.tasks import Tasks
 from data.domain import Endless, Objective, check_pool
@@ -132,8 +131,6 @@ class Phantoms(Endless):
 
     def __init__(self, sampling: Sampling) -> None:
         check_pool("pixels of a phantom", sampling.queries, SIDE**2, "--queries")
-        if not 0 <= sampling.noise < 1:
-            raise InputError(f"--noise must be 0 or a number below 1, got {sampling.noise}")
         super().__init__(sampling)
 
     def tasks(self, rng: np.random.Generator, count: int, first: int = 0, test: bool = False) -> Tasks:

@@ -91,7 +91,6 @@ class Ratings(Domain):
         mean plus the user's offset, the sum of the support's residuals / (shots + shrinkage), where the shrinkage is
         the best of a grid on the meta-train users.
         """
-        self.check_meta_test(count)
         shots, start = self.sampling.shots, self.sampling.shots + self.sampling.queries
         support, target = self._test_values[:count, :shots], self._test_values[:count, start:]
         means = self.item_means[self._test_items[:count]]

@@ -48,11 +48,6 @@ class Panel:
         """The names of its variants."""
         return list(self.frame["variant"].cat.categories)
 
-    @property
-    def several(self) -> bool:
-        """Whether a variant has more than one seed."""
-        return self.frame.groupby("variant", observed=True)["seed"].nunique().max() > 1
-
     def epochs(self, asked: Iterable[int] | None) -> list[Column]:
         """The columns of its tables; None is the end of each variant's own test, where those are not the same."""
         there, ends = {*self.final["epoch"]}, {*self.final.loc[self.final["end"], "epoch"]}

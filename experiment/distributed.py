@@ -141,11 +141,8 @@ class Group:
         torch.save(mine, buffer)
         with _noticed():
             distributed.all_gather_object(received, buffer.getvalue())
-        return [torch.load(io.BytesIO(sent), map_location=_here, weights_only=False) for sent in received]
-
-
-def _here(storage: Any, location: str) -> Any:
-    return storage if location == "cpu" else storage.cuda()
+        here = {"map_location": lambda storage, location: storage if location == "cpu" else storage.cuda()}
+        return [torch.load(io.BytesIO(sent), **here, weights_only=False) for sent in received]
 
 
 @contextlib.contextmanager

@@ -38,6 +38,7 @@ _cut = number(
     "none, length, or the multiple of the median length at which a task's gradient is cut, a positive number",
 )
 _fraction = number(float, lambda x: 0 < x < 1, "a number between 0 and 1")
+_share = number(float, lambda x: 0 <= x < 1, "0 or a number below 1")
 _device = text(r"cpu|cuda(:\d+)?", "cpu, cuda or cuda:N")
 _path = text(".+", "a path")
 _switch = check(lambda v: v if isinstance(v, bool) else None, "true or false")
@@ -137,7 +138,7 @@ class Settings:
     dtype: str = _named(("float64", "float32"), "precision")
     deterministic: bool = _flag(_switch, "CUDA: only operations that give the same bits every time", False)
     start_from: str | None = _flag(_path, "begin with the theta of this run folder or checkpoint")
-    noise: float = _flag(_nonnegative, "Phantoms: noise of a ray, as a share of its photons (default 0)", default=0.0)
+    noise: float = _flag(_share, "Phantoms: noise of a ray, as a share of its photons (default 0)", default=0.0)
     seed: int = _flag(_seed, "seed of tasks, episodes and initial weights")
     test_interval: int = _flag(_index, "meta-updates between meta-tests; 0 tests only at the end")
     test_tasks: int = _flag(_count, "meta-test tasks")

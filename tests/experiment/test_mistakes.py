@@ -31,6 +31,7 @@ MISTAKES = [
         for x in ("0", "-0.1", "nan", "inf", "x", "1e31")
     ),
     (["--rtol", "1"], ["--rtol must be a number between 0 and 1", "'1'"]),
+    *((["--noise", bad], ["--noise must be 0 or a number below 1", repr(bad)]) for bad in ("1", "-0.1")),
     (["--prox", "-1"], ["--prox must be zero or a positive number", "'-1'"]),
     (["--prox", "0", "--method", "imaml"], ["prox", "positive", "0.0"]),
     (["--device", "cuda:99"], ["--device 'cuda:99' is not there", "this machine has: cpu"]),
