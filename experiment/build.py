@@ -147,17 +147,20 @@ class Experiment:
         if not self.settings.draw or not figures.can_draw(self.domain.input_shape):
             return None
         count, objective = min(self.settings.draw, self.settings.test_tasks), self.domain.objective
-        tasks = self.domain.meta_test(count)
-        curves, (_, network, phi) = self.adapt(tasks, protocols(self.settings.protocol)[0], lambda record: None)
-        x, to_units = tasks.test_x, self.domain.in_units
-        start = self.whole.function.theta().detach().expand(count, -1)
-        predictions = self.whole.predict(start, x), network.predict(phi, x)
-        errors = [torch.func.vmap(objective.metric)(p, tasks.test_y) for p in predictions]
-        points = [*to_units(tasks.support_x, tasks.support_y), *to_units(x, tasks.test_y)]
-        parts = [*points, *(to_units(x, p)[1] for p in predictions), *errors]
-        arrays = (part.detach().double().cpu().numpy() for part in parts)
-        steps = counted(curves.epochs[-1], curves.unit)
-        return figures.draw_fits(self.title, figures.Fits(*arrays, objective.metric_name, steps))
+        tasks, units = self.domain.meta_test(count), self.domain.in_units
+        ended, (_, network, phi) = self.adapt(tasks, protocols(self.settings.protocol)[0], lambda record: None)
+        with torch.no_grad():
+            start = self.whole.predict(self.whole.function.theta().expand(count, -1), tasks.test_x)
+            fits = start, network.predict(phi, tasks.test_x)
+            errors = [torch.func.vmap(objective.metric)(fit, tasks.test_y).tolist() for fit in fits]
+        support, (x, truth) = units(tasks.support_x, tasks.support_y), units(tasks.test_x, tasks.test_y)
+        curves = torch.stack([truth, *(units(tasks.test_x, fit)[1] for fit in fits)])
+        *support, x, curves = (part.double().cpu().numpy() for part in (*support, x, curves))
+        when = "before adaptation", f"after {counted(ended.epochs[-1], ended.unit)}"
+        said = [
+            [f"{w}\n{objective.metric_name} {error:.3g}" for error in own] for w, own in zip(when, errors, strict=True)
+        ]
+        return figures.draw_fits(self.title, support, x, curves, list(zip(*said, strict=True)))
 
 
 def counted(number: int, name: str) -> str:

@@ -2,7 +2,8 @@
 
 import io
 import warnings
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -89,70 +90,54 @@ def can_draw(input_shape: tuple[int, ...]) -> bool:
     return False
 
 
-class Fits(NamedTuple):
-    """Fitted tasks in the units of their data, as arrays: x (tasks, points, d), y and predictions (tasks, points, 1).
-
-    before, after: the network's predictions at x, with their errors (tasks,); metric: the name of these; steps: after
-    how much adaptation, in words.
-    """
-
-    support_x: np.ndarray
-    support_y: np.ndarray
-    x: np.ndarray
-    truth: np.ndarray
-    before: np.ndarray
-    after: np.ndarray
-    errors_before: np.ndarray
-    errors_after: np.ndarray
-    metric: str
-    steps: str
-
-
-def draw_fits(title: str, fits: Fits) -> bytes:
+def draw_fits(
+    title: str, support: Sequence[np.ndarray], x: np.ndarray, curves: np.ndarray, labels: Sequence[Sequence[str]]
+) -> bytes:
     """fits.png: every task with its data, the truth, and the network before and after adaptation.
 
-    A curve a task for one input, four surfaces for two (see can_draw), the last of the errors after adaptation.
+    support: the x (tasks, shots, d) and y (tasks, shots, 1) of the support points; curves: at x (tasks, points, d) the
+    truth and the predictions before and after, (3, tasks, points, 1); labels: of both predictions, for each task. A
+    curve a task for one input, four surfaces for two (see can_draw), the last of the errors after adaptation.
     """
-    count, inputs = fits.x.shape[0], fits.x.shape[2]
+    count, inputs = x.shape[0], x.shape[2]
     draw, columns, width, height = (_draw_curve, 1, 8.4, 2.6) if inputs == 1 else (_draw_surfaces, 4, 12.4, 2.9)
     figure = Figure(figsize=(width, height * count + 0.6), layout="constrained")
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(count, columns, squeeze=False, sharex=True)
     for i in range(count):
-        task = Fits(*(part[i] for part in fits[:-2]), fits.metric, fits.steps)
-        errors = zip(("before adaptation", f"after {fits.steps}"), (task.errors_before, task.errors_after), strict=True)
-        draw(axes[i], task, [f"{when}\n{fits.metric} {error:.3g}" for when, error in errors])
+        draw(axes[i], [part[i] for part in support], x[i], curves[:, i, :, 0], labels[i])
         axes[i][0].set_title(f"meta-test task {i}" + ("\ntruth and support points" if columns > 1 else ""), fontsize=10)
         for axis in axes[i]:
             axis.label_outer()
     return _png(figure)
 
 
-def _draw_curve(axes: list[Axes], task: Fits, labels: list[str]) -> None:
-    (axis,), x = axes, task.x[:, 0]
-    axis.plot(x, task.truth[:, 0], "k", label="truth")
-    axis.plot(x, task.before[:, 0], "C0--", label=labels[0])
-    axis.plot(x, task.after[:, 0], "C3", label=labels[1])
-    axis.plot(task.support_x[:, 0], task.support_y[:, 0], "ko", markersize=5, label="support points")
+def _draw_curve(
+    axes: list[Axes], support: list[np.ndarray], x: np.ndarray, curves: np.ndarray, labels: Sequence[str]
+) -> None:
+    (axis,) = axes
+    for values, look, label in zip(curves, ("k", "C0--", "C3"), ("truth", *labels), strict=True):
+        axis.plot(x[:, 0], values, look, label=label)
+    axis.plot(*(part[:, 0] for part in support), "ko", markersize=5, label="support points")
     axis.set(xlabel="x", ylabel="y")
     axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), labelspacing=1)
 
 
-def _draw_surfaces(axes: list[Axes], task: Fits, labels: list[str]) -> None:
-    side, limits = round(len(task.x) ** 0.5), {"vmin": task.truth.min(), "vmax": task.truth.max()}
-    error = np.abs(task.after - task.truth)
+def _draw_surfaces(
+    axes: list[Axes], support: list[np.ndarray], x: np.ndarray, curves: np.ndarray, labels: Sequence[str]
+) -> None:
+    side, limits = round(len(x) ** 0.5), {"vmin": curves[0].min(), "vmax": curves[0].max()}
+    error = np.abs(curves[2] - curves[0])
     looks = [limits] * 3 + [{"vmin": 0.0, "vmax": error.max(), "cmap": "magma"}]
-    shown = zip(
-        axes, (task.truth, task.before, task.after, error), ["", *labels, "its absolute error"], looks, strict=True
-    )
+    shown = zip(axes, (*curves, error), ["", *labels, "its absolute error"], looks, strict=True)
     for axis, values, label, look in shown:
-        mesh = [part.reshape(side, side) for part in (task.x[:, 0], task.x[:, 1], values[:, 0])]
+        mesh = [part.reshape(side, side) for part in (x[:, 0], x[:, 1], values)]
         picture = axis.pcolormesh(*mesh, **look, shading="nearest")
         axis.set(xlabel="x1", ylabel="x2", aspect="equal")
         axis.set_title(label, fontsize=10)
         if axis is axes[2]:
             axis.figure.colorbar(picture, ax=list(axes[:3]), label="y", aspect=15)
-    axes[0].scatter(*task.support_x.T, c=task.support_y[:, 0], **limits, edgecolors="white", linewidths=0.6, s=18)
+    axes[0].scatter(*support[0].T, c=support[1][:, 0], **limits, edgecolors="white", linewidths=0.6, s=18)
     axes[3].figure.colorbar(picture, ax=axes[3], label="error", aspect=15)
 
 
