@@ -13,7 +13,7 @@ from amaml.errors import InputError
 from amaml.tasks import Tasks
 from data import glyphs, image_files, sources
 from data.domain import CLASSES, Endless, check_pool
-from data.episodes import META_TEST_TASKS, Sampling, generator, smallest
+from data.episodes import Sampling, smallest
 from data.image_cache import ImageSet
 from data.image_files import Layout
 from data.sources import Source
@@ -47,32 +47,20 @@ class Images(Endless):
         content = self.load()
         self.outputs, self.input_shape = sampling.ways, content.images.shape[1:]
         self._pools: dict[str, tuple[Tensor, np.ndarray]] = {}  # a split's images and how many each class has
-        for split in content.splits:
+        for split in ("train", "test"):
             images, counts = content.split(split)
             if split == "train" and self.rotations:
                 images = np.concatenate([np.rot90(images, turns, (2, 3)) for turns in range(4)])
                 counts = np.tile(counts, 4)
-            device = sampling.device if split == "train" else "cpu"  # the others are seldom drawn from
+            device = sampling.device if split == "train" else "cpu"  # which is seldom drawn from
             self._pools[split] = torch.from_numpy(images).to(device), counts
-        self._check("train")
-        self._check("test")
+            check_pool(f"{split} classes", sampling.ways, len(counts), "--ways")
+            asked, flags = sampling.shots + sampling.queries, "--shots and --queries: together"
+            check_pool(f"images of a {split} class", asked, counts.min(), flags)
 
-    def meta_test(self, count: int, first: int = 0, split: str = "test") -> Tasks:
-        """Tasks first to first + count - 1 of test classes, or of those that are set aside for validation.
-
-        Raises InputError where the image set has no such split, or too small a one.
-        """
-        if split not in self._pools:
-            raise InputError(f"these images have no {split} classes; validate with other seeds or another domain")
-        self._check(split)
-        tasks = self.tasks(generator(self.sampling.seed, META_TEST_TASKS), count, first, split=split)
-        return Tasks(tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y, tasks.query_x, tasks.query_y)
-
-    def tasks(
-        self, rng: np.random.Generator, count: int, first: int = 0, test: bool = False, split: str = "train"
-    ) -> Tasks:
-        """count tasks of the classes of a split."""
-        s, (pool, counts) = self.sampling, self._pools[split]
+    def tasks(self, rng: np.random.Generator, count: int, first: int = 0, test: bool = False) -> Tasks:
+        """count tasks of the classes of meta-training, or of the meta-test's, with the query points as test points."""
+        s, (pool, counts) = self.sampling, self._pools["test" if test else "train"]
         indices = draw_images(rng, count, self.outputs, s.shots + s.queries, counts, first)
         tensors = []
         for part in (indices[..., : s.shots], indices[..., s.shots :]):
@@ -80,12 +68,7 @@ class Images(Endless):
             images = pool.index_select(0, index).to(s.device).to(s.dtype).div_(255)  # moved while still bytes
             labels = torch.arange(self.outputs, device=s.device).repeat_interleave(part.shape[-1]).repeat(count, 1)
             tensors += [images.unflatten(0, labels.shape), labels]
-        return Tasks(*tensors)
-
-    def _check(self, split: str) -> None:
-        s, counts = self.sampling, self._pools[split][1]
-        check_pool(f"{split} classes", self.outputs, len(counts), "--ways")
-        check_pool(f"images of a {split} class", s.shots + s.queries, counts.min(), "--shots and --queries: together")
+        return Tasks(*tensors, *(tensors[2:] if test else ()))
 
 
 class Omniglot(Images):
