@@ -21,15 +21,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_update(tmp_path, quick
     assert metrics(tmp_path / "run") == []
 
 
-def test_a_theta_that_explodes_stops_the_run_with_its_update(tmp_path, quick, capsys):
-    flags = ["--meta-lr", "1e25", "--dtype", "float32", "--checkpoint-interval", "1"]
-    line = refused(capsys, tmp_path, "--method", "amaml", "--solver", "rk4", *flags)
-    assert "update 2: " in line
-    assert "the checkpoint of update 1 is kept" in line
-    assert checkpoint(tmp_path)["update"] == 1
-    assert theta(tmp_path).isfinite().all()
-
-
 def test_a_theta_that_is_not_finite_is_never_saved(tmp_path, quick, monkeypatch, capsys):
     class Overflow(torch.optim.SGD):
         def step(self):

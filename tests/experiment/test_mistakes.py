@@ -42,6 +42,7 @@ MISTAKES = [
     (["--network", "conv4"], ["--network conv4", "CosMixture", "choose mlp or linear"]),
     (["--inner-optimizer", "adam"], ["--inner-optimizer adam is for --method maml or maml1", "not for fomaml"]),
     (["--method", "maml", "--inner-batch", "5"], ["--inner-batch 5", "at most 4"]),
+    (["--query-steps", "1", "9"], ["query_steps must be increasing numbers of inner steps from 0 to 2, got"]),
     (["--protocol", "innner"], ["unknown protocol 'innner'", "did you mean 'inner'?"]),
     (["--domain", "Jester", *FINETUNE], ["Jester", "--data-root", "AMAML_DATA"]),
     (["--domain", "MiniImageNet", "--network", "conv4", *FINETUNE], ["MiniImageNet", "--data-root"]),

@@ -104,6 +104,9 @@ def test_each_name_stands_for_its_method_with_its_settings():
     assert (unrolled.solver, unrolled.checkpoints, unrolled.inner_batch) == ("euler", 3, 3)
     assert unrolled.inner_optimizer.rule == "adam"
     assert [learner("--method", name).inner_steps for name in ("maml1", "fomaml")] == [1, 7]
+    for name in ("amaml", "maml", "fomaml"):
+        along = learner("--method", name, "--query-steps", "1", "4", "--query-weights", "0.25", "0.75")
+        assert (list(along.query_steps), list(along.query_weights)) == ([1, 4], [0.25, 0.75])
     implicit = learner(*["--method", "imaml", "--cg-steps", "3", "--cg-damping", "0.125"])
     assert (implicit.cg_steps, implicit.damping, implicit.prox) == (3, 0.125, 2.0)
 
@@ -129,22 +132,6 @@ def test_from_the_command_to_the_gradient_are_few_steps(tmp_path, quick, monkeyp
     monkeypatch.setattr(FOMAML, "gradient", noted)
     start(tmp_path, "--meta-updates", "1")
     assert seen == [["main", "experiment", "run", "_step", "forward"]]
-
-
-def test_maml_with_another_inner_loop_runs_to_its_results(tmp_path, quick):
-    options = ["--inner-optimizer", "adam", "--inner-batch", "3", "--checkpoint-every", "2", "--clip", "1e-6"]
-    assert start(tmp_path, "--method", "maml", *options, "--meta-optimizer", "sgd", "--protocol", "inner") == 0
-    assert all(m["recomputations"] == 1 for m in metrics(tmp_path))
-    assert 0 < (theta(tmp_path) - initial_theta()).norm() < 6.1e-9  # 6 updates of 1e-3 times a norm of 1e-6
-
-
-def test_the_outer_loss_may_look_along_the_way(tmp_path, quick, capsys):
-    flags = ["--inner-steps", "4", "--query-steps", "1", "4", "--query-weights", "0.25", "0.75"]
-    for method in ("maml", "fomaml"):
-        assert start(tmp_path / method, "--method", method, *flags) == 0
-        assert content(tmp_path / method, "config.json")["settings"]["query_steps"] == [1, 4]
-    assert start(tmp_path / "far", "--method", "fomaml", "--query-steps", "1", "9", "--inner-steps", "4") == 2
-    assert "query_steps must be increasing numbers of inner steps from 0 to 4, got" in capsys.readouterr().err
 
 
 def test_the_files_tell_what_ran_and_all_that_a_number_needs(tmp_path, monkeypatch, quick, capsys):
