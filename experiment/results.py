@@ -204,13 +204,6 @@ def marked(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(final=final, end=end)
 
 
-def until(frame: pd.DataFrame, updates: int) -> pd.DataFrame:
-    """The last meta-test within so many updates, of the runs that were made so long."""
-    last = frame.groupby(_run(frame), observed=True)["update"].transform("max")
-    frame = frame[(last >= updates) & (frame["update"] <= updates)]
-    return frame[frame["update"] == frame.groupby(_run(frame), observed=True)["update"].transform("max")]
-
-
 def _run(frame: pd.DataFrame) -> list[str]:
     """The columns in which runs, and protocols of a run's test, differ: the grid's axes, then, unit."""
     return [*frame.columns[: frame.columns.get_loc("then") + 1], "unit"]

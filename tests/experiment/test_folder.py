@@ -7,7 +7,6 @@ import pytest
 import torch
 from filelock import FileLock, Timeout
 from helpers.commands import (
-    OFTEN,
     assert_same_run,
     checkpoint,
     content,
@@ -20,7 +19,6 @@ from helpers.commands import (
 )
 
 import run
-from amaml import InputError
 from experiment import folder as folders
 from experiment import opening
 from experiment.build import Experiment
@@ -145,20 +143,6 @@ def test_a_run_that_ended_before_its_first_checkpoint_blocks_no_folder(tmp_path,
     assert start(out) == 0
     start(tmp_path / "fresh")
     assert_same_run(out, tmp_path / "fresh")
-
-
-def test_clearing_removes_all_files_of_a_run_and_of_its_evaluations(tmp_path, quick, capsys):
-    start(tmp_path, *OFTEN, "--draw", "1")
-    assert run.main(["--evaluate", str(tmp_path), "--draw", "1"]) == 0
-    assert {*folders.FILES} <= set(files(tmp_path))
-    folder = RunFolder(tmp_path)
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(InputError, match="notes.txt"):
-        folder.clear()
-    assert "config.json" in files(tmp_path)
-    (tmp_path / "notes.txt").rename(tmp_path / "checkpoint.pt.tmp")
-    folder.clear()
-    assert files(tmp_path) == {}
 
 
 @pytest.mark.parametrize("out", ["file", "file/below", "/proc/amaml", "other", "foreign"])

@@ -200,12 +200,16 @@ def test_a_finished_run_is_shown_and_not_run_again(finished, capsys, monkeypatch
     assert files(finished) == before
 
 
-def test_overwrite_runs_again_and_leaves_nothing_of_the_old_run(tmp_path, quick):
+def test_overwrite_runs_again_and_leaves_nothing_of_the_old_run_and_of_its_evaluations(tmp_path, quick, capsys):
     out = tmp_path / "run"
-    start(out, "--method", "reptile")
-    (out / "fits.png").write_bytes(b"of the old run")
-    assert start(out, "--overwrite") == 0
-    assert start(tmp_path / "fresh") == 0
+    start(out, "--method", "reptile", "--draw", "1")
+    assert run.main(["--evaluate", str(out), "--draw", "1"]) == 0
+    (out / "notes.txt").touch()
+    before, _ = files(out), capsys.readouterr()
+    assert "also holds notes.txt; move that away" in refused(capsys, out, "--overwrite")
+    assert files(out) == before
+    (out / "notes.txt").rename(out / "checkpoint.pt.tmp")
+    assert start(out, "--overwrite") == start(tmp_path / "fresh") == 0
     assert set(files(out)) == FOLDER
     assert_same_run(out, tmp_path / "fresh")
 
