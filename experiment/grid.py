@@ -7,14 +7,13 @@ import itertools
 import os
 import string
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
 from amaml.errors import InputError, unknown
 from experiment.cells import Cell, Grid, Step
 from experiment.results import FACTS
-from experiment.settings import CONTROL, FIELDS, Settings, flag_name, merged
+from experiment.settings import CONTROL, FIELDS, Settings, flag_name, merged, toml_of
 
 ROOT = Path(__file__).parent.parent
 TARGETS = ROOT / "configs" / "targets"
@@ -28,12 +27,7 @@ def read_grid(path: Path, seeds: list[int] | None = None, device: str | None = N
 
     Raises InputError for a file that cannot be read, a key or value that cannot be used, or cells that share a folder.
     """
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
-        raise InputError(f"cannot read the grid {path}: {fault}; it must be a TOML file") from fault
-    content |= {"seed": seeds} if seeds else {}
-    content |= {"device": device} if device else {}
+    content = toml_of(path, "grid") | ({"seed": seeds} if seeds else {}) | ({"device": device} if device else {})
     fixed, axes = _split(content, path)
     content.setdefault("out", _default_out(path.stem, axes))
     start = Path(os.path.dirname(content["out"].split("{")[0]))  # the folder of all cells

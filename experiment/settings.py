@@ -178,15 +178,20 @@ CONTROL = {"processes", "checkpoint_interval", "out", "data_root", "resume", "ov
 TEST = {"test_interval", "test_tasks", "protocol", "test_epochs", "test_steps"}  # what leaves theta alone
 
 
+def toml_of(path: Path, kind: str) -> dict[str, Any]:
+    """What a TOML file of some kind holds; raises InputError for one that cannot be read."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise InputError(f"cannot read the {kind} {path}: {fault}; it must be a TOML file") from fault
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """A file of settings; a table of a method's name in it holds what differs for that method, as a dict.
 
     Raises InputError for a file that cannot be read or holds a setting that cannot be used.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
-        raise InputError(f"cannot read the configuration {path}: {fault}; it must be a TOML file") from fault
+    values = toml_of(path, "configuration")
     return {name: _table(name, value, path) or _valid(name, value, f" in {path}") for name, value in values.items()}
 
 
@@ -234,16 +239,11 @@ def check_together(flags: Iterable[str], s: Settings) -> None:
         raise InputError("--query-weights are those of --query-steps; give both")
     if s.resume and s.overwrite:
         raise InputError("--resume goes on with a run and --overwrite discards it; choose one of them")
-    tests = {name: choice.uses for name, choice in PROTOCOLS.items()}
-    groups = {
-        "method": {name: choice.uses for name, choice in METHODS.items()},
-        "network": {name: choice.uses for name, choice in NETWORKS.items()},
-        "protocol": tests | {BOTH: set().union(*tests.values())},
-        "domain": {name: set(kind.uses) for name, kind in DOMAINS.items()},
-    }
+    tables = {"method": METHODS, "network": NETWORKS, "protocol": PROTOCOLS, "domain": DOMAINS}
     for flag in flags:
-        for group, uses in groups.items():
-            users, chosen = [name for name, used in uses.items() if flag in used], getattr(s, group)
+        for group, table in tables.items():
+            users, chosen = [name for name, entry in table.items() if flag in entry.uses], getattr(s, group)
+            users += [BOTH] if users and group == "protocol" else []
             if users and chosen not in users:
                 for_whom = f"{flag_name(group)} {' or '.join(users)}, not for {chosen}"
                 raise InputError(f"{flag_name(flag)} {getattr(s, flag)} is for {for_whom}; leave it out")
