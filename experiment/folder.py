@@ -64,8 +64,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self._is_new = path, False
-        self._lock = filelock.FileLock(path / LOCK)
+        self.path, self._lock = path, filelock.FileLock(path / LOCK)
 
     @contextlib.contextmanager
     def alone(self, writes: bool = True) -> Iterator[None]:
@@ -73,11 +72,8 @@ class RunFolder:
 
         writes: whether this process does, or another one of the same run.
         """
-        if writes:
-            names = self._names()
-            self._is_new = not self.path.exists()
-            if "config.json" in names:  # a folder that holds no run is left as it is
-                self._take()
+        if writes and "config.json" in self._names():  # a folder that holds no run is left as it is
+            self._take()
         try:
             yield
         finally:
@@ -101,7 +97,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             if not self._lock.is_locked:
                 self._take()
-                if self._is_new and self._names():
+                if self._lock.is_locked and "config.json" in self._names():
                     raise InputError(f"another run has begun in {self.path} meanwhile; choose another --out")
             (self.path / "summary.json").unlink(missing_ok=True)
         self.write("config.json", {"settings": settings, **environment(settings["device"])})

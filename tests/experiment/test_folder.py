@@ -70,8 +70,9 @@ def test_a_folder_takes_one_process_at_a_time(finished, monkeypatch, capsys):
     FileLock(finished / ".lock").acquire(timeout=0)
 
 
-def test_of_two_runs_that_begin_at_once_in_a_new_folder_one_goes_on(tmp_path, quick, monkeypatch, capsys):
-    build, out = run.build, tmp_path / "run"
+@pytest.mark.parametrize("name", ["run", ""], ids=["new", "empty"])
+def test_of_two_runs_that_begin_at_once_in_a_new_folder_one_goes_on(tmp_path, quick, monkeypatch, capsys, name):
+    build, out = run.build, tmp_path / name
 
     def overtaken(settings, group):
         monkeypatch.setattr(run, "build", build)
