@@ -3,7 +3,7 @@
 from amaml.adaptation import Adaptation
 from amaml.amaml import AMAML
 from amaml.chunked import Chunked
-from amaml.engine.derivatives import compiled
+from amaml.engine.compiling import compiled
 from amaml.errors import Diverged, InputError, OverBudget
 from amaml.flow.accuracy import Controller, Memory
 from amaml.learner import MetaGradient, MetaLearner

@@ -199,7 +199,7 @@ class AMAML:
         (mesh, curvature), ends = self._choose(flow, memory, at[-1]), [self._rate * n for n in at]
 
         def follow(mesh: Mesh) -> Trajectory:
-            return mesh.follow(Trajectory(mesh.flow(flow), checkpoints), ends, curvature)
+            return mesh.follow(Trajectory(flow, checkpoints), ends, curvature)
 
         try:
             first = follow(mesh)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from amaml.engine import derivatives
+from amaml.engine.graphs import refresh
 from amaml.errors import Diverged, InputError
 from amaml.learner import Followed, MetaGradient
 from amaml.models import Apply
@@ -29,9 +30,9 @@ def validated(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def call(learner: Any, theta: Tensor, tasks: Tasks, *memory: Any) -> Any:
         check_input(learner.apply, theta, tasks)
-        derivatives.refresh(learner.apply, learner.loss, theta)
+        refresh(learner.apply, learner.loss, theta)
         if getattr(learner, "query_loss", None) is not None:
-            derivatives.refresh(learner.apply, learner.query_loss, theta)
+            refresh(learner.apply, learner.query_loss, theta)
         try:
             result = method(learner, theta, tasks, *memory)
         except Diverged:
@@ -107,7 +108,7 @@ def _check_cause(learner: Any, theta: Tensor, tasks: Tasks) -> None:
         )
     theta, tasks = theta.detach(), tasks.detach()
     given = learner.apply, learner.loss, theta.expand(len(tasks), -1)
-    gradient, losses = derivatives.gradients_and_losses(*given, *tasks.support)
+    losses, gradient = derivatives.losses_and_gradients(*given, *tasks.support)
     order = "" if not gradient.isfinite().all() else "second "
     if order:
         with contextlib.suppress(InputError):  # there is none, for methods that do without

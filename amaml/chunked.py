@@ -1,7 +1,7 @@
 """A learner that sees few tasks at once, for networks of which a whole batch does not fit."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from amaml.flow.accuracy import Observation
 from amaml.flow.field import Evaluations
 from amaml.learner import Memory, MetaGradient, MetaLearner, check_count, compact, with_own_memory
-from amaml.robust import Weighing, weighted_mean
+from amaml.robust import Weighing
 from amaml.tasks import Tasks
 
 Part, Result = TypeVar("Part"), TypeVar("Result")
@@ -80,15 +80,14 @@ def fold(parts: list[MetaGradient], shares: list[float]) -> MetaGradient:
     seen = [part.observation for part in parts]
     names = {part.solver for part in parts}
     solver = names.pop() if len(names) == 1 else "auto"
-    if any(one is None for one in seen):
-        return MetaGradient(query_loss=losses, evaluations=spent, gradients=gradients, solver=solver, **mean)
-    folded = _fold_seen(seen, shares, weighted_mean(mean["of_tasks"], mean["weights"]).norm().item())
+    whole = MetaGradient(query_loss=losses, evaluations=spent, gradients=gradients, solver=solver, **mean)
+    if None in seen:
+        return whole
+    folded = _fold_seen(seen, shares, whole.value.norm().item())
     exact = [part.error is None and part.solver == "euler" for part in parts]
     errors = [0.0 if known else part.error for known, part in zip(exact, parts, strict=True)]
     error = None if all(exact) else _added(errors, seen, shares, folded.norm)
-    measured = all(part.measured for part in parts)
-    found = {"error": error, "measured": measured, "observation": folded, "gradients": gradients, "solver": solver}
-    return MetaGradient(query_loss=losses, evaluations=spent, **found, **mean)
+    return replace(whole, error=error, measured=all(part.measured for part in parts), observation=folded)
 
 
 def _joined(parts: list[Tensor | None]) -> Tensor | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from amaml.checks import validated
 from amaml.engine import derivatives
 from amaml.engine.derivatives import Loss
-from amaml.flow.quadrature import Quadrature, Requested, means, requested
+from amaml.flow.quadrature import Quadrature, Requested, requested
 from amaml.learner import (
     Followed,
     Memory,
@@ -18,9 +18,7 @@ from amaml.learner import (
     averaged,
     check_inner_loop,
     check_query_steps,
-    compact,
     descent_path,
-    gradient_descent,
     no_lengths,
     outer_steps,
     query_along,
@@ -34,16 +32,15 @@ from amaml.tasks import Tasks
 
 
 @validated
-def descended(learner: PlainLoop, theta: Tensor, tasks: Tasks) -> Tensor:
-    """adapt() of a learner whose inner loop is plain gradient descent: phi for every task, (tasks, P)."""
-    return gradient_descent(support_flow(learner, theta, tasks), learner.inner_lr, learner.inner_steps)
-
-
-@validated
 def followed(learner: PlainLoop, theta: Tensor, tasks: Tasks, memory: Memory, at: Sequence[int]) -> Followed:
     """follow() of such a learner: phi after each of `at` inner steps."""
     flow = support_flow(learner, theta, tasks)
-    return Followed(descent_path(flow, learner.inner_lr, at), flow.evaluations)
+    return Followed(descent_path(flow, learner.inner_lr, at), (flow, requested(tasks)._replace(query=())))
+
+
+def descended(learner: PlainLoop, theta: Tensor, tasks: Tasks) -> Tensor:
+    """adapt() of a learner whose inner loop is plain gradient descent: phi for every task, (tasks, P)."""
+    return followed(learner, theta, tasks, (), (learner.inner_steps,)).path[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,15 +74,12 @@ class FOMAML:
         path = descent_path(flow, self.inner_lr, steps)
         request, loss = Requested(query=requested(tasks).query), self.query_loss or self.loss
         lam, query_loss, direct = query_along(self.apply, loss, path, weights, flow.tasks, request.query)
-        of_tasks = lam.sum(0)
-        weighing = memory.weighing(self.robust, of_tasks)
-        gradients = means(Quadrature(flow, request).gradients(direct, weights=weighing.weights), tasks)
-        mean = compact(of_tasks, weighing)
-        return MetaGradient(query_loss=query_loss, evaluations=flow.evaluations, gradients=gradients, **mean)
+        return averaged(self, memory, lam.sum(0), query_loss, flow.evaluations, Quadrature(flow, request), direct)
 
     def pull_back(self, followed: Followed, lam: Tensor, memory: Memory) -> MetaGradient:
-        """As if every phi were theta."""
-        return MetaGradient(query_loss=None, evaluations=followed.kept, **averaged(self, lam.sum(0), memory))
+        """As if every phi were theta, and depended on nothing else."""
+        flow, request = followed.kept
+        return averaged(self, memory, lam.sum(0), None, flow.evaluations, Quadrature(flow, request))
 
     adapt, follow, init, update, meta_gradient = descended, followed, no_lengths, with_lengths, with_own_memory
 
@@ -114,9 +108,8 @@ class Reptile:
     def gradient(self, theta: Tensor, tasks: Tasks, memory: Memory) -> MetaGradient:
         """theta - phi, not the gradient of a loss."""
         flow = support_flow(self, theta, tasks)
-        phi = gradient_descent(flow, self.inner_lr, self.inner_steps)
+        (phi,) = descent_path(flow, self.inner_lr, [self.inner_steps])
         query_loss = derivatives.losses(self.apply, self.loss, phi, *tasks.query)
-        mean = averaged(self, theta.detach() - phi, memory)
-        return MetaGradient(query_loss=query_loss, evaluations=flow.evaluations, **mean)
+        return averaged(self, memory, theta.detach() - phi, query_loss, flow.evaluations)
 
     adapt, follow, init, update, meta_gradient = descended, followed, no_lengths, with_lengths, with_own_memory

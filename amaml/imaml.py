@@ -11,19 +11,18 @@ from amaml.checks import validated
 from amaml.engine.derivatives import Loss
 from amaml.errors import InputError
 from amaml.flow.field import GradientFlow
-from amaml.flow.quadrature import Quadrature, Requested, means, requested
+from amaml.flow.quadrature import Quadrature, Requested, requested
 from amaml.learner import (
     Followed,
     Memory,
     MetaGradient,
+    averaged,
     check_count,
     check_inner_loop,
-    compact,
     descent_path,
-    gradient_descent,
     no_lengths,
     number,
-    query_gradient_with,
+    query_gradient,
     support_flow,
     with_lengths,
     with_own_memory,
@@ -65,22 +64,19 @@ class IMAML:
         check_count("cg_steps", self.cg_steps)
         check_robust(self.robust)
 
-    @validated
     def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
         """phi for every task, (tasks, P)."""
-        return gradient_descent(support_flow(self, theta, tasks, number(self.prox)), self.inner_lr, self.inner_steps)
+        return self.follow(theta, tasks, self.init(), (self.inner_steps,)).path[0]
 
     @validated
     def gradient(self, theta: Tensor, tasks: Tasks, memory: Memory) -> MetaGradient:
         """v of every task."""
         flow = support_flow(self, theta, tasks, number(self.prox))
-        phi = gradient_descent(flow, self.inner_lr, self.inner_steps)
+        (phi,) = descent_path(flow, self.inner_lr, [self.inner_steps])
         request, loss = requested(tasks, prox=self.prox), self.query_loss or self.loss
-        lam, query_loss, direct = query_gradient_with(self.apply, loss, phi, flow.tasks, request.query)
+        lam, query_loss, direct = query_gradient(self.apply, loss, phi, flow.tasks, request.query)
         v, implicit = self._implicit(flow, phi, lam, request)
-        weighing = memory.weighing(self.robust, v)
-        gradients, mean = means(implicit.gradients(direct, weights=weighing.weights), tasks), compact(v, weighing)
-        return MetaGradient(query_loss=query_loss, evaluations=flow.evaluations, gradients=gradients, **mean)
+        return averaged(self, memory, v, query_loss, flow.evaluations, implicit, direct)
 
     @validated
     def follow(self, theta: Tensor, tasks: Tasks, memory: Memory, at: Sequence[int]) -> Followed:
@@ -97,9 +93,7 @@ class IMAML:
                 f"method imaml has the gradient of the end of its inner loop alone, {self.inner_steps} steps, got {at}"
             )
         v, implicit = self._implicit(flow, followed.path[0], lam[0], request)
-        weighing = memory.weighing(self.robust, v)
-        gradients, mean = means(implicit.gradients(weights=weighing.weights), flow.tasks), compact(v, weighing)
-        return MetaGradient(query_loss=None, evaluations=flow.evaluations, gradients=gradients, **mean)
+        return averaged(self, memory, v, None, flow.evaluations, implicit)
 
     def _implicit(self, flow: GradientFlow, phi: Tensor, lam: Tensor, request: Requested) -> tuple[Tensor, Quadrature]:
         """v (tasks, P) of the sensitivity lam to phi, and what it contributes to all else:

@@ -16,6 +16,7 @@ from amaml.engine.derivatives import Loss
 from amaml.errors import Diverged, InputError
 from amaml.flow.accuracy import Observation
 from amaml.flow.field import Evaluations, GradientFlow
+from amaml.flow.quadrature import Quadrature
 from amaml.models import Apply
 from amaml.robust import Lengths, Weighing, weighted_mean
 from amaml.tasks import Tasks
@@ -141,9 +142,22 @@ def compact(of_tasks: Tensor, weighing: Weighing) -> dict[str, Tensor | None]:
     return {"of_tasks": of_tasks, "weights": weights, "lengths": lengths}
 
 
-def averaged(learner: Any, of_tasks: Tensor, memory: Lengths) -> dict[str, Tensor | None]:
-    """The same of gradients (tasks, P) by the learner's mean over the tasks."""
-    return compact(of_tasks, memory.weighing(learner.robust, of_tasks))
+def averaged(
+    learner: Any,
+    memory: Lengths,
+    of_tasks: Tensor,
+    query_loss: Tensor | None,
+    spent: Evaluations,
+    sweep: Quadrature | None = None,
+    direct: Sequence[Tensor] = (),
+) -> MetaGradient:
+    """The meta-gradient of directions (tasks, P) by the learner's mean over the tasks.
+
+    sweep: what sums the gradients of all else that was requested; direct: the query loss's own ones.
+    """
+    weighing = memory.weighing(learner.robust, of_tasks)
+    gradients = sweep.gradients(direct, weights=weighing.weights) if sweep else {}
+    return MetaGradient(query_loss=query_loss, evaluations=spent, gradients=gradients, **compact(of_tasks, weighing))
 
 
 class PlainLoop(Protocol):
@@ -161,14 +175,9 @@ def support_flow(learner: PlainLoop, theta: Tensor, tasks: Tasks, prox: float = 
 
 
 @torch.no_grad()
-def gradient_descent(flow: GradientFlow, inner_lr: float, inner_steps: int) -> Tensor:
-    """inner_steps steps of plain gradient descent from theta on the (regularised) support loss: phi (tasks, P)."""
-    return descent_path(flow, inner_lr, [inner_steps])[0]
-
-
-@torch.no_grad()
 def descent_path(flow: GradientFlow, inner_lr: float, at: Sequence[int]) -> Tensor:
-    """phi after each of `at` (increasing) steps of gradient descent, (times, tasks, P)."""
+    """phi after each of `at` (increasing) steps of plain gradient descent from theta on the (regularised) support loss,
+    (times, tasks, P)."""
     phi, path = flow.start, {0: flow.start}
     for n in range(1, at[-1] + 1):
         phi = torch.add(phi, flow(phi), alpha=inner_lr)
@@ -177,17 +186,11 @@ def descent_path(flow: GradientFlow, inner_lr: float, at: Sequence[int]) -> Tens
     return torch.stack([path[n] for n in at])
 
 
-def query_gradient(apply: Apply, loss: Loss, phi: Tensor, tasks: Tasks) -> tuple[Tensor, Tensor]:
-    """The gradient of the query loss at phi (tasks, P), and that loss (tasks,)."""
-    return derivatives.gradients_and_losses(apply, loss, phi, *tasks.query)
-
-
-def query_gradient_with(
-    apply: Apply, loss: Loss, phi: Tensor, tasks: Tasks, leaves: tuple[int, ...]
+def query_gradient(
+    apply: Apply, loss: Loss, phi: Tensor, tasks: Tasks, leaves: tuple[int, ...] = ()
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """query_gradient, and the gradients of the sum of the query losses in those leaves of tasks.query."""
-    if not leaves:
-        return *query_gradient(apply, loss, phi, tasks), []
+    """The gradient of the query loss at phi (tasks, P), that loss (tasks,), and the gradients of its sum over the tasks
+    in those leaves of tasks.query."""
     losses, gradient, *direct = derivatives.losses_and_gradients(apply, loss, phi, *tasks.query, leaves)
     return gradient, losses, direct
 
@@ -203,7 +206,7 @@ def query_along(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The weighted sum of the query losses along a path (times, tasks, P): its gradient in the path, its value
     (tasks,), and its gradients in those leaves of tasks.query, summed over the tasks."""
-    found = [query_gradient_with(apply, loss, phi, tasks, leaves) for phi in path]
+    found = [query_gradient(apply, loss, phi, tasks, leaves) for phi in path]
     lam = torch.stack([w * gradient for w, (gradient, _, _) in zip(weights, found, strict=True)])
     value = sum(w * losses for w, (_, losses, _) in zip(weights, found, strict=True))
     parts = zip(*(direct for *_, direct in found), strict=True)

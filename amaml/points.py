@@ -74,9 +74,7 @@ def without_padding(x: Points, y: Any) -> tuple[Points, Any]:
 
 def some_points(which: Any, points: Any) -> Any:
     """The points of one task that an index chooses; tensors without points stay."""
-    if isinstance(points, Given):
-        return Given(some_points(which, points.x), points.shared)
-    return tree_map(lambda tensor: tensor[which] if tensor.ndim else tensor, points)
+    return map_points(lambda tensor: tensor[which] if tensor.ndim else tensor, points)
 
 
 def take_apart(value: Any) -> tuple[list[Tensor], Callable[[Iterator[Tensor]], Any]]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from amaml.checks import validated
 from amaml.engine import derivatives
 from amaml.engine.derivatives import Loss
-from amaml.first_order import descended
+from amaml.first_order import descended, followed
 from amaml.flow.field import Evaluations
 from amaml.learner import (
     Memory,
@@ -57,10 +57,8 @@ class MAML:
         for _ in range(self.inner_steps):
             gradient = derivatives.differentiable_gradients(self.apply, self.loss, phi, *tasks.detach().support)
             phi = phi - self.inner_lr * gradient
-        to_phi, query_loss = query_gradient(self.apply, self.loss, phi.detach(), tasks.detach())
+        to_phi, query_loss, _ = query_gradient(self.apply, self.loss, phi.detach(), tasks.detach())
         (to_theta,) = torch.autograd.grad(phi, start, to_phi)
-        spent = Evaluations(self.inner_steps, self.inner_steps)
-        mean = averaged(self, to_theta, memory)
-        return MetaGradient(query_loss=query_loss, evaluations=spent, **mean)
+        return averaged(self, memory, to_theta, query_loss, Evaluations(self.inner_steps, self.inner_steps))
 
-    adapt, init, update, meta_gradient = descended, no_lengths, with_lengths, with_own_memory
+    adapt, follow, init, update, meta_gradient = descended, followed, no_lengths, with_lengths, with_own_memory

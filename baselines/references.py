@@ -78,8 +78,7 @@ class Pretrained:
         start = theta.detach().expand(len(tasks), -1)  # (tasks, P)
         gradient = derivatives.gradients(self.apply, self.loss, start, *_joined(tasks.support, tasks.query))
         query_loss = derivatives.losses(self.apply, self.loss, start, *tasks.query)
-        mean = averaged(self, gradient, memory)
-        return MetaGradient(query_loss=query_loss, evaluations=Evaluations(gradients=1), **mean)
+        return averaged(self, memory, gradient, query_loss, Evaluations(gradients=1))
 
     adapt, follow, init, update, meta_gradient = descended, followed, no_lengths, with_lengths, with_own_memory
 

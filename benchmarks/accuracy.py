@@ -17,8 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-from amaml import AMAML, Diverged, Tasks
-from amaml.engine import derivatives
+from amaml import AMAML, Diverged, Tasks, compiled
 from amaml.flow.accuracy import relative_distance
 from amaml.flow.curvature import Curvature
 from amaml.flow.mesh import SOLVERS, GradedMesh
@@ -139,7 +138,7 @@ def main() -> None:
         f"| {COLUMNS} |",
         "|" + "---|" * (1 + COLUMNS.count("|")),
     ]
-    with derivatives.compiled(a.compile == "on"):
+    with compiled(a.compile == "on"):
         for line in rows(a.steps, a.rtol, a.calls):
             lines.append(line)
             print(line, flush=True)

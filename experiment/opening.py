@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from amaml.engine.derivatives import compiler_found
+from amaml.engine.compiling import compiler_found
 from amaml.errors import InputError
 from data.outside import short
 from experiment.folder import Checkpoint, RunFolder, load_checkpoint

@@ -21,6 +21,13 @@ MOST_ITEMS = 100  # of a list that are looked at for values that change
 PLAIN = (str, bytes, int, float, complex, type(None), BuiltinFunctionType, CodeType, torch.dtype, torch.device)
 BOOKS = vars(nn.Module()).keys() - {"training"}  # what every module keeps of its own, mostly empty
 LEAVES = (Tensor, *PLAIN)
+HOLDERS = {  # and the attributes in which they hold what they wrap
+    functools.partial: ("func", "args", "keywords"),
+    MethodType: ("__self__", "__func__"),
+    CellType: ("cell_contents",),
+    (staticmethod, classmethod): ("__func__",),
+    property: ("fget",),
+}
 FOREIGN = ("torch", "builtins", "numpy", "functools", "collections", "typing", "abc", "enum", "dataclasses", "amaml")
 
 
@@ -92,16 +99,8 @@ def _children(owner: object, most_items: int | None) -> Iterator[tuple[Path, obj
         if not _foreign(owner):
             yield from _attributes(owner, "__closure__", "__defaults__", "__kwdefaults__", "__dict__", "__code__")
             yield from _globals(owner)
-    elif isinstance(owner, functools.partial):
-        yield from _attributes(owner, "func", "args", "keywords")
-    elif isinstance(owner, MethodType):
-        yield from _attributes(owner, "__self__", "__func__")
-    elif isinstance(owner, CellType):
-        yield from _attributes(owner, "cell_contents")
-    elif isinstance(owner, staticmethod | classmethod):
-        yield from _attributes(owner, "__func__")
-    elif isinstance(owner, property):
-        yield from _attributes(owner, "fget")
+    elif names := next((names for kind, names in HOLDERS.items() if isinstance(owner, kind)), ()):
+        yield from _attributes(owner, *names)
     elif isinstance(owner, type):
         if not _foreign(owner):
             yield from _attributes(owner, "__dict__", "__bases__")

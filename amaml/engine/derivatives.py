@@ -13,25 +13,9 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from amaml.engine import graphs, task
-from amaml.engine.compiling import compiled, compiler_found
-from amaml.engine.graphs import Bound, refresh
+from amaml.engine.graphs import Bound
 from amaml.engine.task import Definition
 from amaml.models import Apply
-
-__all__ = [
-    "Loss",
-    "compiled",
-    "compiler_found",
-    "descents",
-    "differentiable_gradients",
-    "gradients",
-    "gradients_and_losses",
-    "hvps",
-    "losses",
-    "losses_and_gradients",
-    "pull_backs",
-    "refresh",
-]
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (prediction, target) of one task -> scalar mean
 
@@ -49,11 +33,6 @@ def gradients(apply: Apply, loss: Loss, phi: Tensor, x: Tensor, y: Tensor) -> Te
 def descents(apply: Apply, loss: Loss, phi: Tensor, x: Tensor, y: Tensor, bound: Bound | None = None) -> Tensor:
     """-gradients, the direction of descent, (tasks, P). bound: see graphs.replay."""
     return graphs.replay(Definition(task.descent), apply, loss, phi, x, y, bound=bound)
-
-
-def gradients_and_losses(apply: Apply, loss: Loss, phi: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """gradients (tasks, P) and losses (tasks,) from one pass."""
-    return graphs.replay(Definition(task.gradient_and_loss), apply, loss, phi, x, y)
 
 
 def hvps(apply: Apply, loss: Loss, phi: Tensor, v: Tensor, x: Tensor, y: Tensor, bound: Bound | None = None) -> Tensor:
@@ -76,9 +55,10 @@ def pull_backs(
 
 
 def losses_and_gradients(
-    apply: Apply, loss: Loss, phi: Tensor, x: Any, y: Any, wanted: tuple[int, ...]
+    apply: Apply, loss: Loss, phi: Tensor, x: Any, y: Any, wanted: tuple[int, ...] = ()
 ) -> tuple[Tensor, ...]:
-    """losses (tasks,), gradients (tasks, P), and those of the losses' sum in the wanted leaves, see pull_backs."""
+    """losses (tasks,) and gradients (tasks, P) from one pass, and those of the losses' sum in the wanted leaves, see
+    pull_backs."""
     return graphs.replay(Definition(task.loss_and_gradients, wanted), apply, loss, phi, x, y)
 
 

@@ -3,10 +3,10 @@
 import contextlib
 import os
 import re
+import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 from weakref import WeakSet
 
@@ -87,18 +87,12 @@ def go_apart(apply: Any, reason: str, tasks: int) -> None:
 
 def _place(fault: Exception, apply: Any) -> str:
     """The innermost layer on the way to the fault, and the innermost line of neither torch nor this library."""
-    frames, trace = [], fault.__traceback__
-    while trace is not None:
-        frames.append((trace.tb_frame, trace.tb_lineno))
-        trace = trace.tb_next
-    lines = [f"{Path(f.f_code.co_filename).name} line {n}" for f, n in frames if not _ours(f)]
+    frames = list(traceback.walk_tb(fault.__traceback__))
+    places = [(f.f_code.co_filename, n) for f, n in frames]
+    lines = [f"{Path(file).name} line {n}" for file, n in places if not file.startswith((*OWN, "<string>"))]
     layers = [f.f_locals["self"] for f, _ in frames if isinstance(f.f_locals.get("self"), nn.Module)]
     found = [_named(layers[-1], getattr(apply, "module", None))] if layers else []
     return "".join(f"{part}, " for part in found) + (f"{lines[-1]}: " if lines else ": " if found else "")
-
-
-def _ours(frame: FrameType) -> bool:
-    return frame.f_code.co_filename.startswith((*OWN, "<string>"))
 
 
 def _named(layer: nn.Module, module: nn.Module | None) -> str:

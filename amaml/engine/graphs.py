@@ -79,7 +79,7 @@ def _looked_up(define: Definition, root: tuple, arguments: tuple) -> Function:
     (apply, _), phi = root, own[0]
     refuse_autocast(phi.device.type)
     family = _family(root, phi)
-    tensors, structure = _flat(arguments)
+    tensors, structure = tree_flatten(arguments)
     key = Key(define, compiling.get(), structure, tuple((t.shape, t.dtype, t.device) for t in tensors))
     graph = family.recent(key)
     used = None if graph is None else graph.used(root)
@@ -101,7 +101,7 @@ class Key(NamedTuple):
 
     define: Definition
     compiling: bool
-    structure: Any  # None where each argument is a tensor
+    structure: Any  # of the arguments' tree
     signature: tuple[tuple, ...]  # shape, dtype and device of each tensor
 
     def trace(self, root: tuple) -> Trace:
@@ -158,7 +158,7 @@ class Probe(NamedTuple):
     @classmethod
     def of(cls, root: tuple, theta: Tensor, x: Any, y: Any) -> "Probe | None":
         """None where the loss cannot be traced, or needs autograd."""
-        tensors, structure = _flat((theta, x, y))
+        tensors, structure = tree_flatten((theta, x, y))
         function = _of_tensors(Definition(task.loss).of_one(*root), structure)
         try:
             probe = cls(Graph.of(trace(function, [torch.zeros_like(t) for t in tensors], root), root), x, y)
@@ -176,7 +176,7 @@ class Probe(NamedTuple):
             now = Definition(task.loss).of_own(*root, row, graph=False)
         except Exception:  # apply and loss do not take the old points any more
             return False
-        then = self.graph.of_own((), used)(*_flat((theta, self.x, self.y))[0])
+        then = self.graph.of_own((), used)(*tree_flatten((theta, self.x, self.y))[0])
         tolerance = ROUNDINGS * torch.finfo(now.dtype).eps if now.dtype.is_floating_point else 0.0
         return torch.allclose(now, then, rtol=tolerance, atol=0.0, equal_nan=True)
 
@@ -253,9 +253,9 @@ class Family:
         if key.define in self.apart:
             return Graph(None)
         try:
-            graph = Graph.of(key.trace(root), root, _flat(arguments)[0] if key.compiling else ())
+            graph = Graph.of(key.trace(root), root, tree_flatten(arguments)[0] if key.compiling else ())
             call = graph.of_own((), graph.used(root))
-            if agrees(lambda *a: call(*_flat(a)[0]), key.define, root, arguments, expected):
+            if agrees(lambda *a: call(*tree_flatten(a)[0]), key.define, root, arguments, expected):
                 return graph
             reason = "its batched numbers are not those of a single task"
         except Exception as fault:
@@ -285,15 +285,8 @@ def _weak(part: object, when_gone: Callable[[Any], Any]) -> Callable[[], object]
         return lambda: part
 
 
-def _flat(arguments: tuple) -> tuple[Sequence[Tensor], Any]:
-    """The tensors of the arguments, and what tree_unflatten needs; None where each argument is a tensor."""
-    if all(isinstance(a, Tensor) for a in arguments):
-        return arguments, None
-    return tree_flatten(arguments)
-
-
 def _of_tensors(function: Function, structure: Any) -> Function:
-    return function if structure is None else lambda *flat: function(*tree_unflatten(flat, structure))
+    return lambda *flat: function(*tree_unflatten(flat, structure))
 
 
 def _layout(tensor: Tensor) -> tuple:

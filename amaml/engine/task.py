@@ -120,16 +120,11 @@ def loss(vjp: Vjp, value: Function, wanted: tuple, phi: Tensor, x: Any, y: Any) 
 
 
 def gradient(vjp: Vjp, value: Function, wanted: tuple, phi: Tensor, x: Any, y: Any) -> Tensor:
-    return gradient_and_loss(vjp, value, wanted, phi, x, y)[0]
+    return loss_and_gradients(vjp, value, wanted, phi, x, y)[1]
 
 
 def descent(vjp: Vjp, value: Function, wanted: tuple, phi: Tensor, x: Any, y: Any) -> Tensor:
     return -gradient(vjp, value, wanted, phi, x, y)
-
-
-def gradient_and_loss(vjp: Vjp, value: Function, wanted: tuple, phi: Tensor, x: Any, y: Any) -> tuple[Tensor, ...]:
-    found, back = vjp(lambda p: value(p, x, y), phi)
-    return *back(torch.ones_like(found)), found
 
 
 def hvp(vjp: Vjp, value: Function, wanted: tuple, phi: Tensor, v: Tensor, x: Any, y: Any) -> Tensor:

@@ -197,10 +197,8 @@ class Controller:
             return memory
         known = Known(*seen[:3], memory.gain, seen.error, in_turn)
         alike = [one for one in memory.errors if one.in_turn == in_turn]  # each kind has a window of its own
-        errors = (
-            memory.errors if len(alike) < self.window else tuple(one for one in memory.errors if one is not alike[0])
-        )
-        memory = replace(memory, errors=(*errors, known))
+        dropped = alike[0] if len(alike) == self.window else None
+        memory = replace(memory, errors=(*(one for one in memory.errors if one is not dropped), known))
         if not in_turn:
             return memory
         good = seen.error <= self.ceiling * rtol
@@ -293,10 +291,11 @@ class Memory:
     @staticmethod
     def of(state: dict[str, Any]) -> "Memory":
         """From a state_dict."""
-        calls, errors = (
-            tuple(Observation(*one) for one in state["calls"]),
-            tuple(Known(*one) for one in state["errors"]),
-        )
-        leading, problem = state["leading"] and Leading(*state["leading"]), tuple(state["problem"])
-        made = {"problem": problem, "calls": calls, "errors": errors, "leading": leading}
-        return Memory(**state | made | {"lengths": Lengths.of(state["lengths"])})
+        made = {
+            "problem": tuple(state["problem"]),
+            "calls": tuple(Observation(*one) for one in state["calls"]),
+            "errors": tuple(Known(*one) for one in state["errors"]),
+            "leading": state["leading"] and Leading(*state["leading"]),
+            "lengths": Lengths.of(state["lengths"]),
+        }
+        return Memory(**state | made)

@@ -73,7 +73,7 @@ def discrete(
     a stage. Hager 2000, section 2; equals backpropagation through the steps.
     """
     sweep, local = Quadrature(flow, requested), LocalErrors(trajectory.final)
-    for index, (move, stages) in enumerate_backwards(trajectory):
+    for index, move, stages in trajectory.backwards():
         lam = _jumped(lam, jumps, index + 1)
         if watched := move.scheme.stability < math.inf:
             local.add(move, stages, lam)
@@ -98,7 +98,7 @@ def continuous(
     are taken by the trapezoidal rule on (u_n, lam_n). A-MAML, section 3.
     """
     sweep, local, later, before = Quadrature(flow, requested), LocalErrors(trajectory.final), trajectory.final, 0.0
-    for index, (move, stages) in enumerate_backwards(trajectory):
+    for index, move, stages in trajectory.backwards():
         if jumps and index + 1 in jumps:
             sweep.add(later, lam, before / 2)
             lam, before = _jumped(lam, jumps, index + 1), 0.0
@@ -116,11 +116,6 @@ def continuous(
 
 def _jumped(lam: Tensor, jumps: Jumps | None, count: int) -> Tensor:
     return lam + jumps[count] if jumps and count in jumps else lam
-
-
-def enumerate_backwards(trajectory: Trajectory):
-    """(index, (move, stages)) from the last step to the first."""
-    return zip(reversed(range(len(trajectory.moves))), trajectory.backwards(), strict=True)
 
 
 def _outran(flow: GradientFlow, h: float, k: Tensor, product: Tensor, stability: float) -> bool:

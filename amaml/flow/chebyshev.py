@@ -27,7 +27,7 @@ from torch import Tensor
 
 from amaml.flow.field import GradientFlow
 from amaml.flow.quadrature import Quadrature
-from amaml.flow.schemes import Move, Record, Stages, Transposed
+from amaml.flow.schemes import Stages, Transposed
 
 SHIFT = 2 / 13  # of the argument of the Chebyshev polynomials beyond 1, over 1 / s^2
 WIDTH = 0.5  # of the stability interval, over s^2 - 1
@@ -77,21 +77,14 @@ class Chebyshev:
         """The field at the start of a step, from its stages."""
         return (stages[1] - stages[0]) / (h * _coefficients(self.stages).first)
 
-    @torch.no_grad()
-    def march(self, flow: GradientFlow, moves: Sequence[Move], u: Tensor, record: Record) -> Tensor:
-        """Take the moves from u."""
-        for move in moves:
-            stages, u = self._step(flow, move.h, u)
-            record(move, stages)
-        return u
-
-    def _step(self, flow: GradientFlow, h: float, start: Tensor) -> tuple[Stages, Tensor]:
+    def step(self, flow: GradientFlow, h: float, u: Tensor) -> tuple[Stages, Tensor]:
+        """One step of size h from u."""
         first, rest, weights, _ = _coefficients(self.stages)
-        slope = flow(start)
-        states = [start, start + first * h * slope]
-        end = (weights[0] * start).add_(states[1], alpha=weights[1])
+        slope = flow(u)
+        states = [u, u + first * h * slope]
+        end = (weights[0] * u).add_(states[1], alpha=weights[1])
         for (mu, nu, m, g), weight in zip(rest, weights[2:], strict=True):
-            state = (1 - mu - nu) * start
+            state = (1 - mu - nu) * u
             state.add_(states[-1], alpha=mu).add_(states[-2], alpha=nu)
             states.append(state.add_(flow(states[-1]), alpha=h * m).add_(slope, alpha=h * g))
             end.add_(state, alpha=weight)

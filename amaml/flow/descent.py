@@ -36,18 +36,19 @@ class FixedMesh:
     batch: int | Tensor | None = None
     single: bool = False
 
-    def flow(self, flow: GradientFlow) -> GradientFlow:
-        """Without a limit of its evaluations: these steps are what is asked for."""
-        return flow.limited(math.inf)
-
     def follow(self, trajectory: Trajectory, ends: Sequence[float], curvature: Curvature | None = None) -> Trajectory:
+        """Without a limit of the flow's evaluations: these steps are what is asked for."""
+        trajectory.flow = trajectory.flow.limited(math.inf)
         check_batch(self.batch, self.steps, trajectory.flow.tasks.shot)
         trajectory.begin(self, ends)
         times = [ends[-1] * i / max(self.steps, 1) for i in range(self.steps + 1)]
         for end in ends if self.steps else ():
             times[round(self.steps * end / ends[-1])] = end
-        steps, tasks = range(len(trajectory.moves), self.steps), trajectory.flow.tasks
-        trajectory.extend([Move(self._scheme(k, tasks), times[k], times[k + 1], self._size(times, k)) for k in steps])
+        sizes, tasks, moves = self.sizes or [1.0] * self.steps, trajectory.flow.tasks, []
+        for k in range(len(trajectory.moves), self.steps):
+            scheme, (start, end) = self._scheme(k, tasks), times[k : k + 2]
+            moves.append(Move(scheme, start, end, (end - start) * sizes[k]))
+        trajectory.extend(moves)
         return trajectory
 
     def _scheme(self, k: int, tasks: Tasks) -> Scheme:
@@ -66,10 +67,6 @@ class FixedMesh:
         rounds, place = divmod(k, shot // n)
         order = torch.randperm(shot, generator=torch.Generator().manual_seed(rounds))
         return order[place * n : (place + 1) * n].to(tasks.device, non_blocking=True)
-
-    def _size(self, times: Sequence[float], k: int) -> float:
-        h = times[k + 1] - times[k]
-        return h if self.sizes is None else h * self.sizes[k]
 
 
 def check_batch(batch: int | Tensor | None, steps: int, shot: int) -> None:

@@ -23,7 +23,6 @@ from typing import Protocol
 from amaml.errors import Diverged
 from amaml.flow.chebyshev import Chebyshev
 from amaml.flow.curvature import LEFT, Curvature
-from amaml.flow.field import GradientFlow
 from amaml.flow.schemes import DOPRI5, MIDPOINT, RK3, RK4, Move, Scheme
 from amaml.flow.trajectory import Trajectory
 
@@ -45,10 +44,6 @@ class GivenMesh:
 
     moves: tuple[Move, ...]
     beyond: "GradedMesh"
-
-    def flow(self, flow: GradientFlow) -> GradientFlow:
-        """As it is."""
-        return flow
 
     def follow(self, trajectory: Trajectory, ends: Sequence[float], curvature: Curvature) -> Trajectory:
         if trajectory.moves:
@@ -84,10 +79,6 @@ class GradedMesh:
     safety: float = 0.9
     frequency: int = 28
     factormax: float = 4.0
-
-    def flow(self, flow: GradientFlow) -> GradientFlow:
-        """As it is."""
-        return flow
 
     def halved(self, trajectory: Trajectory) -> "GivenMesh":
         """The steps of a trajectory bisected; should they be left, steps as fine."""

@@ -13,6 +13,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from inspect import signature
 from typing import Any
 
 import torch
@@ -21,12 +22,11 @@ from torch import Tensor
 from amaml.errors import InputError, unknown
 from amaml.flow.field import GradientFlow
 from amaml.flow.quadrature import Quadrature
-from amaml.flow.schemes import Move, Record, Stages, Transposed
+from amaml.flow.schemes import Stages, Transposed
 
 State = tuple[Tensor, ...]  # of the rule, each like phi (tasks, P)
-Rule = Callable[
-    ..., tuple[Tensor, State]
-]  # (gradient, state or None, number of the step from 0, **hyper) -> update, state
+# (gradient, state or None, number of the step from 0, **hyper) -> update, state
+Rule = Callable[..., tuple[Tensor, State]]
 
 
 def sgd(
@@ -78,16 +78,8 @@ def _root(square: Tensor) -> Tensor:
 
 
 RULES: dict[str, Rule] = {"sgd": sgd, "momentum": heavy_ball, "rmsprop": rmsprop, "adam": adam, "adamw": adam}
-HYPER = {
-    "sgd": ("momentum", "nesterov"),
-    "momentum": ("momentum",),
-    "rmsprop": ("alpha", "eps"),
-    "adam": ("betas", "eps"),
-    "adamw": ("betas", "eps"),
-}
-
-
-KEYWORDS = ("momentum", "nesterov", "alpha", "betas", "eps", "weight_decay")
+HYPER = {name: tuple(signature(rule).parameters)[3:] for name, rule in RULES.items()}  # their keywords
+KEYWORDS = {"weight_decay"}.union(*HYPER.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,17 +185,12 @@ class OptimizerStep:
     points: Tensor | None = None
     cost, order, stability = 1, 1, math.inf
 
-    @torch.no_grad()
-    def march(self, flow: GradientFlow, moves: Sequence[Move], u: Tensor, record: Record) -> Tensor:
-        """Take the step from u."""
-        for move in moves:
-            record(move, (u,))
-            phi, state = self._parts(flow, u)
-            update, state = self.optimizer.step(
-                phi, state, flow.gradient(phi, self.points), self.number, self._tensors()
-            )
-            u = torch.cat([torch.sub(phi, flow.scaled(update), alpha=move.h), *state], -1)
-        return u
+    def step(self, flow: GradientFlow, h: float, u: Tensor) -> tuple[Stages, Tensor]:
+        """The step from u, of size h."""
+        phi, state = self._parts(flow, u)
+        gradient = flow.gradient(phi, self.points)
+        update, state = self.optimizer.step(phi, state, gradient, self.number, self._tensors())
+        return (u,), torch.cat([torch.sub(phi, flow.scaled(update), alpha=h), *state], -1)
 
     def transposed(self, sweep: Quadrature, h: float, stages: Stages, lam: Tensor) -> Transposed:
         """From lam (tasks, P + state) at the end of the step to lam at its start."""

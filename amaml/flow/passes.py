@@ -11,7 +11,7 @@ from amaml.flow.adjoint import ADJOINTS, Adjoint
 from amaml.flow.curvature import Curvature
 from amaml.flow.field import GradientFlow
 from amaml.flow.mesh import Mesh
-from amaml.flow.quadrature import Requested, means
+from amaml.flow.quadrature import Requested
 from amaml.flow.trajectory import Trajectory
 from amaml.robust import Weighing, weighted_mean
 
@@ -71,7 +71,7 @@ class Passes:
 
     def solve(self, mesh: Mesh, curvature: Curvature) -> Solution:
         """Along a mesh and back."""
-        trajectory = Trajectory(mesh.flow(self.flow), self.checkpoints)
+        trajectory = Trajectory(self.flow, self.checkpoints)
         return self.backward(mesh.follow(trajectory, self.ends, curvature))
 
     def backward(self, trajectory: Trajectory) -> Solution:
@@ -90,6 +90,6 @@ class Passes:
             trajectory.mesh.follow(trajectory, trajectory.ends, Curvature(flow, swept.stiff))
         of_tasks = swept.lam + flow.prox * swept.sweep.pulled if flow.prox else swept.lam
         weighing = self.weigh(of_tasks)
-        gradients = means(swept.sweep.gradients(begin.direct, self.rate, weighing.weights), flow.tasks)
+        gradients = swept.sweep.gradients(begin.direct, self.rate, weighing.weights)
         estimate = weighted_mean(swept.estimate, weighing.weights)
         return Solution(trajectory, begin, of_tasks, weighing, gradients, estimate)

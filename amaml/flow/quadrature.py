@@ -123,7 +123,8 @@ class Quadrature:
     def gradients(
         self, direct: Sequence[Tensor] = (), inner_lr: float = 1.0, weights: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """dJ/dpsi by the names of Tasks.leaves(), "inner_lr", "prox", "schedule" and those of the optimiser's numbers.
+        """dJ/dpsi, the mean over the tasks, by the names of Tasks.leaves(), "inner_lr", "prox", "schedule" and those of
+        the optimiser's numbers.
 
         direct: dL_query/dpsi of the requested leaves of the query set. A scalar rate inner_lr is the horizon T =
         inner_lr inner_steps, with all steps in proportion; rates (P,) are those of the flow.
@@ -148,17 +149,10 @@ class Quadrature:
             zero = torch.zeros_like(self.to_prox)
             steps = torch.stack([self.to_steps.get(k, zero) for k in range(self.requested.schedule)], 1)
             found["schedule"] = weighted(steps, weights).sum(0)
-        return found
-
-
-def means(gradients: Mapping[str, Tensor], tasks: Tasks) -> dict[str, Tensor]:
-    """Sums over the tasks as means."""
-    return {name: gradient / len(tasks) for name, gradient in gradients.items()}
+        return {name: gradient / len(tasks) for name, gradient in found.items()}
 
 
 def _requiring(points: tuple) -> tuple[int, ...]:
-    if all(isinstance(part, Tensor) for part in points):
-        return tuple(i for i, part in enumerate(points) if part.requires_grad)
     return tuple(i for i, leaf in enumerate(tree_flatten(points)[0]) if leaf.requires_grad)
 
 

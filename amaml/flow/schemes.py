@@ -7,7 +7,7 @@ evaluated. No autograd graph exists at any time.
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -28,9 +28,6 @@ class Move(NamedTuple):
     start: float
     end: float
     h: float
-
-
-Record = Callable[[Move, Stages], None]  # is told of every step, in order of time
 
 
 class Scheme(Protocol):
@@ -63,8 +60,8 @@ class Scheme(Protocol):
         """The field at the start of a step, from its stages and the state after it."""
         ...
 
-    def march(self, flow: GradientFlow, moves: Sequence[Move], u: Tensor, record: Record) -> Tensor:
-        """Take consecutive moves from u (tasks, P), recording each; the state at the end."""
+    def step(self, flow: GradientFlow, h: float, u: Tensor) -> tuple[Stages, Tensor]:
+        """One step of size h from u (tasks, P): its stages, and the state at its end."""
         ...
 
     def transposed(self, sweep: Quadrature, h: float, stages: Stages, lam: Tensor) -> "Transposed":
@@ -153,17 +150,13 @@ class RungeKutta:
     def _matrix(self) -> np.ndarray:
         return np.array([[*row, *[0.0] * (self.cost - len(row))] for row in self.a])
 
-    @torch.no_grad()
-    def march(self, flow: GradientFlow, moves: Sequence[Move], u: Tensor, record: Record) -> Tensor:
-        """Take consecutive moves from u, recording each; the state at the end."""
-        for move in moves:
-            stages, slopes = [], []
-            for row in self.a:
-                stages.append(_shifted(u, row, slopes, move.h))
-                slopes.append(flow(stages[-1]))
-            record(move, tuple(stages))
-            u = _shifted(u, self.b, slopes, move.h)
-        return u
+    def step(self, flow: GradientFlow, h: float, u: Tensor) -> tuple[Stages, Tensor]:
+        """One step of size h from u."""
+        stages, slopes = [], []
+        for row in self.a:
+            stages.append(_shifted(u, row, slopes, h))
+            slopes.append(flow(stages[-1]))
+        return tuple(stages), _shifted(u, self.b, slopes, h)
 
     def transposed(self, sweep: Quadrature, h: float, stages: Stages, lam: Tensor) -> Transposed:
         """From the last stage to the first:

@@ -3,7 +3,7 @@
 import bisect
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,15 +11,20 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from amaml.flow.field import GradientFlow
-from amaml.flow.schemes import Move, Record, Stages
+from amaml.flow.schemes import Move, Stages
 
 SMALL = 2**25  # bytes that the states of a trajectory may take by default; twice as much on the way back
 
 
+Record = Callable[[Move, Stages], None]  # is told of every step, in order of time
+
+
+@torch.no_grad()
 def march(flow: GradientFlow, moves: Sequence[Move], u: Tensor, record: Record) -> Tensor:
-    """Take consecutive moves of any schemes from u (tasks, P), recording each; the state at the end."""
-    for scheme, run in itertools.groupby(moves, key=lambda move: move.scheme):
-        u = scheme.march(flow, list(run), u, record)
+    """Take consecutive moves from u (tasks, P), recording each; the state at the end."""
+    for move in moves:
+        stages, u = move.scheme.step(flow, move.h, u)
+        record(move, stages)
     return u
 
 
@@ -114,12 +119,12 @@ class Trajectory:
         other.extend(self.moves)
         return other
 
-    def backwards(self) -> Iterator[tuple[Move, Stages]]:
-        """Every move with its stages, from the last to the first; forgets them on the way."""
+    def backwards(self) -> Iterator[tuple[int, Move, Stages]]:
+        """Every move with its number and stages, from the last to the first; forgets them on the way."""
         self.was_read = True
         if self.whole:
             for i in reversed(range(len(self.moves))):
-                yield self.moves[i], self._stages.pop()
+                yield i, self.moves[i], self._stages.pop()
             return
         end = len(self.moves)
         for start in sorted(self._states, reverse=True):
@@ -139,7 +144,7 @@ class Trajectory:
             self._stride *= 2
             self._states = {i: state for i, state in self._states.items() if i % self._stride == 0}
 
-    def _again(self, start: int, end: int, u: Tensor, spare: int) -> Iterator[tuple[Move, Stages]]:
+    def _again(self, start: int, end: int, u: Tensor, spare: int) -> Iterator[tuple[int, Move, Stages]]:
         """The moves from start to end backwards, from the state u at start, with room for spare more states."""
         if end - start == 1 or not spare:
             for i in reversed(range(start, end)):
@@ -149,12 +154,12 @@ class Trajectory:
         yield from self._again(middle, end, self._recompute(start, middle, u), spare - 1)
         yield from self._again(start, middle, u, spare)
 
-    def _stages_of(self, i: int, u: Tensor) -> tuple[Move, Stages]:
+    def _stages_of(self, i: int, u: Tensor) -> tuple[int, Move, Stages]:
         """Move i, which starts at u, with its stages; of a single one u itself is it."""
-        kept = [(self.moves[i], (u,))]
+        kept = [(u,)]
         if self.moves[i].scheme.cost > 1:
-            self._recompute(i, i + 1, u, lambda move, stages: kept.append((move, stages)))
-        return kept[-1]
+            self._recompute(i, i + 1, u, lambda move, stages: kept.append(stages))
+        return i, self.moves[i], kept[-1]
 
     def _recompute(self, start: int, end: int, u: Tensor, record: Record = lambda move, stages: None) -> Tensor:
         spent = self.flow.evaluations

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 import amaml
 from amaml import Tasks
 from amaml.flow.field import GradientFlow
-from amaml.flow.schemes import Move
 from amaml.models import Apply
 
 
@@ -139,7 +138,7 @@ def _one_step(scheme, apply: Apply, loss, x: float, h: float) -> float:
     """From u = 1, of one task of one point."""
     x = torch.full((1, 1, 1), x, dtype=torch.float64)
     flow = GradientFlow(apply, loss, Tasks(x, 0 * x, x, 0 * x), torch.ones(1, dtype=torch.float64))
-    return scheme.march(flow, [Move(scheme, 0.0, h, h)], flow.start, lambda move, stages: None).item()
+    return scheme.step(flow, h, flow.start)[1].item()
 
 
 def stability_value(scheme, z: float) -> float:

@@ -63,7 +63,7 @@ def test_discrete_adjoint_is_the_derivative_of_the_forward_pass(case, name, prox
         return derivatives.losses(apply, loss, final(theta)[1].final, tasks.query_x, tasks.query_y).mean()
 
     flow, trajectory = final(theta)
-    lam, _ = query_gradient(apply, loss, trajectory.final, tasks)
+    lam, *_ = query_gradient(apply, loss, trajectory.final, tasks)
     assert slope_error(total(discrete, flow, trajectory, lam), meta_loss, theta) < 1e-7
 
 
@@ -81,7 +81,7 @@ def test_schemes_on_a_quadratic_are_their_stability_polynomials(name):
     step = sum(c * torch.linalg.matrix_power(z, k) for k, c in enumerate(coefficients))
     flow = GradientFlow(q.apply, half_mse, q.tasks, q.theta)
     trajectory = fixed_steps(flow, scheme, h * count, count)
-    lam, _ = query_gradient(q.apply, half_mse, trajectory.final, q.tasks)
+    lam, *_ = query_gradient(q.apply, half_mse, trajectory.final, q.tasks)
     value = total(discrete, flow, trajectory, lam)
     assert relative_error(value, q.gradient(torch.linalg.matrix_power(step, count))) < 1e-12
     assert len(trajectory.moves) == count
@@ -111,7 +111,7 @@ def _gradient(adjoint, name, count, prox=0.0):
     (theta, apply), tasks = mlp(), regression()
     flow = GradientFlow(apply, half_mse, tasks, theta, prox)
     trajectory = fixed_steps(flow, FIXED[name], horizon=2.0, count=count)
-    lam, _ = query_gradient(apply, half_mse, trajectory.final, tasks)
+    lam, *_ = query_gradient(apply, half_mse, trajectory.final, tasks)
     return total(adjoint, flow, trajectory, lam)
 
 

@@ -67,7 +67,7 @@ def compiler(monkeypatch):
     return stub
 
 
-@pytest.mark.skipif(not derivatives.compiler_found(), reason="needs a C++ compiler")
+@pytest.mark.skipif(not compiling.compiler_found(), reason="needs a C++ compiler")
 def test_what_writes_into_a_batched_tensor_is_compiled_right():  # or would be warned of
     compiled, traced = (hvps(lambda h: sum(write(h) for write in WRITES), on) for on in (True, False))
     torch.testing.assert_close(compiled, traced, rtol=1e-11, atol=1e-13)

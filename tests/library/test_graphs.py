@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from amaml import AMAML, InputError, compiled, half_mse
 from amaml.engine import derivatives, graphs, tracing
+from amaml.engine.compiling import compiler_found
 from baselines import FOMAML, IMAML, MAML, Reptile
 
 LEARNERS = {
@@ -141,7 +142,7 @@ def test_a_change_that_the_points_of_the_first_call_do_not_fit_is_no_error():
     assert relative_error(learner.meta_gradient(theta, large).value, expected.value) < 1e-13
 
 
-@pytest.mark.skipif(not derivatives.compiler_found(), reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(not compiler_found(), reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_a_change_outside_a_compiled_graph_reaches_the_next_call():
     (theta, network), tasks = linear(), regression()

@@ -202,7 +202,7 @@ def test_steps_keep_up_with_a_flow_that_sharpens_suddenly():
     trajectory = Trajectory(flow)
     GradedMesh(SOLVERS["auto"], 1e-3).follow(trajectory, (2.0,), Curvature(flow))
     curvature, found = Curvature(flow), []
-    for move, stages in trajectory.backwards():
+    for _, move, stages in trajectory.backwards():
         found.append(max(curvature.at(stages[0])))
         assert move.h * found[-1] < move.scheme.stability
     assert max(found) > 3 * found[-1]

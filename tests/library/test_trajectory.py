@@ -41,7 +41,7 @@ def _kept_and_gradient(solver, checkpoints, steps=60):
     trajectory = Trajectory(flow, checkpoints)
     mesh = GradedMesh(SOLVERS[solver], 1e-4) if SOLVERS[solver] else FixedMesh(steps)
     mesh.follow(trajectory, [0.05 * steps], Curvature(flow))
-    lam, _ = query_gradient(apply, half_mse, trajectory.final, tasks)
+    lam, *_ = query_gradient(apply, half_mse, trajectory.final, tasks)
     return flow.evaluations, discrete(flow, trajectory, lam)[0]
 
 
@@ -70,8 +70,8 @@ def test_no_more_states_are_alive_than_asked_for(checkpoints):
 
     base = 4  # the start, the field there, the final state and its gradient
     assert alive() <= checkpoints + base
-    lam, _ = query_gradient(apply, half_mse, trajectory.final, tasks)
-    for i, (_, stages) in enumerate(trajectory.backwards()):
+    lam, *_ = query_gradient(apply, half_mse, trajectory.final, tasks)
+    for i, _, stages in trajectory.backwards():
         if i % 16 == 0:
             assert alive() <= checkpoints + len(stages) + base + 1
 
@@ -117,10 +117,7 @@ def test_a_trajectory_can_be_rewound_in_the_middle_of_its_way_back(checkpoints):
     whole, turned = Trajectory(flow, checkpoints), Trajectory(flow, checkpoints)
     whole.extend(moves)
     turned.extend(moves)
-    for index, (_, kept) in zip(reversed(range(12)), turned.backwards(), strict=True):
-        stages = kept
-        if index == 7:
-            break
+    stages = next(stages for index, _, stages in turned.backwards() if index == 7)
     turned.rewind(7, stages[0])
     turned.extend(moves[7:])
     lam = torch.ones_like(whole.final)
