@@ -22,7 +22,7 @@ from amaml.imaml import IMAML
 from amaml.learner import Followed, Memory, MetaGradient, MetaLearner, check_at, outer_steps, steps_of
 from amaml.models import Flattened, check_module, predict
 from amaml.objective import Bound, Objective, OfModel, check_given, check_untrained, losses_of
-from amaml.outer import Path, Value
+from amaml.outer import Outer
 from amaml.points import Points
 from amaml.rates import Rate, Rates, rate_and_schedule
 from amaml.tasks import Tasks
@@ -178,7 +178,8 @@ class Adaptation(nn.Module):
         gradients = {"theta": self.latest.value} | self.latest.gradients
         found = [gradients[name].view_as(t) for name, t in request.items()]
         announce_backward(self.module)
-        return Value.apply(self.latest.query_loss.mean(), *found, *request.values())
+        value = self.latest.query_loss.mean()
+        return Outer.apply(value, lambda scale: [scale * gradient for gradient in found], [], *request.values())
 
     def adapt(
         self,
@@ -256,7 +257,7 @@ class Adaptation(nn.Module):
 
         announce_backward(self.module)
         used = [*tasks.support_leaves().values(), *read_buffers(self.module)]
-        return Path.apply(followed.path, pull_back, used, *request.values())
+        return Outer.apply(followed.path, pull_back, used, *request.values())
 
     def _chunks(self, tasks: Tasks) -> list[Tasks]:
         """The tasks, as many at a time as go through the network at once."""

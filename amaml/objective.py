@@ -1,6 +1,7 @@
 """Losses that see the network itself: regularisers, derivatives in x, several forward passes, masks of one's own."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,11 +13,13 @@ from amaml.points import Points
 Objective = Callable[["Model", Any, Any], Tensor]  # (model, x, y) of one task -> scalar
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class Model:
     """The module with the parameters of one task: model(x) is its output, model.parameters are these by name."""
 
-    def __init__(self, apply: Any, phi: Tensor, shared: Mapping[str, Tensor] | None) -> None:
-        self._apply, self._phi, self._shared = apply, phi, shared
+    _apply: Any
+    _phi: Tensor
+    _shared: Mapping[str, Tensor] | None
 
     def __call__(self, *x: Any, **keywords: Any) -> Any:
         """The module called with these arguments: all positional, or all by keyword."""
@@ -38,23 +41,22 @@ class Bound:
         return Model(self.apply, phi, shared), x
 
 
+@dataclass(frozen=True, eq=False)
 class OfModel:
     """The loss of what Bound hands out: objective(model, x, y)."""
 
-    def __init__(self, objective: Objective) -> None:
-        self.objective = objective
+    objective: Objective
 
     def __call__(self, model_and_x: tuple[Model, Points], y: Any) -> Tensor:
         return self.objective(*model_and_x, y)
 
 
+@dataclass(frozen=True, eq=False)
 class Predicted:
     """The objective loss(model(x), y) + penalty(model.parameters)."""
 
-    def __init__(
-        self, loss: Callable[[Any, Any], Tensor], penalty: Callable[[dict[str, Tensor]], Tensor] | None = None
-    ) -> None:
-        self.loss, self.penalty = loss, penalty
+    loss: Callable[[Any, Any], Tensor]
+    penalty: Callable[[dict[str, Tensor]], Tensor] | None = None
 
     def __call__(self, model: Model, x: Points, y: Any) -> Tensor:
         prediction = model(**x) if isinstance(x, dict) else model(*x) if isinstance(x, tuple) else model(x)

@@ -9,28 +9,15 @@ from amaml.engine.calling import returning
 from amaml.errors import InputError, changed_meanwhile
 
 
-class Value(torch.autograd.Function):
-    """The mean query loss, with the meta-gradients that were computed with it and the tensors these are of."""
+class Outer(torch.autograd.Function):
+    """A value, and the tensors that its gradient is of: pull_back gives them from the sensitivity to the value, where
+    `used` is as it was."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, *gradients_and_tensors: Tensor) -> Tensor:
-        ctx.save_for_backward(*gradients_and_tensors)
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = First.apply(scale, *ctx.saved_tensors)
-        return None, *(None for _ in gradients), *gradients
-
-
-class Path(torch.autograd.Function):
-    """The parameters along the inner loop; backward() pulls their sensitivities back, where `used` is as it was."""
-
-    @staticmethod
-    def forward(ctx: Any, path: Tensor, pull_back: Any, used: list[Tensor], *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Tensor, pull_back: Any, used: list[Tensor], *tensors: Tensor) -> Tensor:
         ctx.pull_back, ctx.used, ctx.versions = pull_back, used, _versions(used)
         ctx.save_for_backward(*tensors)
-        return path.clone()
+        return value.clone()
 
     @staticmethod
     def backward(ctx: Any, lam: Tensor) -> tuple[Tensor | None, ...]:
@@ -41,7 +28,7 @@ class Path(torch.autograd.Function):
             gradients = ctx.pull_back(lam.detach())
         finally:
             returning.reset(token)
-        return None, None, None, *First.apply(lam.new_ones(()), *gradients, *ctx.saved_tensors)
+        return None, None, None, *First.apply(*gradients, *ctx.saved_tensors)
 
 
 def _versions(tensors: list[Tensor]) -> list[int]:
@@ -50,12 +37,12 @@ def _versions(tensors: list[Tensor]) -> list[int]:
 
 
 class First(torch.autograd.Function):
-    """scale times the gradients of as many tensors; raises on double backward."""
+    """The gradients of as many tensors; raises on double backward."""
 
     @staticmethod
-    def forward(ctx: Any, scale: Tensor, *gradients_and_tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, *gradients_and_tensors: Tensor) -> tuple[Tensor, ...]:
         count = len(gradients_and_tensors) // 2
-        return tuple(scale * gradient for gradient in gradients_and_tensors[:count])
+        return tuple(gradient.clone() for gradient in gradients_and_tensors[:count])
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> None:

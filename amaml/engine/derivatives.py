@@ -25,14 +25,9 @@ def losses(apply: Apply, loss: Loss, phi: Tensor, x: Tensor, y: Tensor) -> Tenso
     return graphs.replay(Definition(task.loss), apply, loss, phi, x, y)
 
 
-def gradients(apply: Apply, loss: Loss, phi: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """The gradient in phi of every task's loss, (tasks, P)."""
-    return graphs.replay(Definition(task.gradient), apply, loss, phi, x, y)
-
-
-def descents(apply: Apply, loss: Loss, phi: Tensor, x: Tensor, y: Tensor, bound: Bound | None = None) -> Tensor:
-    """-gradients, the direction of descent, (tasks, P). bound: see graphs.replay."""
-    return graphs.replay(Definition(task.descent), apply, loss, phi, x, y, bound=bound)
+def gradients(apply: Apply, loss: Loss, phi: Tensor, x: Tensor, y: Tensor, bound: Bound | None = None) -> Tensor:
+    """The gradient in phi of every task's loss, (tasks, P). bound: see graphs.replay."""
+    return graphs.replay(Definition(task.gradient), apply, loss, phi, x, y, bound=bound)
 
 
 def hvps(apply: Apply, loss: Loss, phi: Tensor, v: Tensor, x: Tensor, y: Tensor, bound: Bound | None = None) -> Tensor:

@@ -123,10 +123,6 @@ def gradient(vjp: Vjp, value: Function, wanted: tuple, phi: Tensor, x: Any, y: A
     return loss_and_gradients(vjp, value, wanted, phi, x, y)[1]
 
 
-def descent(vjp: Vjp, value: Function, wanted: tuple, phi: Tensor, x: Any, y: Any) -> Tensor:
-    return -gradient(vjp, value, wanted, phi, x, y)
-
-
 def hvp(vjp: Vjp, value: Function, wanted: tuple, phi: Tensor, v: Tensor, x: Any, y: Any) -> Tensor:
     return vjp(lambda p: gradient(vjp, value, (), p, x, y), phi)[1](v)[0]
 

@@ -74,17 +74,15 @@ class GradientFlow:
         return self.at_start if u is self.start else self._field(u)
 
     def _field(self, u: Tensor) -> Tensor:
-        self.evaluations.gradients += 1
-        self.check_budget()
-        slope = derivatives.descents(self.apply, self.loss, u, *self._support, self.bound)
-        return self.scaled(slope - self.prox * (u - self.theta) if self.prox else slope)
+        return -self.scaled(self.gradient(u))
 
     @torch.no_grad()
     def gradient(self, u: Tensor, points: Tensor | None = None) -> Tensor:
         """grad L_support(u) + prox (u - theta), (tasks, P); points (n,): numbers of support points, None for all."""
         self.evaluations.gradients += 1
         self.check_budget()
-        gradient = derivatives.gradients(self.apply, self.loss, u, *self._support_of(points))
+        bound = self.bound if points is None else None
+        gradient = derivatives.gradients(self.apply, self.loss, u, *self._support_of(points), bound)
         return gradient + self.prox * (u - self.theta) if self.prox else gradient
 
     def hvp(self, u: Tensor, v: Tensor, points: Tensor | None = None) -> Tensor:

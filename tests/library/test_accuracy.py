@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.problems import mlp, regression, relative_error
 
-from amaml import AMAML, Diverged, OverBudget, half_mse
+from amaml import AMAML, OverBudget, half_mse
 from amaml.flow.accuracy import Controller, Memory, Observation, error_of_finest, refined, relative_distance
 from amaml.flow.schemes import RungeKutta
 
@@ -205,17 +205,6 @@ def test_the_budget_is_four_median_calls_and_a_refused_one_doubles_it():
     assert calls.memory.gain == Memory(gain=calls.memory.gain).gain
     calls.make(count=CONTROL.window)
     assert CONTROL.limit(calls.memory, 200) == 4 * 100
-
-
-def test_a_refused_call_enters_the_memory_of_the_learner():
-    (theta, apply), tasks = mlp(), regression()
-    learner = AMAML(apply, half_mse, 1000.0, 200, solver="rk4")
-    memory = learner.init()
-    with pytest.raises(OverBudget) as refused:
-        learner.gradient(theta, tasks, memory)
-    after = learner.update(memory, refused.value)
-    assert after.calls[-1].refused
-    assert isinstance(refused.value, Diverged)
 
 
 def test_another_problem_begins_anew():

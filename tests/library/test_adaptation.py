@@ -171,14 +171,6 @@ def test_the_functional_form_has_the_same_gradients():
         torch.testing.assert_close(gradient, tensor.grad, rtol=1e-12, atol=1e-15)
 
 
-def test_maml_is_the_gradient_of_the_steps():
-    tasks, values = small()[1], []
-    for options in ({"method": "maml"}, {"solver": "euler"}):
-        meta, _ = small(**options)
-        values.append(torch.autograd.grad(meta(tasks), list(meta.parameters())))
-    assert all(torch.equal(a, b) for a, b in zip(*values, strict=True))
-
-
 def test_fomaml_takes_the_query_loss_s_own_gradients():
     problem = Problem(plain=True)
     phi = problem.path()[-1].detach().requires_grad_()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers.problems import mlp, regression, relative_error
 
-from amaml import AMAML, Chunked, InputError, MetaGradient, half_mse
+from amaml import AMAML, Chunked, MetaGradient, half_mse
 from amaml.chunked import fold
 from amaml.flow.accuracy import Observation
 from amaml.flow.curvature import Leading
@@ -75,15 +75,3 @@ def test_chunked_a_maml_learns_once_from_all_chunks():
     reference = AMAML(apply, half_mse, 0.05, 40, solver="rk4", rtol=1e-7).meta_gradient(theta, tasks)
     for gradient in (first, second):
         assert relative_error(gradient.value, reference.value) < 3 * gradient.error + 1e-6
-
-
-@pytest.mark.parametrize("size", [0, -1, 2.0])
-def test_a_size_that_is_none_is_refused(size):
-    with pytest.raises(InputError, match=f"task_chunk must be a positive integer, got {size}"):
-        Chunked(FOMAML(mlp()[1], half_mse, 0.05, 3), size)
-
-
-def test_a_single_number_takes_no_task():
-    """It would take the axis of tasks away, and points for tasks."""
-    with pytest.raises(InputError, match=r"take tasks\[1 : 2\]"):
-        regression()[1]

@@ -11,30 +11,16 @@ from amaml.flow.optimizers import RULES, Optimizer
 from baselines import MAML
 
 
-def backpropagated(learner: MAML, theta: torch.Tensor, tasks) -> torch.Tensor:
-    """The meta-gradient by autograd through an untraced inner loop, the graph of every step kept."""
-    losses = torch.vmap(lambda phi, x, y: learner.loss(learner.apply(phi, x), y))
-    start = theta.clone().requires_grad_()
-    phi = start.expand(len(tasks), -1)
-    for _ in range(learner.inner_steps):
-        (gradient,) = torch.autograd.grad(losses(phi, *tasks.support).sum(), phi, create_graph=True)
-        phi = phi - learner.inner_lr * gradient
-    (gradient,) = torch.autograd.grad(losses(phi, tasks.query_x, tasks.query_y).mean(), start)
-    return gradient
-
-
 @pytest.mark.parametrize("network", ["mlp", "conv"])
-def test_the_traced_unroll_is_backpropagation_through_the_steps(network):
+def test_the_unroll_is_the_adjoint_of_the_steps(network):
     if network == "mlp":
         (theta, apply), tasks, loss = mlp(), regression(), half_mse
     else:
         (theta, apply), tasks, loss = convnet(), classification(), cross_entropy
     learner = MAML(apply, loss, 0.02, 12)
-    value = learner.meta_gradient(theta, tasks).value
-    assert relative_error(value, backpropagated(learner, theta, tasks)) < 1e-12
     ours = AMAML(apply, loss, 0.02, 12, solver="euler")
     exact, unrolled = (one.meta_gradient(theta, tasks) for one in (ours, learner))
-    assert relative_error(exact.value, value) < 1e-12
+    assert relative_error(exact.value, unrolled.value) < 1e-12
     torch.testing.assert_close(exact.query_loss, unrolled.query_loss, rtol=1e-12, atol=0)
     torch.testing.assert_close(ours.adapt(theta, tasks), learner.adapt(theta, tasks), rtol=1e-12, atol=1e-14)
 

@@ -13,26 +13,8 @@ from amaml.flow.descent import FixedMesh
 from amaml.flow.field import GradientFlow
 from amaml.flow.mesh import SOLVERS, GradedMesh
 from amaml.flow.schemes import RK4, Move
-from amaml.flow.trajectory import Trajectory, _split
+from amaml.flow.trajectory import Trajectory
 from amaml.learner import query_gradient
-
-
-@pytest.mark.parametrize("checkpoints", [None, 4])
-def test_a_rewound_trajectory_goes_on_as_if_nothing_had_been(checkpoints):
-    (theta, apply), tasks = mlp(), regression()
-    flow = GradientFlow(apply, half_mse, tasks, theta)
-    moves = [Move(RK4, 0.1 * i, 0.1 * (i + 1), 0.1) for i in range(12)]
-    straight, wound = Trajectory(flow, checkpoints), Trajectory(flow, checkpoints)
-    straight.extend(moves)
-    wound.extend(moves[:5])
-    u = wound.final
-    wound.extend([Move(RK4, 0.5 + i, 1.5 + i, 1.0) for i in range(6)])
-    wound.rewind(5, u)
-    wound.extend(moves[5:])
-    lam = torch.ones_like(u)
-    assert wound.moves == straight.moves
-    assert torch.equal(wound.final, straight.final)
-    assert torch.equal(discrete(flow, wound, lam)[0], discrete(flow, straight, lam)[0])
 
 
 def _kept_and_gradient(solver, checkpoints, steps=60):
@@ -86,12 +68,6 @@ def test_large_trajectories_thin_out_by_themselves(monkeypatch):
     assert torch.equal(value, _kept_and_gradient("euler", None, steps=200)[1])
 
 
-def test_splits_leave_two_parts():
-    for states in (2, 3, 8):
-        for steps in range(2, 200):
-            assert 1 <= _split(steps, states) < steps
-
-
 def test_recomputation_stays_close_to_the_binomial_bound():
     """With 9 states 100 steps are reversed with at most about 3 computations of each."""
     evaluations, _ = _kept_and_gradient("euler", 20, steps=100)
@@ -110,16 +86,22 @@ def test_no_graph_is_kept_across_steps():
 
 
 @pytest.mark.parametrize("checkpoints", [None, 3])
-def test_a_trajectory_can_be_rewound_in_the_middle_of_its_way_back(checkpoints):
+def test_a_trajectory_that_is_rewound_goes_on_as_if_nothing_had_been(checkpoints):
+    """On the way forward, and in the middle of the way back."""
     (theta, apply), tasks = mlp(), regression()
     flow = GradientFlow(apply, half_mse, tasks, theta)
     moves = [Move(RK4, 0.1 * i, 0.1 * (i + 1), 0.1) for i in range(12)]
     whole, turned = Trajectory(flow, checkpoints), Trajectory(flow, checkpoints)
     whole.extend(moves)
-    turned.extend(moves)
+    turned.extend(moves[:5])
+    u = turned.final
+    turned.extend([Move(RK4, 0.5 + i, 1.5 + i, 1.0) for i in range(6)])
+    turned.rewind(5, u)
+    turned.extend(moves[5:])
     stages = next(stages for index, _, stages in turned.backwards() if index == 7)
     turned.rewind(7, stages[0])
     turned.extend(moves[7:])
     lam = torch.ones_like(whole.final)
+    assert turned.moves == whole.moves
     assert torch.equal(turned.final, whole.final)
     assert torch.equal(discrete(flow, turned, lam).lam, discrete(flow, whole, lam).lam)

@@ -1,0 +1,186 @@
+"""What cannot be, one line each: the value, what is allowed and the remedy, as soon as it is given."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers.problems import mlp, regression
+from helpers.unrolled import Problem, body, half_squares, small
+from torch import nn
+
+import amaml
+from amaml import AMAML, Adaptation, Chunked, Tasks, half_mse
+from baselines import FOMAML, IMAML
+
+RATE, NAMES = {"head.weight": 0.1}, ("support_x", "support_y", "query_x", "query_y")
+(THETA, APPLY), TASKS = mlp(), regression()
+
+
+def tasks(**changes) -> Tasks:
+    return Tasks(**{name: getattr(TASKS, name) for name in NAMES} | changes)
+
+
+def ragged(query: int, targets: int) -> Tasks:
+    row = TASKS.support_x[0], TASKS.support_y[0], TASKS.query_x[0], TASKS.query_y[0]
+    return Tasks.ragged([row, (*row[:2], row[2][:query], row[3][:targets])])
+
+
+def learner(kind=AMAML, **options):
+    return kind(APPLY, half_mse, **{"inner_lr": 0.1, "inner_steps": 10} | options)
+
+
+def called(**options):
+    """The way forward and back through an Adaptation."""
+    problem = Problem(plain=True)
+    return problem.adaptation(**options).adapt(problem.tasks).sum().backward()
+
+
+def buffered() -> nn.Module:
+    module = body().double()
+    module.register_buffer("scale", torch.ones(1, requires_grad=True))
+    return module
+
+
+def frozen_later() -> None:
+    meta, given = small(adapt=None)
+    meta.module.requires_grad_(False)
+    meta(given)
+
+
+LEARNED = torch.ones(2, dtype=torch.float64, requires_grad=True)
+OF_TASKS = [
+    (
+        lambda: tasks(support_x=TASKS.support_x.numpy()),
+        r"support_x must be a torch.Tensor, got ndarray; torch.as_tensor",
+    ),
+    (lambda: tasks(query_y=TASKS.query_y.tolist()), "query_y must be a torch.Tensor, got list"),
+    (lambda: tasks(support_y=None), "support_y must be a torch.Tensor, got NoneType"),
+    (lambda: tasks(query_x=TASKS.query_x[:1], query_y=TASKS.query_y[:1]), "same first axis"),
+    (lambda: tasks(support_y=TASKS.support_y[:, :2]), "inputs and targets disagree"),
+    (lambda: tasks(support_x=torch.zeros(3, 0, 2), support_y=torch.zeros(3, 0, 1)), r"\(3, 0, 2\) has no points"),
+    (
+        lambda: tasks(support_weight=torch.ones(3, 5)),
+        r"support_weight must hold .* for each point, \(3, 6\), got \(3, 5\)",
+    ),
+    (lambda: TASKS[1], r"take tasks\[1 : 2\]"),  # which takes the axis of tasks away, and points for tasks
+    (lambda: ragged(2, 3), r"query set of task 1 \(from 0\) has tensors of \[2, 3\] points"),
+    (lambda: small()[0]((1, 2)), "tasks must be amaml.Tasks, got tuple"),
+    (lambda: learner(FOMAML).adapt(THETA, (TASKS.support_x, TASKS.support_y)), "tasks must be amaml.Tasks, got tuple"),
+    (
+        lambda: small()[0](tasks(query_weight=torch.ones(3, 5).double())),
+        r"a loss for each of their 6 points, got shape \(\).*reduction=\"none\"",
+    ),
+    (
+        lambda: small(loss=half_squares)[0](tasks(support_weight=torch.zeros(3, 6).double())),
+        "support_weight adds up to zero for some task",
+    ),
+    (lambda: small()[0](replace(TASKS, shared={"scale": torch.ones(1)})), r"leave Tasks\(shared=...\) out"),
+]
+OF_LEARNERS = [
+    (lambda: learner(solver="rk45"), "did you mean 'rk4'"),
+    (lambda: learner(adjoint="discreet"), "did you mean 'discrete'"),
+    (lambda: learner(rtol=2), "rtol must lie between 0 and 1, got 2"),
+    (lambda: learner(IMAML, prox=0), "positive prox.*got 0"),
+    (lambda: learner(IMAML, cg_steps=0), "cg_steps must be a positive integer, got 0"),
+    *(
+        (lambda robust=robust: learner(FOMAML, robust=robust), "robust must be None")
+        for robust in ("median", 0, -1.0, True)
+    ),
+    *(
+        (lambda size=size: Chunked(learner(FOMAML), size), f"task_chunk must be a positive integer, got {size}")
+        for size in (0, -1, 2.0)
+    ),
+    *(
+        (
+            lambda dtype=dtype: learner().meta_gradient(THETA.to(dtype), TASKS.to(dtype)),
+            "whose rounding spoils the adjoint; use float32 or float64",
+        )
+        for dtype in (torch.float16, torch.bfloat16)
+    ),
+]
+OF_ADAPTATION = [
+    (lambda: small(adapt=("heads",)), r"unknown name in adapt.*'heads'; did you mean 'head'"),
+    (lambda: small(adapt="head"), r"adapt must be a tuple of names, got 'head'; write adapt=\('head',\)"),
+    (lambda: small(method="mamml"), r"unknown method 'mamml'; did you mean 'maml'"),
+    (lambda: small(solvr="auto"), r"unknown keyword of method amaml 'solvr'; did you mean 'solver'"),
+    (lambda: small(inner_lr=RATE), r"must have a rate for every adapted parameter: \['head.bias'\] missing"),
+    (
+        lambda: small(inner_lr=RATE | {"head.bias": torch.ones(2)}),
+        r"inner_lr of head.bias has shape \(2,\); give a scalar",
+    ),
+    (lambda: small(inner_lr=RATE | {"head.bias": -0.1}, solver="auto"), r"negative rate, -0.1, which no flow.*exp\(\)"),
+    (lambda: small(method="fomaml", prox=0.1), "method fomaml has no prox"),
+    (lambda: small(loss=nn.PReLU()), "the parameter weight of the loss requires a gradient"),
+    (lambda: Adaptation(buffered(), half_mse, 0.1, 5), "the buffer scale of the module requires a gradient"),
+    (lambda: Adaptation(lambda x: x, half_mse, 0.1, 3), "module must be an nn.Module, got function"),
+    (frozen_later, "no parameter of the module requires a gradient; thaw what adapts"),
+    (
+        lambda: called(inner_optimizer=lambda g, state, step: (g * LEARNED[0], ())),
+        "the rule of the inner optimizer uses a tensor that requires a gradient",
+    ),
+    (
+        lambda: small()[0](TASKS, at=(1, 2), weights=LEARNED),
+        "query_weights require a gradient and would get none",
+    ),
+    (lambda: small()[0].adapt(TASKS, inner_steps=0), "inner_steps must be a positive integer, got 0"),
+    *(
+        (lambda at=at: small()[0].adapt(TASKS, at=at), "at must be increasing numbers of inner steps")
+        for at in ((), (3, 2), (0, 8), (-1,), (1.5,), 2)
+    ),
+]
+OF_INNER_LOOPS = [
+    ({"inner_lr": [0.1, 0.2]}, "a schedule has a size for each of the 7 inner steps, got 2"),
+    ({"inner_lr": torch.optim.SGD([torch.zeros(1)], 0.1)}, "inner_lr must be a number.* got SGD"),
+    ({"inner_lr": "0.1"}, "inner_lr must be a number.* got str"),
+    ({"inner_optimizer": "adam", "momentum": 0.9}, "unknown keyword of the inner optimizer adam 'momentum'"),
+    ({"inner_optimizer": "adamm"}, "unknown inner optimizer 'adamm'; did you mean 'adam'"),
+    ({"inner_optimizer": "sgd", "momentum": 1.5}, r"momentum must be in \[0, 1\), got 1.5"),
+    ({"method": "amaml", "solver": "rk4", "inner_optimizer": "adam"}, "solver rk4 follows plain gradient descent"),
+    ({"adjoint": "continuous", "inner_batch": 2}, "adjoint continuous is that of plain gradient descent"),
+    *(({"inner_batch": n}, "inner_batch must be 1 to 6 support points.* got") for n in (9, 0, 2.5, [[0]] * 7)),
+    ({"inner_batch": torch.tensor([[6]] * 7)}, "tensor .7 steps, n. of their numbers from 0 to 5, got"),
+    ({"inner_lr": [0.1, None]}, "a schedule gives no number for each inner step"),
+    ({"inner_lr": lambda: 0.1}, "a schedule gives no number for each inner step"),
+    ({"inner_lr": math.inf}, "inner_lr must be a positive number, got inf"),
+    ({"inner_steps": 0}, "inner_steps must be a positive integer, got 0"),
+    ({"prox": "weak"}, "prox must be zero or a positive number, got 'weak'"),
+    ({"inner_optimizer": torch.optim.Adam}, "inner_optimizer must be one of .* got Adam"),
+    ({"inner_optimizer": "adam", "betas": 0.9}, "betas must be two numbers"),
+    ({"method": "reptile"}, "method reptile defines no meta-gradient of phi"),
+]
+OF_INNER_LOOPS = [(lambda options=options: called(**options), message) for options, message in OF_INNER_LOOPS]
+
+
+SIZE, DROPOUT = "theta has 50 numbers, the module has 51 parameters", "is active and has no deterministic gradient"
+OF_MODULES = [
+    (lambda: amaml.load(amaml.mlp(2, 1, 5).double(), THETA[1:]), SIZE),
+    (lambda: APPLY.unflatten(THETA[1:]), SIZE),
+    (lambda: APPLY(THETA[1:], torch.zeros(3, 2, dtype=torch.float64)), SIZE),
+    (lambda: APPLY.unflatten(THETA.expand(2, -1)), r"theta has shape \(2, 51\), the module has 51"),
+    (
+        lambda: amaml.flatten(nn.ModuleDict({"attention": nn.MultiheadAttention(2, 1, 0.5)})),
+        f"dropout 'attention' {DROPOUT}",
+    ),
+    (lambda: amaml.flatten(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))), f"dropout '1' {DROPOUT}"),
+    (lambda: amaml.flatten(nn.TransformerEncoderLayer(4, 2)), f"dropout 'self_attn' {DROPOUT}"),
+    (
+        lambda: amaml.flatten(nn.Sequential(nn.LazyLinear(3), nn.Tanh())),
+        r"parameter '0.weight' has no shape yet \(a lazy layer\); call module\(x\) once",
+    ),
+    (
+        lambda: amaml.predict(APPLY, THETA, TASKS.query_x),
+        r"phi must be \(tasks, P\).*predict\(apply, phi\[None\], x\[None\]\)",
+    ),
+    (lambda: amaml.predict(APPLY, THETA.expand(2, -1), TASKS.query_x), r"phi must be \(tasks, P\)"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), OF_TASKS + OF_LEARNERS + OF_ADAPTATION + OF_INNER_LOOPS + OF_MODULES)
+def test_it_is_told(make, message):
+    with pytest.raises(amaml.InputError, match=message):
+        make()
+
+
+def test_a_loss_whose_parameters_are_frozen_is_taken():
+    small(loss=nn.PReLU().requires_grad_(False))
