@@ -40,8 +40,7 @@ benchmarks() {
         module "${measure[@]}" $theta --steps 5000 --batches 20 --quantities FOMAML "MAML, ch" A-MAML
     done
     module "${measure[@]}" --networks wide conv --dtypes float32 --steps 1 --quantities gradient product
-    module benchmarks.peers.table results/efficiency/peers.csv
-    module benchmarks.peers.picture
+    module benchmarks.peers.report
     module benchmarks.accuracy
 }
 

@@ -9,12 +9,12 @@ other. The reference is the converged flow: steps planned at 1e-4 and bisected u
 
 import argparse
 import math
-import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 import torch
 
 from amaml import AMAML, Diverged, Tasks, compiled
@@ -23,7 +23,9 @@ from amaml.flow.curvature import Curvature
 from amaml.flow.mesh import SOLVERS, GradedMesh
 from benchmarks.families import Family, families, varied
 from data.files import write_atomically
+from experiment.tables import as_markdown
 
+OUT = Path("results/efficiency")
 INNER_LR = 0.01
 STEPS = (50, 200, 1000, 5000)  # horizons 0.5 to 50
 LATER_STEPS = 200
@@ -32,10 +34,9 @@ BEFORE, LATER, VARIED = 50, 10, 60  # calls
 STANDS_STILL = 3e-5  # relative distance of two resolutions at which the reference is taken
 MOST = 8  # bisections
 STANDING = 1e-4  # references that stand still less than this are no references
-COLUMNS = (
-    "family | call | T | calls | descended | median error / rtol | worst | above 3 | reported / true: worst, "
-    "below 1/3 | no error told | measured | evaluations / FOMAML: median, mean | raised | no reference"
-)
+COLUMNS = ["family", "call", "T", "calls", "descended", "median error / rtol", "worst", "above 3"]
+COLUMNS += ["reported / true: worst, below 1/3", "no error told", "measured", "evaluations / FOMAML: median, mean"]
+COLUMNS += ["raised", "no reference"]
 
 
 class Found(NamedTuple):
@@ -89,60 +90,52 @@ def converged(learner: AMAML, theta: torch.Tensor, tasks: Tasks) -> Reference:
     return Reference(solution.value, distance)
 
 
-def row(name: str, when: str, steps: int, rtol: float, found: list[Found]) -> str:
-    fates = [one.fate for one in found]
-    good = [one for one in found if one.error is not None]
-    told = [one.reported / one.error for one in good if one.reported is not None and one.error]
-    cells = [name, when, f"{steps * INNER_LR:g}", len(found), fates.count("descended")]
-    errors = sorted(one.error / rtol for one in good) or [0.0]
-    cells += [f"{statistics.median(errors):.2g}", f"{errors[-1]:.2g}", sum(error > 3 for error in errors)]
-    cells += [f"{min(told, default=1):.2g}, {sum(ratio < 1 / 3 for ratio in told)}", len(good) - len(told)]
-    costs = [one.cost for one in found if one.cost] or [0.0]
-    cells += [fates.count("measured"), f"{statistics.median(costs):.2g}, {statistics.fmean(costs):.2g}"]
-    return "| " + " | ".join(map(str, [*cells, fates.count("raised"), fates.count("no reference")])) + " |"
+def row(name: str, when: str, steps: int, rtol: float, looked: list[Found]) -> list[str]:
+    frame = pd.DataFrame(looked).astype({"error": float, "reported": float})
+    fates, costs = frame["fate"].value_counts(), frame.loc[frame["cost"] > 0, "cost"]
+    errors, told = frame["error"].dropna() / rtol, (frame["reported"] / frame["error"]).dropna()
+    cells = [name, when, f"{steps * INNER_LR:g}", len(frame), fates.get("descended", 0)]
+    cells += [f"{errors.median():.2g}", f"{errors.max():.2g}", (errors > 3).sum()]
+    cells += [f"{told.min():.2g}, {(told < 1 / 3).sum()}", len(errors) - len(told), fates.get("measured", 0)]
+    cells += [f"{costs.median():.2g}, {costs.mean():.2g}", fates.get("raised", 0), fates.get("no reference", 0)]
+    return list(map(str, cells))
 
 
-def rows(steps: Iterable[int], rtol: float, kinds: Iterable[str]) -> Iterable[str]:
-    for family in families() if {"fresh", "later"} & set(kinds) else ():
-        for count in steps if "fresh" in kinds else ():
+def rows(steps: Iterable[int], rtol: float) -> Iterator[list[str]]:
+    for family in families():
+        for count in steps:
             looked = [one for seed in SEEDS for one in calls(family, seed, count, rtol, [0])]
             yield row(family.name, "fresh", count, rtol, looked)
-        if "later" in kinds:
-            looked = calls(family, SEEDS[0], LATER_STEPS, rtol, range(BEFORE + LATER), BEFORE)[BEFORE:]
-            yield row(family.name, "later", LATER_STEPS, rtol, looked)
-    for family in varied() if "varied" in kinds else ():
-        looked = calls(family, SEEDS[0], LATER_STEPS, rtol, range(BEFORE + VARIED), BEFORE)[BEFORE:]
-        yield row(family.name, "varied", LATER_STEPS, rtol, looked)
+        yield row(family.name, "later", LATER_STEPS, rtol, after_others(family, LATER, rtol))
+    for family in varied():
+        yield row(family.name, "varied", LATER_STEPS, rtol, after_others(family, VARIED, rtol))
+
+
+def after_others(family: Family, count: int, rtol: float) -> list[Found]:
+    """So many calls of a learner that has made others before."""
+    return calls(family, SEEDS[0], LATER_STEPS, rtol, range(BEFORE + count), BEFORE)[BEFORE:]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default="results/efficiency", help="folder of the table")
     parser.add_argument("--rtol", type=float, default=1e-3)
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS, help="inner steps of the first calls")
-    parser.add_argument("--calls", nargs="+", default=("fresh", "later", "varied"), help="which kinds of calls")
-    parser.add_argument("--compile", default="on", choices=("on", "off"))
     a = parser.parse_args()
     torch.set_num_threads(1)
-    out = Path(a.out)
-    out.mkdir(parents=True, exist_ok=True)
-    lines = [
-        f"`python -m benchmarks.accuracy --rtol {a.rtol:g} --steps {' '.join(map(str, a.steps))}`",
-        "",
+    head = (
+        f"`python -m benchmarks.accuracy --rtol {a.rtol:g} --steps {' '.join(map(str, a.steps))}`\n\n"
         f"A-MAML auto, rtol {a.rtol:g}, 5 tasks, float64, inner_lr {INNER_LR:g}, untrained networks. Fresh: first "
         f"calls, which measure; later, varied: calls after {BEFORE} others. Descended: the exact steps of gradient "
         "descent. Errors of what followed the flow and, of later calls, did not measure, in units of rtol, against the "
         "converged flow; evaluations (gradients and Hessian-vector products, measuring included) over FOMAML's "
-        "gradients; calls that raised an error instead; references that did not stand still.",
-        "",
-        f"| {COLUMNS} |",
-        "|" + "---|" * (1 + COLUMNS.count("|")),
-    ]
-    with compiled(a.compile == "on"):
-        for line in rows(a.steps, a.rtol, a.calls):
-            lines.append(line)
-            print(line, flush=True)
-            write_atomically(out / f"accuracy-{a.rtol:g}.md", ("\n".join(lines) + "\n").encode())
+        "gradients; calls that raised an error instead; references that did not stand still."
+    )
+    table = [COLUMNS]
+    with compiled():
+        for cells in rows(a.steps, a.rtol):
+            table.append(cells)
+            print(*cells, sep=" | ", flush=True)
+            write_atomically(OUT / f"accuracy-{a.rtol:g}.md", f"{head}\n\n{as_markdown(table)}\n".encode())
 
 
 if __name__ == "__main__":

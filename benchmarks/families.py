@@ -1,7 +1,7 @@
 """Families of tasks for measuring accuracy: none of them was looked at while the step control was made."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -54,21 +54,15 @@ def _mlp(inputs: int, outputs: int, width: int, activation: Callable[[], nn.Modu
     return nn.Sequential(*layers, nn.Linear(width, outputs))
 
 
-def _regression(domain: str, shots: int, width: int, activation, scale: float = 1.0, hidden: int = 2):
+def _regression(domain: str, shots: int, width: int, activation, hidden: int = 2):
     def problem(seed: int):
         family = data.make(domain, data.Sampling(shots, shots, TASKS, seed))
-        theta, apply = _network(lambda: _mlp(family.input_shape[0], 1, width, activation, hidden), seed)
-
-        def episode(number: int) -> Tasks:
-            t = family.episode(number)
-            return Tasks(scale * t.support_x, t.support_y, scale * t.query_x, t.query_y)
-
-        return theta, apply, episode
+        return *_network(lambda: _mlp(family.input_shape[0], 1, width, activation, hidden), seed), family.episode
 
     return problem
 
 
-def _drawn(inputs: int, shots: int, target: Callable[[Tensor, torch.Generator], Tensor], build, scale: float = 1.0):
+def _drawn(inputs: int, shots: int, target: Callable[[Tensor, torch.Generator], Tensor], build):
     """Normal inputs; target(x, generator) of all support and query points of a batch together."""
 
     def problem(seed: int):
@@ -78,11 +72,30 @@ def _drawn(inputs: int, shots: int, target: Callable[[Tensor, torch.Generator], 
             g = torch.Generator().manual_seed(10_000 * seed + number)
             x = torch.randn(TASKS, 2 * shots, inputs, generator=g, dtype=torch.float64)
             y = target(x, g)
-            return Tasks(scale * x[:, :shots], y[:, :shots], scale * x[:, shots:], y[:, shots:])
+            return Tasks(x[:, :shots], y[:, :shots], x[:, shots:], y[:, shots:])
 
         return theta, apply, episode
 
     return problem
+
+
+def _changed(problem, change: Callable[[Tasks, int, Tensor, Apply], Tasks]):
+    """The batches of a problem, each changed by its number."""
+
+    def changed(seed: int):
+        theta, apply, episode = problem(seed)
+        return theta, apply, lambda number: change(episode(number), number, theta, apply)
+
+    return changed
+
+
+def _scaled(t: Tasks, by: float | Tensor) -> Tasks:
+    return replace(t, support_x=by * t.support_x, query_x=by * t.query_x)
+
+
+def _times(by: float | Tensor, problem):
+    """The problem with larger inputs."""
+    return _changed(problem, lambda tasks, number, theta, apply: _scaled(tasks, by))
 
 
 def _classes(count: int):
@@ -100,17 +113,11 @@ def _stiff(x: Tensor, g: torch.Generator) -> Tensor:
     return x @ slopes
 
 
-def _stiff_problem(seed: int):
-    """Inputs of variances from 50 to 0.02, theta optimal for all tasks in the two stiffest directions."""
-    variances = torch.tensor([50.0, 20.0, 1.0, 0.5, 0.1, 0.02], dtype=torch.float64)
-    theta, apply, episode = _drawn(6, 30, _stiff, lambda: nn.Linear(6, 1, bias=False))(seed)
-    theta[:2] = 0
-
-    def scaled(number: int) -> Tasks:
-        t = episode(number)
-        return Tasks(t.support_x * variances.sqrt(), t.support_y, t.query_x * variances.sqrt(), t.query_y)
-
-    return theta, apply, scaled
+def _half_solved() -> nn.Module:
+    """Theta is optimal for all of these tasks along the first two inputs."""
+    layer = nn.Linear(6, 1, bias=False)
+    nn.init.zeros_(layer.weight[:, :2])
+    return layer
 
 
 def _sequences(x: Tensor, g: torch.Generator) -> Tensor:
@@ -121,25 +128,27 @@ def _sequences(x: Tensor, g: torch.Generator) -> Tensor:
 def families() -> Iterator[Family]:
     """In the order of the table."""
     yield Family("tanh, Alpine2D-released", _regression("Alpine2D-released", 60, 20, nn.Tanh))
-    yield Family("tanh, CosMixture, inputs x10", _regression("CosMixture", 40, 24, nn.Tanh, 10.0))
+    yield Family("tanh, CosMixture, inputs x10", _times(10.0, _regression("CosMixture", 40, 24, nn.Tanh)))
     yield Family(
-        "tanh, four hidden layers, CosMixture2D-slides", _regression("CosMixture2D-slides", 50, 12, nn.Tanh, 1, 4)
+        "tanh, four hidden layers, CosMixture2D-slides", _regression("CosMixture2D-slides", 50, 12, nn.Tanh, 4)
     )
     yield Family("sine, CosMixture2D-slides", _regression("CosMixture2D-slides", 40, 20, Sine))
     yield Family("sine, Sinusoid", _regression("Sinusoid", 15, 16, Sine))
     yield Family("softplus, Sinusoid", _regression("Sinusoid", 15, 24, nn.Softplus))
-    yield Family("softplus, Alpine2D-released, inputs x10", _regression("Alpine2D-released", 60, 16, nn.Softplus, 10.0))
+    softplus = _regression("Alpine2D-released", 60, 16, nn.Softplus)
+    yield Family("softplus, Alpine2D-released, inputs x10", _times(10.0, softplus))
     yield Family("GELU, CosMixture", _regression("CosMixture", 40, 24, nn.GELU))
     yield Family("GELU, 3 classes", _drawn(4, 30, _classes(3), lambda: _mlp(4, 3, 16, nn.GELU)), cross_entropy)
-    yield Family(
-        "tanh, 4 classes, inputs x10", _drawn(5, 40, _classes(4), lambda: _mlp(5, 4, 16, nn.Tanh), 10.0), cross_entropy
-    )
+    four = _drawn(5, 40, _classes(4), lambda: _mlp(5, 4, 16, nn.Tanh))
+    yield Family("tanh, 4 classes, inputs x10", _times(10.0, four), cross_entropy)
     yield Family("linear, 2 classes", _drawn(10, 25, _classes(2), lambda: nn.Linear(10, 2)), cross_entropy)
     yield Family("attention, sequences of 6", _drawn(6, 20, _sequences, Attention))
     yield Family(
         "converged: tanh, Alpine2D-released, prox 1", _regression("Alpine2D-released", 60, 20, nn.Tanh), prox=1.0
     )
-    yield Family("linear, theta optimal in stiff directions", _stiff_problem)
+    deviations = torch.tensor([50.0, 20.0, 1.0, 0.5, 0.1, 0.02], dtype=torch.float64).sqrt()
+    stiff = _times(deviations, _drawn(6, 30, _stiff, _half_solved))
+    yield Family("linear, theta optimal in stiff directions", stiff)
 
 
 def _waves(x: Tensor, g: torch.Generator) -> Tensor:
@@ -154,25 +163,11 @@ def _heavy(x: Tensor, g: torch.Generator) -> Tensor:
     return _waves(x, g) + 0.1 * torch.tan(torch.pi * (0.98 * noise - 0.49))
 
 
-def _changed(problem, change: Callable[[Tasks, int, Tensor, Apply], Tasks]):
-    """The batches of a problem, each changed by its number."""
-
-    def changed(seed: int):
-        theta, apply, episode = problem(seed)
-        return theta, apply, lambda number: change(episode(number), number, theta, apply)
-
-    return changed
-
-
-def _scaled(t: Tasks, by: float | Tensor) -> Tasks:
-    return Tasks(by * t.support_x, t.support_y, by * t.query_x, t.query_y)
-
-
 def _one_solved(t: Tasks, number: int, theta: Tensor, apply: Apply) -> Tasks:
     """Theta is optimal for the first task, in its query set too."""
     y, z = t.support_y.clone(), t.query_y.clone()
     y[0], z[0] = apply(theta, t.support_x[0]).detach(), apply(theta, t.query_x[0]).detach()
-    return Tasks(t.support_x, y, t.query_x, z)
+    return replace(t, support_y=y, query_y=z)
 
 
 def _alternating(t: Tasks, number: int, theta: Tensor, apply: Apply) -> Tasks:

@@ -9,8 +9,7 @@ import pytest
 from helpers.commands import ROOT
 
 from benchmarks import directions, paper, paper_pictures
-from benchmarks.peers import picture
-from benchmarks.peers import table as peers_table
+from benchmarks.peers import report
 from experiment import compare, results, tables
 from experiment.evaluation import mean_and_interval
 from experiment.grid import TARGETS, read_grid
@@ -34,7 +33,7 @@ def test_the_tables_come_out_again(found):
         "horizons.md": paper.horizons(found["horizons"]),
         "trials.md": paper.trials(found["trials"]),
         "directions.md": directions.table(pd.read_csv(RESULTS / "paper" / "directions.csv")),
-        "../efficiency/peers.md": peers_table.tables(pd.read_csv(RESULTS / "efficiency" / "peers.csv")),
+        "../efficiency/peers.md": report.tables(pd.read_csv(RESULTS / "efficiency" / "peers.csv")),
     }
     for name, text in made.items():
         assert text == (RESULTS / "paper" / name).read_text(), name
@@ -66,12 +65,12 @@ def test_the_tables_of_tomography_come_out_again():
 
 
 def test_the_picture_of_the_peers_draws_the_numbers_of_its_csv():
-    axis = picture.figure(pd.read_csv(picture.CSV)).axes[0]
+    axis = report.figure(pd.read_csv(report.CSV)).axes[0]
     shown = dict(
         zip((t.get_text() for t in axis.get_yticklabels()), (b.get_width() for b in axis.patches), strict=True)
     )
     place = {"network": "small", "dtype": "float64", "theta": "untrained", "steps": "200", "quantity": "A-MAML, 1e-2"}
-    with open(picture.CSV) as file:
+    with open(report.CSV) as file:
         (line,) = [line for line in csv.DictReader(file) if place.items() <= line.items()]
     assert shown["A-MAML, rtol 1e-2: amaml"] == pytest.approx(1000 * float(line["seconds"]))
 

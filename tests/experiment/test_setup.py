@@ -153,7 +153,7 @@ def test_targets_make_their_tables_after_their_cells(machine):
     machine.start("reproduce.sh", "efficiency", HAS=CORE)
     first, *rest = modules(machine)
     assert first == "experiment.reproduce efficiency --again"
-    made = ["benchmarks.peers.table", "benchmarks.peers.picture", "benchmarks.accuracy"]
+    made = ["benchmarks.peers.report", "benchmarks.accuracy"]
     assert [line.split()[0] for line in rest] == [*["benchmarks.peers"] * 7, *made]
     assert all("--libraries amaml" in line for line in rest[:7])
     machine.start("reproduce.sh", "efficiency", HAS=CORE, PEERS="another python")
