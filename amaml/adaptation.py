@@ -9,17 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from amaml.amaml import AMAML
+from amaml.arguments import check_at, is_number, steps_of
 from amaml.checks import check_tasks
 from amaml.chunked import Chunked, Each, in_turn
 from amaml.engine import derivatives
-from amaml.engine.calling import announce_backward, read_buffers
+from amaml.engine.calling import announce_backward, read_buffers, uncompiled
 from amaml.engine.derivatives import Loss
 from amaml.errors import Diverged, InputError, unknown
 from amaml.first_order import FOMAML, Reptile
 from amaml.flow.field import Evaluations
 from amaml.flow.optimizers import KEYWORDS, Optimizer
 from amaml.imaml import IMAML
-from amaml.learner import Followed, Memory, MetaGradient, MetaLearner, check_at, outer_steps, steps_of
+from amaml.learner import Followed, Memory, MetaGradient, MetaLearner, outer_steps
 from amaml.models import Flattened, check_module, predict
 from amaml.objective import Bound, Objective, OfModel, check_given, check_untrained, losses_of
 from amaml.outer import Outer
@@ -147,6 +148,7 @@ class Adaptation(nn.Module):
         elif type(self) is Adaptation and hasattr(learner, name) and not hasattr(self, name):
             raise InputError(f"{name} of an Adaptation stays as it was given; make another Adaptation({name}=...)")
 
+    @uncompiled
     def forward(
         self,
         tasks: Tasks,
@@ -181,6 +183,7 @@ class Adaptation(nn.Module):
         value = self.latest.query_loss.mean()
         return Outer.apply(value, lambda scale: [scale * gradient for gradient in found], [], *request.values())
 
+    @uncompiled
     def adapt(
         self,
         tasks: Tasks,
@@ -207,6 +210,7 @@ class Adaptation(nn.Module):
         path = torch.cat([self._path(learner, theta, chunk, steps) for chunk in self._chunks(tasks)], 1)
         return path[-1] if at is None else path
 
+    @uncompiled
     def predict(self, phi: Tensor, x: Points) -> Tensor:
         """Of adapted parameters phi (tasks, P) at x (tasks, points, *input): (tasks, points, *output)."""
         return predict(self.function, phi, x, self.function.shared())
@@ -223,7 +227,7 @@ class Adaptation(nn.Module):
     def extra_repr(self) -> str:
         """The method and its settings, beside the module."""
         learner, rate = self._learner, self.inner_lr
-        said = rate if isinstance(rate, int | float) else f"{type(rate).__name__}"
+        said = rate if is_number(rate) else f"{type(rate).__name__}"
         solver = f", solver={learner.solver!r}" if hasattr(learner, "solver") else ""
         return f"method={self.name!r}, inner_steps={learner.inner_steps}, inner_lr={said}{solver}"
 

@@ -7,6 +7,7 @@ from functools import partial
 
 from torch import Tensor
 
+from amaml.arguments import check_count, check_inner_loop, check_query_steps, check_rates, is_number, number
 from amaml.checks import check_precision, validated
 from amaml.engine.derivatives import Loss
 from amaml.errors import Diverged, InputError, OverBudget, unknown
@@ -21,18 +22,7 @@ from amaml.flow.passes import Passes, Terminal
 from amaml.flow.quadrature import Requested, requested
 from amaml.flow.schemes import HEUN, Scheme
 from amaml.flow.trajectory import Trajectory
-from amaml.learner import (
-    Followed,
-    MetaGradient,
-    check_count,
-    check_inner_loop,
-    check_query_steps,
-    check_rates,
-    number,
-    outer_steps,
-    query_along,
-    with_own_memory,
-)
+from amaml.learner import Followed, MetaGradient, outer_steps, query_along, with_own_memory
 from amaml.measuring import Measuring
 from amaml.models import Apply
 from amaml.robust import Robust, check_robust
@@ -101,12 +91,12 @@ class AMAML:
     controller: Controller = Controller()
 
     def __post_init__(self) -> None:
-        if isinstance(self.solver, str) and self.solver not in SOLVERS:
+        if isinstance(self.solver, str | None) and self.solver not in SOLVERS:
             raise unknown("solver", self.solver, SOLVERS)
         self._check_rates()
         if self.adjoint not in ADJOINTS:
             raise unknown("adjoint", self.adjoint, ADJOINTS)
-        if not 0 < self.rtol < 1:
+        if not (is_number(self.rtol) and 0 < self.rtol < 1):
             raise InputError(f"rtol must lie between 0 and 1, got {self.rtol!r}")
         check_count("checkpoints", self.checkpoints, none=True)
         check_query_steps(self.query_steps, self.query_weights, self.inner_steps)

@@ -7,9 +7,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from amaml.arguments import check_count
 from amaml.flow.accuracy import Observation
 from amaml.flow.field import Evaluations
-from amaml.learner import Memory, MetaGradient, MetaLearner, check_count, compact, with_own_memory
+from amaml.learner import Memory, MetaGradient, MetaLearner, compact, with_own_memory
 from amaml.robust import Weighing
 from amaml.tasks import Tasks
 

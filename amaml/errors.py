@@ -26,10 +26,10 @@ def changed_meanwhile(what: str) -> InputError:
     return InputError(f"{what} changed between adapt() and backward(), which goes the way again; call backward() first")
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
+def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
     """The error for a name that does not exist, with the nearest one that does."""
     known = sorted(known)
-    near = difflib.get_close_matches(name.lower(), [k.lower() for k in known], n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(name).lower(), [k.lower() for k in known], n=1, cutoff=0.5)
     nearest = [k for k in known if near and k.lower() == near[0]]
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     return InputError(f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})")

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from amaml.arguments import check_inner_loop, check_query_steps
 from amaml.checks import validated
 from amaml.engine import derivatives
 from amaml.engine.derivatives import Loss
@@ -16,8 +17,6 @@ from amaml.learner import (
     MetaGradient,
     PlainLoop,
     averaged,
-    check_inner_loop,
-    check_query_steps,
     descent_path,
     no_lengths,
     outer_steps,

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from amaml.arguments import check_count, check_inner_loop, number
 from amaml.checks import validated
 from amaml.engine.derivatives import Loss
 from amaml.errors import InputError
@@ -17,11 +18,8 @@ from amaml.learner import (
     Memory,
     MetaGradient,
     averaged,
-    check_count,
-    check_inner_loop,
     descent_path,
     no_lengths,
-    number,
     query_gradient,
     support_flow,
     with_lengths,

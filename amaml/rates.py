@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from amaml.arguments import is_number
 from amaml.errors import InputError
 
 Rate = float | Tensor | Mapping[str, float | Tensor] | Sequence[float] | Callable[[int], float | Tensor]
@@ -62,7 +63,7 @@ def rate_and_schedule(
         if len(rate) != steps:
             raise InputError(f"inner_lr as a schedule has a size for each of the {steps} inner steps, got {len(rate)}")
         return 1.0, rate.to(theta)
-    if isinstance(rate, bool) or not isinstance(rate, int | float | Tensor) or isinstance(rate, Tensor) and rate.ndim:
+    if rate.ndim if isinstance(rate, Tensor) else not is_number(rate):
         found = f"shape {tuple(rate.shape)}" if isinstance(rate, Tensor) else type(rate).__name__
         raise InputError(
             "inner_lr must be a number or a tensor of one, a dict of one for each adapted parameter, or a schedule: a "

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from amaml.arguments import is_number
 from amaml.errors import InputError
 
 Robust = str | float | None  # "length", the longest length as a multiple of the median one, or None: the plain mean
@@ -24,8 +25,7 @@ Robust = str | float | None  # "length", the longest length as a multiple of the
 
 def check_robust(robust: Robust) -> None:
     """Raise InputError unless robust is None, "length" or a positive number."""
-    number = isinstance(robust, int | float) and not isinstance(robust, bool) and robust > 0
-    if not (robust in (None, "length") or number):
+    if not (robust in (None, "length") or (is_number(robust) and robust > 0)):
         raise InputError(
             f'robust must be None, "length" or a positive number, the multiple of the median length at which a task\'s '
             f"gradient is cut, got {robust!r}"

@@ -6,21 +6,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from amaml.arguments import check_inner_loop
 from amaml.checks import validated
 from amaml.engine import derivatives
 from amaml.engine.derivatives import Loss
 from amaml.first_order import descended, followed
 from amaml.flow.field import Evaluations
-from amaml.learner import (
-    Memory,
-    MetaGradient,
-    averaged,
-    check_inner_loop,
-    no_lengths,
-    query_gradient,
-    with_lengths,
-    with_own_memory,
-)
+from amaml.learner import Memory, MetaGradient, averaged, no_lengths, query_gradient, with_lengths, with_own_memory
 from amaml.models import Apply
 from amaml.robust import Robust, check_robust
 from amaml.tasks import Tasks

@@ -7,20 +7,13 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from amaml.arguments import check_inner_loop
 from amaml.checks import validated
 from amaml.engine import derivatives
 from amaml.engine.derivatives import Loss
 from amaml.first_order import descended, followed
 from amaml.flow.field import Evaluations
-from amaml.learner import (
-    Memory,
-    MetaGradient,
-    averaged,
-    check_inner_loop,
-    no_lengths,
-    with_lengths,
-    with_own_memory,
-)
+from amaml.learner import Memory, MetaGradient, averaged, no_lengths, with_lengths, with_own_memory
 from amaml.models import Apply
 from amaml.points import Given
 from amaml.robust import Robust, check_robust

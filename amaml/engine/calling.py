@@ -1,13 +1,14 @@
 """How a network is called: under what settings of torch, and a module so that it can be given back as it was."""
 
 import contextlib
+import functools
 import operator
 import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from amaml.errors import InputError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 CONTAINERS = (dict, list, set, deque)
 RECURRENT = "lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell"
@@ -28,6 +32,17 @@ returning: ContextVar[bool] = ContextVar("returning", default=False)
 
 _sharing: ContextVar[bool] = ContextVar("sharing", default=False)
 _held: ContextVar[contextlib.ExitStack | None] = ContextVar("held", default=None)
+
+
+def uncompiled(method: Callable[P, R]) -> Callable[P, R]:
+    """The method, which torch.compile leaves as it is where it compiles a caller: the graphs in it are its own."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **keywords: P.kwargs) -> R:
+        run = torch.compiler.disable(method) if torch.compiler.is_dynamo_compiling() else method
+        return run(*args, **keywords)
+
+    return call
 
 
 def refuse_autocast(device_type: str) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from amaml.arguments import is_number
 from amaml.errors import InputError, unknown
 from amaml.flow.field import GradientFlow
 from amaml.flow.quadrature import Quadrature
@@ -121,7 +122,7 @@ class Optimizer:
         if not isinstance(betas, tuple | list) or len(betas) != 2:
             raise InputError(f"betas must be two numbers, as (0.9, 0.999), got {betas!r}")
         for name, value in self.numbers().items():
-            if not isinstance(value, (int, float, Tensor)) or isinstance(value, Tensor) and value.ndim:
+            if value.ndim if isinstance(value, Tensor) else not is_number(value):
                 raise InputError(f"{name} must be a number or a tensor of one, got {value!r}")
             bounded = name.startswith("betas") or name in ("momentum", "alpha")
             size = value.item() if isinstance(value, Tensor) else value

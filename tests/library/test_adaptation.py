@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from helpers.problems import relative_error
@@ -66,6 +67,19 @@ def test_chunks_and_checkpoints_change_nothing():
     for options in ({"checkpoints": 2}, {"task_chunk": 2}):
         found = torch.autograd.grad(again(meta, **options)(problem.tasks), problem.inputs)
         assert max(relative_error(a, b) for a, b in zip(found, expected, strict=True)) < 1e-12
+
+
+def test_numbers_of_numpy_are_numbers():
+    plain, tasks = small(inner_lr=0.1, prox=0.5, inner_steps=5)
+    numpy, _ = small(inner_lr=np.float64(0.1), prox=np.float32(0.5), inner_steps=np.int64(5), rtol=np.float32(1e-3))
+    assert torch.equal(numpy(tasks), plain(tasks))
+
+
+def test_compiled_once_more_it_stays_as_it_is():
+    meta, tasks = small()
+    expected = torch.autograd.grad(meta(tasks), list(meta.parameters()))
+    found = torch.autograd.grad(torch.compile(meta, backend="eager")(tasks), list(meta.parameters()))
+    assert all(map(torch.equal, found, expected))
 
 
 def test_it_is_a_module_like_any_other():
