@@ -68,7 +68,7 @@ def rank(name: str) -> int:
 
 
 # that the engine and the flow know as well; of models the type Apply alone
-LEAVES = {f"amaml.{name}" for name in ("errors", "points", "tasks", "losses", "models", "robust")}
+LEAVES = {f"amaml.{name}" for name in ("arguments", "errors", "points", "tasks", "losses", "models", "robust")}
 
 
 def test_imports_run_one_way():
