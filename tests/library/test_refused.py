@@ -115,7 +115,7 @@ OF_ADAPTATION = [
     (lambda: small(rtol="1e-3"), "rtol must lie between 0 and 1, got '1e-3'"),
     (lambda: small(prox=True), "prox must be zero or a positive number, got True"),
     (lambda: small(solver=None), "unknown solver None"),
-    (lambda: small()[0](points(), at=(2, 5), weights=(1, "a")), "query_weights must have a number for each of 2"),
+    (lambda: small(query_steps=(2, 5), query_weights=(1, "a")), "query_weights must have a number for each of 2"),
     (lambda: small(loss=nn.PReLU()), "the parameter weight of the loss requires a gradient"),
     (lambda: Adaptation(buffered(), half_mse, 0.1, 5), "the buffer scale of the module requires a gradient"),
     (lambda: Adaptation(lambda x: x, half_mse, 0.1, 3), "module must be an nn.Module, got function"),
