@@ -139,12 +139,10 @@ class Ratings(Domain):
 
     def _tasks(self, items: torch.Tensor, values: torch.Tensor) -> Tasks:
         """items, values (tasks, points): the support, the query and, where there are more, the unseen points."""
-        s = self.sampling
-        ends = [0, s.shots, s.shots + s.queries, items.shape[1]]
-        pairs = []
-        for start, end in zip(ends, ends[1:], strict=False):
-            if start < end:
-                pairs += [self.features[items[:, start:end]], values[:, start:end, None].contiguous()]
+        ends, pairs = (self.sampling.shots, self.sampling.shots + self.sampling.queries), []
+        for rated, ratings in zip(items.tensor_split(ends, 1), values.tensor_split(ends, 1), strict=True):
+            if rated.numel():
+                pairs += [self.features[rated], ratings[..., None].contiguous()]
         return Tasks(*pairs)
 
 

@@ -28,10 +28,6 @@ class Model(NamedTuple):
     loss: Loss
     inner_steps: int
 
-    def start(self, count: int) -> Tensor:
-        """theta, all parameters, for so many tasks (count, P)."""
-        return self.whole.function.theta().detach().expand(count, -1)
-
 
 class Record(NamedTuple):
     """After so many epochs or inner steps: the network, and its adapted parameters phi (tasks, P)."""
@@ -47,7 +43,8 @@ def fine_tune(model: Model, tasks: Tasks, epochs: int) -> Iterator[Record]:
     The same for every method, as in the A-MAML experiments. Adam works element by element, so one optimiser over
     phi (tasks, P) is one optimiser a task. Records epoch 0, every tenth epoch and the end.
     """
-    phi, whole = model.start(len(tasks)).clone(), model.whole
+    whole = model.whole
+    phi = whole.function.theta().detach().repeat(len(tasks), 1)
     optimizer = torch.optim.Adam([phi], lr=1e-3, weight_decay=1e-6, fused=True)
     for epoch in range(epochs + 1):
         if epoch % RECORDED_EPOCHS == 0 or epoch == epochs:
@@ -63,8 +60,7 @@ def inner_loop(model: Model, tasks: Tasks, steps: int | None = None) -> Iterator
     The few-shot protocol: records 0, 1, 5, 10, 20, ... and all steps.
     """
     last = steps or model.inner_steps
-    recorded = sorted({n for n in RECORDED_STEPS if 0 < n < last} | {last})
-    yield Record(0, model.whole, model.start(len(tasks)))
+    recorded = sorted({n for n in RECORDED_STEPS if n < last} | {last})
     with torch.no_grad():
         path = model.meta.adapt(tasks, at=recorded, inner_steps=last, **model.rates)
     yield from (Record(n, model.meta, phi) for n, phi in zip(recorded, path, strict=True))
