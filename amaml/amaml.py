@@ -1,7 +1,7 @@
 """A-MAML: the meta-gradient of a long inner loop from a forward flow and a backward adjoint."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -145,7 +145,7 @@ class AMAML:
         except Diverged as fault:
             if self.solver != "auto" or isinstance(mesh, FixedMesh):
                 refused = isinstance(fault, OverBudget)
-                fault.observation = Observation(flow.evaluations.total, refused=refused, problem=self.problem(theta))
+                fault.observation = Observation(flow.evaluations.total, refused=refused, problem=memory.problem)
                 raise
         steps = self._descent(passes.inner_steps[-1])
         return self._measuring(passes, memory).gradient(steps, curvature, refused=True)
@@ -171,7 +171,8 @@ class AMAML:
         trajectory = trajectory.again() if trajectory.was_read else trajectory
         flow = trajectory.flow
         memory = memory.about(self.problem(flow.theta))
-        passes = replace(self._passes(flow, lambda trajectory: Terminal(lam), request, memory), inner_steps=at)
+        changes = {"flow": flow, "request": request, "inner_steps": at, "terminal": lambda trajectory: Terminal(lam)}
+        passes = replace(self.passes(flow.theta, flow.tasks, memory), **changes)
         curvature = Curvature(flow, known=memory.leading)
         return self._measuring(passes, memory).gradient(trajectory.mesh, curvature, trajectory)
 
@@ -208,28 +209,18 @@ class AMAML:
     def passes(self, theta: Tensor, tasks: Tasks, memory: Memory | None = None, limit: float = math.inf) -> Passes:
         """All of a meta-gradient but the steps, with so many evaluations at most for a solution."""
         flow, request = self.flow(theta.detach(), tasks, limit), self._request(tasks)
-        return self._passes(flow, self._outer_loss(flow, request), request, memory or Memory())
+        loss, (steps, weights) = self.query_loss or self.loss, outer_steps(self)
+        weigh = partial((memory or Memory()).lengths.weighing, self.robust)
 
-    def _passes(
-        self, flow: GradientFlow, terminal: Callable[[Trajectory], Terminal], request: Requested, memory: Memory
-    ) -> Passes:
-        weigh, steps = partial(memory.lengths.weighing, self.robust), outer_steps(self)[0]
-        return Passes(flow, steps, self._rate, terminal, request, weigh, self.adjoint, self.checkpoints)
-
-    def _outer_loss(self, flow: GradientFlow, request: Requested) -> Callable[[Trajectory], Terminal]:
-        """The query losses along the way, with their weights."""
-        loss, (_, weights) = self.query_loss or self.loss, outer_steps(self)
-
-        def terminal(trajectory: Trajectory) -> Terminal:
-            path = trajectory.path(len(flow.theta))
+        def outer_loss(trajectory: Trajectory) -> Terminal:
+            path = trajectory.path(len(theta))
             return Terminal(*query_along(self.apply, loss, path, weights, flow.tasks, request.query))
 
-        return terminal
+        return Passes(flow, steps, self._rate, outer_loss, request, weigh, self.adjoint, self.checkpoints)
 
     def _measuring(self, passes: Passes, memory: Memory) -> Measuring:
         name = getattr(self.solver, "name", self.solver)
-        problem, robust = self.problem(passes.flow.theta), self.robust is not None
-        return Measuring(passes, self._graded(memory), self.controller, self.rtol, memory, name, problem, robust)
+        return Measuring(passes, self._graded(memory), self.controller, self.rtol, memory, name)
 
     def _choose(self, flow: GradientFlow, memory: Memory, steps: int) -> tuple[Mesh, Curvature]:
         """The mesh over so many inner steps, and what is known of the curvature at theta."""

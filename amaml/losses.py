@@ -13,17 +13,19 @@ from amaml.points import Weighted
 
 def half_mse(prediction: Tensor, target: Tensor) -> Tensor:
     """0.5 * mean squared error over every element, the paper's regression loss; returns a scalar."""
-    return 0.5 * _errors(prediction, target).square().mean()
+    return 0.5 * mse(prediction, target)
 
 
 def rmse(prediction: Tensor, target: Tensor) -> Tensor:
     """Root mean squared error of one task, a scalar; the nRMSE of the paper when targets are standardised."""
-    return _errors(prediction, target).square().mean().sqrt()
+    return mse(prediction, target).sqrt()
 
 
 def mse(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean squared error of one task, a scalar; what the sinusoid experiments report."""
-    return _errors(prediction, target).square().mean()
+    if prediction.shape != target.shape:
+        raise _mismatch(prediction.shape, target.shape)
+    return (prediction - target).square().mean()
 
 
 def accuracy(prediction: Tensor, target: Tensor) -> Tensor:
@@ -31,12 +33,6 @@ def accuracy(prediction: Tensor, target: Tensor) -> Tensor:
     if prediction.shape[:-1] != target.shape:
         raise _mismatch(prediction.shape, target.shape)
     return (prediction.argmax(-1) == target).to(prediction.dtype).mean()
-
-
-def _errors(prediction: Tensor, target: Tensor) -> Tensor:
-    if prediction.shape != target.shape:
-        raise _mismatch(prediction.shape, target.shape)
-    return prediction - target
 
 
 def evaluate(loss: Callable[[Any, Any], Tensor], prediction: Any, target: Any) -> Tensor:

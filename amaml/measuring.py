@@ -21,8 +21,8 @@ from amaml.robust import weighted
 class Measuring:
     """What a meta-gradient and its error need, but the mesh.
 
-    graded: the mesh that halves those of the flow; memory: of earlier calls, by which the controller decides what is
-    measured; solver: its name; problem: what the memory is about; robust: whether the mean over tasks is a robust one.
+    graded: the mesh that halves those of the flow; memory: of earlier calls on this problem, by which the controller
+    decides what is measured; solver: its name.
     """
 
     passes: Passes
@@ -31,8 +31,6 @@ class Measuring:
     rtol: float
     memory: Memory
     solver: str
-    problem: tuple
-    robust: bool
 
     def gradient(
         self, mesh: Mesh, curvature: Curvature, trajectory: Trajectory | None = None, refused: bool = False
@@ -50,7 +48,7 @@ class Measuring:
         best, error, cost, path = first, None, spent.total - before, first.trajectory
         norm, estimate = self._finite(first)
         seen = Observation(cost, path.sharpest, estimate, norm, None, before, refused, descended)
-        seen = seen._replace(leading=path.at_start or curvature.leading, problem=self.problem)
+        seen = seen._replace(leading=path.at_start or curvature.leading, problem=memory.problem)
         measured = not exact and self.controller.due(memory, self.rtol, seen)
         if measured and descended:
             right = replace(passes, adjoint="discrete").solve(mesh, curvature)
@@ -93,8 +91,9 @@ class Measuring:
 
         heun = [HEUN.order] if passes.adjoint == "continuous" else []
         order = min(heun + [move.scheme.order for move in first.trajectory.moves])
-        usual = ceiling if not self.robust else max(ceiling, self.controller.rough)
-        known = bool(self.memory.errors)
+        usual, known = ceiling, bool(self.memory.errors)
+        if first.weighing.weights is not None:
+            usual = max(ceiling, self.controller.rough)
         enough = usual if known else self.rtol
         return refined(first, halved, lambda one: one.value, order, enough, usual, known, self._noise)
 

@@ -1,6 +1,6 @@
 """What every meta-learner has to beat: a random initialisation, and one network for all tasks together."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -69,20 +69,15 @@ class Pretrained:
     def gradient(self, theta: Tensor, tasks: Tasks, memory: Memory) -> MetaGradient:
         """The gradient at theta of the loss on all points of each task."""
         start = theta.detach().expand(len(tasks), -1)  # (tasks, P)
-        gradient = derivatives.gradients(self.apply, self.loss, start, *_joined(tasks.support, tasks.query))
+        gradient = derivatives.gradients(self.apply, self.loss, start, *_joined(tasks))
         query_loss = derivatives.losses(self.apply, self.loss, start, *tasks.query)
         return averaged(self, memory, gradient, query_loss, Evaluations(gradients=1))
 
     adapt, follow, init, update, meta_gradient = descended, followed, no_lengths, with_lengths, with_own_memory
 
 
-def _joined(support: tuple[Any, Any], query: tuple[Any, Any]) -> tuple[Any, Any]:
+def _joined(tasks: Tasks) -> tuple[Any, Any]:
     """The points x and y of both sets together, (tasks, shot + query, ...)."""
-    (x, y), (query_x, query_y) = support, query
-    if isinstance(x, Given):
-        return Given(_concatenated(x.x, query_x.x), x.shared), _concatenated(y, query_y)
-    return _concatenated(x, query_x), _concatenated(y, query_y)
-
-
-def _concatenated(support: Any, query: Any) -> Any:
-    return tree_map(lambda a, b: torch.cat([a, b], 1), support, query)
+    own = replace(tasks, shared=None)
+    x, y = tree_map(lambda a, b: torch.cat([a, b], 1), own.support, own.query)
+    return x if tasks.shared is None else Given(x, dict(tasks.shared)), y

@@ -14,7 +14,6 @@ a step at a distance d from the nearer end therefore adds no more than its share
 What error this leads to is measured in use, and the tolerance steered by it (amaml.flow.accuracy).
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -92,7 +91,7 @@ class GradedMesh:
         trajectory.at_start = trajectory.at_start or curvature.leading
         sharp = max(now)
         while t < ends[-1]:
-            trajectory.sharpen(sharp)
+            trajectory.sharpest = max(trajectory.sharpest, sharp)
             trajectory.flow.check_budget(self._least_cost((ends[-1] - t) * sharp))
             u, count = trajectory.final, len(trajectory.moves)
             trajectory.extend(self.block(t, ends, trajectory.at_start.value, sharp, rate))
@@ -172,7 +171,8 @@ class GradedMesh:
         are so many times faster than those, of p + 1, that err most over the whole horizon; twice, for both ends."""
         both = [scheme] if self.backward is None else [scheme, self.backward]
         p, constant = min(one.order for one in both), max(one.error_constant for one in both)
-        return *_law(self.tolerance, constant, p), min(max(x / (2 * (p + 1)), 1.0), self.late)
+        z = (self.tolerance / constant) ** (1 / p)
+        return z, z * (math.e / (p + 1)) ** ((p + 1) / p), min(max(x / (2 * (p + 1)), 1.0), self.late)
 
     def _limit(self, scheme: Scheme) -> float:
         """The largest h * lambda_max of a step."""
@@ -183,12 +183,6 @@ class GradedMesh:
         """Gradients that stability alone asks for, over a time of z / lambda_max."""
         largest = [scheme.covering(z) for scheme in self.schemes]
         return min(scheme.cost * z / self._limit(scheme) for scheme in largest)
-
-
-@functools.cache
-def _law(tolerance: float, constant: float, p: int) -> tuple[float, float]:
-    z = (tolerance / constant) ** (1 / p)
-    return z, z * (math.e / (p + 1)) ** ((p + 1) / p)
 
 
 def bisected(moves: Sequence[Move]) -> tuple[Move, ...]:

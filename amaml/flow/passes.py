@@ -64,15 +64,10 @@ class Passes:
     adjoint: str
     checkpoints: int | None = None
 
-    @property
-    def ends(self) -> list[float]:
-        """The times to land on."""
-        return [self.rate * n for n in self.inner_steps]
-
     def solve(self, mesh: Mesh, curvature: Curvature) -> Solution:
         """Along a mesh and back."""
-        trajectory = Trajectory(self.flow, self.checkpoints)
-        return self.backward(mesh.follow(trajectory, self.ends, curvature))
+        ends = [self.rate * n for n in self.inner_steps]
+        return self.backward(mesh.follow(Trajectory(self.flow, self.checkpoints), ends, curvature))
 
     def backward(self, trajectory: Trajectory) -> Solution:
         """Back along a trajectory.

@@ -4,7 +4,6 @@ import bisect
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,7 +27,6 @@ def march(flow: GradientFlow, moves: Sequence[Move], u: Tensor, record: Record) 
     return u
 
 
-@dataclass
 class Trajectory:
     """The flow from u(0) = theta to u(T): recorded move by move, then read backwards, once.
 
@@ -39,31 +37,23 @@ class Trajectory:
     way.
     """
 
-    flow: GradientFlow
-    checkpoints: int | None = None
-    moves: list[Move] = field(default_factory=list)
-    final: Tensor | None = None
-    _stages: list[Stages] = field(default_factory=list)  # of every step, while the trajectory is whole
-    _states: dict[int, Tensor] = field(default_factory=dict)  # at the start of every _stride-th step, otherwise
-    _stride: int = 1
-    _bytes: int = 0  # of _stages
-
-    def __post_init__(self) -> None:
-        self.final = self.flow.start
-        self.whole = self.checkpoints is None
+    def __init__(self, flow: GradientFlow, checkpoints: int | None = None) -> None:
+        self.flow, self.checkpoints = flow, checkpoints
+        self.moves: list[Move] = []
+        self.final = flow.start
         self.sharpest, self.at_start = 0.0, None  # lambda_max at its largest, and a Leading: as it was found first
-        self.landings: dict[int, Tensor] = {}  # the states where it was to land, by the number of moves until there
         self.ends: Sequence[float] = ()
-        self.was_read = False
+        self.landings: dict[int, Tensor] = {}  # the states where it was to land, by the number of moves until there
+        self.whole, self.was_read = checkpoints is None, False
+        self._stages: list[Stages] = []  # of every step, while the trajectory is whole
+        self._states: dict[int, Tensor] = {}  # at the start of every _stride-th step, otherwise
+        self._stride = 1
+        self._bytes = 0  # of _stages
 
     @property
     def time(self) -> float:
         """Up to where it goes."""
         return self.moves[-1].end if self.moves else 0.0
-
-    def sharpen(self, sharp: float) -> None:
-        """Note an estimate of lambda_max."""
-        self.sharpest = max(self.sharpest, sharp)
 
     def begin(self, mesh: object, ends: Sequence[float]) -> None:
         """Be made by a mesh from here on, landing on the times ends: the states there are kept apart from the rest."""

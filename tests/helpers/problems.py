@@ -10,6 +10,16 @@ import amaml
 from amaml import Tasks
 from amaml.flow.field import GradientFlow
 from amaml.models import Apply
+from baselines import FOMAML, IMAML, MAML, Reptile
+
+METHODS = {  # of apply, loss, inner_lr and inner_steps
+    "AMAML": amaml.AMAML,
+    "AMAML-euler": functools.partial(amaml.AMAML, solver="euler"),
+    "MAML": MAML,
+    "FOMAML": FOMAML,
+    "IMAML": IMAML,
+    "Reptile": Reptile,
+}
 
 
 def generator(seed: int = 0) -> torch.Generator:

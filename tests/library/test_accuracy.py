@@ -36,13 +36,10 @@ def test_the_error_of_the_finest_of_three_is_that_of_the_order_they_show(order):
     assert found == pytest.approx(true, rel=0.1) if order <= 2 else true < found < 5.1 * true
 
 
-def test_one_distance_is_read_with_the_order_of_the_scheme():
+@pytest.mark.parametrize("distances", [[0.1, 0.1], [0.1, 0.3], [math.inf, 0.1], [math.inf], [0.1, math.inf]])
+def test_one_distance_is_read_with_the_order_and_those_that_do_not_shrink_tell_nothing(distances):
     assert error_of_finest([0.03], order=2) == pytest.approx(0.01)
     assert error_of_finest([0.07], order=3) == pytest.approx(0.01)
-
-
-@pytest.mark.parametrize("distances", [[0.1, 0.1], [0.1, 0.3], [math.inf, 0.1], [math.inf], [0.1, math.inf]])
-def test_distances_that_do_not_shrink_tell_nothing(distances):
     assert error_of_finest(distances, 2) == math.inf
 
 

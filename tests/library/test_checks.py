@@ -2,23 +2,14 @@
 
 import pytest
 import torch
-from helpers.problems import classification, linear, regression, relative_error
+from helpers.problems import METHODS, classification, linear, regression, relative_error
 from torch import nn
 from torch.nn import functional as F
 
 import amaml
 from amaml import AMAML, Diverged, InputError, Tasks, half_mse
 from amaml.flow.passes import Passes
-from baselines import FOMAML, IMAML, MAML, Pretrained, Reptile, Scratch
-
-METHODS = {
-    "AMAML": lambda apply, loss, lr=0.05, steps=5: AMAML(apply, loss, lr, steps),
-    "AMAML-euler": lambda apply, loss, lr=0.05, steps=5: AMAML(apply, loss, lr, steps, solver="euler"),
-    "MAML": lambda apply, loss, lr=0.05, steps=5: MAML(apply, loss, lr, steps),
-    "FOMAML": lambda apply, loss, lr=0.05, steps=5: FOMAML(apply, loss, lr, steps),
-    "IMAML": lambda apply, loss, lr=0.05, steps=5: IMAML(apply, loss, lr, steps),
-    "Reptile": lambda apply, loss, lr=0.05, steps=5: Reptile(apply, loss, lr, steps),
-}
+from baselines import FOMAML, Pretrained, Scratch
 
 
 @pytest.fixture(params=METHODS)
@@ -125,7 +116,7 @@ def test_a_loss_that_has_no_derivative_at_theta_says_so(method):
     refused(method, f"has no finite {message}", Diverged, loss=branch)
     (theta, apply), tasks = linear(), regression(shots=5)
     with pytest.raises(Diverged, match=f"has no finite second {message}"):
-        METHODS["AMAML-euler"](apply, norm).meta_gradient(theta, tasks)
+        METHODS["AMAML-euler"](apply, norm, 0.05, 5).meta_gradient(theta, tasks)
 
 
 @pytest.mark.parametrize(
@@ -138,10 +129,10 @@ def test_what_is_not_finite_is_named_with_its_task(method, name, value):
     tensor[2, 1] = tensor[3, 0] = value
     kind = "NaN" if value != value else "infinity"
     with pytest.raises(InputError, match=rf"{name} holds {kind} in 2 of 4 tasks \(number 2, 3, from 0\)"):
-        method(apply, half_mse).meta_gradient(theta, changed(tasks, **{name: tensor}))
+        method(apply, half_mse, 0.05, 5).meta_gradient(theta, changed(tasks, **{name: tensor}))
     if name.startswith("support"):
         with pytest.raises(InputError, match=rf"{name} holds {kind} in 2 of 4 tasks"):
-            method(apply, half_mse).adapt(theta, changed(tasks, **{name: tensor}))
+            method(apply, half_mse, 0.05, 5).adapt(theta, changed(tasks, **{name: tensor}))
 
 
 @pytest.mark.parametrize("kind", [Pretrained, Scratch])
@@ -175,7 +166,7 @@ def test_missing_targets_that_a_loss_leaves_out_are_no_mistake(method):
         known = ~target.isnan()
         return (known * (prediction - target.nan_to_num()) ** 2).sum() / known.sum()
 
-    assert method(apply, masked).meta_gradient(theta, tasks).value.isfinite().all()
+    assert method(apply, masked, 0.05, 5).meta_gradient(theta, tasks).value.isfinite().all()
 
 
 def test_data_that_are_not_finite_cost_one_solve(monkeypatch):

@@ -7,25 +7,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import problems
 from helpers.changes import CHANGES, attribute, other_dtype, rebound_tensor
 from helpers.problems import linear, regression, relative_error
 from torch.nn import functional as F
 
-from amaml import AMAML, InputError, compiled, half_mse
+from amaml import InputError, compiled, half_mse
 from amaml.engine import derivatives, graphs, tracing
 from amaml.engine.compiling import compiler_found
-from baselines import FOMAML, IMAML, MAML, Reptile
+from baselines import FOMAML
 
-LEARNERS = {
-    "AMAML": lambda apply, loss: AMAML(apply, loss, 0.05, 5, solver="euler"),
-    "MAML": lambda apply, loss: MAML(apply, loss, 0.05, 5),
-    "FOMAML": lambda apply, loss: FOMAML(apply, loss, 0.05, 5),
-    "IMAML": lambda apply, loss: IMAML(apply, loss, 0.05, 5),
-    "Reptile": lambda apply, loss: Reptile(apply, loss, 0.05, 5),
-}
-
+METHODS = {name: method for name, method in problems.METHODS.items() if name != "AMAML"}  # whose euler is one
 CASES = [("FOMAML", make) for make in CHANGES.values()]
-CASES += [(method, make) for method in LEARNERS if method != "FOMAML" for make in (attribute, rebound_tensor)]
+CASES += [(method, make) for method in METHODS if method != "FOMAML" for make in (attribute, rebound_tensor)]
 
 
 @pytest.mark.parametrize(("method", "make"), CASES)
@@ -33,7 +27,7 @@ def test_a_change_outside_the_graph_reaches_the_next_call(method, make, monkeypa
     """Tensors that are used are inputs of the graph: a new one needs no new graph."""
     (theta, network), tasks = linear(), regression(queries=4)
     apply, loss, change, tensor = make(network)
-    learner, traces, make_fx = LEARNERS[method](apply, loss), [], tracing.make_fx
+    learner, traces, make_fx = METHODS[method](apply, loss, 0.05, 5), [], tracing.make_fx
     before = learner.meta_gradient(theta, tasks)
     learner.adapt(theta, tasks)
     monkeypatch.setattr(tracing, "make_fx", lambda f: traces.append(f) or make_fx(f))
@@ -42,7 +36,7 @@ def test_a_change_outside_the_graph_reaches_the_next_call(method, make, monkeypa
     change()
     after = learner.meta_gradient(theta, tasks), learner.adapt(theta, tasks)
     assert bool(traces) == (not tensor or make is other_dtype)
-    fresh = LEARNERS[method](lambda theta, x: apply(theta, x), loss)
+    fresh = METHODS[method](lambda theta, x: apply(theta, x), loss, 0.05, 5)
     assert relative_error(after[0].value, before.value) > 1e-3
     assert relative_error(after[0].value, fresh.meta_gradient(theta, tasks).value) < 1e-12
     assert relative_error(after[1], fresh.adapt(theta, tasks)) < 1e-12
@@ -173,11 +167,11 @@ def test_a_loss_that_is_traced_anew_at_every_call_warns():
     change()
 
 
-@pytest.mark.parametrize("method", LEARNERS)
+@pytest.mark.parametrize("method", METHODS)
 def test_autocast_is_refused_before_and_after_the_first_call(method):
     (theta, network), tasks = linear(), regression()
     theta, tasks = theta.float(), tasks.to(torch.float32)
-    learner = LEARNERS[method](lambda theta, x: network(theta, x), half_mse)
+    learner = METHODS[method](lambda theta, x: network(theta, x), half_mse, 0.05, 5)
     for _ in range(2):
         with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(InputError, match="autocast is on"):
             learner.meta_gradient(theta, tasks)
@@ -198,14 +192,14 @@ def test_a_loss_that_counts_its_calls_is_refused():
         FOMAML(network, loss, 0.05, 2).meta_gradient(theta, tasks)
 
 
-@pytest.mark.parametrize("method", LEARNERS)
+@pytest.mark.parametrize("method", METHODS)
 def test_what_a_learner_traced_goes_with_it(method):
     (theta, network), tasks = linear(), regression()
 
     def loss(prediction, target):
         return half_mse(prediction, target)
 
-    learner = LEARNERS[method](network, loss)
+    learner = METHODS[method](network, loss, 0.05, 5)
     learner.meta_gradient(theta, tasks)
     ((*_, families),) = (entry for key, entry in graphs._families.items() if key == (id(network), id(loss)))
     traced = [weakref.ref(graph.call) for family in families.values() for graph in family.graphs.values()]
