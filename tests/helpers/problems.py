@@ -95,10 +95,8 @@ class Quadratic:
     def apply(theta: Tensor, x: Tensor) -> Tensor:
         return (x @ theta)[:, None]
 
-    def gradient(self, propagator: Tensor, shift: Tensor | None = None) -> Tensor:
-        """Mean meta-gradient where u(T) - u* = propagator (theta - u*), or u(T) = propagator theta + shift."""
-        if shift is None:
-            shift = self.minimum - (propagator @ self.minimum[..., None])[..., 0]
+    def gradient(self, propagator: Tensor, shift: Tensor) -> Tensor:
+        """Mean meta-gradient where u(T) = propagator theta + shift."""
         final = (propagator @ self.theta) + shift
         lam = (self.query_hessian @ (final - self.query_minimum)[..., None])[..., 0]
         return (propagator.mT @ lam[..., None])[..., 0].mean(0)

@@ -195,6 +195,15 @@ def test_fomaml_takes_the_query_loss_s_own_gradients():
     assert relative_error(torch.cat([g.reshape(-1) for g in found]), expected) < 1e-12
 
 
+def test_fomaml_takes_every_phi_for_theta_and_depends_on_nothing_else():
+    meta, tasks = small(method="fomaml")
+    phi = meta.adapt(tasks)
+    phi.square().sum().backward()
+    found = torch.cat([p.grad.reshape(-1) for p in meta.module.head.parameters()])
+    torch.testing.assert_close(found, 2 * phi.detach().sum(0))
+    assert not any(p.grad.any() for p in meta.module.body.parameters())
+
+
 def test_imaml_is_the_implicit_function_theorem_for_everything():
     problem = Problem(plain=True)
     prox = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
