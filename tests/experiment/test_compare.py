@@ -20,31 +20,25 @@ from experiment.tables import costs, differences, errors, predictors
 SIZES = {"domain": "CosMixture", "shots": 10, "queries": 10, "inner_steps": 5, "meta_updates": 20, "test_tasks": 4}
 
 
-def write_run(folder: Path, test, support, updates=(10, 20), tasks_ci95=0.5, unit="epoch", **flags) -> Path:
+def write_run(folder: Path, test, support, unit="epoch", **flags) -> None:
     """The files of a finished run; test and support are the last meta-test's curves, 1 higher at the one before."""
-    settings = asdict(merged(SIZES | flags))
-    epochs = [0, 10, 100][: len(test)]
-
-    def points(values, more):
-        return {"mean": [v + more for v in values], "ci95": [tasks_ci95] * len(values)}
-
-    mean = float(settings["seed"])  # of a predictor
-    tests = [
-        {"update": update, "tasks": 4, "unit": unit, "epochs": epochs, "predictors": {"mean": [mean, 0.25]}}
-        | {"support": points(support, more), "test": points(test, more)}
-        for update, more in zip(updates, range(len(updates) - 1, -1, -1), strict=True)
-    ]
+    settings, tests = asdict(merged(SIZES | flags)), []
+    for update, more in ((10, 1), (20, 0)):
+        entry = {"update": update, "tasks": 4, "unit": unit, "epochs": [0, 10, 100][: len(test)]}
+        entry["predictors"] = {"mean": [float(settings["seed"]), 0.25]}
+        for name, values in (("support", support), ("test", test)):
+            entry[name] = {"mean": [v + more for v in values], "ci95": [0.5] * len(values)}
+        tests.append(entry)
     folder.mkdir(parents=True)
     lines = [{"update": n, "query_loss": 1.0, "gradients": 4 + n % 2, "hvps": 3} for n in range(1, 21)]
     contents = {
         "config.json": json.dumps({"settings": settings, "command": ["--seed", str(settings["seed"])]}),
         "test.json": json.dumps(tests),
         "metrics.jsonl": "\n".join(map(json.dumps, lines)) + "\n",
-        "summary.json": json.dumps({"metric": "nRMSE", "updates": updates[-1], "seconds_per_update": 0.25}),
+        "summary.json": json.dumps({"metric": "nRMSE", "updates": 20, "seconds_per_update": 0.25}),
     }
     for name, content in contents.items():
         (folder / name).write_text(content)
-    return folder
 
 
 @pytest.fixture
