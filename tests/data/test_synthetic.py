@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import data
-from amaml import InputError
 from data.episodes import META_TEST_TASKS, META_TRAIN_TASKS, generator
 
 SYNTHETIC = [name for name, domain in data.DOMAINS.items() if domain.defaults == "synthetic"]
@@ -138,13 +137,3 @@ def test_inputs_cover_the_domain_and_the_grid_is_even(name, end):
     expected = [[a] for a in line] if side == 1000 else [[a, b] for a in line for b in line]
     grid = domain.in_units(test.test_x, test.test_y)[0][0]
     assert (grid - torch.tensor(expected, dtype=grid.dtype)).abs().max() < 1e-12
-
-
-@pytest.mark.parametrize(
-    ("changes", "flag"),
-    [({"shots": 1001}, "--shots 1001"), ({"queries": 1001}, "--queries 1001"), ({"meta_batch": 101}, "--meta-batch")],
-)
-def test_pools_that_are_too_small_are_named(changes, flag):
-    with pytest.raises(InputError, match=flag):
-        make("Alpine2D", **changes)
-    make("Alpine2D", **{k: v - 1 for k, v in changes.items()}).episode(0)

@@ -53,8 +53,8 @@ class Killed(BaseException):
     """SIGKILL as the folder sees it: nothing after this happens."""
 
 
-def killed_at_write(monkeypatch, moment: int) -> None:
-    """From now on, the process dies in the middle of its moment-th write of a file."""
+def killed(monkeypatch, moment: int, out: Path, *flags: str) -> bool:
+    """start, with a process that dies in the middle of its moment-th write of a file; whether it came to that."""
     write, append, clock = folder.write_atomically, folder.RunFolder.append_metrics, count()
 
     def dying_write(path, content):
@@ -63,22 +63,16 @@ def killed_at_write(monkeypatch, moment: int) -> None:
             raise Killed
         write(path, content)
 
-    def dying_append(folder, records):
+    def dying_append(run, records):
+        append(run, records)
         if next(clock) == moment:
-            append(folder, records)
-            text = (folder.path / "metrics.jsonl").read_bytes()
-            (folder.path / "metrics.jsonl").write_bytes(text[:-20])
+            path = run.path / "metrics.jsonl"
+            path.write_bytes(path.read_bytes()[:-20])
             raise Killed
-        append(folder, records)
 
-    monkeypatch.setattr(folder, "write_atomically", dying_write)
-    monkeypatch.setattr(folder.RunFolder, "append_metrics", dying_append)
-
-
-def killed(monkeypatch, moment: int, out: Path, *flags: str) -> bool:
-    """start, with a process that dies in the middle of its moment-th write of a file; whether it came to that."""
     with monkeypatch.context() as patch:
-        killed_at_write(patch, moment)
+        patch.setattr(folder, "write_atomically", dying_write)
+        patch.setattr(folder.RunFolder, "append_metrics", dying_append)
         try:
             start(out, *flags)
         except Killed:
