@@ -2,46 +2,31 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from amaml.amaml import AMAML
 from amaml.arguments import check_at, is_number, steps_of
 from amaml.checks import check_tasks
 from amaml.chunked import Chunked, Each, in_turn
 from amaml.engine import derivatives
 from amaml.engine.calling import announce_backward, read_buffers, uncompiled
 from amaml.engine.derivatives import Loss
-from amaml.errors import Diverged, InputError, unknown
-from amaml.first_order import FOMAML, Reptile
+from amaml.errors import Diverged, InputError
 from amaml.flow.field import Evaluations
-from amaml.flow.optimizers import KEYWORDS, Optimizer
-from amaml.imaml import IMAML
+from amaml.flow.optimizers import Optimizer
 from amaml.learner import Followed, Memory, MetaGradient, MetaLearner, outer_steps
+from amaml.methods import Method, made, name_of
 from amaml.models import Flattened, check_module, predict
-from amaml.objective import Bound, Objective, OfModel, check_given, check_untrained, losses_of
+from amaml.objective import Objective, check_given, check_untrained, losses_of
 from amaml.outer import Outer
 from amaml.points import Points
 from amaml.rates import Rate, Rates, rate_and_schedule
 from amaml.tasks import Tasks
 
 EVERYTHING = ("",)  # beginnings of the names of what has a meta-gradient: every name begins with it
-METHODS: dict[str, tuple[type[MetaLearner], dict[str, Any]]] = {  # the learner's class, and its fixed keywords
-    "amaml": (AMAML, {}),
-    "maml": (AMAML, {"solver": "euler"}),  # the exact gradient of the steps themselves
-    "fomaml": (FOMAML, {}),
-    "imaml": (IMAML, {}),
-    "reptile": (Reptile, {}),
-}
-ELSEWHERE = {  # keywords of other packages, and what they are called here
-    "first_order": 'method="fomaml"',
-    "lr": "inner_lr",
-    "steps": "inner_steps",
-    "num_steps": "inner_steps",
-}
 
 
 class Adaptation(nn.Module):
@@ -106,7 +91,7 @@ class Adaptation(nn.Module):
         inner_lr: Rate | None = None,
         inner_steps: int | None = None,
         adapt: tuple[str, ...] | None = None,
-        method: str | type[MetaLearner] = "amaml",
+        method: Method = "amaml",
         query_loss: Loss | None = None,
         prox: float | Tensor | None = None,
         task_chunk: int | None = None,
@@ -117,8 +102,6 @@ class Adaptation(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        if isinstance(method, str) and method not in METHODS:
-            raise unknown("method", method, METHODS)
         check_given(loss, inner_lr, inner_steps, objective, penalty)
         check_module(module)
         check_untrained(module, loss, query_loss, objective)
@@ -126,7 +109,11 @@ class Adaptation(nn.Module):
         self.function = Flattened(module, adapt, batched)
         self.inner_lr = Rates(inner_lr, self.function.shapes) if isinstance(inner_lr, Mapping) else inner_lr
         self.prox, self.task_chunk, self.each, self.latest = prox, task_chunk, each, None
-        self._learner = self._make(*losses_of(loss, query_loss, objective, penalty), inner_steps, options)
+        losses = losses_of(loss, query_loss, objective, penalty)
+        self._learner = made(method, self.function, *losses, inner_steps, options)
+        for name, value in _numbers(self._learner).items():
+            if isinstance(value, nn.Parameter):
+                self.register_parameter(name.replace(".", "_"), value)
         self.memory: Memory = self._learner.init()
         self._at(self.function.theta())
 
@@ -138,13 +125,13 @@ class Adaptation(nn.Module):
         super().__setattr__(name, value)
 
     def _renew(self, learner: MetaLearner, name: str, value: Any) -> None:
-        optimizer = getattr(learner, "inner_optimizer", None)
-        numbers = {n.replace(".", "_"): n for n in optimizer.numbers()} if optimizer else {}
+        numbers = {n.replace(".", "_"): n for n in _numbers(learner)}
         if name == "module":
             check_module(value)
             self.function.module = value
         elif name in numbers:
-            self._learner = replace(learner, inner_optimizer=optimizer.with_numbers({numbers[name]: value}))
+            optimizer = learner.inner_optimizer.with_numbers({numbers[name]: value})
+            self._learner = replace(learner, inner_optimizer=optimizer)
         elif type(self) is Adaptation and hasattr(learner, name) and not hasattr(self, name):
             raise InputError(f"{name} of an Adaptation stays as it was given; make another Adaptation({name}=...)")
 
@@ -222,7 +209,7 @@ class Adaptation(nn.Module):
     @property
     def name(self) -> str:
         """Of the method."""
-        return self.method if isinstance(self.method, str) else self.method.__name__
+        return name_of(self.method)
 
     def extra_repr(self) -> str:
         """The method and its settings, beside the module."""
@@ -320,32 +307,6 @@ class Adaptation(nn.Module):
         shared = self.function.shared()
         return replace(tasks, shared=shared) if shared else tasks
 
-    def _make(self, loss: Loss, query_loss: Loss | None, inner_steps: int, options: dict[str, Any]) -> MetaLearner:
-        """The learner of the method; raises InputError for a keyword that it does not take."""
-        kind, fixed = METHODS[self.method] if isinstance(self.method, str) else (self.method, {})
-        if kind is AMAML:
-            options = self._with_optimizer(options)
-        known = {f.name for f in fields(kind)} - fixed.keys()
-        for option in options:
-            if option in ELSEWHERE:
-                raise InputError(f"there is no keyword {option!r} here; write {ELSEWHERE[option]}")
-            if option not in known:
-                raise unknown(f"keyword of method {self.name}", option, {*known, *(KEYWORDS if kind is AMAML else ())})
-        apply = Bound(self.function) if isinstance(loss, OfModel) else self.function
-        options |= {} if query_loss is None else {"query_loss": query_loss}
-        return kind(apply=apply, loss=loss, inner_lr=1.0, inner_steps=inner_steps, **options, **fixed)
-
-    def _with_optimizer(self, options: dict[str, Any]) -> dict[str, Any]:
-        """The options with the inner optimizer made of its keywords."""
-        own = {name: value for name, value in options.items() if name in KEYWORDS}
-        if not own and "inner_optimizer" not in options:
-            return options
-        optimizer = Optimizer.of(options.get("inner_optimizer", "sgd"), **own)
-        for name, number in optimizer.numbers().items():
-            if isinstance(number, nn.Parameter):
-                self.register_parameter(name.replace(".", "_"), number)
-        return {name: value for name, value in options.items() if name not in own} | {"inner_optimizer": optimizer}
-
     def _at(
         self,
         theta: Tensor,
@@ -397,9 +358,13 @@ def _inner(learner: MetaLearner) -> MetaLearner:
 
 def _entering(learner: MetaLearner) -> dict[str, Any]:
     """The settings of a learner that may require a gradient, by name."""
-    found = {name: getattr(learner, name, None) for name in ("inner_lr", "prox", "schedule")}
+    return {name: getattr(learner, name, None) for name in ("inner_lr", "prox", "schedule")} | _numbers(learner)
+
+
+def _numbers(learner: MetaLearner) -> dict[str, Any]:
+    """Those of its inner optimizer, by name."""
     optimizer = getattr(learner, "inner_optimizer", None)
-    return found | (optimizer.numbers() if isinstance(optimizer, Optimizer) else {})
+    return optimizer.numbers() if isinstance(optimizer, Optimizer) else {}
 
 
 def _follow(learner: MetaLearner, theta: Tensor, tasks: Tasks, memory: Memory, at: Sequence[int]) -> Followed:

@@ -1,0 +1,73 @@
+"""Which learner the name of a method and its keywords make."""
+
+from dataclasses import fields
+from typing import Any
+
+from amaml.amaml import AMAML
+from amaml.engine.derivatives import Loss
+from amaml.errors import InputError, unknown
+from amaml.first_order import FOMAML, Reptile
+from amaml.flow.optimizers import KEYWORDS, Optimizer
+from amaml.imaml import IMAML
+from amaml.learner import MetaLearner
+from amaml.models import Flattened
+from amaml.objective import Bound, OfModel
+
+Method = str | type[MetaLearner]
+METHODS: dict[str, tuple[type[MetaLearner], dict[str, Any]]] = {  # the learner's class, and its fixed keywords
+    "amaml": (AMAML, {}),
+    "maml": (AMAML, {"solver": "euler"}),  # the exact gradient of the steps themselves
+    "fomaml": (FOMAML, {}),
+    "imaml": (IMAML, {}),
+    "reptile": (Reptile, {}),
+}
+ELSEWHERE = {  # keywords of other packages, and what they are called here
+    "first_order": 'method="fomaml"',
+    "lr": "inner_lr",
+    "steps": "inner_steps",
+    "num_steps": "inner_steps",
+}
+
+
+def name_of(method: Method) -> str:
+    """As it is written in messages."""
+    return method if isinstance(method, str) else method.__name__
+
+
+def made(
+    method: Method,
+    function: Flattened,
+    loss: Loss,
+    query_loss: Loss | None,
+    inner_steps: int,
+    options: dict[str, Any],
+) -> MetaLearner:
+    """The learner of a method for a module; its inner_lr is for the caller to set.
+
+    options: keywords of the method's class, and for A-MAML those of an inner optimizer. Raises InputError for a method
+    or keyword that there is not.
+    """
+    if isinstance(method, str) and method not in METHODS:
+        raise unknown("method", method, METHODS)
+    kind, fixed = METHODS[method] if isinstance(method, str) else (method, {})
+    if kind is AMAML:
+        options = _with_optimizer(options)
+    known = {f.name for f in fields(kind)} - fixed.keys()
+    for option in options:
+        if option in ELSEWHERE:
+            raise InputError(f"there is no keyword {option!r} here; write {ELSEWHERE[option]}")
+        if option not in known:
+            others = KEYWORDS if kind is AMAML else ()
+            raise unknown(f"keyword of method {name_of(method)}", option, {*known, *others})
+    apply = Bound(function) if isinstance(loss, OfModel) else function
+    options |= {} if query_loss is None else {"query_loss": query_loss}
+    return kind(apply=apply, loss=loss, inner_lr=1.0, inner_steps=inner_steps, **options, **fixed)
+
+
+def _with_optimizer(options: dict[str, Any]) -> dict[str, Any]:
+    """The options with the inner optimizer made of its keywords."""
+    own = {name: value for name, value in options.items() if name in KEYWORDS}
+    if not own and "inner_optimizer" not in options:
+        return options
+    optimizer = Optimizer.of(options.get("inner_optimizer", "sgd"), **own)
+    return {name: value for name, value in options.items() if name not in own} | {"inner_optimizer": optimizer}
