@@ -71,7 +71,10 @@ def environment(device: str) -> dict[str, Any]:
     commit = None
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    versions = {name: _version(name) for name in packages()}
+    versions = dict.fromkeys(packages())
+    for name in versions:
+        with contextlib.suppress(metadata.PackageNotFoundError):  # a run needs not all of them
+            versions[name] = metadata.version(name)
     return {
         # torch's own version names the build too, which its metadata may not
         "versions": {"python": platform.python_version(), **versions, "torch": str(torch.__version__)},
@@ -85,11 +88,3 @@ def environment(device: str) -> dict[str, Any]:
 def packages() -> list[str]:
     """The names in requirements.txt."""
     return re.findall(r"^[\w-]+", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
-
-
-def _version(package: str) -> str | None:
-    """None where it is not installed: a run needs not all of them."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

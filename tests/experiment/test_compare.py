@@ -78,9 +78,7 @@ def test_runs_are_gathered_by_their_test_and_by_what_differs_between_them(runs):
         ("fomaml, inner_lr 0.01", [0]),
         ("fomaml, inner_lr 0.02", [0]),
     ]
-    assert panel.differences == [
-        "inner_lr: 0.01 (amaml, maml, fomaml, inner_lr 0.01); 0.02 (fomaml, inner_lr 0.02)",
-    ]
+    assert panel.differences == ["inner_lr: 0.01 (amaml, maml, fomaml, inner_lr 0.01); 0.02 (fomaml, inner_lr 0.02)"]
     write_run(runs / "other", [1.0], [1.0], method="amaml", shots=20)
     write_run(runs / "inner", [1.0], [1.0], method="amaml", protocol="inner", unit="inner step")
     assert [(p.name, len(p.labels)) for p in panels(runs)] == [

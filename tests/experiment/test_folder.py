@@ -6,17 +6,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from filelock import FileLock, Timeout
-from helpers.commands import (
-    assert_same_run,
-    checkpoint,
-    content,
-    error_line,
-    files,
-    metrics,
-    refused,
-    start,
-    theta,
-)
+from helpers.commands import assert_same_run, checkpoint, content, error_line, files, metrics, refused, start, theta
 
 import run
 from experiment import folder as folders
