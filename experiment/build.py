@@ -152,15 +152,16 @@ class Experiment:
         with torch.no_grad():
             start = self.whole.predict(self.whole.function.theta().expand(count, -1), tasks.test_x)
             fits = start, network.predict(phi, tasks.test_x)
-            errors = [torch.func.vmap(objective.metric)(fit, tasks.test_y).tolist() for fit in fits]
+            before, after = (torch.func.vmap(objective.metric)(fit, tasks.test_y).tolist() for fit in fits)
         support, (x, truth) = units(tasks.support_x, tasks.support_y), units(tasks.test_x, tasks.test_y)
         curves = torch.stack([truth, *(units(tasks.test_x, fit)[1] for fit in fits)])
         *support, x, curves = (part.double().cpu().numpy() for part in (*support, x, curves))
-        when = "before adaptation", f"after {counted(ended.epochs[-1], ended.unit)}"
-        said = [
-            [f"{w}\n{objective.metric_name} {error:.3g}" for error in own] for w, own in zip(when, errors, strict=True)
+        metric, steps = objective.metric_name, counted(ended.epochs[-1], ended.unit)
+        labels = [
+            (f"before adaptation\n{metric} {one:.3g}", f"after {steps}\n{metric} {two:.3g}")
+            for one, two in zip(before, after, strict=True)
         ]
-        return figures.draw_fits(self.title, support, x, curves, list(zip(*said, strict=True)))
+        return figures.draw_fits(self.title, support, x, curves, labels)
 
 
 def counted(number: int, name: str) -> str:
