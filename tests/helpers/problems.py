@@ -26,10 +26,10 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def regression(tasks: int = 3, shots: int = 6, queries: int = 5, inputs: int = 2, seed: int = 0) -> Tasks:
+def regression(tasks: int = 3, shots: int = 6, queries: int = 5, point: tuple[int, ...] = (2,), seed: int = 0) -> Tasks:
     """Random regression tasks of one output."""
     g = generator(seed)
-    shapes = [(tasks, shots, inputs), (tasks, shots, 1), (tasks, queries, inputs), (tasks, queries, 1)]
+    shapes = [(tasks, shots, *point), (tasks, shots, 1), (tasks, queries, *point), (tasks, queries, 1)]
     return Tasks(*(torch.randn(shape, generator=g, dtype=torch.float64) for shape in shapes))
 
 
@@ -83,7 +83,7 @@ class Quadratic:
     """
 
     def __init__(self, tasks: int = 3, points: int = 8, inputs: int = 4, seed: int = 0) -> None:
-        self.tasks = regression(tasks, points, points, inputs, seed)
+        self.tasks = regression(tasks, points, points, (inputs,), seed)
         self.theta = torch.linspace(-1.0, 1.0, inputs, dtype=torch.float64)
         t = self.tasks
         self.hessian = t.support_x.mT @ t.support_x / points

@@ -13,7 +13,7 @@ import amaml
 from amaml import Adaptation, Tasks
 from amaml.models import adapted_names
 from amaml.points import first
-from helpers.problems import generator, relative_error
+from helpers.problems import classification, generator, regression, relative_error
 
 STEPS = 7
 
@@ -68,16 +68,6 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=generator(seed + len(shape)), dtype=torch.float64)
 
 
-def regression(*point: int) -> Tasks:
-    """Three tasks of six and of five points."""
-    return Tasks(random(3, 6, *point), random(3, 6, 1), random(3, 5, *point), random(3, 5, 1))
-
-
-def images() -> Tasks:
-    labels = [torch.randint(3, (2, n), generator=generator(n)) for n in (4, 6)]
-    return Tasks(random(2, 4, 1, 8, 8), labels[0], random(2, 6, 1, 8, 8), labels[1])
-
-
 def sequences() -> Tasks:
     def points(n: int) -> dict[str, Tensor]:
         mask = torch.arange(3) >= torch.randint(1, 4, (2, n, 1), generator=generator(n))
@@ -88,14 +78,14 @@ def sequences() -> Tasks:
 
 # network, tasks, loss of every point, the part that adapts, inner_lr, prox
 CASES = {
-    "mlp": (lambda: amaml.mlp(2, 1, 5), lambda: regression(2), half_squares, None, 0.1, 0.3),
-    "head of a body": (body, lambda: regression(2), half_squares, ("head",), 0.1, 0.3),
-    "parts of both": (body, lambda: regression(2), half_squares, ("head.weight", "body.0.bias"), 0.1, 0.0),
-    "conv head": (convolutional, images, per_point, ("head",), 0.05, 0.1),
-    "conv": (convolutional, images, per_point, None, 0.05, 0.1),
+    "mlp": (lambda: amaml.mlp(2, 1, 5), regression, half_squares, None, 0.1, 0.3),
+    "head of a body": (body, regression, half_squares, ("head",), 0.1, 0.3),
+    "parts of both": (body, regression, half_squares, ("head.weight", "body.0.bias"), 0.1, 0.0),
+    "conv head": (convolutional, classification, per_point, ("head",), 0.05, 0.1),
+    "conv": (convolutional, classification, per_point, None, 0.05, 0.1),
     "lstm": (
         lambda: Recurrent(nn.LSTM(2, 3, batch_first=True), nn.Linear(3, 1)),
-        *(lambda: regression(3, 2), half_squares, None, 0.1, 0.3),
+        *(lambda: regression(point=(3, 2)), half_squares, None, 0.1, 0.3),
     ),
     "transformer": (encoder, sequences, half_squares, ("head", "body.linear2"), 0.1, 0.2),
 }

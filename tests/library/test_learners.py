@@ -66,7 +66,7 @@ def test_the_mean_over_tasks_is_the_mean_of_single_tasks(name):
 
 def test_fomaml_is_maml_where_the_support_hessian_vanishes():
     """A loss linear in the prediction of a linear model has no Hessian."""
-    tasks, theta = regression(inputs=4), torch.linspace(-1, 1, 4, dtype=torch.float64)
+    tasks, theta = regression(point=(4,)), torch.linspace(-1, 1, 4, dtype=torch.float64)
 
     def linear(prediction, target):
         return (prediction * target).mean()

@@ -48,7 +48,7 @@ def frozen_later() -> None:
     meta(given)
 
 
-LEARNED = torch.ones(2, dtype=torch.float64, requires_grad=True)
+LEARNED, UNDEFINED = torch.ones(2, dtype=torch.float64, requires_grad=True), "defines no meta-gradient of"
 OF_TASKS = [
     (
         lambda: tasks(support_x=TASKS.support_x.numpy()),
@@ -116,6 +116,12 @@ OF_ADAPTATION = [
     (lambda: small(prox=True), "prox must be zero or a positive number, got True"),
     (lambda: small(solver=None), "unknown solver None"),
     (lambda: small(query_steps=(2, 5), query_weights=(1, "a")), "query_weights must have a number for each of 2"),
+    (
+        lambda: small(method="fomaml")[0](tasks(support_x=TASKS.support_x.clone().requires_grad_())),
+        f"method fomaml {UNDEFINED} support_x.*amaml or maml.*detach",
+    ),
+    (lambda: small(method="imaml", inner_lr=LEARNED[0])[0](TASKS), f"method imaml {UNDEFINED} inner_lr"),
+    (lambda: small(method="reptile")[0](TASKS), f"method reptile {UNDEFINED} shared.body.0.weight"),
     (lambda: small(loss=nn.PReLU()), "the parameter weight of the loss requires a gradient"),
     (lambda: Adaptation(buffered(), half_mse, 0.1, 5), "the buffer scale of the module requires a gradient"),
     (lambda: Adaptation(lambda x: x, half_mse, 0.1, 3), "module must be an nn.Module, got function"),
@@ -152,7 +158,7 @@ OF_INNER_LOOPS = [
     ({"prox": "weak"}, "prox must be zero or a positive number, got 'weak'"),
     ({"inner_optimizer": torch.optim.Adam}, "inner_optimizer must be one of .* got Adam"),
     ({"inner_optimizer": "adam", "betas": 0.9}, "betas must be two numbers"),
-    ({"method": "reptile"}, "method reptile defines no meta-gradient of phi"),
+    ({"method": "reptile"}, f"method reptile {UNDEFINED} phi"),
 ]
 OF_INNER_LOOPS = [(lambda options=options: called(**options), message) for options, message in OF_INNER_LOOPS]
 
