@@ -125,17 +125,6 @@ def test_linear_regression_over_a_long_horizon_is_a_success():
     assert relative_error(gradient.value, expected) < 3e-3
 
 
-@pytest.mark.parametrize("solver", ["dopri5", "rk4"])
-def test_the_continuous_adjoint_suits_every_solver(solver):
-    """Its error is of second order, whatever the solver's."""
-    theta, apply, tasks = rough(1)
-    learner = AMAML(apply, half_mse, 0.01, 200, solver=solver, adjoint="continuous", rtol=1e-2)
-    gradient = learner.meta_gradient(theta, tasks)
-    error = relative_error(gradient.value, converged(learner, theta, tasks))
-    assert error < 3e-2
-    assert error < 1.5 * gradient.error
-
-
 def test_euler_with_the_continuous_adjoint_is_compared_with_the_gradient_of_its_steps():
     (theta, apply), tasks = mlp(), regression()
     exact = AMAML(apply, half_mse, 0.1, 30, solver="euler").meta_gradient(theta, tasks)
@@ -154,9 +143,10 @@ def test_euler_with_the_continuous_adjoint_is_compared_with_the_gradient_of_its_
 def test_an_absurd_inner_lr_ends_at_once_with_a_clear_line(solver):
     (theta, apply), tasks = mlp(), regression()
     learner = AMAML(apply, half_mse, 1000.0, 200, solver=solver)
-    for call in (learner.meta_gradient, learner.adapt):
-        with pytest.raises(OverBudget, match="more than the 8000 evaluations .* try a smaller inner_lr"):
+    for call in (learner.adapt, learner.meta_gradient):
+        with pytest.raises(OverBudget, match="more than the 8000 evaluations .* try a smaller inner_lr") as refused:
             call(theta, tasks)
+    assert refused.value.observation.cost < 20
 
 
 def run(learner: AMAML, theta, batches) -> Memory:

@@ -9,12 +9,10 @@ from helpers.problems import generator, mlp, regression, relative_error, seeded
 
 import amaml
 from amaml import AMAML, Tasks, half_mse
-from amaml.errors import OverBudget
 from amaml.flow.curvature import Curvature, Leading
-from amaml.flow.descent import FixedMesh
 from amaml.flow.field import GradientFlow
 from amaml.flow.mesh import SOLVERS, GradedMesh, bisected
-from amaml.flow.schemes import DESCENT, HEUN, MIDPOINT, RK3, RK4, RungeKutta
+from amaml.flow.schemes import HEUN, MIDPOINT, RK3, RK4, RungeKutta
 from amaml.flow.trajectory import Trajectory
 
 GRADED = [name for name in SOLVERS if name != "euler"]
@@ -52,21 +50,6 @@ def test_moves_cover_the_horizon_inside_the_stability_interval(name, horizon):
         assert following is None or move.end == following.start
 
 
-def test_a_fixed_mesh_is_gradient_descent_and_lands_on_inner_steps():
-    (theta, apply), tasks = mlp(), regression()
-    flow = GradientFlow(apply, half_mse, tasks, theta)
-    trajectory = Trajectory(flow)
-    FixedMesh(10).follow(trajectory, (0.3, 0.7, 1.0))
-    u, expected = flow.start, []
-    for _ in range(10):
-        u = u + 0.1 * flow(u)
-        expected.append(u)
-    assert sorted(trajectory.landings) == [3, 7, 10]
-    for count, state in trajectory.landings.items():
-        torch.testing.assert_close(state, expected[count - 1], rtol=1e-12, atol=1e-14)
-    assert {move.scheme for move in trajectory.moves} == {DESCENT}
-
-
 def test_a_graded_mesh_lands_on_every_end():
     (theta, apply), tasks = mlp(), regression()
     trajectory = Trajectory(GradientFlow(apply, half_mse, tasks, theta))
@@ -76,15 +59,6 @@ def test_a_graded_mesh_lands_on_every_end():
     whole = Trajectory(GradientFlow(apply, half_mse, tasks, theta))
     GradedMesh(SOLVERS["rk4"], 1e-7).follow(whole, (0.7,), Curvature(whole.flow))
     assert relative_error(next(iter(trajectory.landings.values())) - theta, whole.final - theta) < 1e-4
-
-
-@pytest.mark.parametrize("name", GRADED)
-def test_an_absurd_horizon_is_an_error_at_once(name):
-    (theta, apply), tasks = mlp(), regression()
-    flow = GradientFlow(apply, half_mse, tasks, theta, limit=5000)
-    with pytest.raises(OverBudget, match="more than the 5000 evaluations of its budget; try a smaller inner_lr"):
-        GradedMesh(SOLVERS[name], 1e-3).follow(Trajectory(flow), (1e31,), Curvature(flow))
-    assert flow.evaluations.total < 20
 
 
 @pytest.mark.parametrize("scheme", [SSP3, RK4, MIDPOINT], ids=lambda scheme: scheme.name)
