@@ -96,11 +96,6 @@ class Flattened:
         """Of the parameters that adapt, by name."""
         return self._layout().shapes
 
-    @property
-    def sizes(self) -> list[int]:
-        """How many numbers each of them has."""
-        return [shape.numel() for shape in self.shapes.values()]
-
     def theta(self) -> Tensor:
         """The module's own parameters that adapt, (P,), with their graph."""
         with exclusive:
@@ -118,7 +113,7 @@ class Flattened:
         shapes = self.shapes
         sizes = [shape.numel() for shape in shapes.values()]
         if phi.shape[-1:] != (sum(sizes),):
-            raise _wrong_size(phi, sum(sizes))
+            raise self.wrong_size(phi)
         pieces = zip(shapes.items(), phi.split(sizes, -1), strict=True)
         return {name: piece.unflatten(-1, shape) if shape else piece[..., 0] for (name, shape), piece in pieces}
 
@@ -128,11 +123,17 @@ class Flattened:
         What is not in theta, frozen parameters and buffers, is the module's own. All are copies.
         """
         if theta.ndim != 1:
-            raise _wrong_size(theta, sum(self.sizes))
+            raise self.wrong_size(theta)
         layout, state = self._layout(), self.module.state_dict(keep_vars=True)
         pieces = {id(layout.tensor(name)): piece for name, piece in self.pieces(theta).items()}
         chosen = {name: pieces.get(id(value), value) for name, value in state.items()}
         return {name: v.detach().clone() if isinstance(v, Tensor) else copy.deepcopy(v) for name, v in chosen.items()}
+
+    def wrong_size(self, theta: Tensor) -> InputError:
+        """The error for what are not the parameters that adapt."""
+        found = f"{theta.numel()} numbers" if theta.ndim == 1 else f"shape {tuple(theta.shape)}"
+        own = f"{sum(shape.numel() for shape in self.shapes.values())} parameters"
+        return InputError(f"theta has {found}, the module has {own}; amaml.flatten(module) makes theta (P,)")
 
     def _network(self, x: Points) -> Any:
         """A tuple gives the positional arguments of the module, a dict its keywords."""
@@ -146,14 +147,13 @@ class Flattened:
             if self._standing is not None:
                 return self._standing
             module = unwrapped(self.module)
-            names = {id(p): name for name, p in module.named_parameters()}
-            places = {name: [] for name in names.values()}
+            own = dict(module.named_parameters())
+            names, places = {id(p): name for name, p in own.items()}, {name: [] for name in own}
             for part in module.modules():
                 for key, parameter in part._parameters.items():
                     if parameter is not None:
                         places[names[id(parameter)]].append((part._parameters, key))
-            adapted = adapted_names(module, self.adapt)
-            return _Layout({name: places[name][0][0][places[name][0][1]].shape for name in adapted}, places)
+            return _Layout({name: own[name].shape for name in adapted_names(module, self.adapt)}, places)
 
 
 def adapted_names(module: nn.Module, prefixes: tuple[str, ...] | None) -> list[str]:
@@ -167,19 +167,16 @@ def adapted_names(module: nn.Module, prefixes: tuple[str, ...] | None) -> list[s
     named = {name: p for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
     if isinstance(prefixes, str):
         raise InputError(f"adapt must be a tuple of names, got {prefixes!r}; write adapt=({prefixes!r},)")
+    wanted = set()
     for prefix in prefixes:
-        if not any(_begins(name, prefix) for name in named):
+        meant = {name for name in named if name == prefix or name.startswith(f"{prefix}.") or fnmatchcase(name, prefix)}
+        if not meant:
             known = {part for name in named for part in (name, name.rsplit(".", 1)[0])}
             raise unknown("name in adapt, or one without trainable parameters:", prefix, known)
-    wanted = {id(p) for name, p in named.items() if any(_begins(name, prefix) for prefix in prefixes)}
-    found = [name for name, p in trainable.items() if id(p) in wanted]
-    if not found:
+        wanted |= {id(named[name]) for name in meant}
+    if not wanted:
         raise InputError("adapt is empty; name a parameter or a part of the module, or leave adapt out for all")
-    return found
-
-
-def _begins(name: str, prefix: str) -> bool:
-    return name == prefix or name.startswith(prefix + ".") or fnmatchcase(name, prefix)
+    return [name for name, p in trainable.items() if id(p) in wanted]
 
 
 @torch.no_grad()
@@ -192,7 +189,7 @@ def load(module: nn.Module, theta: Tensor) -> None:
     """
     apply = Flattened(module)
     if theta.ndim != 1:
-        raise _wrong_size(theta, sum(apply.sizes))
+        raise apply.wrong_size(theta)
     parameters = dict(unwrapped(module).named_parameters())
     for name, piece in apply.pieces(theta).items():
         parameters[name].copy_(piece)
@@ -248,37 +245,30 @@ def predict(apply: Apply, phi: Tensor, x: Points, *shared: Mapping[str, Tensor])
     return put(iter(stacked if graph else [tensor.detach() for tensor in stacked]))
 
 
-def _wrong_size(theta: Tensor, size: int) -> InputError:
-    found = f"{theta.numel()} numbers" if theta.ndim == 1 else f"shape {tuple(theta.shape)}"
-    return InputError(f"theta has {found}, the module has {size} parameters; amaml.flatten(module) makes theta (P,)")
-
-
 def check_module(module: nn.Module) -> None:
     """Raise InputError for what Flattened cannot take; warn of what it changes."""
     if not isinstance(module, nn.Module):
         raise InputError(
             f"module must be an nn.Module, got {type(module).__name__}; a function becomes one as its forward"
         )
-    scripted = [name for name, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)]
-    if scripted:
-        raise InputError(
-            f"the module {scripted[0]!r} is scripted, and its parameters cannot be exchanged; give the module that was "
-            "scripted, and use amaml.compiled() for speed"
-        )
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    lazy = [name for name, p in parameters.items() if nn.parameter.is_lazy(p)]
-    if lazy:
-        raise InputError(f"parameter {lazy[0]!r} has no shape yet (a lazy layer); call module(x) once before flatten")
-    imaginary = [name for name, p in parameters.items() if p.is_complex()]
-    if imaginary:
-        raise InputError(
-            f"parameter {imaginary[0]!r} is complex; keep real numbers (..., 2), and use torch.view_as_complex(it)"
-        )
+    for name, p in parameters.items():
+        if nn.parameter.is_lazy(p):
+            raise InputError(f"parameter {name!r} has no shape yet (a lazy layer); call module(x) once before flatten")
+        if p.is_complex():
+            raise InputError(
+                f"parameter {name!r} is complex; keep real numbers (..., 2), and use torch.view_as_complex(it)"
+            )
     kinds = {(p.dtype, p.device) for p in parameters.values()}
     if len(kinds) != 1:
         found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds)) or "none"
         raise InputError(f"a module needs trainable parameters of one dtype on one device, found: {found}")
     for name, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            raise InputError(
+                f"the module {name!r} is scripted, and its parameters cannot be exchanged; give the module that was "
+                "scripted, and use amaml.compiled() for speed"
+            )
         if part.training and _dropout(part) > 0:
             raise InputError(f"dropout {name!r} is active and has no deterministic gradient; call .eval() or drop it")
         if isinstance(part, nn.modules.batchnorm._NormBase) and not part.training and part.running_mean is not None:
@@ -299,10 +289,9 @@ def _dropout(part: nn.Module) -> float:
 
 def mlp(inputs: int, outputs: int, width: int = 32, activation: str = "tanh", norm: str = "none") -> nn.Sequential:
     """A fully connected network with two hidden layers, the regression network of the paper (32 wide, tanh)."""
-    if activation not in ACTIVATIONS:
-        raise unknown("activation", activation, ACTIVATIONS)
-    if norm not in NORMS:
-        raise unknown("norm", norm, NORMS)
+    for kind, name, known in (("activation", activation, ACTIVATIONS), ("norm", norm, NORMS)):
+        if name not in known:
+            raise unknown(kind, name, known)
     layers: list[nn.Module] = []
     for size in (inputs, width):
         layers.append(nn.Linear(size, width))

@@ -182,13 +182,15 @@ class Controller:
     def update(self, memory: "Memory", rtol: float, seen: Observation) -> "Memory":
         """The memory after a call."""
         in_turn, calls = memory.in_turn, (*memory.calls, seen._replace(leading=None, problem=()))[-self.window :]
+        # a refused call costs three to four times the steps of gradient descent, and most cost less than these
+        rarely = seen.refused and 4 * sum(one.refused for one in calls) < len(calls)
         memory = replace(
             memory,
             calls=calls,
             since=0 if in_turn else memory.since + 1,
             spent=memory.spent + seen.cost,
             measuring=memory.measuring + seen.measuring,
-            descended=seen.descended and not self._once(calls),
+            descended=seen.descended and not rarely,
             leading=seen.leading or memory.leading,
         )
         if seen.descended:
@@ -204,11 +206,6 @@ class Controller:
         good = seen.error <= self.ceiling * rtol
         interval = self._longer(memory) if good else max(memory.interval / 2, 1)
         return replace(memory, gain=self._gain(memory, rtol), interval=interval)
-
-    def _once(self, calls: Sequence[Observation]) -> bool:
-        """Whether the flow was refused in the last call as it is rarely: a refused call costs three to four times the
-        steps of gradient descent, and most cost less than these."""
-        return calls[-1].refused and 4 * sum(one.refused for one in calls) < len(calls)
 
     def _next_look(self, memory: "Memory", seen: Observation, in_turn: bool) -> float:
         """At whether the flow is the cheaper: at once where the gradient's length jumped, whichever way, unless the
