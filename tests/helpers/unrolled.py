@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -82,7 +83,7 @@ CASES = {
     "head of a body": (body, regression, half_squares, ("head",), 0.1, 0.3),
     "parts of both": (body, regression, half_squares, ("head.weight", "body.0.bias"), 0.1, 0.0),
     "conv head": (convolutional, classification, per_point, ("head",), 0.05, 0.1),
-    "conv": (convolutional, classification, per_point, None, 0.05, 0.1),
+    "conv": (convolutional, partial(classification, seed=1), per_point, None, 0.05, 0.1),
     "lstm": (
         lambda: Recurrent(nn.LSTM(2, 3, batch_first=True), nn.Linear(3, 1)),
         *(lambda: regression(point=(3, 2)), half_squares, None, 0.1, 0.3),
