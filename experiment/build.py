@@ -1,7 +1,7 @@
 """What the settings of an experiment build, and what is done with it at meta-test."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,12 +92,17 @@ class Experiment:
             raise InputError(f"{place} holds {there} parameters, the network has {here}; {remedy}")
         self.model.load_state_dict(checkpoint.model if memory else theirs, strict=memory)
 
-    def adapt(self, tasks: Any, protocol: str, on_record: Callable[[int], None]) -> tuple[Curves, Record]:
-        """Adapt to tasks by a protocol; its curves, and what it ends with."""
+    def adapt(self, tasks: Any, protocol: str) -> tuple[Curves, Record]:
+        """Adapt to tasks by a protocol; its curves, and what it ends with. A stop is met between two records."""
         s, chosen, objective = self.settings, PROTOCOLS[protocol], self.domain.objective
         model = Model(self.meta, self.whole, self.rates(), objective.loss, s.inner_steps)
-        records = chosen.make(model, tasks, **chosen.options(s))
-        return measured(records, tasks, objective.metric, UNITS[protocol], on_record)
+
+        def records() -> Iterator[Record]:
+            for record in chosen.make(model, tasks, **chosen.options(s)):
+                yield record
+                self.group.stop.check()
+
+        return measured(records(), tasks, objective.metric, UNITS[protocol])
 
     def meta_test(self, update: int) -> tuple[dict[str, Any], list[str]]:
         """Adapt to every meta-test task; its entry of test.json and lines of tasks.csv. update: how many are made.
@@ -136,7 +141,7 @@ class Experiment:
 
         def curves(first: int) -> Curves:
             tasks = self.domain.meta_test(min(chunk, count - first), first)
-            return self.adapt(tasks, protocol, lambda record: self.group.stop.check())[0]
+            return self.adapt(tasks, protocol)[0]
 
         return Curves.joined(self.group.map_chunks(curves, list(range(0, count, chunk))))
 
@@ -148,7 +153,7 @@ class Experiment:
             return None
         count, objective = min(self.settings.draw, self.settings.test_tasks), self.domain.objective
         tasks, units = self.domain.meta_test(count), self.domain.in_units
-        ended, (_, network, phi) = self.adapt(tasks, protocols(self.settings.protocol)[0], lambda record: None)
+        ended, (_, network, phi) = self.adapt(tasks, protocols(self.settings.protocol)[0])
         with torch.no_grad():
             start = self.whole.predict(self.whole.function.theta().expand(count, -1), tasks.test_x)
             fits = start, network.predict(phi, tasks.test_x)

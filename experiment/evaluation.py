@@ -1,7 +1,7 @@
 """Meta-test: adapt to every test task from theta, and measure on the way."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -85,16 +85,13 @@ class Curves:
         return cls(parts[0].unit, parts[0].epochs, support, test)
 
 
-def measured(
-    records: Iterable[Record], tasks: Tasks, metric: Loss, unit: str, on_record: Callable[[int], None]
-) -> tuple[Curves, Record]:
+def measured(records: Iterable[Record], tasks: Tasks, metric: Loss, unit: str) -> tuple[Curves, Record]:
     """The curves of a metric over the records, and the last of these; Diverged where it is not finite."""
     epochs, rows, sets = [], [], ((tasks.support_x, tasks.support_y), (tasks.test_x, tasks.test_y))
     for record in records:
         epochs.append(record.epoch)
         with torch.no_grad():
             rows.append([torch.func.vmap(metric)(record.network.predict(record.phi, x), y) for x, y in sets])
-        on_record(record.epoch)
     support, test = (torch.stack(part).double().cpu().numpy() for part in zip(*rows, strict=True))
     if not (np.isfinite(support).all() and np.isfinite(test).all()):
         raise Diverged("the meta-test error is not finite; theta is unusable, try a smaller --inner-lr or --meta-lr")

@@ -9,7 +9,7 @@ from helpers.commands import OFTEN, assert_same_run, checkpoint, content, error_
 
 import run
 from experiment import folder
-from experiment.build import Experiment
+from experiment.evaluation import measured
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
@@ -54,7 +54,7 @@ def test_a_run_begins_with_reptile_and_is_resumed_to_the_bit_before_and_after(tm
 
 def signalled(monkeypatch, step: int | None, number: int, test: int = 0, repeat: int = 1):
     """Send a signal while episode step is drawn, or (step None) in the middle of the test-th meta-test."""
-    build, adapt, tests = run.build, Experiment.adapt, count()
+    build, tests = run.build, count()
 
     def send():
         for _ in range(repeat):
@@ -66,18 +66,15 @@ def signalled(monkeypatch, step: int | None, number: int, test: int = 0, repeat:
         monkeypatch.setattr(e.domain, "episode", lambda n: (send() if n == step else None, draw(n))[1])
         return e
 
-    def noisy_test(experiment, tasks, protocol, on_record):
+    def noisy_records(records):
         current = next(tests)
-
-        def record(epoch):
-            if step is None and current == test and epoch == 10:
+        for record in records:
+            if step is None and current == test and record.epoch == 10:
                 send()
-            on_record(epoch)
-
-        return adapt(experiment, tasks, protocol, record)
+            yield record
 
     monkeypatch.setattr(run, "build", noisy_build)
-    monkeypatch.setattr(Experiment, "adapt", noisy_test)
+    monkeypatch.setattr("experiment.build.measured", lambda records, *of: measured(noisy_records(records), *of))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
