@@ -108,8 +108,9 @@ class Session:
         """One meta-update of theta. Its tasks depend on its number alone, so that a run may stop after any."""
         e, s, number = self.experiment, self.experiment.settings, self.update + 1
         self.optimizer.zero_grad()
+        meta, rates = e.of_update(self.update)
         try:
-            meta, value = e.learn(self.update)
+            value = meta(e.domain.episode(self.update), **rates)
         except (Diverged, InputError) as fault:
             raise type(fault)(f"update {number}: {fault}") from fault
         value.backward()

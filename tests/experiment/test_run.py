@@ -121,7 +121,10 @@ def test_every_choice_takes_settings_that_there_are():
 
 
 def test_from_the_command_to_the_gradient_are_few_steps(tmp_path, quick, monkeypatch):
-    """A reader who follows theta opens main, experiment, the session's run and step, the Adaptation, the learner."""
+    """A reader who follows theta opens main, experiment, the session's run and step, the Adaptation, the learner.
+
+    call is how an Adaptation has torch.compile pass it by.
+    """
     seen, gradient = [], FOMAML.gradient
 
     def noted(*arguments):
@@ -131,7 +134,7 @@ def test_from_the_command_to_the_gradient_are_few_steps(tmp_path, quick, monkeyp
 
     monkeypatch.setattr(FOMAML, "gradient", noted)
     start(tmp_path, "--meta-updates", "1")
-    assert seen == [["main", "experiment", "run", "_step", "forward"]]
+    assert seen == [["main", "experiment", "run", "_step", "call", "forward"]]
 
 
 def test_the_files_tell_what_ran_and_all_that_a_number_needs(tmp_path, monkeypatch, quick, capsys):
