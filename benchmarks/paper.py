@@ -31,7 +31,7 @@ PRODUCT = 2  # gradients that a Hessian-vector product takes the time of (result
 NEAR = 0.05  # of the paper's number, read off a plot to about 0.03, counts as reproduced
 MADE = "Made by `python -m benchmarks.paper` from the targets' CSV."
 INTERVALS = f"mean ± 95% interval over the seeds. {MADE}"
-WORK = f"Work: thousand gradients of a task's loss in all updates, a Hessian-vector product as {PRODUCT};"
+WORK = f"Work: thousand gradients of a task's loss in all updates, a Hessian-vector product as {PRODUCT}."
 
 
 def read(targets: tuple[str, ...]) -> pd.DataFrame:

@@ -23,14 +23,17 @@ NAMES = {
 GREY = {"scratch": {"color": "#777777"}, "pretrained": {"color": "#aaaaaa"}}  # what is not meta-trained
 NAMES |= {method: method for method in GREY}
 STYLES = {method: style(i, len(NAMES)) | GREY.get(method, {}) for i, method in enumerate(NAMES)}
-RUNS = {  # of the target horizons
+SHORT = 50  # steps, at which learned rates are shown beside those of 200
+RUNS = {  # of the targets horizons and horizons-work
     "amaml": "A-MAML",
     "amaml-rates": "A-MAML, learned rates",
+    "amaml-rates-short": f"learned rates, {SHORT} steps",
     "fomaml": "FOMAML",
+    "reptile-first": "Reptile, then A-MAML",
     "reptile": "Reptile",
+    "reptile-longer": "Reptile, longer",
 }
-ALL_RUNS = RUNS | {"reptile-first": "Reptile, then A-MAML", "reptile-longer": "Reptile, longer"}  # and of horizons-work
-LOOKS = {run: style(i, len(ALL_RUNS)) for i, run in enumerate(ALL_RUNS)}
+LOOKS = {run: style(i, len(RUNS)) for i, run in enumerate(RUNS)}
 NEAR = 0.02  # curves that are nowhere further apart share a name
 TOP = 1.6  # of the figure's axes; what starts above is told in figure.md
 
@@ -46,7 +49,7 @@ def draw(figure: pd.DataFrame, horizons: pd.DataFrame | None, paper: dict[str, A
             save(panels(shown, setting, points, paper), out / f"figure-{setting}-{points}")
     if horizons is not None:
         save(over_horizons(horizons[horizons["final"]]), out / "horizons")
-        save(over_work(horizons[horizons["inner_steps"] == "200"]), out / "lead")
+        save(over_work(horizons), out / "lead")
 
 
 def seeds_of(frame: pd.DataFrame) -> str:
@@ -101,43 +104,45 @@ def _line(method: str) -> dict[str, Any]:
 
 def over_horizons(ends: pd.DataFrame) -> Figure:
     """A panel a domain: the error after the own inner loop over the inner steps, at the end of training."""
-    ends = ends[ends["run"].isin(RUNS)].assign(steps=ends["inner_steps"].astype(int))
+    several = ends.groupby("run", observed=True)["inner_steps"].transform("nunique") > 1
+    ends = ends[several].assign(steps=ends["inner_steps"].astype(int))
     figure, axes = _domains(ends, "steps")
     for axis in axes:
         axis.set_xlabel("inner steps in meta-training, and at the meta-test")
         axis.xaxis.set_major_locator(FixedLocator(sorted({*ends["steps"]})))
-    figure.suptitle(f"New tasks, each method at its best setting; {seeds_of(ends)}", fontsize=11)
+    figure.suptitle(f"Error on new tasks, each method at its best setting; {seeds_of(ends)}", fontsize=11)
     return figure
 
 
 def over_work(ends: pd.DataFrame) -> Figure:
     """A panel a domain: the error after 200 inner steps over the work of training, at every meta-test on the way."""
+    short = ends[(ends["run"] == "amaml-rates") & (ends["inner_steps"] == str(SHORT))]
+    ends = pd.concat([ends[ends["inner_steps"] == "200"], short.assign(run="amaml-rates-short")])
     mean = ends.groupby(["domain", "run", "update"], observed=True)["work"].transform("mean")
     figure, axes = _domains(ends.assign(work=mean), "work")
     for axis in axes:
         axis.set_xlabel("work of training, thousand gradients a task")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    figure.suptitle(f"New tasks after 200 inner steps; {seeds_of(ends)}", fontsize=11)
+    text = f"Error on new tasks after 200 inner steps ({SHORT} where it says so); {seeds_of(ends)}"
+    figure.suptitle(text, fontsize=11)
     return figure
 
 
 def _domains(ends: pd.DataFrame, over: str) -> tuple[Figure, list[Axes]]:
-    """A panel a domain, a line a run: the test error over a column, on a logarithmic axis."""
+    """A panel a domain, a line a run: the test error over a column, on a logarithmic axis; names below."""
     domains = list(dict.fromkeys(ends["domain"]))
-    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+    figure = Figure(figsize=(9.6, 4.4), layout="constrained")
     axes = list(figure.subplots(1, len(domains), squeeze=False).flat)
     for axis, domain in zip(axes, domains, strict=True):
-        own, ended = ends[ends["domain"] == domain], {}
-        low, high = own[over].min(), own[over].max()
-        axis.set(xscale="log", xlim=(low / 1.2, high * (1.2 * high / low) ** 0.4), ylabel="nRMSE on test points")
+        own = ends[ends["domain"] == domain]
+        axis.set(xscale="log", xlim=(own[over].min() / 1.2, 1.2 * own[over].max()), ylabel="nRMSE on test points")
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set_title(domain, fontsize=10)
         plain(axis)
-        for i, run in enumerate(ALL_RUNS):
+        for i, run in enumerate(RUNS):
             values = own[own["run"] == run].pivot(index=over, columns="seed", values="test")
             if len(values):
-                ended[ALL_RUNS[run]] = curve(axis, values, place=(i, len(ALL_RUNS)), **LOOKS[run])
-        axis.set_ylim(axis.get_ylim())
-        name_lines(axis, ended, {ALL_RUNS[run]: look["color"] for run, look in LOOKS.items()})
+                curve(axis, values, place=(i, len(RUNS)), label=RUNS[run], **LOOKS[run])
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure, axes

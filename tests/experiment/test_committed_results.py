@@ -102,7 +102,7 @@ def test_the_pictures_of_horizons_draw_the_numbers_of_their_csvs(found):
     test = np.mean([float(line["test_step_200"]) for line in own])
     work = np.mean([0.45 * (float(line["gradients"]) + 2 * float(line["hvps"])) for line in own])
     over_steps = paper_pictures.over_horizons(frame[frame["final"]])
-    over_work = paper_pictures.over_work(frame[frame["inner_steps"] == "200"])
+    over_work = paper_pictures.over_work(frame)
     for drawn, x in ((over_steps, 200), (over_work, work)):
         (axis,) = [axis for axis in drawn.axes if axis.get_title() == "CosMixture2D"]
         points = np.concatenate([line.get_xydata() for line in axis.lines])
