@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from amaml.engine.calling import batchable, differentiable_twice, exclusive, given_back, own_copy, to_the_end, unwrapped
 from amaml.engine.faults import by_itself, described, go_apart, is_mistake
 from amaml.errors import InputError, unknown
-from amaml.points import Points, first, take_apart
+from amaml.points import Points, call, check_tensor, first, named, take_apart
 
 Apply = Callable[[Tensor, Tensor], Tensor]  # (theta (P,), x (points, *input)) -> prediction (points, *output)
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "softplus": nn.Softplus, "gelu": nn.GELU}
@@ -136,11 +136,7 @@ class Flattened:
         return InputError(f"theta has {found}, the module has {own}; amaml.flatten(module) makes theta (P,)")
 
     def _network(self, x: Points) -> Any:
-        """A tuple gives the positional arguments of the module, a dict its keywords."""
-        module = unwrapped(self.module)
-        if isinstance(x, dict):
-            return module(**x)
-        return module(*x) if isinstance(x, tuple) else module(x)
+        return call(unwrapped(self.module), x)
 
     def _layout(self) -> _Layout:
         with exclusive:
@@ -212,6 +208,8 @@ def predict(apply: Apply, phi: Tensor, x: Points, *shared: Mapping[str, Tensor])
     shared: where apply takes one. Raises InputError where phi and x are not of equally many tasks, and for what apply
     cannot take.
     """
+    for name, value in (("phi", phi), *named("x", x)):
+        check_tensor(name, value)
     if phi.ndim != 2 or len(phi) != len(first(x)):
         raise InputError(
             f"phi must be (tasks, P) and x (tasks, points, *input), got {tuple(phi.shape)} and "
@@ -238,8 +236,7 @@ def predict(apply: Apply, phi: Tensor, x: Points, *shared: Mapping[str, Tensor])
         reason = described(fault, apply)
     graph, (leaves, structure) = torch.is_grad_enabled(), tree_flatten(tree_map(Tensor.clone, x))
     with by_itself(apply, phi.device), torch.enable_grad(), differentiable_twice():
-        points = (tree_unflatten(row, structure) for row in zip(*leaves, strict=True))
-        rows = [of_one(row, given) for row, given in zip(phi, points, strict=True)]
+        rows = [of_one(row, tree_unflatten(own, structure)) for row, *own in zip(phi, *leaves, strict=True)]
         stacked = [torch.stack(column) for column in zip(*rows, strict=True)]
     go_apart(apply, reason, len(phi))
     return put(iter(stacked if graph else [tensor.detach() for tensor in stacked]))

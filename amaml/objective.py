@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from amaml.engine.derivatives import Loss
 from amaml.errors import InputError
-from amaml.points import Points
+from amaml.points import Points, call
 
 Objective = Callable[["Model", Any, Any], Tensor]  # (model, x, y) of one task -> scalar
 
@@ -59,8 +59,7 @@ class Predicted:
     penalty: Callable[[dict[str, Tensor]], Tensor] | None = None
 
     def __call__(self, model: Model, x: Points, y: Any) -> Tensor:
-        prediction = model(**x) if isinstance(x, dict) else model(*x) if isinstance(x, tuple) else model(x)
-        value = self.loss(prediction, y)
+        value = self.loss(call(model, x), y)
         return value if self.penalty is None else value + self.penalty(model.parameters)
 
 

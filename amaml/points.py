@@ -1,6 +1,6 @@
 """The points of tasks as trees: tensors, or dicts and tuples of tensors, with what is given beside them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, NamedTuple
 
@@ -36,6 +36,23 @@ def named(name: str, points: Any) -> Iterator[tuple[str, Any]]:
             yield from named(f"{name}.{i}", value)
     else:
         yield name, points
+
+
+def check_tensor(name: str, value: object) -> None:
+    """Raise InputError for what is no tensor with axes of tasks and points."""
+    if not isinstance(value, Tensor):
+        raise InputError(
+            f"{name} must be a torch.Tensor, got {type(value).__name__}; torch.as_tensor({name}) makes one"
+        )
+    if value.is_nested:
+        raise InputError(f"{name} is nested; amaml.Tasks.ragged takes the sets of every task, of different sizes")
+
+
+def call(function: Callable[..., Any], x: Points) -> Any:
+    """function at x: a tuple gives its positional arguments, a dict its keywords."""
+    if isinstance(x, dict):
+        return function(**x)
+    return function(*x) if isinstance(x, tuple) else function(x)
 
 
 def first(points: Points) -> Tensor:
@@ -78,12 +95,21 @@ def some_points(which: Any, points: Any) -> Any:
 
 
 def take_apart(value: Any) -> tuple[list[Tensor], Callable[[Iterator[Tensor]], Any]]:
-    """The tensors in a structure of tuples, lists, dicts, dataclasses and anything else, and what puts others there."""
+    """The tensors in a structure of tuples, lists, dicts, dataclasses and anything else, and what puts others there.
+
+    Raises InputError for other objects that hold tensors.
+    """
     if isinstance(value, Tensor):
         return [value], next
     leaves, structure = tree_flatten(value)
     if len(leaves) == 1 and leaves[0] is value:
+        held = value.values() if isinstance(value, Mapping) else getattr(value, "__dict__", {}).values()
         if not is_dataclass(value):
+            if any(isinstance(part, Tensor) for part in held):
+                raise InputError(
+                    f"the module returns a {type(value).__name__}, in which the tensors of a task are not found; "
+                    "return tensors, or tuples, dicts or dataclasses of them"
+                )
             return [], lambda tensors: value
         content = {field.name: getattr(value, field.name) for field in fields(value) if field.init}
         found, put = take_apart(content)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
 from amaml.errors import InputError
-from amaml.points import Given, Points, Weighted, first, named
+from amaml.points import Given, Points, Weighted, check_tensor, first, named
 
 SETS = ("support_x", "support_y", "query_x", "query_y", "test_x", "test_y", "support_weight", "query_weight")
 
@@ -53,10 +53,8 @@ class Tasks:
     def __post_init__(self) -> None:
         leaves = [leaf for name in SETS for leaf in named(name, getattr(self, name))]
         for name, value in leaves:
-            if not isinstance(value, Tensor) and not (value is None and name in SETS[4:]):
-                raise InputError(
-                    f"{name} must be a torch.Tensor, got {type(value).__name__}; torch.as_tensor({name}) makes one"
-                )
+            if value is not None or name not in SETS[4:]:
+                check_tensor(name, value)
         counts = {name: tuple(t.shape[:1]) for name, t in leaves if t is not None}
         if len(set(counts.values())) != 1 or () in counts.values() or (0,) in counts.values():
             raise InputError(f"every tensor of Tasks needs the same first axis (tasks >= 1), got {counts}")
@@ -91,7 +89,8 @@ class Tasks:
         """Tasks of different numbers of points as one batch with weights: one for points, zero for padding.
 
         Sets are padded to a power of two, so that batches of many sizes share a few graphs. Padding repeats the first
-        point of its set; batch norm sees it, the loss does not. The loss must keep the points apart (reduction="none").
+        point of its set; neither the loss nor layers in which points meet, as batch norm, see it. The loss must keep
+        the points apart (reduction="none").
 
         Args:
             tasks: of each task (support_x, support_y, query_x, query_y), support_x (shot, *input) and so on, without an

@@ -9,7 +9,7 @@ from torch import Tensor
 from amaml.engine import task
 from amaml.engine.calling import differentiable_twice
 from amaml.engine.closures import find_paths, spelled
-from amaml.engine.task import Definition, Result, called, vjp_by_autograd
+from amaml.engine.task import Definition, Result, called, row_of, vjp_by_autograd
 from amaml.errors import InputError
 from amaml.losses import of_points
 from amaml.points import some_points
@@ -58,22 +58,25 @@ def _leaves(value: Tensor) -> list[Tensor]:
     return found
 
 
-def points_meet(root: tuple, theta: Tensor, x: Any, y: Any) -> bool:
-    """Whether the loss of a point depends on other points of its task."""
+def points_meet(root: tuple, arguments: tuple) -> bool:
+    """Whether the loss of a point depends on other points of its task: of that with the most points (padding repeats
+    one), near its phi (a layer in which points meet may begin at zero)."""
+    count = (arguments[-1].weight != 0).sum(1)
+    theta, *_, x, y = _moved(row_of(arguments, int(count.argmax())))
+    points = len(y.weight)
+    half = slice((points + 1) // 2)
 
-    def losses(count: int) -> Tensor:
-        which = slice(count)
+    def losses(which: slice) -> Tensor:
         return of_points(root[1], called(root[0], theta, some_points(which, x)), some_points(which, y))
 
-    points = len(y.weight)
     if points == 1:
         return False
     try:
         with differentiable_twice():
-            fewer, all_points = losses(points - 1), losses(points)[:-1]
+            fewer, of_all = losses(half), losses(slice(None))[half]
     except Exception:  # so few points do not go through by themselves
         return True
-    return not _close(fewer, all_points)
+    return not _close(fewer, of_all)
 
 
 def agrees(call: Callable[..., Result], define: Definition, root: tuple, arguments: tuple, expected: Result) -> bool:
@@ -85,10 +88,15 @@ def agrees(call: Callable[..., Result], define: Definition, root: tuple, argumen
 
     if close(arguments, expected):
         return True
-    generator = torch.Generator().manual_seed(0)
-    moved = [a + 0.1 * torch.randn(a.shape, generator=generator).to(a) for a in arguments[:-2]]
-    nearby = *moved, *arguments[-2:]
+    nearby = _moved(arguments)
     return close(nearby, define.of_row(*root, nearby, 0))
+
+
+def _moved(arguments: tuple) -> tuple:
+    """The arguments at a phi (and v) nearby."""
+    generator = torch.Generator().manual_seed(0)
+    moved = (a + 0.1 * torch.randn(a.shape, generator=generator).to(a) for a in arguments[:-2])
+    return *moved, *arguments[-2:]
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:

@@ -237,7 +237,7 @@ class Family:
             if not self.has_gradient and key.define.kind is not task.loss:
                 check_gradient(root, theta, x, y)
                 self.has_gradient = True
-            meet = isinstance(y, Weighted) and points_meet(root, theta, x, y)
+            meet = isinstance(y, Weighted) and points_meet(root, arguments)
             expected = key.define.of_row(*root, arguments, 0)
         graph = self._traced(key, root, arguments, expected)
         if self.probe is None and graph.call is not None:

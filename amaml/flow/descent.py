@@ -3,10 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
+from amaml.arguments import is_number
 from amaml.errors import InputError
 from amaml.flow.accuracy import Memory
 from amaml.flow.curvature import Curvature
@@ -64,7 +66,7 @@ class FixedMesh:
             return None
         if isinstance(n, Tensor):
             return n[k].to(tasks.device)
-        rounds, place = divmod(k, shot // n)
+        rounds, place = divmod(k, shot // int(n))
         order = torch.randperm(shot, generator=torch.Generator().manual_seed(rounds))
         return order[place * n : (place + 1) * n].to(tasks.device, non_blocking=True)
 
@@ -77,7 +79,7 @@ def check_batch(batch: int | Tensor | None, steps: int, shot: int) -> None:
         good = batch.dtype is torch.int64 and batch.ndim == 2 and len(batch) >= steps and batch.numel()
         good = good and batch.min() >= 0 and batch.max() < shot
     else:
-        good = batch is None or (isinstance(batch, int) and 0 < batch <= shot)
+        good = batch is None or (is_number(batch) and isinstance(batch, Integral) and 0 < batch <= shot)
     if not good:
         raise InputError(
             f"inner_batch must be 1 to {shot} support points, or an int64 tensor ({steps} steps, n) of their numbers "

@@ -3,6 +3,7 @@
 import copy
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from helpers.problems import generator, regression, relative_error
@@ -156,7 +157,7 @@ def test_batches_of_the_support_set():
     problem = plain()
     order = torch.randint(6, (STEPS, 3), generator=generator(3))
     problem.compare(problem.adaptation(inner_batch=order).adapt(problem.tasks), problem.path(points=order)[-1])
-    drawn = problem.adaptation(inner_batch=2)
+    drawn = problem.adaptation(inner_batch=np.int32(2))
     assert torch.equal(drawn.adapt(problem.tasks), drawn.adapt(problem.tasks))
     assert not torch.equal(drawn.adapt(problem.tasks), problem.adaptation().adapt(problem.tasks))
 

@@ -212,11 +212,23 @@ def test_a_tensor_of_the_loss_that_requires_a_gradient_is_refused():
         meta(regression())
 
 
+class Gated(nn.Module):
+    """h + g mean(h), g zero at the start, as in ReZero."""
+
+    def __init__(self):
+        super().__init__()
+        self.g = nn.Parameter(torch.zeros(()))
+
+    def forward(self, h):
+        return h + self.g * h.mean(0)
+
+
 @one_by_one
-def test_padding_does_not_reach_points_that_meet():
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(4), Forward(lambda m, h: h * h[-1]), Gated()])
+def test_padding_does_not_reach_points_that_meet(layer):
     sets = regression(1, 4, 5), regression(1, 9, 7, seed=1)
     rows = [tuple(part[0] for part in (t.support_x, t.support_y, t.query_x, t.query_y)) for t in sets]
-    module = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1)).double()
+    module = nn.Sequential(nn.Linear(2, 4), layer, nn.Tanh(), nn.Linear(4, 1)).double()
     meta = Adaptation(module, lambda p, y: F.mse_loss(p, y, reduction="none"), LR, STEPS, method="maml")
     alone = sum(meta(Tasks.ragged([row])).item() for row in rows) / 2
     assert meta(Tasks.ragged(rows)).item() == pytest.approx(alone, rel=1e-12)

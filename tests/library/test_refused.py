@@ -56,6 +56,10 @@ OF_TASKS = [
     ),
     (lambda: tasks(query_y=TASKS.query_y.tolist()), "query_y must be a torch.Tensor, got list"),
     (lambda: tasks(support_y=None), "support_y must be a torch.Tensor, got NoneType"),
+    (
+        lambda: tasks(query_x=torch.nested.nested_tensor(list(TASKS.query_x), layout=torch.jagged)),
+        "query_x is nested; amaml.Tasks.ragged",
+    ),
     (lambda: tasks(query_x=TASKS.query_x[:1], query_y=TASKS.query_y[:1]), "same first axis"),
     (lambda: tasks(support_y=TASKS.support_y[:, :2]), "inputs and targets disagree"),
     (lambda: tasks(support_x=torch.zeros(3, 0, 2), support_y=torch.zeros(3, 0, 1)), r"\(3, 0, 2\) has no points"),
@@ -149,7 +153,7 @@ OF_INNER_LOOPS = [
     ({"inner_optimizer": "sgd", "momentum": 1.5}, r"momentum must be in \[0, 1\), got 1.5"),
     ({"method": "amaml", "solver": "rk4", "inner_optimizer": "adam"}, "solver rk4 follows plain gradient descent"),
     ({"adjoint": "continuous", "inner_batch": 2}, "adjoint continuous is that of plain gradient descent"),
-    *(({"inner_batch": n}, "inner_batch must be 1 to 6 support points.* got") for n in (9, 0, 2.5, [[0]] * 7)),
+    *(({"inner_batch": n}, "inner_batch must be 1 to 6 support points.* got") for n in (9, 0, 2.5, True, [[0]] * 7)),
     ({"inner_batch": torch.tensor([[6]] * 7)}, "tensor .7 steps, n. of their numbers from 0 to 5, got"),
     ({"inner_lr": [0.1, None]}, "a schedule gives no number for each inner step"),
     ({"inner_lr": lambda: 0.1}, "a schedule gives no number for each inner step"),
@@ -182,6 +186,11 @@ OF_MODULES = [
     (
         lambda: amaml.predict(APPLY, THETA, TASKS.query_x),
         r"phi must be \(tasks, P\).*predict\(apply, phi\[None\], x\[None\]\)",
+    ),
+    (lambda: amaml.predict(APPLY, THETA[None], (TASKS.query_x.numpy(),)), "x.0 must be a torch.Tensor, got ndarray"),
+    (
+        lambda: amaml.predict(lambda p, x: torch.distributions.Normal(x, 1), THETA[None], TASKS.query_x[:1]),
+        "returns a Normal, in which the tensors of a task are not found",
     ),
     (lambda: amaml.predict(APPLY, THETA.expand(2, -1), TASKS.query_x), r"phi must be \(tasks, P\)"),
 ]
