@@ -29,7 +29,6 @@ RUNS = {  # of the targets horizons and horizons-work
     "amaml-rates": "A-MAML, learned rates",
     "amaml-rates-short": f"learned rates, {SHORT} steps",
     "fomaml": "FOMAML",
-    "reptile-first": "Reptile, then A-MAML",
     "reptile": "Reptile",
     "reptile-longer": "Reptile, longer",
 }
@@ -144,5 +143,5 @@ def _domains(ends: pd.DataFrame, over: str) -> tuple[Figure, list[Axes]]:
             values = own[own["run"] == run].pivot(index=over, columns="seed", values="test")
             if len(values):
                 curve(axis, values, place=(i, len(RUNS)), label=RUNS[run], **LOOKS[run])
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     return figure, axes
