@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from amaml.arguments import check_at, is_number, steps_of
 from amaml.checks import check_tasks
 from amaml.chunked import Chunked, Each, in_turn
-from amaml.engine import derivatives
+from amaml.engine import closures, derivatives
 from amaml.engine.calling import announce_backward, read_buffers, uncompiled
 from amaml.engine.derivatives import Loss
 from amaml.errors import Diverged, InputError
@@ -248,6 +248,7 @@ class Adaptation(nn.Module):
 
         announce_backward(self.module)
         used = [*tasks.support_leaves().values(), *read_buffers(self.module)]
+        used += closures.find_tensors(_inner(learner).loss)
         return Outer.apply(followed.path, pull_back, used, *request.values())
 
     def _chunks(self, tasks: Tasks) -> list[Tasks]:

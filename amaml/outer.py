@@ -22,7 +22,7 @@ class Outer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, lam: Tensor) -> tuple[Tensor | None, ...]:
         if _versions(ctx.used) != ctx.versions:
-            raise changed_meanwhile("a tensor of the tasks, or a buffer or parameter of the module,")
+            raise changed_meanwhile("a tensor of the tasks, the module or the loss")
         token = returning.set(True)
         try:
             gradients = ctx.pull_back(lam.detach())

@@ -28,6 +28,7 @@ HOLDERS = {  # and the attributes in which they hold what they wrap
     (staticmethod, classmethod): ("__func__",),
     property: ("fget",),
 }
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 FOREIGN = ("torch", "builtins", "numpy", "functools", "collections", "typing", "abc", "enum", "dataclasses", "amaml")
 
 
@@ -40,6 +41,12 @@ def find_paths(root: object, tensors: Sequence[Tensor]) -> list[Path | None]:
             if len(found) == len(wanted):
                 break
     return [found.get(id(tensor)) for tensor in tensors]
+
+
+def find_tensors(root: object) -> list[Tensor]:
+    """Those that root uses, without the running statistics of batch norm, which calls write into."""
+    found = [(path, child) for path, child in _walk(root, MOST_ITEMS) if isinstance(child, Tensor)]
+    return [child for path, child in found if not path or path[-1][1] not in STATISTICS]
 
 
 def find_values(root: object) -> dict[Path, Any]:

@@ -182,10 +182,15 @@ def test_adam_at_a_zero_gradient_has_a_finite_derivative():
 
 @pytest.mark.parametrize(
     "change",
-    [lambda m: m.eval(), lambda m: setattr(m, "sign", -1.0), lambda m: m.mean.add_(1)],
-    ids=["eval", "sign", "mean"],
+    [
+        lambda m, held: m.eval(),
+        lambda m, held: setattr(m, "sign", -1.0),
+        lambda m, held: m.mean.add_(1),
+        lambda m, held: held.mul_(3),
+    ],
+    ids=["eval", "number", "buffer", "tensor of the loss"],
 )
-def test_a_module_changed_before_the_way_back_is_refused(change):
+def test_what_changed_before_the_way_back_is_refused(change):
     class Shifted(torch.nn.Linear):
         def forward(self, x):
             return (super().forward(x) - self.mean).tanh() * (self.sign if self.training else 2.0)
@@ -193,8 +198,9 @@ def test_a_module_changed_before_the_way_back_is_refused(change):
     module = Shifted(2, 1).double()
     module.sign = 1.0
     module.register_buffer("mean", torch.ones(1).double())
-    phi = amaml.Adaptation(module, amaml.mse, 0.03, 3, method="maml").adapt(regression())
-    change(module)
+    held = torch.ones(()).double()
+    phi = amaml.Adaptation(module, lambda p, y: held * amaml.mse(p, y), 0.03, 3, method="maml").adapt(regression())
+    change(module, held)
     with pytest.raises(InputError, match="changed between adapt.. and backward.., which goes the way again"):
         phi.sum().backward()
 
