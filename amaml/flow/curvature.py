@@ -1,5 +1,6 @@
 """lambda_max, the largest eigenvalue of the support Hessian (with rates D of D^(1/2) H D^(1/2)), along a trajectory."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -80,9 +81,15 @@ class Curvature:
 
     def _first_start(self) -> Tensor:
         field = self.flow.at_start
-        noise = torch.randn(field.shape[-1], generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(field)
-        noise = noise / vector_norm(noise)
+        noise = _noise(field.shape[-1], field.dtype, field.device)
         if self.known is not None:
             return (self.known.direction.to(field) + RANDOM * noise).expand_as(field)
         tiny = torch.finfo(field.dtype).tiny
         return field / vector_norm(field, dim=-1, keepdim=True).clamp_min(tiny) + RANDOM * noise
+
+
+@functools.lru_cache(maxsize=1)  # a training asks for the same one at every update
+def _noise(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A random direction (size,), always the same."""
+    noise = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device, dtype)
+    return noise / vector_norm(noise)
