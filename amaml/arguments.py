@@ -20,6 +20,11 @@ def is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
+def is_count(value: object) -> bool:
+    """Whether a value is a positive integer, of Python or of NumPy."""
+    return is_number(value) and isinstance(value, Integral) and value >= 1
+
+
 def check_rates(inner_lr: float | Tensor, signed: bool) -> None:
     """Raise InputError unless a tensor of rates can be used: signed tells whether they may be negative."""
     if not isinstance(inner_lr, Tensor) or inner_lr.ndim == 0:
@@ -39,7 +44,7 @@ def check_count(name: str, value: int | None, none: bool = False) -> None:
     """Raise InputError unless value is a positive integer, or None where that is allowed too."""
     if none and value is None:
         return
-    if not (is_number(value) and isinstance(value, Integral) and value >= 1):
+    if not is_count(value):
         raise InputError(f"{name} must be a positive integer{' or None' if none else ''}, got {value!r}")
 
 

@@ -48,6 +48,11 @@ class Panel:
         """The names of its variants."""
         return list(self.frame["variant"].cat.categories)
 
+    @property
+    def seeds(self) -> pd.Series:
+        """How many each variant has."""
+        return self.frame.groupby("variant", observed=True)["seed"].nunique()
+
     def epochs(self, asked: Iterable[int] | None) -> list[Column]:
         """The columns of its tables; None is the end of each variant's own test, where those are not the same."""
         there, ends = {*self.final["epoch"]}, {*self.final.loc[self.final["end"], "epoch"]}

@@ -96,7 +96,7 @@ def training(panel: Panel) -> Figure:
 
 def _figure(panel: Panel) -> tuple[Figure, Any]:
     figure = Figure(figsize=(8.6 + 0.12 * max(map(len, panel.labels)), 4.4), layout="constrained")
-    seeds, tasks = panel.frame.groupby("variant", observed=True)["seed"].nunique(), panel.frame["tasks"].iloc[0]
+    seeds, tasks = panel.seeds, panel.frame["tasks"].iloc[0]
     bars = {"from the lowest to the highest seed": seeds.max() > 1, "95% interval over the tasks": seeds.min() == 1}
     words = "; of a single seed, ".join(words for words, there in bars.items() if there)
     figure.suptitle(f"{panel.title}\nmean of {tasks} meta-test tasks; bars: {words}", fontsize=11)

@@ -29,8 +29,7 @@ def write(
     for panel in panels:
         tables = _tables(panel, panel.epochs(asked), reference)
         markdown += [f"## {panel.title}", *(f"![{path.stem}]({path.name})" for path in pictures[panel.name])]
-        seeds = panel.frame.groupby("variant", observed=True)["seed"].nunique()
-        markdown += [f"{SEVERAL if seeds.max() > 1 else SINGLE}."]
+        markdown += [f"{SEVERAL if panel.seeds.max() > 1 else SINGLE}."]
         markdown += [f"{name}\n\n{as_markdown(table)}" for name, table in tables.items()]
         lines = "\n".join(f"- {difference}" for difference in panel.differences)
         markdown += [f"Settings that differ besides method and seed:\n\n{lines}"]

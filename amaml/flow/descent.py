@@ -3,12 +3,11 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 
 import torch
 from torch import Tensor
 
-from amaml.arguments import is_number
+from amaml.arguments import is_count
 from amaml.errors import InputError
 from amaml.flow.accuracy import Memory
 from amaml.flow.curvature import Curvature
@@ -79,7 +78,7 @@ def check_batch(batch: int | Tensor | None, steps: int, shot: int) -> None:
         good = batch.dtype is torch.int64 and batch.ndim == 2 and len(batch) >= steps and batch.numel()
         good = good and batch.min() >= 0 and batch.max() < shot
     else:
-        good = batch is None or (is_number(batch) and isinstance(batch, Integral) and 0 < batch <= shot)
+        good = batch is None or (is_count(batch) and batch <= shot)
     if not good:
         raise InputError(
             f"inner_batch must be 1 to {shot} support points, or an int64 tensor ({steps} steps, n) of their numbers "
