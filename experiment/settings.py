@@ -127,7 +127,7 @@ class Settings:
     )
     query_steps: list[int] | None = _list(_index, "inner steps after which the outer loss is taken (default: the last)")
     query_weights: list[float] | None = _list(_nonnegative, "weights of the losses at --query-steps (default: equal)")
-    checkpoint_every: int | None = _flag(_count, "MAML: keep one state in so many (default: all that fit into 32 MiB)")
+    checkpoint_every: int | None = _flag(_count, "MAML: keep one state in so many (default: all that fit into 80 MiB)")
     task_chunk: int | None = _flag(
         _count, "tasks sent through the network at once (default: all, or a process's share)"
     )

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from amaml.flow.field import GradientFlow
 from amaml.flow.schemes import Move, Stages
 
-SMALL = 2**25  # bytes that the states of a trajectory may take by default; twice as much on the way back
+SMALL = 80 * 2**20  # bytes that the states of a trajectory may take by default: a fifth of what a process takes anyway
 
 
 Record = Callable[[Move, Stages], None]  # is told of every step, in order of time
@@ -123,8 +123,8 @@ class Trajectory:
             end = start
 
     def _budget(self) -> int:
-        small = SMALL // (self.final.numel() * self.final.element_size())
-        return self.checkpoints or max(8, 2 * math.isqrt(len(self.moves)), small)
+        last = next(reversed(self._states.values()))  # the first holds no state of an optimiser
+        return self.checkpoints or max(8, 2 * math.isqrt(len(self.moves)), SMALL // _size([last]))
 
     def _keep(self, index: int, u: Tensor) -> None:
         if index % self._stride == 0:
@@ -160,8 +160,8 @@ class Trajectory:
         return u
 
 
-def _size(stages: Stages) -> int:
-    """Bytes of the states of a step."""
+def _size(stages: Sequence[Tensor]) -> int:
+    """Bytes of states."""
     return stages[0].numel() * stages[0].element_size() * len(stages)
 
 

@@ -5,6 +5,7 @@ import gc
 import pytest
 import torch
 from helpers.problems import mlp, most_saved, regression
+from torch.nn.functional import pad
 
 from amaml import AMAML, half_mse
 from amaml.flow.adjoint import discrete
@@ -12,6 +13,7 @@ from amaml.flow.curvature import Curvature
 from amaml.flow.descent import FixedMesh
 from amaml.flow.field import GradientFlow
 from amaml.flow.mesh import SOLVERS, GradedMesh
+from amaml.flow.optimizers import Optimizer
 from amaml.flow.schemes import RK4, Move
 from amaml.flow.trajectory import Trajectory
 from amaml.learner import query_gradient
@@ -58,14 +60,25 @@ def test_no_more_states_are_alive_than_asked_for(checkpoints):
             assert alive() <= checkpoints + len(stages) + base + 1
 
 
-def test_large_trajectories_thin_out_by_themselves(monkeypatch):
-    monkeypatch.setattr("amaml.flow.trajectory.SMALL", 7000)
-    whole, _ = _kept_and_gradient("euler", None, steps=5)
-    thinned, value = _kept_and_gradient("euler", None, steps=200)
-    assert whole.recomputations == 0
-    assert 0 < thinned.recomputations < 3 * 200
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_large_trajectories_thin_out_by_themselves(monkeypatch, optimizer):
+    def kept(steps):
+        flow = GradientFlow(apply, half_mse, tasks, theta)
+        trajectory = FixedMesh(steps, Optimizer(optimizer)).follow(Trajectory(flow), [0.05 * steps])
+        states = len(trajectory._states) * trajectory.final.numel() * 8
+        lam = query_gradient(apply, half_mse, trajectory.final[..., : len(theta)], tasks)[0]
+        value = discrete(flow, trajectory, pad(lam, (0, trajectory.final.shape[-1] - len(theta)))).lam
+        return flow.evaluations.recomputations, states, value[..., : len(theta)]
+
+    (theta, apply), tasks = mlp(), regression()
+    one = len(tasks) * len(theta) * 8 * (3 if optimizer == "adam" else 1)
+    monkeypatch.setattr("amaml.flow.trajectory.SMALL", 30 * one)
+    assert kept(30)[:2] == (0, 0)
+    recomputations, states, value = kept(200)
+    assert 0 < recomputations < 3 * 200
+    assert states <= 30 * one
     monkeypatch.undo()
-    assert torch.equal(value, _kept_and_gradient("euler", None, steps=200)[1])
+    assert torch.equal(value, kept(200)[-1])
 
 
 def test_recomputation_stays_close_to_the_binomial_bound():
