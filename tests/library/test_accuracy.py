@@ -19,42 +19,41 @@ CONTROL, RTOL = Controller(), 1e-3
 
 def test_the_relative_distance():
     a = torch.tensor([3.0, 4.0], dtype=torch.float64)
-    assert relative_distance(2 * a, a) == 1
-    assert relative_distance(a, a) == 0
-    assert relative_distance(0 * a, 0 * a) == 0
-    assert relative_distance(a, 0 * a) == math.inf
-    assert relative_distance(a * math.nan, a) == math.inf
-    assert relative_distance(a, a * math.inf) == math.inf
+    assert (relative_distance(2 * a, a), relative_distance(0 * a, 0 * a)) == (1, 0)
+    for pair in ((a, 0 * a), (a * math.nan, a), (a, a * math.inf)):
+        assert relative_distance(*pair) == math.inf
 
 
 @pytest.mark.parametrize("order", [1, 2, 4])
 def test_the_error_of_the_finest_of_three_is_that_of_the_order_they_show(order):
     """Gradients 1 + c h^p at h = 1, 1/2, 1/4."""
     g = [1 + 0.01 * h**order for h in (1, 1 / 2, 1 / 4)]
-    distances = [abs(g[0] - g[1]) / g[1], abs(g[1] - g[2]) / g[2]]
-    found, true = error_of_finest(distances, 2), g[2] - 1
+    found, true = error_of_finest([abs(g[0] - g[1]) / g[1], abs(g[1] - g[2]) / g[2]], 2), g[2] - 1
     assert found == pytest.approx(true, rel=0.1) if order <= 2 else true < found < 5.1 * true
 
 
-@pytest.mark.parametrize("distances", [[0.1, 0.1], [0.1, 0.3], [math.inf, 0.1], [math.inf], [0.1, math.inf]])
-def test_one_distance_is_read_with_the_order_and_those_that_do_not_shrink_tell_nothing(distances):
-    assert error_of_finest([0.03], order=2) == pytest.approx(0.01)
-    assert error_of_finest([0.07], order=3) == pytest.approx(0.01)
-    assert error_of_finest(distances, 2) == math.inf
+def test_one_distance_is_read_with_the_order_and_those_that_do_not_shrink_tell_nothing():
+    assert [error_of_finest([d], order) for d, order in ((0.03, 2), (0.07, 3))] == pytest.approx([0.01, 0.01])
+    for distances in ([0.1, 0.1], [0.1, 0.3], [math.inf, 0.1], [math.inf], [0.1, math.inf]):
+        assert error_of_finest(distances, 2) == math.inf
 
 
 def value(x: float) -> torch.Tensor:
     return torch.tensor([x], dtype=torch.float64)
 
 
+def quadratic(size):
+    return lambda h: value(1 + size * h**2)
+
+
 def test_refining_goes_on_until_the_error_is_enough_and_adds_both_parts_of_the_first_one():
-    """1 + c h^2, of a first error of 0.3: as a first call, which believes no order before it has shown."""
-    first, error, of_first = refined(1.0, lambda h: h / 2, lambda h: value(1 + 0.3 * h**2), 2, 1e-2, 3e-2)
-    assert first == 1 / 8
-    assert error == pytest.approx(0.3 / 64, rel=0.05)
-    assert of_first == pytest.approx(0.3, rel=0.05)
-    assert refined(1.0, lambda h: h / 2, lambda h: value(1 + 0.03 * h**2), 2, 1e-2, 3e-2, known=True)[0] == 1 / 2
-    assert refined(1.0, lambda h: h / 2, lambda h: value(1 + 0.03 * h**2), 2, 1e-2, 3e-2, known=False)[0] == 1 / 4
+    """A first call believes no order before it has shown."""
+    first, error, of_first = refined(1.0, lambda h: h / 2, quadratic(0.3), 2, 1e-2, 3e-2)
+    assert (first, error, of_first) == (1 / 8, pytest.approx(0.3 / 64, rel=0.05), pytest.approx(0.3, rel=0.05))
+    for known, finest in ((True, 1 / 2), (False, 1 / 4)):
+        assert refined(1.0, lambda h: h / 2, quadratic(0.03), 2, 1e-2, 3e-2, known)[0] == finest
+    rounding = {"noise": lambda h: 1.0}
+    assert refined(1.0, lambda h: h / 2, lambda h: value(1 + 0.3 * h), 2, 1e-9, 1e-9, **rounding)[0] == 1 / 2
 
 
 def test_refining_that_takes_too_much_is_refused_unless_the_error_is_below_the_ceiling():
@@ -63,16 +62,12 @@ def test_refining_that_takes_too_much_is_refused_unless_the_error_is_below_the_c
             raise OverBudget("too much")
         return h / 2
 
-    def quadratic(size):
-        return lambda h: value(1 + size * h**2)
-
     assert refined(1.0, once, quadratic(0.1), 2, 1e-2, 3e-2)[1] < 3e-2
     with pytest.raises(OverBudget, match=r"the measured relative error is 0.\d+, above 0.01, .*: too much"):
         refined(1.0, once, quadratic(0.5), 2, 1e-2, 3e-2)
 
 
-def test_distances_that_are_rounding_end_it():
-    assert refined(1.0, lambda h: h / 2, lambda h: value(1 + 0.3 * h), 2, 1e-9, 1e-9, noise=lambda h: 1.0)[0] == 1 / 2
+USUAL = {"cost": 100.0, "sharpest": 5.0, "estimate": 1e-2}
 
 
 @dataclass
@@ -86,7 +81,7 @@ class Calls:
         """Whether the last one was measured."""
         due = False
         for _ in range(count):
-            one = Observation(**{"cost": 100.0, "sharpest": 5.0, "estimate": 1e-2, "norm": 1.0} | seen)
+            one = Observation(**USUAL | {"norm": 1.0} | seen)
             due = CONTROL.due(self.memory, RTOL, one)
             self.measured += due
             if due:
@@ -121,16 +116,11 @@ def test_a_law_that_is_off_is_brought_to_rtol_within_five_calls(factor):
     assert 0.2e-3 < 1e-3 * factor * calls.memory.gain < 1e-3
 
 
-@pytest.mark.parametrize("name", ["cost", "sharpest", "estimate"])
+@pytest.mark.parametrize("name", USUAL)
 @pytest.mark.parametrize("factor", [6, 1 / 6])
 def test_a_jump_either_way_is_measured_at_once_and_remembered(name, factor):
-    calls = settled()
-    usual = {"cost": 100.0, "sharpest": 5.0, "estimate": 1e-2}
-    assert not calls.make()
-    other = {name: factor * usual[name]}
-    assert calls.make(**other)
-    assert not calls.make(**other)
-    assert not calls.make()
+    calls, other = settled(), {name: factor * USUAL[name]}
+    assert [calls.make(**seen) for seen in ({}, other, other, {})] == [False, True, False, False]
 
 
 def test_measurements_out_of_turn_have_a_share_but_for_calls_far_from_everything():
@@ -237,53 +227,43 @@ def test_a_scheme_of_the_wrong_order_is_found_out():
 
 def test_a_restored_memory_goes_on_to_the_bit():
     (theta, apply), batches = mlp(), [regression(seed=seed) for seed in range(8)]
-    learner = AMAML(apply, half_mse, 0.05, 40)
-
-    def run(memory, some):
-        values = []
-        for batch in some:
-            gradient = learner.gradient(theta, batch, memory)
-            memory = learner.update(memory, gradient)
-            values.append(gradient.value)
-        return memory, values
-
-    _, expected = run(learner.init(), batches)
-    memory, _ = run(learner.init(), batches[:4])
-    file = io.BytesIO()
-    torch.save(memory.state_dict(), file)
-    restored = Memory.of(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
-    for value, other in zip(run(restored, batches[4:])[1], expected[4:], strict=True):
-        assert torch.equal(value, other)
+    learner, file = AMAML(apply, half_mse, 0.05, 40), io.BytesIO()
+    memory, memories, values = learner.init(), [], []
+    for batch in batches:
+        memories.append(memory)
+        gradient = learner.gradient(theta, batch, memory)
+        memory, values = learner.update(memory, gradient), [*values, gradient.value]
+    torch.save(memories[4].state_dict(), file)
+    memory = Memory.of(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    for batch, expected in zip(batches[4:], values[4:], strict=True):
+        gradient = learner.gradient(theta, batch, memory)
+        memory = learner.update(memory, gradient)
+        assert torch.equal(gradient.value, expected)
 
 
 def test_lambda_max_at_theta_is_searched_for_once_and_then_looked_at():
     (theta, apply), tasks = mlp(), regression(shots=20)
     learner = AMAML(apply, half_mse, 0.01, 200)
     memory = learner.update(learner.init(), learner.gradient(theta, tasks, learner.init()))
-    assert memory.leading.value > 0
     memory = replace(memory, interval=math.inf)  # no turns
-    spent = [
-        learner.gradient(theta, tasks, replace(memory, leading=known)).evaluations for known in (memory.leading, None)
-    ]
-    assert spent[0].hvps < spent[1].hvps
+    looks = [learner.gradient(theta, tasks, one) for one in (memory, replace(memory, leading=None))]
+    assert looks[0].evaluations.hvps < looks[1].evaluations.hvps
 
 
 def test_one_wild_error_among_the_first_does_not_hold_the_gain_down():
-    controller, memory = Controller(), Memory()
-    for error in (1e5, 1e-4, 1e-4):
-        seen = Observation(100.0, 5.0, 1e-3, 1.0, error * memory.gain)
-        memory = controller.update(replace(memory, since=99), 1e-3, seen)
-    assert memory.gain > 1
+    calls = Calls()
+    for wild in (1e5, 1e-4, 1e-4):
+        calls.memory = replace(calls.memory, since=99)
+        calls.make(lambda gain, wild=wild: wild * gain)
+    assert calls.memory.gain > 1
 
 
 def test_a_call_that_is_refused_once_leaves_the_flow_to_the_next():
-    controller, memory = Controller(), Memory()
-    refused = Observation(400.0, norm=1.0, refused=True, descended=True)
-    assert controller.update(memory, 1e-3, refused).descended
-    for _ in range(8):
-        memory = controller.update(memory, 1e-3, Observation(100.0, 5.0, 1e-3, 1.0, 5e-4))
-    memory = controller.update(memory, 1e-3, refused)
-    assert not memory.descended
+    calls, refused = Calls(), Observation(400.0, norm=1.0, refused=True, descended=True)
+    assert CONTROL.update(calls.memory, RTOL, refused).descended
+    calls.make(count=8)
+    calls.memory = CONTROL.update(calls.memory, RTOL, refused)
+    assert not calls.memory.descended
     for _ in range(4):
-        memory = controller.update(memory, 1e-3, refused)
-    assert memory.descended
+        calls.memory = CONTROL.update(calls.memory, RTOL, refused)
+    assert calls.memory.descended

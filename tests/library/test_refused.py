@@ -8,13 +8,15 @@ import torch
 from helpers.problems import mlp, regression
 from helpers.unrolled import Problem, body, half_squares, small
 from torch import nn
+from torch.distributions import Normal
 
 import amaml
 from amaml import AMAML, Adaptation, Chunked, Tasks, half_mse
 from baselines import FOMAML, IMAML
 
 RATE, NAMES = {"head.weight": 0.1}, ("support_x", "support_y", "query_x", "query_y")
-(THETA, APPLY), TASKS = mlp(), regression()
+(THETA, APPLY), TASKS, SIX = mlp(), regression(), torch.ones(3, 6, dtype=torch.float64)
+ASKED, BAD_TIMES = TASKS.support_x.clone().requires_grad_(), ((), (3, 2), (0, 8), (-1,), (1.5,), 2)
 
 
 def tasks(**changes) -> Tasks:
@@ -50,33 +52,21 @@ def frozen_later() -> None:
 
 LEARNED, UNDEFINED = torch.ones(2, dtype=torch.float64, requires_grad=True), "defines no meta-gradient of"
 OF_TASKS = [
-    (
-        lambda: tasks(support_x=TASKS.support_x.numpy()),
-        r"support_x must be a torch.Tensor, got ndarray; torch.as_tensor",
-    ),
+    (lambda: tasks(support_x=TASKS.support_x.numpy()), "support_x must be .*got ndarray; torch.as_tensor"),
     (lambda: tasks(query_y=TASKS.query_y.tolist()), "query_y must be a torch.Tensor, got list"),
     (lambda: tasks(support_y=None), "support_y must be a torch.Tensor, got NoneType"),
-    (
-        lambda: tasks(query_x=torch.nested.nested_tensor(list(TASKS.query_x), layout=torch.jagged)),
-        "query_x is nested; amaml.Tasks.ragged",
-    ),
+    (lambda: tasks(query_x=torch.nested.nested_tensor(list(TASKS.query_x), layout=torch.jagged)), "Tasks.ragged"),
     (lambda: tasks(query_x=TASKS.query_x[:1], query_y=TASKS.query_y[:1]), "same first axis"),
     (lambda: tasks(support_y=TASKS.support_y[:, :2]), "inputs and targets disagree"),
     (lambda: tasks(support_x=torch.zeros(3, 0, 2), support_y=torch.zeros(3, 0, 1)), r"\(3, 0, 2\) has no points"),
-    (
-        lambda: tasks(support_weight=torch.ones(3, 5)),
-        r"support_weight must hold .* for each point, \(3, 6\), got \(3, 5\)",
-    ),
+    (lambda: tasks(support_weight=torch.ones(3, 5)), r"support_weight must .* each point, \(3, 6\), got \(3, 5\)"),
     (lambda: TASKS[1], r"take tasks\[1 : 2\]"),  # which takes the axis of tasks away, and points for tasks
     (lambda: ragged(2, 3), r"query set of task 1 \(from 0\) has tensors of \[2, 3\] points"),
     (lambda: small()[0]((1, 2)), "tasks must be amaml.Tasks, got tuple"),
     (lambda: learner(FOMAML).adapt(THETA, (TASKS.support_x, TASKS.support_y)), "tasks must be amaml.Tasks, got tuple"),
+    (lambda: small()[0](tasks(query_weight=torch.ones(3, 5).double())), r"loss for each .*6 points, got shape \(\)"),
     (
-        lambda: small()[0](tasks(query_weight=torch.ones(3, 5).double())),
-        r"a loss for each of their 6 points, got shape \(\).*reduction=\"none\"",
-    ),
-    (
-        lambda: small(loss=half_squares)[0](tasks(support_weight=torch.zeros(3, 6).double())),
+        lambda: small(loss=half_squares)[0](tasks(support_weight=0 * SIX)),
         "support_weight adds up to zero for some task",
     ),
     (lambda: small()[0](replace(TASKS, shared={"scale": torch.ones(1)})), r"leave Tasks\(shared=...\) out"),
@@ -87,19 +77,10 @@ OF_LEARNERS = [
     (lambda: learner(rtol=2), "rtol must lie between 0 and 1, got 2"),
     (lambda: learner(IMAML, prox=0), "positive prox.*got 0"),
     (lambda: learner(IMAML, cg_steps=0), "cg_steps must be a positive integer, got 0"),
+    *((lambda r=r: learner(FOMAML, robust=r), "robust must be None") for r in ("median", 0, -1.0, True)),
+    *((lambda n=n: Chunked(learner(FOMAML), n), f"task_chunk must be .*, got {n}") for n in (0, -1, 2.0)),
     *(
-        (lambda robust=robust: learner(FOMAML, robust=robust), "robust must be None")
-        for robust in ("median", 0, -1.0, True)
-    ),
-    *(
-        (lambda size=size: Chunked(learner(FOMAML), size), f"task_chunk must be a positive integer, got {size}")
-        for size in (0, -1, 2.0)
-    ),
-    *(
-        (
-            lambda dtype=dtype: learner().meta_gradient(THETA.to(dtype), TASKS.to(dtype)),
-            "whose rounding spoils the adjoint; use float32 or float64",
-        )
+        (lambda dtype=dtype: learner().meta_gradient(THETA.to(dtype), TASKS.to(dtype)), "rounding spoils the adjoint")
         for dtype in (torch.float16, torch.bfloat16)
     ),
 ]
@@ -109,10 +90,7 @@ OF_ADAPTATION = [
     (lambda: small(method="mamml"), r"unknown method 'mamml'; did you mean 'maml'"),
     (lambda: small(solvr="auto"), r"unknown keyword of method amaml 'solvr'; did you mean 'solver'"),
     (lambda: small(inner_lr=RATE), r"must have a rate for every adapted parameter: \['head.bias'\] missing"),
-    (
-        lambda: small(inner_lr=RATE | {"head.bias": torch.ones(2)}),
-        r"inner_lr of head.bias has shape \(2,\); give a scalar",
-    ),
+    (lambda: small(inner_lr=RATE | {"head.bias": torch.ones(2)}), r"head.bias has shape \(2,\); give a scalar"),
     (lambda: small(inner_lr=RATE | {"head.bias": -0.1}, solver="auto"), r"negative rate, -0.1, which no flow.*exp\(\)"),
     (lambda: small(method="fomaml", prox=0.1), "method fomaml has no prox"),
     (lambda: small(inner_steps=True), "inner_steps must be a positive integer, got True"),
@@ -120,29 +98,16 @@ OF_ADAPTATION = [
     (lambda: small(prox=True), "prox must be zero or a positive number, got True"),
     (lambda: small(solver=None), "unknown solver None"),
     (lambda: small(query_steps=(2, 5), query_weights=(1, "a")), "query_weights must have a number for each of 2"),
-    (
-        lambda: small(method="fomaml")[0](tasks(support_x=TASKS.support_x.clone().requires_grad_())),
-        f"method fomaml {UNDEFINED} support_x.*amaml or maml.*detach",
-    ),
+    (lambda: small(method="fomaml")[0](replace(TASKS, support_x=ASKED)), f"{UNDEFINED} support_x.*amaml or maml"),
     (lambda: small(method="imaml", inner_lr=LEARNED[0])[0](TASKS), f"method imaml {UNDEFINED} inner_lr"),
     (lambda: small(method="reptile")[0](TASKS), f"method reptile {UNDEFINED} shared.body.0.weight"),
     (lambda: small(loss=nn.PReLU()), "the parameter weight of the loss requires a gradient"),
     (lambda: Adaptation(buffered(), half_mse, 0.1, 5), "the buffer scale of the module requires a gradient"),
     (lambda: Adaptation(lambda x: x, half_mse, 0.1, 3), "module must be an nn.Module, got function"),
     (frozen_later, "no parameter of the module requires a gradient; thaw what adapts"),
-    (
-        lambda: called(inner_optimizer=lambda g, state, step: (g * LEARNED[0], ())),
-        "the rule of the inner optimizer uses a tensor that requires a gradient",
-    ),
-    (
-        lambda: small()[0](TASKS, at=(1, 2), weights=LEARNED),
-        "query_weights require a gradient and would get none",
-    ),
+    (lambda: small()[0](TASKS, at=(1, 2), weights=LEARNED), "query_weights require a gradient and would get none"),
     (lambda: small()[0].adapt(TASKS, inner_steps=0), "inner_steps must be a positive integer, got 0"),
-    *(
-        (lambda at=at: small()[0].adapt(TASKS, at=at), "at must be increasing numbers of inner steps")
-        for at in ((), (3, 2), (0, 8), (-1,), (1.5,), 2)
-    ),
+    *((lambda at=at: small()[0].adapt(TASKS, at=at), "at must be increasing numbers") for at in BAD_TIMES),
 ]
 OF_INNER_LOOPS = [
     ({"inner_lr": [0.1, 0.2]}, "a schedule has a size for each of the 7 inner steps, got 2"),
@@ -151,14 +116,13 @@ OF_INNER_LOOPS = [
     ({"inner_optimizer": "adam", "momentum": 0.9}, "unknown keyword of the inner optimizer adam 'momentum'"),
     ({"inner_optimizer": "adamm"}, "unknown inner optimizer 'adamm'; did you mean 'adam'"),
     ({"inner_optimizer": "sgd", "momentum": 1.5}, r"momentum must be in \[0, 1\), got 1.5"),
+    ({"inner_optimizer": lambda g, state, step: (g * LEARNED[0], ())}, "rule of the inner optimizer uses a tensor"),
     ({"method": "amaml", "solver": "rk4", "inner_optimizer": "adam"}, "solver rk4 follows plain gradient descent"),
     ({"adjoint": "continuous", "inner_batch": 2}, "adjoint continuous is that of plain gradient descent"),
     *(({"inner_batch": n}, "inner_batch must be 1 to 6 support points.* got") for n in (9, 0, 2.5, True, [[0]] * 7)),
     ({"inner_batch": torch.tensor([[6]] * 7)}, "tensor .7 steps, n. of their numbers from 0 to 5, got"),
-    ({"inner_lr": [0.1, None]}, "a schedule gives no number for each inner step"),
-    ({"inner_lr": lambda: 0.1}, "a schedule gives no number for each inner step"),
+    *(({"inner_lr": lr}, "a schedule gives no number for each inner step") for lr in ([0.1, None], lambda: 0.1)),
     ({"inner_lr": math.inf}, "inner_lr must be a positive number, got inf"),
-    ({"inner_steps": 0}, "inner_steps must be a positive integer, got 0"),
     ({"prox": "weak"}, "prox must be zero or a positive number, got 'weak'"),
     ({"inner_optimizer": torch.optim.Adam}, "inner_optimizer must be one of .* got Adam"),
     ({"inner_optimizer": "adam", "betas": 0.9}, "betas must be two numbers"),
@@ -173,26 +137,14 @@ OF_MODULES = [
     (lambda: APPLY.unflatten(THETA[1:]), SIZE),
     (lambda: APPLY(THETA[1:], torch.zeros(3, 2, dtype=torch.float64)), SIZE),
     (lambda: APPLY.unflatten(THETA.expand(2, -1)), r"theta has shape \(2, 51\), the module has 51"),
-    (
-        lambda: amaml.flatten(nn.ModuleDict({"attention": nn.MultiheadAttention(2, 1, 0.5)})),
-        f"dropout 'attention' {DROPOUT}",
-    ),
+    (lambda: amaml.flatten(nn.ModuleDict({"a": nn.MultiheadAttention(2, 1, 0.5)})), f"dropout 'a' {DROPOUT}"),
     (lambda: amaml.flatten(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))), f"dropout '1' {DROPOUT}"),
     (lambda: amaml.flatten(nn.TransformerEncoderLayer(4, 2)), f"dropout 'self_attn' {DROPOUT}"),
-    (
-        lambda: amaml.flatten(nn.Sequential(nn.LazyLinear(3), nn.Tanh())),
-        r"parameter '0.weight' has no shape yet \(a lazy layer\); call module\(x\) once",
-    ),
-    (
-        lambda: amaml.predict(APPLY, THETA, TASKS.query_x),
-        r"phi must be \(tasks, P\).*predict\(apply, phi\[None\], x\[None\]\)",
-    ),
-    (lambda: amaml.predict(APPLY, THETA[None], (TASKS.query_x.numpy(),)), "x.0 must be a torch.Tensor, got ndarray"),
-    (
-        lambda: amaml.predict(lambda p, x: torch.distributions.Normal(x, 1), THETA[None], TASKS.query_x[:1]),
-        "returns a Normal, in which the tensors of a task are not found",
-    ),
+    (lambda: amaml.flatten(nn.Sequential(nn.LazyLinear(3), nn.Tanh())), "parameter '0.weight' has no shape yet"),
+    (lambda: amaml.predict(APPLY, THETA, TASKS.query_x), r"phi must be \(tasks, P\).*predict\(apply, phi\[None\]"),
     (lambda: amaml.predict(APPLY, THETA.expand(2, -1), TASKS.query_x), r"phi must be \(tasks, P\)"),
+    (lambda: amaml.predict(APPLY, THETA[None], (TASKS.query_x.numpy(),)), "x.0 must be a torch.Tensor, got ndarray"),
+    (lambda: amaml.predict(lambda p, x: Normal(x, 1), THETA[None], TASKS.query_x[:1]), "returns a Normal, in which"),
 ]
 
 
