@@ -3,8 +3,8 @@
 import contextlib
 import copy
 import sys
-import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,11 +20,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import amaml
 from amaml import Adaptation, InputError, Tasks, half_mse, mse
 from amaml.engine import derivatives, graphs, task
-from amaml.engine.compiling import compiler_found
 from amaml.engine.task import Definition
 
 LR, STEPS = 0.03, 3
-one_by_one = pytest.mark.filterwarnings("ignore:torch cannot batch:RuntimeWarning")
 
 
 def loss_at(module, phi, x, y):
@@ -46,6 +44,20 @@ def unrolled(module, tasks, of):
     return value.item(), dict(zip(start, torch.autograd.grad(value, start.values()), strict=True))
 
 
+def maml(module, loss=mse, **options) -> Adaptation:
+    return Adaptation(module, loss, LR, STEPS, **{"method": "maml"} | options)
+
+
+def layers() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+
+
+def switches() -> tuple[bool, bool, bool]:
+    """What torch is told for a while, and must have back."""
+    backends = torch.backends
+    return backends.mha.get_fastpath_enabled(), backends.mkldnn.enabled, torch.compiler.is_compiling()
+
+
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.filterwarnings("ignore:.*non-contiguous")
 def test_a_module_of_any_kind(name):
@@ -54,14 +66,12 @@ def test_a_module_of_any_kind(name):
         torch.manual_seed(0)
         module = build().double()
     tasks, before, kinds = regression(), copy.deepcopy(module.state_dict()), [type(p) for p in module.parameters()]
-    settings = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled, torch.compiler.is_compiling()
-    meta = Adaptation(module, mse, LR, STEPS, method="maml")
+    settings, meta = switches(), maml(module)
     with contextlib.nullcontext() if batched else pytest.warns(RuntimeWarning, match="cannot batch.*one by one"):
         value = meta(tasks)
     value.backward()
     with warnings.catch_warnings(action="ignore"):
-        phi = meta.adapt(tasks)
-        predicted = meta.predict(phi, tasks.query_x)
+        predicted = meta.predict(meta.adapt(tasks), tasks.query_x)
     copy.deepcopy(module)
 
     reference = module if other is None else other().double()
@@ -77,11 +87,7 @@ def test_a_module_of_any_kind(name):
 
     assert [type(p) for p in module.parameters()] == kinds
     assert all(torch.equal(then, now) for then, now in zip(before.values(), module.state_dict().values(), strict=True))
-    assert (
-        torch.backends.mha.get_fastpath_enabled(),
-        torch.backends.mkldnn.enabled,
-        torch.compiler.is_compiling(),
-    ) == settings
+    assert switches() == settings
 
 
 @pytest.mark.parametrize("images", [False, True])
@@ -104,21 +110,20 @@ def test_task_by_task_gives_the_batched_numbers(images):
 
 def test_batched_insists():
     module = two_layers(lambda m, h, x: h.tanh() * float(x.sum())).double()
-    meta = Adaptation(module, mse, LR, STEPS, method="maml", batched=True)
     with pytest.raises(InputError, match=r"cannot batch.*Forward, test_engine.py line \d+: .*batched=False goes"):
-        meta(regression())
+        maml(module, batched=True)(regression())
 
 
 def test_a_call_that_fails_or_is_interrupted_gives_the_module_back():
     def forward(m, h, x):
         m.kept.append(h)
-        if m.ends is not None and len(m.kept) > 1:
+        if len(m.kept) > 1:
             raise m.ends
         return h
 
     module = two_layers(forward).double()
     module.ends, module.kept = None, []
-    meta, kinds = Adaptation(module, mse, LR, STEPS, method="maml"), [type(p) for p in module.parameters()]
+    meta, kinds = maml(module), [type(p) for p in module.parameters()]
     for ends, expected in ((KeyboardInterrupt(), KeyboardInterrupt), (RuntimeError("broken"), InputError)):
         module.kept, module.ends = [torch.zeros(1)], ends
         with pytest.raises(expected, match="test_engine.py line .*broken" if expected is InputError else None):
@@ -129,37 +134,29 @@ def test_a_call_that_fails_or_is_interrupted_gives_the_module_back():
 
 def test_threads_wait_for_each_other():
     module = two_layers(lambda m, h, x: h.tanh()).double()
-    meta, interval, wrong = Adaptation(module, mse, LR, STEPS, method="maml"), sys.getswitchinterval(), []
+    meta, traced, interval, wrong = maml(module), maml(module), sys.getswitchinterval(), []
     phi = torch.randn(4, 1, 17, generator=generator(), dtype=torch.float64)
     tasks = [regression(tasks=1, seed=seed) for seed in range(4)]
     expected = [meta.predict(phi[k], tasks[k].query_x) for k in range(4)]
-    traced = Adaptation(module, mse, LR, STEPS, method="maml")
 
     def work(k):
         if k == 0:
             traced(tasks[0])
         wrong.extend(k for _ in range(20) if not torch.equal(meta.predict(phi[k], tasks[k].query_x), expected[k]))
 
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
     try:
         sys.setswitchinterval(1e-5)
-        for thread in threads:
-            thread.start()
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(work, range(4)))
     finally:
-        for thread in threads:
-            thread.join()
         sys.setswitchinterval(interval)
     assert not wrong
     assert all(isinstance(p, nn.Parameter) for p in module.parameters())
 
 
 def test_a_module_changed_after_wrapping_is_seen():
-    module = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)).double()
-    meta = Adaptation(module, mse, LR, STEPS, method="maml")
-
-    def fresh():
-        return Adaptation(module, mse, LR, STEPS, method="maml")(regression()).item()
-
+    module = layers()
+    meta = maml(module)
     before = meta(regression()).item()
     for change in (
         lambda: module.append(nn.Linear(1, 1).double()),
@@ -168,25 +165,25 @@ def test_a_module_changed_after_wrapping_is_seen():
         lambda: module.__setitem__(1, nn.ReLU()),
     ):
         change()
-        assert meta(regression()).item() == pytest.approx(fresh(), rel=1e-12)
+        assert meta(regression()).item() == pytest.approx(maml(module)(regression()).item(), rel=1e-12)
         assert abs(meta(regression()).item() - before) > 1e-6
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_compiled_and_parallel_modules_are_unwrapped_and_scripted_ones_refused():
-    module = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)).double()
-    expected = Adaptation(module, mse, LR, STEPS, ("2",), "maml")(regression()).item()
-    for wrapped in (torch.compile(module), nn.DataParallel(module)):
-        assert Adaptation(wrapped, mse, LR, STEPS, ("2",), "maml")(regression()).item() == expected
-    layer = nn.Sequential(torch.compile(module[0]), module[1], module[2])
-    assert Adaptation(layer, mse, LR, STEPS, ("2",), "maml")(regression()).item() == expected
-    scripted = torch.jit.script(module)
+    module = layers()
+    inside = nn.Sequential(torch.compile(module[0]), module[1], module[2])
+    found = [
+        maml(one, adapt=("2",))(regression()).item()
+        for one in (module, torch.compile(module), nn.DataParallel(module), inside)
+    ]
+    assert len(set(found)) == 1
     with pytest.raises(InputError, match="is scripted.*give the module that was scripted"):
-        Adaptation(scripted, mse, LR, STEPS)
+        maml(torch.jit.script(module))
 
 
 def test_a_loss_that_reads_the_module_sees_the_parameters_of_the_task():
-    module, tasks = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double(), regression()
+    module, tasks = layers(), regression()
 
     def penalty(parameters):
         return 0.1 * sum(p.square().sum() for p in parameters)
@@ -195,7 +192,7 @@ def test_a_loss_that_reads_the_module_sees_the_parameters_of_the_task():
         return mse(prediction, target) + penalty(module.parameters())
 
     value, gradients = unrolled(module, tasks, lambda phi, x, y: loss_at(module, phi, x, y) + penalty(phi.values()))
-    got = Adaptation(module, loss, LR, STEPS, method="maml")(tasks)
+    got = maml(module, loss)(tasks)
     got.backward()
     assert abs(got.item() - value) < 1e-12
     for name, parameter in module.named_parameters():
@@ -207,9 +204,8 @@ def test_a_loss_that_reads_the_module_sees_the_parameters_of_the_task():
 
 def test_a_tensor_of_the_loss_that_requires_a_gradient_is_refused():
     weight = torch.ones((), dtype=torch.float64, requires_grad=True)
-    meta = Adaptation(nn.Linear(2, 1).double(), lambda p, y: weight.exp() * mse(p, y), LR, STEPS, method="maml")
     with pytest.raises(InputError, match="the loss uses .* requires a gradient and would get none"):
-        meta(regression())
+        maml(layers(), lambda p, y: weight.exp() * mse(p, y))(regression())
 
 
 class Gated(nn.Module):
@@ -223,13 +219,13 @@ class Gated(nn.Module):
         return h + self.g * h.mean(0)
 
 
-@one_by_one
+@pytest.mark.filterwarnings("ignore:torch cannot batch:RuntimeWarning")
 @pytest.mark.parametrize("layer", [nn.BatchNorm1d(4), Forward(lambda m, h: h * h[-1]), Gated()])
 def test_padding_does_not_reach_points_that_meet(layer):
     sets = regression(1, 4, 5), regression(1, 9, 7, seed=1)
     rows = [tuple(part[0] for part in (t.support_x, t.support_y, t.query_x, t.query_y)) for t in sets]
     module = nn.Sequential(nn.Linear(2, 4), layer, nn.Tanh(), nn.Linear(4, 1)).double()
-    meta = Adaptation(module, lambda p, y: F.mse_loss(p, y, reduction="none"), LR, STEPS, method="maml")
+    meta = maml(module, nn.MSELoss(reduction="none"))
     alone = sum(meta(Tasks.ragged([row])).item() for row in rows) / 2
     assert meta(Tasks.ragged(rows)).item() == pytest.approx(alone, rel=1e-12)
 
@@ -243,11 +239,9 @@ class Output:
 def test_predictions_are_structures_like_the_module_s():
     module = two_layers(lambda m, h, x: h.tanh()).double()
     structured = Forward(lambda m, x: {"out": Output(m.net(x), (None, 3, x))}, net=module)
-    phi = torch.randn(2, 17, generator=generator(), dtype=torch.float64)
-    x = regression(tasks=2).query_x
-    expected = Adaptation(module, mse, LR, STEPS).predict(phi, x)
-    found = Adaptation(structured, mse, LR, STEPS).predict(phi, x)["out"]
-    assert torch.equal(found.logits, expected)
+    phi, x = torch.randn(2, 17, generator=generator(), dtype=torch.float64), regression(tasks=2).query_x
+    found = maml(structured).predict(phi, x)["out"]
+    assert torch.equal(found.logits, maml(module).predict(phi, x))
     assert found.more[:2] == (None, 3)
     assert torch.equal(found.more[2], x)
 
@@ -257,23 +251,20 @@ def test_what_has_no_second_derivative_names_the_operation_and_the_way_out():
     module, t = Forward(lambda m, x: -torch.cdist(m.into(x), m.kernel.weight), **parts).double(), regression()
     tasks = Tasks(t.support_x, t.support_y[..., 0].gt(0).long(), t.query_x, t.query_y[..., 0].gt(0).long())
     with pytest.raises(InputError, match="_cdist_backward has no second derivative in torch.*'fomaml' or cdist's"):
-        Adaptation(module, F.cross_entropy, LR, STEPS, method="maml")(tasks).backward()
-    Adaptation(module, F.cross_entropy, LR, STEPS, method="fomaml")(tasks).backward()
+        maml(module, F.cross_entropy)(tasks).backward()
+    maml(module, F.cross_entropy, method="fomaml")(tasks).backward()
 
 
 @pytest.mark.parametrize("loss", [lambda p, y: mse(p.detach(), y), lambda p, y: p.argmax(-1).double().square().mean()])
 def test_a_loss_without_a_gradient_is_refused(loss):
     with pytest.raises(InputError, match="does not depend on the adapted parameters in a way that has a gradient"):
-        Adaptation(nn.Linear(2, 1).double(), loss, LR, STEPS, method="maml")(regression())
+        maml(layers(), loss)(regression())
 
 
 def test_anomaly_detection_changes_nothing():
-    meta = Adaptation(nn.Linear(2, 1).double(), mse, LR, STEPS, method="maml")
     with torch.autograd.set_detect_anomaly(True):
-        value = Adaptation(nn.Linear(2, 1).double(), mse, LR, STEPS, method="maml")(regression())
+        assert maml(layers())(regression()).isfinite()
         assert torch.is_anomaly_enabled()
-    assert value.isfinite()
-    assert meta(regression()).isfinite()
 
 
 def test_the_least_recently_used_graphs_go(monkeypatch):
@@ -284,17 +275,3 @@ def test_the_least_recently_used_graphs_go(monkeypatch):
     (family,) = (families for key, (*_, families) in graphs._families.items() if key == (id(apply), id(loss)))
     kept = [key.signature[1][0][1] for found in family.values() for key in found.graphs]
     assert kept == [4, 2, 5]
-
-
-@pytest.mark.skipif(not compiler_found(), reason="torch.compile needs a C++ compiler")
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-def test_compiled_graphs_compute_the_same_and_are_not_tied_to_the_tensors_of_their_first_call():
-    """The same tensor for two arguments, then two tensors; the first not contiguous."""
-    (theta, apply), tasks = mlp(), regression()
-    phi = theta.expand(len(tasks), -1)
-    v = torch.ones(len(tasks), len(theta), dtype=torch.float64)
-    plain = derivatives.hvps(apply, half_mse, phi, v, *tasks.support)
-    with amaml.compiled():
-        derivatives.hvps(apply, half_mse, phi, phi, *tasks.support)
-        fast = derivatives.hvps(apply, half_mse, phi, v, *tasks.support)
-    torch.testing.assert_close(fast, plain, rtol=1e-10, atol=1e-12)

@@ -1,8 +1,9 @@
 """Traced graphs against what apply and loss are now: nothing that changed outside a graph may stay in it."""
 
 import gc
-import warnings
 import weakref
+from contextlib import nullcontext
+from itertools import count
 from types import SimpleNamespace
 
 import pytest
@@ -22,15 +23,23 @@ CASES = [("FOMAML", make) for make in CHANGES.values()]
 CASES += [(method, make) for method in METHODS if method != "FOMAML" for make in (attribute, rebound_tensor)]
 
 
+@pytest.fixture
+def traces(monkeypatch) -> list:
+    """What is traced from now on."""
+    found, make_fx = [], tracing.make_fx
+    monkeypatch.setattr(tracing, "make_fx", lambda f: found.append(f) or make_fx(f))
+    return found
+
+
 @pytest.mark.parametrize(("method", "make"), CASES)
-def test_a_change_outside_the_graph_reaches_the_next_call(method, make, monkeypatch):
+def test_a_change_outside_the_graph_reaches_the_next_call(method, make, traces):
     """Tensors that are used are inputs of the graph: a new one needs no new graph."""
     (theta, network), tasks = linear(), regression(queries=4)
     apply, loss, change, tensor = make(network)
-    learner, traces, make_fx = METHODS[method](apply, loss, 0.05, 5), [], tracing.make_fx
+    learner = METHODS[method](apply, loss, 0.05, 5)
     before = learner.meta_gradient(theta, tasks)
     learner.adapt(theta, tasks)
-    monkeypatch.setattr(tracing, "make_fx", lambda f: traces.append(f) or make_fx(f))
+    traces.clear()
     learner.meta_gradient(theta, tasks)
     assert not traces
     change()
@@ -87,20 +96,16 @@ def test_a_change_that_leaves_the_first_loss_as_it_was_is_seen(make):
     assert relative_error(learner.meta_gradient(theta, tasks).value, expected) < 1e-12
 
 
-def test_a_counter_that_no_graph_depends_on_is_looked_at_once(monkeypatch):
+def test_a_counter_that_no_graph_depends_on_is_looked_at_once(traces):
     (theta, apply), tasks = linear(), regression()
     trainer = SimpleNamespace(step=0, log=[], loss=half_mse)
-    learner, traces = FOMAML(apply, lambda p, t: trainer.loss(p, t), 0.05, 5), []
-    learner.meta_gradient(theta, tasks)
-    make_fx = tracing.make_fx
-    monkeypatch.setattr(tracing, "make_fx", lambda f: traces.append(f) or make_fx(f))
-    counts = []
-    for _ in range(3):
-        trainer.step += 1
-        trainer.log.append(0.5)
+    learner, counts = FOMAML(apply, lambda p, t: trainer.loss(p, t), 0.05, 5), []
+    for _ in range(4):
         learner.meta_gradient(theta, tasks)
         counts.append(len(traces))
-    assert counts[0] == counts[-1]
+        trainer.step += 1
+        trainer.log.append(0.5)
+    assert counts[1] == counts[-1]
     trainer.loss = F.l1_loss
     learner.meta_gradient(theta, tasks)
     assert len(traces) > counts[-1]
@@ -109,14 +114,10 @@ def test_a_counter_that_no_graph_depends_on_is_looked_at_once(monkeypatch):
 def test_a_change_between_two_shapes_reaches_both():
     """Support sets of two sizes in turn, with one query set: its graph is older than the second size's."""
     (theta, network), small, large = linear(), regression(shots=4), regression(shots=8)
-    used = {"b": 1.0}
-
-    def loss(prediction, target):
-        return used["b"] * half_mse(prediction, target)
-
-    learner = FOMAML(network, loss, 0.05, 5)
+    used = SimpleNamespace(factor=1.0)
+    learner = FOMAML(network, lambda p, t: used.factor * half_mse(p, t), 0.05, 5)
     learner.meta_gradient(theta, small)
-    used["b"] = 3.0
+    used.factor = 3.0
     for tasks in (large, small):
         expected = FOMAML(network, lambda p, t: 3.0 * half_mse(p, t), 0.05, 5).meta_gradient(theta, tasks)
         assert relative_error(learner.meta_gradient(theta, tasks).value, expected.value) < 1e-12
@@ -124,47 +125,40 @@ def test_a_change_between_two_shapes_reaches_both():
 
 def test_a_change_that_the_points_of_the_first_call_do_not_fit_is_no_error():
     (theta, network), small, large = linear(), regression(shots=4, queries=4), regression(shots=6, queries=6)
-    used = {"points": 4}
-
-    def loss(prediction, target):
-        return half_mse(prediction.view(used["points"]), target.view(used["points"]))
-
-    learner = FOMAML(network, loss, 0.05, 5)
+    used = SimpleNamespace(points=4)
+    learner = FOMAML(network, lambda p, t: half_mse(p.view(used.points), t.view(used.points)), 0.05, 5)
     learner.meta_gradient(theta, small)
-    used["points"] = 6
+    used.points = 6
     expected = FOMAML(network, half_mse, 0.05, 5).meta_gradient(theta, large)
     assert relative_error(learner.meta_gradient(theta, large).value, expected.value) < 1e-13
 
 
 @pytest.mark.skipif(not compiler_found(), reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-def test_a_change_outside_a_compiled_graph_reaches_the_next_call():
+def test_a_compiled_graph_is_tied_neither_to_the_tensors_of_its_first_call_nor_to_those_of_the_loss():
+    """The same tensor for two arguments, not contiguous, then two tensors, then another weight."""
     (theta, network), tasks = linear(), regression()
     apply, loss, change, _ = rebound_tensor(network)
-    v = torch.ones(len(tasks), len(theta), dtype=torch.float64)
-    phi = theta.expand(len(tasks), -1)
+    phi, v = theta.expand(3, -1), torch.ones(3, len(theta), dtype=torch.float64)
+    traced = derivatives.hvps(apply, loss, phi, v, *tasks.support)
     with compiled():
-        before = derivatives.hvps(apply, loss, phi, v, tasks.support_x, tasks.support_y)
+        derivatives.hvps(apply, loss, phi, phi, *tasks.support)
+        before = derivatives.hvps(apply, loss, phi, v, *tasks.support)
         change()
-        after = derivatives.hvps(apply, loss, phi, v, tasks.support_x, tasks.support_y)
-    torch.testing.assert_close(after, 3 * before, rtol=1e-12, atol=1e-14)
+        after = derivatives.hvps(apply, loss, phi, v, *tasks.support)
+    torch.testing.assert_close(before, traced, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(after, 3 * traced, rtol=1e-12, atol=1e-14)
 
 
 def test_a_loss_that_is_traced_anew_at_every_call_warns():
     (theta, network), tasks = linear(), regression()
-    used = {"b": 1.0}
-    learner = FOMAML(network, lambda p, t: used["b"] * half_mse(p, t), 0.05, 2)
-    learner.meta_gradient(theta, tasks)
-
-    def change():
-        used["b"] += 1.0
-        learner.meta_gradient(theta, tasks)
-
-    change()
-    change()
-    with pytest.warns(RuntimeWarning, match="keep a number that changes in a tensor"):
-        change()
-    change()
+    used = SimpleNamespace(factor=0.0)
+    learner = FOMAML(network, lambda p, t: used.factor * half_mse(p, t), 0.05, 2)
+    for call in range(5):
+        used.factor += 1.0
+        warned = pytest.warns(RuntimeWarning, match="keep a number that changes in a tensor")
+        with warned if call == 3 else nullcontext():
+            learner.meta_gradient(theta, tasks)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -173,43 +167,30 @@ def test_autocast_is_refused_before_and_after_the_first_call(method):
     theta, tasks = theta.float(), tasks.to(torch.float32)
     learner = METHODS[method](lambda theta, x: network(theta, x), half_mse, 0.05, 5)
     for _ in range(2):
-        with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(InputError, match="autocast is on"):
-            learner.meta_gradient(theta, tasks)
-        with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(InputError, match="autocast is on"):
-            learner.adapt(theta, tasks)
+        for call in (learner.meta_gradient, learner.adapt):
+            with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(InputError, match="autocast is on"):
+                call(theta, tasks)
         assert learner.meta_gradient(theta, tasks).value.isfinite().all()
 
 
 def test_a_loss_that_counts_its_calls_is_refused():
-    (theta, network), tasks = linear(), regression()
-    calls = []
-
-    def loss(prediction, target):
-        calls.append(1)
-        return len(calls) * half_mse(prediction, target)
-
+    (theta, network), tasks, calls = linear(), regression(), count(1)
     with pytest.raises(InputError, match="another value every time"):
-        FOMAML(network, loss, 0.05, 2).meta_gradient(theta, tasks)
+        FOMAML(network, lambda p, t: next(calls) * half_mse(p, t), 0.05, 2).meta_gradient(theta, tasks)
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_what_a_learner_traced_goes_with_it(method):
-    (theta, network), tasks = linear(), regression()
-
-    def loss(prediction, target):
-        return half_mse(prediction, target)
-
-    learner = METHODS[method](network, loss, 0.05, 5)
-    learner.meta_gradient(theta, tasks)
+    (theta, network), tasks, loss = linear(), regression(), lambda p, t: half_mse(p, t)
+    METHODS[method](network, loss, 0.05, 5).meta_gradient(theta, tasks)
     ((*_, families),) = (entry for key, entry in graphs._families.items() if key == (id(network), id(loss)))
     traced = [weakref.ref(graph.call) for family in families.values() for graph in family.graphs.values()]
     traced += [weakref.ref(family.probe.graph.call) for family in families.values()]
     assert len(traced) >= 3
     loss = weakref.ref(loss)
-    del learner, families
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
+    del families
+    gc.collect()
     assert loss() is None
     assert not any(graph() for graph in traced)
 
