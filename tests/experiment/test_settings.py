@@ -35,7 +35,6 @@ def test_the_defaults_are_those_of_the_main_job():
     s = merged({"domain": "Alpine2D"})
     assert (s.method, s.shots, s.queries, s.inner_steps, s.inner_lr) == ("amaml", 100, 100, 200, 0.01)
     assert (s.width, s.activation, s.norm, s.dtype, s.adjoint) == (32, "tanh", "none", "float32", "discrete")
-    assert (s.meta_lr, s.meta_schedule, s.robust, s.protocol) == (0.01, "cosine", "length", "both")
     s = merged({"domain": "Alpine2D", "robust": "none", "learn_rates": "none"})
     assert (s.robust, s.learn_rates) == (None, None)
     assert merged({"domain": "Omniglot", "method": "reptile"}).cg_damping == 1.0  # in its file for another method
@@ -69,15 +68,14 @@ def test_flags_win_over_the_domains_file_which_wins_over_the_defaults(configs):
 
 
 def test_flags_have_the_types_of_their_settings():
-    flags = parse_flags(["--shots", "7", "--inner-lr=1e-2", "--resume", "--out", "a b", "--prox", "0"])
-    assert flags == {"shots": 7, "inner_lr": 0.01, "resume": True, "out": "a b", "prox": 0.0}
+    flags = parse_flags(["--shots", "7", "--inner-lr=1e-2", "--resume", "--out", "a b", "--prox", "0", "--shots", "8"])
+    assert flags == {"shots": 8, "inner_lr": 0.01, "resume": True, "out": "a b", "prox": 0.0}
     assert type(flags["prox"]) is float
     assert parse_flags([]) == {}
-    assert parse_flags(["--shots", "7", "--shots", "8"]) == {"shots": 8}
 
 
 @pytest.mark.parametrize(
-    ("text", "fragment"),
+    ("text", "said"),
     [
         ("widht = 3", "unknown setting in {path} 'widht'; did you mean 'width'?"),
         ("width = 'three'", "--width in {path} must be a positive integer below 2**31, got 'three'"),
@@ -88,7 +86,7 @@ def test_flags_have_the_types_of_their_settings():
         ("resume = 'false'", "--resume in {path} must be true or false, got 'false'"),
         ("out = 3", "--out in {path} must be a path, got 3"),
         ("width = ", "cannot read the configuration {path}"),
-        (b"\xff\xfe", "cannot read the configuration {path}"),
+        ("\xff\xfe", "cannot read the configuration {path}"),
         ("[amalm]\nprox = 1.0", "unknown setting in {path} 'amalm'"),
         ("[maml]\nshotz = 5", "unknown setting in {path} 'shotz'"),  # also where another method is chosen
         ("[maml]\nshots = 0", "--shots in {path} must be a positive integer"),
@@ -96,29 +94,22 @@ def test_flags_have_the_types_of_their_settings():
         (None, "cannot read the configuration {path}"),
     ],
 )
-def test_a_mistake_in_a_file_names_the_file(configs, text, fragment):
+def test_a_mistake_in_a_file_names_the_file(configs, text, said):
     path = configs / "Alpine2D.toml"
-    if text is None:
-        path.mkdir()
-    else:
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(InputError) as fault:
+    path.mkdir() if text is None else path.write_text(text, "latin-1")
+    with pytest.raises(InputError, match=re.escape(said.format(path=path))):
         merged({"domain": "Alpine2D"})
-    assert fragment.format(path=path) in str(fault.value)
 
 
 def test_settings_must_be_complete_and_known():
     whole = DEFAULTS | {"domain": "Logistic"} | read_toml(FOLDER / "Logistic.toml")
-    assert checked(whole) == merged({"domain": "Logistic"})
+    optional = [name for name, f in FIELDS.items() if "None" in str(f.type)]
+    assert checked(whole) == checked(whole | dict.fromkeys(optional)) == merged({"domain": "Logistic"})
     for name in whole:
         with pytest.raises(InputError, match=f"{flag_name(name)} in the file is missing"):
             checked({k: v for k, v in whole.items() if k != name}, " in the file")
         with pytest.raises(InputError, match=name.replace("_", ".")):
             checked(whole | {name: None})
-    with pytest.raises(InputError, match="unknown setting 'widht'; did you mean 'width'"):
-        checked(whole | {"widht": 3})
-    optional = [name for name, f in FIELDS.items() if "None" in str(f.type)]
-    assert checked(whole | dict.fromkeys(optional)) == checked(whole)
 
 
 @pytest.mark.parametrize(
@@ -127,12 +118,8 @@ def test_settings_must_be_complete_and_known():
         ({"method": "reptile", "cg_steps": 9}, "--cg-steps 9 is for --method imaml, not for reptile; leave it out"),
         ({"method": "fomaml", "solver": "rk4"}, "--solver rk4 is for --method amaml"),
         ({"method": "maml", "learn_rates": "scalar"}, "is for --method amaml or anil, not for maml"),
-        ({"method": "maml", "prox": 1.0}, "--prox 1.0 is for --method amaml or anil or imaml"),
-        ({"method": "imaml", "checkpoint_every": 2}, "--checkpoint-every 2 is for --method maml"),
         ({"inner_batch": 2}, "--inner-batch 2 is for --method maml or maml1, not for amaml"),
         ({"network": "linear", "width": 9}, "--width 9 is for --network mlp or conv4"),
-        ({"network": "conv4", "norm": "batch"}, "--norm batch is for --network mlp"),
-        ({"protocol": "inner", "test_epochs": 9}, "--test-epochs 9 is for --protocol finetune"),
         ({"protocol": "finetune", "test_steps": 9}, "--test-steps 9 is for --protocol inner or both, not for finetune"),
         ({"ways": 9}, "--ways 9 is for --domain Omniglot or MiniImageNet"),
     ],
