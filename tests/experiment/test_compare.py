@@ -1,6 +1,7 @@
 """What compare says of many runs, against numbers worked out by hand; the runs are files written for the purpose."""
 
 import csv
+import itertools
 import json
 import math
 from dataclasses import asdict
@@ -24,21 +25,20 @@ def write_run(folder: Path, test, support, unit="epoch", **flags) -> None:
     """The files of a finished run; test and support are the last meta-test's curves, 1 higher at the one before."""
     settings, tests = asdict(merged(SIZES | flags)), []
     for update, more in ((10, 1), (20, 0)):
+        curves = {
+            name: {"mean": [v + more for v in values], "ci95": [0.5] * len(values)}
+            for name, values in (("support", support), ("test", test))
+        }
+        predictors = {"mean": [float(settings["seed"]), 0.25]}
         entry = {"update": update, "tasks": 4, "unit": unit, "epochs": [0, 10, 100][: len(test)]}
-        entry["predictors"] = {"mean": [float(settings["seed"]), 0.25]}
-        for name, values in (("support", support), ("test", test)):
-            entry[name] = {"mean": [v + more for v in values], "ci95": [0.5] * len(values)}
-        tests.append(entry)
+        tests.append(entry | curves | {"predictors": predictors})
     folder.mkdir(parents=True)
     lines = [{"update": n, "query_loss": 1.0, "gradients": 4 + n % 2, "hvps": 3} for n in range(1, 21)]
-    contents = {
-        "config.json": json.dumps({"settings": settings, "command": ["--seed", str(settings["seed"])]}),
-        "test.json": json.dumps(tests),
-        "metrics.jsonl": "\n".join(map(json.dumps, lines)) + "\n",
-        "summary.json": json.dumps({"metric": "nRMSE", "updates": 20, "seconds_per_update": 0.25}),
-    }
-    for name, content in contents.items():
-        (folder / name).write_text(content)
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    config = {"settings": settings, "command": ["--seed", str(settings["seed"])]}
+    summary = {"metric": "nRMSE", "updates": 20, "seconds_per_update": 0.25}
+    for name, content in (("config", config), ("test", tests), ("summary", summary)):
+        (folder / f"{name}.json").write_text(json.dumps(content))
 
 
 @pytest.fixture
@@ -72,32 +72,22 @@ def student(values) -> float:
 def test_runs_are_gathered_by_their_test_and_by_what_differs_between_them(runs):
     (panel,) = panels(runs)
     assert panel.title == "CosMixture, 10 shots, 10 queries, 5 inner steps, fine-tuned, 4 seeds"
-    assert seeds(panel) == [
-        ("amaml", [0, 1, 2]),
-        ("maml", [0, 1, 7]),
-        ("fomaml, inner_lr 0.01", [0]),
-        ("fomaml, inner_lr 0.02", [0]),
-    ]
+    fomaml = [("fomaml, inner_lr 0.01", [0]), ("fomaml, inner_lr 0.02", [0])]
+    assert seeds(panel) == [("amaml", [0, 1, 2]), ("maml", [0, 1, 7]), *fomaml]
     assert panel.differences == ["inner_lr: 0.01 (amaml, maml, fomaml, inner_lr 0.01); 0.02 (fomaml, inner_lr 0.02)"]
     write_run(runs / "other", [1.0], [1.0], method="amaml", shots=20)
     write_run(runs / "inner", [1.0], [1.0], method="amaml", protocol="inner", unit="inner step")
-    assert [(p.name, len(p.labels)) for p in panels(runs)] == [
-        ("CosMixture-10-10-epochs", 4),
-        ("CosMixture-10-10-inner-steps", 1),
-        ("CosMixture-20-10-epochs", 1),
-    ]
+    sizes = {"10-10-epochs": 4, "10-10-inner-steps": 1, "20-10-epochs": 1}
+    assert {p.name.removeprefix("CosMixture-"): len(p.labels) for p in panels(runs)} == sizes
 
 
 def test_seeds_that_start_from_the_same_seed_of_other_runs_are_one_variant(tmp_path):
-    for seed in (0, 1):
-        for other in ("reptile", "fomaml"):
-            start = f"results/{other}/seed{seed}"
-            write_run(tmp_path / f"{other}{seed}", [1.0], [1.0], method="amaml", seed=seed, start_from=start)
+    for seed, other in itertools.product((0, 1), ("reptile", "fomaml")):
+        start = f"results/{other}/seed{seed}"
+        write_run(tmp_path / f"{other}{seed}", [1.0], [1.0], method="amaml", seed=seed, start_from=start)
     (panel,) = panels(tmp_path)
-    assert seeds(panel) == [
-        ("amaml, start_from results/fomaml/seed*", [0, 1]),
-        ("amaml, start_from results/reptile/seed*", [0, 1]),
-    ]
+    variants = [f"amaml, start_from results/{other}/seed*" for other in ("fomaml", "reptile")]
+    assert seeds(panel) == [(variant, [0, 1]) for variant in variants]
 
 
 def test_means_and_intervals_are_over_seeds_and_apart_over_tasks(runs):
@@ -142,20 +132,17 @@ def test_costs_and_simple_predictors_are_means_over_the_seeds(runs):
 def test_a_test_by_both_protocols_is_two_and_one_of_an_earlier_theta_is_none(runs):
     file = runs / "amaml0" / "test.json"
     entries = json.loads(file.read_text())
-    file.write_text(json.dumps([entries[0], entries[1] | INNER]))
-    frame, _ = read_runs([runs / "amaml0"])
-    assert ({*frame["unit"]}, {*frame["update"]}) == ({"inner step"}, {20})
-    for entry in entries:
-        entry["also"] = [entry | INNER]
+
+    def read(*changed) -> dict:
+        file.write_text(json.dumps(changed))
+        frame, _ = read_runs([runs / "amaml0"])
+        return {key: list(own["epoch"]) for key, own in frame.groupby(["unit", "update"])}
+
+    assert read(entries[0], entries[1] | INNER) == {("inner step", 20): [0, 1, 5]}
     other = entries[0] | {"epochs": [0, 10, 50], "also": []}  # by a protocol that the run was asked for before
-    file.write_text(json.dumps([other, *entries]))
-    frame, _ = read_runs([runs / "amaml0"])
-    assert {key: list(own["epoch"]) for key, own in frame.groupby(["unit", "update"])} == {
-        ("epoch", 10): [0, 10, 100],
-        ("epoch", 20): [0, 10, 100],
-        ("inner step", 10): [0, 1, 5],
-        ("inner step", 20): [0, 1, 5],
-    }
+    both = [entry | {"also": [entry | INNER]} for entry in entries]
+    ends = {"epoch": [0, 10, 100], "inner step": [0, 1, 5]}
+    assert read(other, *both) == {(unit, update): ends[unit] for unit in ends for update in (10, 20)}
 
 
 INNER = {"unit": "inner step", "epochs": [0, 1, 5]}
@@ -191,19 +178,16 @@ def test_variants_with_other_lengths_of_test_keep_their_own_end(runs):
 
 
 def test_the_files_hold_the_same_numbers(runs, tmp_path, capsys):
-    out = tmp_path / "out"
+    out, name = tmp_path / "out", "CosMixture-10-10-epochs"
     assert reproduce.main(["compare", str(runs), "--out", str(out), "--epochs", "0", "100"]) == 0
-    printed = capsys.readouterr().out
-    name = "CosMixture-10-10-epochs"
     pictures = {f"{name}-{what}.{kind}" for what in ("adaptation", "training") for kind in ("svg", "pdf", "png")}
     assert {p.name for p in out.iterdir()} == {"comparison.md", "comparison.tex", "cells.csv", *pictures}
-    text = (out / "comparison.md").read_text()
-    assert printed == f"{text}\n{out}\n"
+    text, latex = ((out / f"comparison.{kind}").read_text() for kind in ("md", "tex"))
+    assert capsys.readouterr().out == f"{text}\n{out}\n"
     assert f"![{name}-training]({name}-training.png)" in text
-    cell = f"0.600 ± {student([0.5, 0.6, 0.7]):.3f} (± 0.500)"
-    assert f"| amaml | 3 | 0.900 ± 0.000 (± 0.500) | {cell} |" in text
-    latex = (out / "comparison.tex").read_text()
-    assert r"amaml & 3 & 0.900 $\pm$ 0.000 ($\pm$ 0.500) & " + cell.replace("±", r"$\pm$") + r" \\" in latex
+    row = f"| amaml | 3 | 0.900 ± 0.000 (± 0.500) | 0.600 ± {student([0.5, 0.6, 0.7]):.3f} (± 0.500) |"
+    assert row in text
+    assert row.strip("| ").replace("|", "&").replace("±", r"$\pm$") + r" \\" in latex
     assert r"inner\_lr 0.02" in latex
     cells = list(csv.DictReader((out / "cells.csv").read_text().splitlines()))
     assert len(cells) == 8 * 2
@@ -271,14 +255,12 @@ def test_a_csv_says_what_the_runs_say_that_it_was_made_of(tmp_path, monkeypatch)
     for cell in (*grid.cells[::-1], *grid.cells[:2]):  # two once more: in the place of what stands there
         results.collect(grid, cell)
     assert len(grid.csv.read_text().splitlines()) == 1 + 6 * 3
-    folder = panels(Path("grid"))
-    for other in (panels(grid.csv), panels(Path("grid"), grid.csv)):
-        assert [panel.title for panel in other] == [panel.title for panel in folder]
-        for a, b in zip(other, folder, strict=True):
-            assert seeds(a) == seeds(b)
-            assert a.differences == b.differences
-            for make in (lambda p: errors(p, "support", p.epochs(None)), predictors, costs):
-                assert make(a) == make(b)
+
+    def said(*paths: Path) -> list:
+        tables = (lambda p: errors(p, "support", p.epochs(None)), predictors, costs)
+        return [(p.title, seeds(p), p.differences, *(make(p) for make in tables)) for p in panels(*paths)]
+
+    assert said(grid.csv) == said(Path("grid"), grid.csv) == said(Path("grid"))
     (first, _) = compare.panels(*read_runs([grid.csv], {"method": ["maml"], "seed": ["0", "2"]}))
     assert seeds(first) == [("maml", [0, 2])]
 
@@ -287,19 +269,15 @@ def test_a_csv_says_what_the_runs_say_that_it_was_made_of(tmp_path, monkeypatch)
     ("flags", "message"),
     [
         (["nowhere"], "nowhere holds no finished run"),
-        (["{runs}/runs", "--reference", "mml"], "unknown variant of --reference 'mml'; did you mean 'maml'"),
-        (["{runs}/csv/a.csv", "--only", "metod=maml"], "unknown axis of --only 'metod'; did you mean 'method'"),
-        (["{runs}/csv/a.csv", "--only", "method=mml"], "unknown method of --only 'mml'; did you mean 'maml'"),
-        (["{runs}/runs", "--epoch", "3"], "unrecognized arguments: --epoch 3"),
+        (["runs", "--reference", "mml"], "unknown variant of --reference 'mml'; did you mean 'maml'"),
+        (["a.csv", "--only", "metod=maml"], "unknown axis of --only 'metod'; did you mean 'method'"),
+        (["a.csv", "--only", "method=mml"], "unknown method of --only 'mml'; did you mean 'maml'"),
     ],
 )
-def test_a_mistake_gets_one_line(runs, tmp_path, capsys, flags, message):
-    runs = runs.parent
-    (runs / "csv").mkdir()
-    head = ",".join(["method", *results.FACTS])
-    (runs / "csv" / "a.csv").write_text(f"{head}\nmaml{',' * len(results.FACTS)}\n")
-    arguments = [flag.format(runs=runs) for flag in flags]
-    assert reproduce.main(["compare", *arguments, "--out", str(tmp_path / "out")]) == 2
+def test_a_mistake_gets_one_line(runs, tmp_path, monkeypatch, capsys, flags, message):
+    monkeypatch.chdir(tmp_path)
+    Path("a.csv").write_text(f"{','.join(['method', *results.FACTS])}\nmaml{',' * len(results.FACTS)}\n")
+    assert reproduce.main(["compare", *flags, "--out", "out"]) == 2
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.err.count("\n") == 1
