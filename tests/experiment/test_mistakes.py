@@ -11,6 +11,7 @@ from experiment.settings import merged
 LIMITS = {"shots": 1000, "queries": 1000, "meta-batch": 100, "test-tasks": 100}
 COUNTS = [*LIMITS, "inner-steps", "meta-updates", "width", "cg-steps", "checkpoint-interval", "ways", "task-chunk"]
 COUNTS += ["processes", "test-steps"]
+BAD_RATES = ["0", "-0.1", "nan", "inf", "x", "1e31"]
 BAD_COUNTS = ["-3", "2.5", "ten", "", "nan", "inf", "1e3", "9" * 400, "2147483648"]
 FINETUNE = ["--protocol", "finetune"]  # the sizes of TINY are for it
 MISTAKES = [
@@ -26,10 +27,7 @@ MISTAKES = [
     *((["--shots", bad], ["--shots must be a positive integer", repr(bad)]) for bad in BAD_COUNTS),
     (["--test-epochs", "-1"], ["--test-epochs must be zero or a positive integer", "'-1'"]),
     (["--seed", str(2**63)], ["--seed must be zero or a positive integer below 2**63", str(2**63)]),
-    *(
-        (["--inner-lr", x], ["--inner-lr must be a positive number below 1e30", repr(x)])
-        for x in ("0", "-0.1", "nan", "inf", "x", "1e31")
-    ),
+    *((["--inner-lr", bad], ["--inner-lr must be a positive number below 1e30", repr(bad)]) for bad in BAD_RATES),
     (["--rtol", "1"], ["--rtol must be a number between 0 and 1", "'1'"]),
     *((["--noise", bad], ["--noise must be 0 or a number below 1", repr(bad)]) for bad in ("1", "-0.1")),
     (["--prox", "-1"], ["--prox must be zero or a positive number", "'-1'"]),
@@ -40,7 +38,6 @@ MISTAKES = [
     (["--norm", "batch", "--shots", "1"], ["--norm batch", "at least 2", "--shots 1"]),
     (["--meta-optimizer", "adamw"], ["unknown meta-optimizer 'adamw'", "did you mean 'adam'?"]),
     (["--network", "conv4"], ["--network conv4", "CosMixture", "choose mlp or linear"]),
-    (["--inner-optimizer", "adam"], ["--inner-optimizer adam is for --method maml or maml1", "not for fomaml"]),
     (["--method", "maml", "--inner-batch", "5"], ["--inner-batch 5", "at most 4"]),
     (["--query-steps", "1", "9"], ["query_steps must be increasing numbers of inner steps from 0 to 2, got"]),
     (["--protocol", "innner"], ["unknown protocol 'innner'", "did you mean 'inner'?"]),
@@ -85,37 +82,29 @@ def test_tasks_of_many_inputs_are_not_drawn_which_stops_no_run(tmp_path):
     assert "fits.png" not in files(tmp_path / "run")
 
 
+OUTS = {
+    "file": "is a file",
+    "file/below": "Not a directory",
+    "/proc/amaml": "No such file",
+    "x" * 300: "File name too long",
+    "two\nlines": "two lines is a file",
+    "foreign": "no run",
+    "project": "no run",
+}
+
+
 @pytest.mark.parametrize("flags", [(), ("--overwrite",), ("--resume",)], ids=str)
-@pytest.mark.parametrize(
-    ("out", "fragment"),
-    [
-        ("file", "is a file"),
-        ("file/below", "Not a directory"),
-        ("/proc/amaml", "No such file"),
-        ("x" * 300, "File name too long"),
-        ("two\nlines", "two lines is a file"),
-        ("foreign", "no run"),
-        ("project", "no run"),
-    ],
-    ids=lambda value: value[:12],
-)
-def test_an_out_that_cannot_be_used_is_refused_and_left_alone(tmp_path, monkeypatch, capsys, out, fragment, flags):
+@pytest.mark.parametrize("out", OUTS, ids=lambda out: out[:12])
+def test_an_out_that_cannot_be_used_is_refused_and_left_alone(tmp_path, monkeypatch, capsys, out, flags):
     monkeypatch.chdir(tmp_path)
-    for name in ("file", "two\nlines"):
-        (tmp_path / name).write_text("precious")
-    (tmp_path / "foreign").mkdir()
-    (tmp_path / "foreign" / "thesis.tex").write_text("precious")
-    (tmp_path / "project").mkdir()
-    (tmp_path / "project" / "config.json").write_text('{"name": "another program"}')
+    held = {"file": "precious", "two\nlines": "precious", "foreign/thesis.tex": "precious"}
+    for name, text in (held | {"project/config.json": '{"name": "another program"}'}).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
     before = files(tmp_path)
     line = refused(capsys, out, *flags)
-    assert all(said in line for said in (fragment, " ".join(out[:50].split()), "--out")), line
+    assert all(said in line for said in (OUTS[out], " ".join(out[:50].split()), "--out")), line
     assert files(tmp_path) == before
-
-
-OTHER = (
-    "{out} holds a run with --domain CosMixture, not CosMixture-slides; choose another --out or discard it with --ov"
-)
 
 
 @pytest.mark.parametrize(
@@ -123,9 +112,8 @@ OTHER = (
     [
         (["--overwrite", "--shots", "2000"], [], "--shots 2000"),
         (["--overwrite", "--norm", "batch", "--shots", "1"], [], "--norm batch"),
-        (["--resume", "--domain", "CosMixture-slides"], [], OTHER),
+        (["--resume", "--domain", "CosMixture-slides"], [], "with --domain CosMixture, not CosMixture-slides; choose"),
         (["--resume", "--method", "maml"], [], "holds a run with --method fomaml, not maml"),
-        (["--resume", "--shots", "5"], [], "holds a run with --shots 4, not 5"),
         (["--meta-updates", "8"], [], "{out} holds a finished run of 6 updates; go on with --resume or discard"),
         (["--meta-updates", "8", "--resume"], ["checkpoint.pt"], "{out} has lost its checkpoint.pt"),
         ([], ["summary.json"], "{out} holds an unfinished run; go on with --resume or discard it with --overwrite"),
@@ -146,8 +134,8 @@ def test_a_network_that_no_memory_holds_is_refused_before_it_is_made(tmp_path, m
     monkeypatch.setattr("os.sysconf", lambda name: 2**18)  # pages of 256 KiB: 64 GiB
     for flags, tasks in (([], 2), (["--meta-batch", "50"], 50), (["--task-chunk", "1"], 1)):
         line = refused(capsys, tmp_path / "run", "--width", "60000", *flags)
-        assert "parameters, choose a smaller one, or a smaller --task-chunk" in line
         assert f"{tasks} tasks at once take at least" in line
+        assert "parameters, choose a smaller one, or a smaller --task-chunk" in line
     assert list(tmp_path.iterdir()) == []
 
 
