@@ -50,14 +50,16 @@ def test_the_files_hold_overrides_only(path):
 
 
 def test_a_domains_file_may_say_what_differs_for_one_method(configs):
+    def of(name: str, **given):
+        s = merged({"domain": "Alpine2D"} | given)
+        return getattr(s, name)
+
     (configs / "Alpine2D.toml").write_text("[imaml]\ncg_steps = 7\n[amaml]\nrtol = 0.5\n")
     (configs / "synthetic.toml").write_text("[amaml]\nrtol = 0.25\nprox = 0.5\n")
-    alpine = {"domain": "Alpine2D"}
-    assert (merged(alpine | {"method": "imaml"}).prox, merged(alpine | {"method": "imaml"}).cg_steps) == (None, 7)
-    assert (merged(alpine).rtol, merged(alpine).prox, merged(alpine | {"prox": 0.0}).prox) == (0.5, 0.5, 0.0)
-    assert merged({"domain": "CosMixture"}).rtol == 0.25
+    assert (of("prox", method="imaml"), of("cg_steps", method="imaml")) == (None, 7)
+    assert (of("rtol"), of("prox"), of("prox", prox=0.0), of("rtol", domain="CosMixture")) == (0.5, 0.5, 0.0, 0.25)
     (configs / "Alpine2D.toml").write_text('method = "imaml"\n[imaml]\nprox = 3.0\n[amaml]\nprox = 4.0\n')
-    assert [merged(alpine | given).prox for given in ({}, {"method": "amaml"})] == [3.0, 4.0]
+    assert (of("prox"), of("prox", method="amaml")) == (3.0, 4.0)
 
 
 def test_flags_win_over_the_domains_file_which_wins_over_the_defaults(configs):

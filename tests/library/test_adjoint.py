@@ -25,10 +25,7 @@ FIXED = {
     "rkc3": Chebyshev(3),
     "rkc5": Chebyshev(5),
 }
-CASES = {
-    "mlp": (mlp, regression, half_mse),
-    "conv": (convnet, classification, torch.nn.functional.cross_entropy),
-}
+CASES = {"mlp": (mlp, regression, half_mse), "conv": (convnet, classification, torch.nn.functional.cross_entropy)}
 
 
 def total(adjoint, flow, trajectory, lam):
