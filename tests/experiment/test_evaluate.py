@@ -8,14 +8,12 @@ import run
 
 def test_evaluate_takes_a_folder_or_a_checkpoint(finished, tmp_path, capsys):
     before, final = files(finished), content(finished, "test.json")[-1]
-    copy = tmp_path / "elsewhere" / "theta.pt"
+    copy, name = tmp_path / "elsewhere" / "theta.pt", "evaluation-CosMixture-4shot-finetune.json"
     copy.parent.mkdir()
     copy.write_bytes((finished / "checkpoint.pt").read_bytes())
-    for given in (finished, copy):
+    for given, folder in ((finished, finished), (copy, copy.parent)):
         assert run.main(["--evaluate", str(given)]) == 0
-        folder, name = (finished if given is finished else copy.parent), "evaluation-CosMixture-4shot-finetune.json"
-        evaluation = content(folder, name)
-        assert evaluation.items() >= {name: final[name] for name in final if name != "scratch"}.items()
+        assert content(folder, name).items() >= {name: final[name] for name in final if name != "scratch"}.items()
         shown = capsys.readouterr().out
         assert f"{final['test']['mean'][-1]:.4f}" in shown
         assert shown.endswith(f"{folder / name}\n")
