@@ -112,13 +112,11 @@ def test_the_active_environment_comes_first(machine, variable):
 
 
 def test_the_set_up_says_beforehand_what_it_costs_and_how_to_do_without(machine):
-    ended = machine.start("experiment.sh", *FIVE, HAS="numpy torch scipy", OFFLINE="1")
-    before = ended.stderr.split("could not install")[0]
-    assert f"installing requirements.txt into {machine.root}/.venv, once" in before
-    assert "a download of 3 GB and 5 GB on disk; with a CPU build, 0.3 GB\n  and 1.2 GB" in before
+    said = machine.start("experiment.sh", *FIVE, HAS="numpy torch scipy", OFFLINE="1").stderr.split("could not")[0]
+    assert f"installing requirements.txt into {machine.root}/.venv, once" in said
+    assert "GB on disk" in said
     lacking = " ".join(name for name in CORE.split() if name not in ("numpy", "torch", "scipy"))
-    assert f"(python3 has torch: python3 -m pip install {lacking})." in before
-    assert "(none here has torch)." in machine.start("experiment.sh", *FIVE, OFFLINE="1").stderr
+    assert f"(python3 has torch: python3 -m pip install {lacking})." in said
     old = machine.start("experiment.sh", *FIVE, HAS=CORE, OLD="1")
     assert (old.returncode, "3.11" in old.stderr) == (2, True)
 
