@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from amaml.arguments import check_at, is_number, steps_of
 from amaml.checks import check_tasks
 from amaml.chunked import Chunked, Each, in_turn
-from amaml.engine import closures, derivatives
-from amaml.engine.calling import announce_backward, read_buffers, uncompiled
+from amaml.engine import derivatives
+from amaml.engine.calling import announce_backward, uncompiled
+from amaml.engine.closures import Watched
 from amaml.engine.derivatives import Loss
 from amaml.errors import Diverged, InputError
 from amaml.flow.field import Evaluations
@@ -168,7 +169,7 @@ class Adaptation(nn.Module):
         found = [gradients[name].view_as(t) for name, t in request.items()]
         announce_backward(self.module)
         value = self.latest.query_loss.mean()
-        return Outer.apply(value, lambda scale: [scale * gradient for gradient in found], [], *request.values())
+        return Outer.apply(value, lambda scale: [scale * gradient for gradient in found], None, *request.values())
 
     @uncompiled
     def adapt(
@@ -235,9 +236,12 @@ class Adaptation(nn.Module):
     def _path(self, learner: MetaLearner, theta: Tensor, tasks: Tasks, at: Sequence[int]) -> Tensor:
         """The parameters after `at` inner steps, (times, tasks, P), in autograd's graph where one is asked for."""
         request = self._requested(None, theta, _entering(learner) | tasks.support_leaves())
-        followed = _follow(learner, theta, tasks, self.memory, at)
         if not request:
-            return followed.path
+            return _follow(learner, theta, tasks, self.memory, at).path
+        adapted = {id(p) for p in self.module.parameters()} - {id(p) for p in (tasks.shared or {}).values()}
+        used = Watched((learner, tasks.support_leaves()), adapted)  # but for these, of which theta is a copy
+        followed = _follow(learner, theta, tasks, self.memory, at)
+        used.changed()  # by the network itself
 
         def pull_back(lam: Tensor) -> list[Tensor]:
             self._check_defined(learner, ["phi", *request])
@@ -247,8 +251,6 @@ class Adaptation(nn.Module):
             return [len(tasks) * gradients[name].view_as(t) for name, t in request.items()]
 
         announce_backward(self.module)
-        used = [*tasks.support_leaves().values(), *read_buffers(self.module)]
-        used += closures.find_tensors(_inner(learner).loss)
         return Outer.apply(followed.path, pull_back, used, *request.values())
 
     def _chunks(self, tasks: Tasks) -> list[Tasks]:

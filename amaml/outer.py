@@ -6,34 +6,29 @@ import torch
 from torch import Tensor
 
 from amaml.engine.calling import returning
+from amaml.engine.closures import Watched, spelled
 from amaml.errors import InputError, changed_meanwhile
 
 
 class Outer(torch.autograd.Function):
     """A value, and the tensors that its gradient is of: pull_back gives them from the sensitivity to the value, where
-    `used` is as it was."""
+    what it uses is as it was."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, pull_back: Any, used: list[Tensor], *tensors: Tensor) -> Tensor:
-        ctx.pull_back, ctx.used, ctx.versions = pull_back, used, _versions(used)
-        ctx.save_for_backward(*tensors)
+    def forward(ctx: Any, value: Tensor, pull_back: Any, used: Watched | None, *tensors: Tensor) -> Tensor:
+        ctx.pull_back, ctx.used, ctx.tensors = pull_back, used, tensors  # of which no number is looked at
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, lam: Tensor) -> tuple[Tensor | None, ...]:
-        if _versions(ctx.used) != ctx.versions:
-            raise changed_meanwhile("a tensor of the tasks, the module or the loss")
+        if changed := ctx.used and ctx.used.changed():
+            raise changed_meanwhile(spelled(changed[0]))
         token = returning.set(True)
         try:
             gradients = ctx.pull_back(lam.detach())
         finally:
             returning.reset(token)
-        return None, None, None, *First.apply(*gradients, *ctx.saved_tensors)
-
-
-def _versions(tensors: list[Tensor]) -> list[int]:
-    """How often each was written into."""
-    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+        return None, None, None, *First.apply(*gradients, *ctx.tensors)
 
 
 class First(torch.autograd.Function):

@@ -211,12 +211,6 @@ def unwrapped(module: nn.Module) -> nn.Module:
     return module if plain is None else unwrapped(plain)
 
 
-def read_buffers(module: nn.Module) -> list[Tensor]:
-    """The buffers that calls depend on: all but running statistics."""
-    parts = (part for part in module.modules() if not isinstance(part, nn.modules.batchnorm._NormBase))
-    return [buffer for part in parts for buffer in part.buffers(recurse=False)]
-
-
 def own_copy(tensor: Tensor) -> Tensor:
     """What a module gets for a parameter: a copy, which it may write into; while it is traced, the parameter."""
     return tensor if _sharing.get() else tensor.clone()

@@ -4,14 +4,17 @@ A traced graph holds them as constants. A path from the function to a tensor all
 instead; the values tell whether the graph is out of date.
 """
 
+import dis
 import functools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from amaml.engine.calling import exclusive
 
 Step = tuple[bool, Any]  # whether an attribute, and its name; otherwise an item, and its key
 Path = tuple[Step, ...]
@@ -43,10 +46,29 @@ def find_paths(root: object, tensors: Sequence[Tensor]) -> list[Path | None]:
     return [found.get(id(tensor)) for tensor in tensors]
 
 
-def find_tensors(root: object) -> list[Tensor]:
-    """Those that root uses, without the running statistics of batch norm, which calls write into."""
-    found = [(path, child) for path, child in _walk(root, MOST_ITEMS) if isinstance(child, Tensor)]
-    return [child for path, child in found if not path or path[-1][1] not in STATISTICS]
+class Watched:
+    """The tensors that root uses, and how often each was written into; but for some of them, by their identities, and
+    the running statistics of batch norm, which calls write into."""
+
+    def __init__(self, root: object, out: Container[int]) -> None:
+        with exclusive:
+            found = ((path, child) for path, child in _walk(root, MOST_ITEMS) if isinstance(child, Tensor))
+            self.seen = {p: (t, _version(t)) for p, t in found if id(t) not in out and p[-1][1] not in STATISTICS}
+        self.root = root
+
+    def changed(self) -> list[Path]:
+        """Where another tensor stands now, or the same was written into; looks there no more."""
+        with exclusive:
+            paths = [path for path, (tensor, version) in self.seen.items() if not self._is(path, tensor, version)]
+        for path in paths:
+            del self.seen[path]
+        return paths
+
+    def _is(self, path: Path, tensor: Tensor, version: int) -> bool:
+        try:
+            return follow(path, self.root) is tensor and _version(tensor) == version
+        except (AttributeError, LookupError, TypeError, ValueError):
+            return False
 
 
 def find_values(root: object) -> dict[Path, Any]:
@@ -71,6 +93,10 @@ def follow(path: Path, root: object) -> Any:
     for attribute, key in path:
         root = getattr(root, key) if attribute else root[key]
     return root
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def spelled(path: Path) -> str:
@@ -133,19 +159,21 @@ def _attributes(owner: object, *names: str) -> Iterator[tuple[Path, object]]:
 
 def _globals(function: FunctionType) -> Iterator[tuple[Path, object]]:
     """The globals that a function names; of modules among them, their own globals that it names."""
-    names = _names_in(function.__code__)
+    names, attributes = _names_in(function.__code__)
     for name in names & function.__globals__.keys():
         path, value = ((True, "__globals__"), (False, name)), function.__globals__[name]
         yield path, value
         if isinstance(value, ModuleType) and not _is_foreign(value.__name__):
-            for inner in names & vars(value).keys():
+            for inner in attributes & vars(value).keys():
                 yield (*path, (True, "__dict__"), (False, inner)), vars(value)[inner]
 
 
 @functools.lru_cache(4096)
-def _names_in(code: CodeType) -> frozenset[str]:
-    inner = (_names_in(constant) for constant in code.co_consts if isinstance(constant, CodeType))
-    return frozenset(code.co_names).union(*inner)
+def _names_in(code: CodeType) -> tuple[frozenset[str], frozenset[str]]:
+    """Those of globals, and all names, attributes among them."""
+    inner = [_names_in(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+    read = (one.argval for one in dis.get_instructions(code) if one.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
+    return frozenset(read).union(*(a for a, _ in inner)), frozenset(code.co_names).union(*(b for _, b in inner))
 
 
 def _names(slots: str | Sequence[str]) -> Sequence[str]:

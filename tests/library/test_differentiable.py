@@ -171,10 +171,13 @@ def test_adam_at_a_zero_gradient_has_a_finite_derivative():
 
 
 CHANGES = {
-    "eval": lambda m, held: m.eval(),
-    "number": lambda m, held: setattr(m, "sign", -1.0),
-    "buffer": lambda m, held: m.mean.add_(1),
-    "tensor of the loss": lambda m, held: held.mul_(3),
+    "eval": lambda m, held, meta: m.eval(),
+    "number": lambda m, held, meta: setattr(m, "sign", -1.0),
+    "buffer": lambda m, held, meta: m.mean.add_(1),
+    "tensor": lambda m, held, meta: m.scale.mul_(3),
+    "another tensor": lambda m, held, meta: setattr(m, "scale", 3 * m.scale),
+    "tensor of the loss": lambda m, held, meta: held.mul_(3),
+    "rate": lambda m, held, meta: meta.inner_lr.detach().mul_(3),
 }
 
 
@@ -182,15 +185,24 @@ CHANGES = {
 def test_what_changed_before_the_way_back_is_refused(change):
     class Shifted(torch.nn.Linear):
         def forward(self, x):
-            return (super().forward(x) - self.mean).tanh() * (self.sign if self.training else 2.0)
+            return (super().forward(x) - self.mean).tanh() * self.scale * (self.sign if self.training else 2.0)
 
     module, held = Shifted(2, 1).double(), torch.ones(()).double()
-    module.sign = 1.0
+    module.sign, module.scale = 1.0, torch.ones(1).double()
     module.register_buffer("mean", torch.ones(1).double())
-    phi = amaml.Adaptation(module, lambda p, y: held * amaml.mse(p, y), 0.03, 3, method="maml").adapt(regression())
-    change(module, held)
+    meta = amaml.Adaptation(module, lambda p, y: held * amaml.mse(p, y), number(0.03), 3, method="maml")
+    phi = meta.adapt(regression())
+    change(module, held, meta)
     with pytest.raises(InputError, match="changed between adapt.. and backward.., which goes the way again"):
         phi.sum().backward()
+
+
+def test_a_gradient_that_is_there_already_does_not_look_at_its_tensors():
+    rate, module = number(0.03), torch.nn.Linear(2, 1).double()
+    value = amaml.Adaptation(module, amaml.mse, rate, 3, method="maml")(regression())
+    rate.detach().mul_(3)
+    value.backward()
+    assert rate.grad.isfinite()
 
 
 @pytest.mark.parametrize("apart", [False, True])
