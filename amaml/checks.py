@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from amaml.engine import derivatives
+from amaml.engine.derivatives import Loss
 from amaml.engine.graphs import refresh
 from amaml.errors import Diverged, InputError
 from amaml.learner import Followed, MetaGradient
@@ -106,18 +107,27 @@ def _check_cause(learner: Any, theta: Tensor, tasks: Tasks) -> None:
             "inner_batch takes the same points of every task, and a step may have found points of weight zero alone "
             "(padding of ragged tasks?); leave inner_batch out, or give each task as many points"
         )
-    theta, tasks = theta.detach(), tasks.detach()
-    given = learner.apply, learner.loss, theta.expand(len(tasks), -1)
-    losses, gradient = derivatives.losses_and_gradients(*given, *tasks.support)
-    order = "" if not gradient.isfinite().all() else "second "
-    if order:
+    for rates in (getattr(learner, "inner_lr", None), getattr(learner, "schedule", None)):
+        if isinstance(rates, Tensor) and not rates.isfinite().all():
+            raise InputError(f"inner_lr holds {_kinds(rates)}; an earlier update of it may have been too large")
+    theta, tasks = theta.detach().expand(len(tasks), -1), tasks.detach()
+    _check_loss("support", learner, learner.loss, theta, *tasks.support)
+    _check_loss("query", learner, getattr(learner, "query_loss", None) or learner.loss, theta, *tasks.query)
+
+
+def _check_loss(name: str, learner: Any, loss: Loss, theta: Tensor, x: Any, y: Any) -> None:
+    """Raise Diverged where a loss is not finite at theta (tasks, P), or has no derivatives there."""
+    losses, gradient = derivatives.losses_and_gradients(learner.apply, loss, theta, x, y)
+    what = "value" if not losses.isfinite().all() else "" if gradient.isfinite().all() else "derivative"
+    if not what and name == "support":
         with contextlib.suppress(InputError):  # there is none, for methods that do without
-            gradient = derivatives.hvps(*given, torch.ones_like(gradient), *tasks.support)
-    if losses.isfinite().all() and not gradient.isfinite().all():
+            product = derivatives.hvps(learner.apply, loss, theta, torch.ones_like(gradient), x, y)
+            what = "" if product.isfinite().all() else "second derivative"
+    if what:
         raise Diverged(
-            f"the support loss has no finite {order}derivative at theta, where no inner_lr and no number of steps can "
-            "help; look for a norm or square root of zero, also in a branch that torch.where does not take, and add a "
-            "small number to what is under the root"
+            f"the {name} loss has no finite {what} at theta, where no inner_lr and no number of steps can help; look "
+            "for a norm, square root, logarithm or division of zero, also in a branch that torch.where does not take, "
+            "and add a small number to what is zero"
         )
 
 

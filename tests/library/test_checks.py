@@ -108,9 +108,15 @@ def test_a_loss_that_has_no_derivative_at_theta_says_so(method):
     def norm(prediction, target):
         return half_mse(prediction, target) + (prediction - prediction).norm()
 
-    message = "derivative at theta, where no inner_lr and no number of steps can help; look for a norm or square root"
+    message = "derivative at theta, where no inner_lr and no number of steps can help; look for a norm, square root"
     refused(method, f"has no finite {message}", Diverged, loss=branch)
     (theta, apply), tasks = linear(), regression(shots=5)
+    refused(
+        method,
+        f"the support loss has no finite {message.replace('derivative', 'value')}",
+        Diverged,
+        loss=lambda p, y: (p - p).log().mean(),
+    )
     with pytest.raises(Diverged, match=f"has no finite second {message}"):
         METHODS["AMAML-euler"](apply, norm, 0.05, 5).meta_gradient(theta, tasks)
 
@@ -144,6 +150,12 @@ def test_an_inner_loop_that_diverges_raises_in_every_method(method):
     refused(method, "try a smaller inner_lr", Diverged, loss=lambda p, t: 1e6 * quartic(p, t), theta=100 * linear()[0])
 
 
+def test_rates_that_are_not_finite_are_named():
+    (theta, apply), tasks = linear(), regression()
+    with pytest.raises(InputError, match="inner_lr holds NaN; an earlier update"):
+        AMAML(apply, half_mse, torch.full_like(theta, torch.nan), 5, solver="euler").meta_gradient(theta, tasks)
+
+
 def test_missing_targets_that_a_loss_leaves_out_are_no_mistake(method):
     (theta, apply), tasks = linear(), regression()
     tasks.support_y[1, 2] = torch.nan
@@ -164,8 +176,8 @@ def test_data_that_are_not_finite_cost_one_solve(monkeypatch):
     assert len(solved) == 1
 
 
-def test_a_query_loss_without_a_gradient_is_told_at_once(monkeypatch):
+def test_a_query_loss_without_a_gradient_is_told_at_once():
     (theta, apply), tasks = linear(), regression()
     learner = AMAML(apply, half_mse, 0.05, 5, query_loss=lambda p, t: (p - p).square().sum().sqrt())  # 0 / 0
-    with pytest.raises(Diverged, match="gradient of the query loss at the adapted parameters is not finite"):
+    with pytest.raises(Diverged, match="the query loss has no finite derivative at theta"):
         learner.meta_gradient(theta, tasks)

@@ -2,10 +2,12 @@
 
 import copy
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from helpers.modules import Forward
 from helpers.problems import generator, regression, relative_error
 from helpers.unrolled import STEPS, Problem, number
 
@@ -227,6 +229,17 @@ def test_a_batch_of_padding_alone_is_named():
     meta = amaml.Adaptation(module, torch.nn.MSELoss(reduction="none"), 0.03, 8, method="maml", inner_batch=2)
     with pytest.raises(InputError, match="inner_batch takes the same points of every task"):
         meta(tasks)
+
+
+@pytest.mark.filterwarnings("ignore:torch cannot batch:RuntimeWarning")
+def test_a_point_of_weight_zero_does_not_reach_those_after_it():
+    layers, tasks = (torch.nn.Linear(2, 1), Forward(lambda m, h: h.cumsum(0))), regression(2, 4, 5)
+    network, loss = torch.nn.Sequential(*layers).double(), torch.nn.MSELoss(reduction="none")
+    meta = amaml.Adaptation(network, loss, 0.03, 3, method="maml")
+    x, y, weight = tasks.support_x, tasks.support_y, torch.ones(2, 4).double()
+    fewer = replace(tasks, support_x=x[:, 1:], support_y=y[:, 1:], support_weight=weight[:, 1:])
+    weight[:, 0] = 0
+    assert meta(replace(tasks, support_weight=weight)).item() == pytest.approx(meta(fewer).item(), rel=1e-12)
 
 
 @pytest.mark.filterwarnings("ignore:torch cannot batch:RuntimeWarning")
