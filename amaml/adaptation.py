@@ -12,7 +12,7 @@ from amaml.arguments import check_at, is_number, steps_of
 from amaml.checks import check_tasks
 from amaml.chunked import Chunked, Each, in_turn
 from amaml.engine import derivatives
-from amaml.engine.calling import announce_backward, uncompiled
+from amaml.engine.calling import announce_backward, check_surroundings, uncompiled
 from amaml.engine.closures import Watched
 from amaml.engine.derivatives import Loss
 from amaml.errors import Diverged, InputError
@@ -302,6 +302,7 @@ class Adaptation(nn.Module):
 
     def _with_shared(self, tasks: Tasks) -> Tasks:
         check_tasks(tasks)
+        check_surroundings(tasks.device.type)
         if tasks.shared is not None:
             raise InputError(
                 "an Adaptation shares the parameters of its module among the tasks; leave Tasks(shared=...) out, and "

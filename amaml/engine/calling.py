@@ -45,8 +45,13 @@ def uncompiled(method: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-def refuse_autocast(device_type: str) -> None:
-    """Raise InputError within torch.autocast."""
+def check_surroundings(device_type: str) -> None:
+    """Raise InputError within torch.autocast, and within a transform of torch.func."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise InputError(
+            "no transform of torch.func (vmap, grad, jacrev, jvp) goes through an inner loop; take its gradient by "
+            "torch.autograd, as .backward(), and give what is to be batched as tasks"
+        )
     if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         raise InputError(
             "torch.autocast is on, which rounds inside the derivatives; call outside of it, or within "

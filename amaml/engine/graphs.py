@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from amaml.engine import task
-from amaml.engine.calling import exclusive, refuse_autocast, returning
+from amaml.engine.calling import check_surroundings, exclusive, returning
 from amaml.engine.closures import Path, changed, find_values, follow
 from amaml.engine.compiling import compile_graph, compiling
 from amaml.engine.faults import by_itself, described, go_apart, is_mistake
@@ -50,8 +50,8 @@ def replay(define: Definition, apply: Any, loss: Any, *arguments: Any, bound: Bo
     """define at the arguments: phi (tasks, P) first, the points x and y of the tasks last, which may be trees.
 
     bound: what a first call has looked up, for many that differ from it in the numbers of phi (and v) alone.
-    Raises InputError under torch.autocast, and for a network or loss that draws random numbers, fails by itself, gives
-    another value at every call, has no derivative, or depends on what would get no gradient.
+    Raises InputError under torch.autocast and torch.func, and for a network or loss that draws random numbers, fails by
+    itself, gives another value at every call, has no derivative, or depends on what would get no gradient.
     """
     bound = {} if bound is None else bound
     if define not in bound:
@@ -66,7 +66,7 @@ def refresh(apply: Any, loss: Any, theta: Tensor) -> None:
 
     The price is a look at the values within reach, and one loss of one task, computed twice; waits for the device once.
     """
-    refuse_autocast(theta.device.type)
+    check_surroundings(theta.device.type)
     with exclusive:
         _family((apply, loss), theta[None]).refresh((apply, loss), theta)
 
@@ -77,7 +77,7 @@ def _looked_up(define: Definition, root: tuple, arguments: tuple) -> Function:
     """define as a function of all but the points."""
     *own, x, y = arguments
     (apply, _), phi = root, own[0]
-    refuse_autocast(phi.device.type)
+    check_surroundings(phi.device.type)
     family = _family(root, phi)
     tensors, structure = tree_flatten(arguments)
     key = Key(define, compiling.get(), structure, tuple((t.shape, t.dtype, t.device) for t in tensors))

@@ -38,6 +38,11 @@ def called(**options):
     return problem.adaptation(**options).adapt(problem.tasks).sum().backward()
 
 
+def transformed(way) -> None:
+    meta, given = small()
+    way(lambda rate: meta(given, inner_lr=rate.sum()))(torch.ones(1).double())
+
+
 def buffered() -> nn.Module:
     module = body().double()
     module.register_buffer("scale", torch.ones(1, requires_grad=True))
@@ -106,6 +111,7 @@ OF_ADAPTATION = [
     (lambda: Adaptation(lambda x: x, half_mse, 0.1, 3), "module must be an nn.Module, got function"),
     (frozen_later, "no parameter of the module requires a gradient; thaw what adapts"),
     (lambda: small()[0](TASKS, at=(1, 2), weights=LEARNED), "query_weights require a gradient and would get none"),
+    *((lambda way=way: transformed(way), "no transform of torch.func") for way in (torch.vmap, torch.func.grad)),
     (lambda: small()[0].adapt(TASKS, inner_steps=0), "inner_steps must be a positive integer, got 0"),
     *((lambda at=at: small()[0].adapt(TASKS, at=at), "at must be increasing numbers") for at in BAD_TIMES),
 ]
