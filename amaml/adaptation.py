@@ -27,6 +27,7 @@ from amaml.points import Points
 from amaml.rates import Rate, Rates, rate_and_schedule
 from amaml.tasks import Tasks
 
+FIXED = ("adapt", "method", "objective", "penalty", "batched")  # keywords that are read once
 EVERYTHING = ("",)  # beginnings of the names of what has a meta-gradient: every name begins with it
 
 
@@ -133,7 +134,7 @@ class Adaptation(nn.Module):
         elif name in numbers:
             optimizer = learner.inner_optimizer.with_numbers({numbers[name]: value})
             self._learner = replace(learner, inner_optimizer=optimizer)
-        elif type(self) is Adaptation and hasattr(learner, name) and not hasattr(self, name):
+        elif type(self) is Adaptation and (name in FIXED or (hasattr(learner, name) and not hasattr(self, name))):
             raise InputError(f"{name} of an Adaptation stays as it was given; make another Adaptation({name}=...)")
 
     @uncompiled
@@ -231,7 +232,10 @@ class Adaptation(nn.Module):
     def set_extra_state(self, state: dict[str, Any] | None) -> None:
         """The memory from a state_dict()."""
         empty = self._learner.init()
-        self.memory = empty if state is None else type(empty).of(state)
+        try:
+            self.memory = empty if state is None else type(empty).of(state)
+        except (AttributeError, KeyError, TypeError) as fault:
+            raise InputError(f"the state_dict() is not of method {self.name}; load it where it was saved") from fault
 
     def _path(self, learner: MetaLearner, theta: Tensor, tasks: Tasks, at: Sequence[int]) -> Tensor:
         """The parameters after `at` inner steps, (times, tasks, P), in autograd's graph where one is asked for."""
@@ -325,8 +329,8 @@ class Adaptation(nn.Module):
         count = self._learner.inner_steps if inner_steps is None else inner_steps
         rate, schedule = rate_and_schedule(given, count, theta, self.function.shapes)
         prox = self.prox if prox is None else prox
-        if isinstance(prox, Tensor) and prox.ndim:
-            raise InputError(f"prox must be a number or a tensor of one, got shape {tuple(prox.shape)}")
+        if isinstance(prox, Tensor) and (prox.ndim or prox.is_complex()):
+            raise InputError(f"prox must be a number or a tensor of one, got {prox.dtype} of {tuple(prox.shape)}")
         now = {
             "prox": prox.to(theta) if isinstance(prox, Tensor) else prox,
             "schedule": schedule,

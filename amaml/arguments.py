@@ -66,7 +66,8 @@ def check_query_steps(steps: Sequence[int] | None, weights: Sequence[float] | No
         check_at(steps, inner_steps, "query_steps")
     if weights is None:
         return
-    if len(weights) != len(steps or (inner_steps,)) or not all(is_number(number(weight)) for weight in weights):
+    finite = (is_number(value) and math.isfinite(value) for value in map(number, weights))
+    if len(weights) != len(steps or (inner_steps,)) or not all(finite):
         raise InputError(
             f"query_weights must have a number for each of {len(steps or (inner_steps,))} query_steps, got {weights!r}"
         )

@@ -112,7 +112,7 @@ class Flattened:
         """phi (..., P) as named tensors (..., *shape)."""
         shapes = self.shapes
         sizes = [shape.numel() for shape in shapes.values()]
-        if phi.shape[-1:] != (sum(sizes),):
+        if not isinstance(phi, Tensor) or phi.shape[-1:] != (sum(sizes),):
             raise self.wrong_size(phi)
         pieces = zip(shapes.items(), phi.split(sizes, -1), strict=True)
         return {name: piece.unflatten(-1, shape) if shape else piece[..., 0] for (name, shape), piece in pieces}
@@ -122,16 +122,16 @@ class Flattened:
 
         What is not in theta, frozen parameters and buffers, is the module's own. All are copies.
         """
-        if theta.ndim != 1:
+        if not isinstance(theta, Tensor) or theta.ndim != 1:
             raise self.wrong_size(theta)
         layout, state = self._layout(), self.module.state_dict(keep_vars=True)
         pieces = {id(layout.tensor(name)): piece for name, piece in self.pieces(theta).items()}
         chosen = {name: pieces.get(id(value), value) for name, value in state.items()}
         return {name: v.detach().clone() if isinstance(v, Tensor) else copy.deepcopy(v) for name, v in chosen.items()}
 
-    def wrong_size(self, theta: Tensor) -> InputError:
+    def wrong_size(self, theta: Any) -> InputError:
         """The error for what are not the parameters that adapt."""
-        found = f"{theta.numel()} numbers" if theta.ndim == 1 else f"shape {tuple(theta.shape)}"
+        found = f"shape {tuple(theta.shape)}" if isinstance(theta, Tensor) else f"type {type(theta).__name__}"
         own = f"{sum(shape.numel() for shape in self.shapes.values())} parameters"
         return InputError(f"theta has {found}, the module has {own}; amaml.flatten(module) makes theta (P,)")
 
@@ -184,7 +184,7 @@ def load(module: nn.Module, theta: Tensor) -> None:
     to.
     """
     apply = Flattened(module)
-    if theta.ndim != 1:
+    if not isinstance(theta, Tensor) or theta.ndim != 1:
         raise apply.wrong_size(theta)
     parameters = dict(unwrapped(module).named_parameters())
     for name, piece in apply.pieces(theta).items():

@@ -56,8 +56,12 @@ def call(function: Callable[..., Any], x: Points) -> Any:
 
 
 def first(points: Points) -> Tensor:
-    """One of the tensors."""
-    return points if isinstance(points, Tensor) else tree_flatten(points)[0][0]
+    """One of the tensors; raises InputError where there is none."""
+    if isinstance(points, Tensor):
+        return points
+    if not (leaves := tree_flatten(points)[0]):
+        raise InputError(f"points without a tensor, {points!r}; give a tensor, or a tuple or dict of tensors")
+    return leaves[0]
 
 
 def map_points(change: Callable[[Tensor], Tensor], points: Any) -> Any:

@@ -23,11 +23,10 @@ class Rates(nn.Module):
                 f"{extra or 'none'} not adapted"
             )
         for name, shape in shapes.items():
-            rate = torch.as_tensor(rates[name])
-            if rate.ndim and rate.shape != shape:
-                raise InputError(
-                    f"inner_lr of {name} has shape {tuple(rate.shape)}; give a scalar, or a tensor of {tuple(shape)}"
-                )
+            rate = rates[name]
+            rate = torch.as_tensor(rate) if is_number(rate) else rate
+            if not isinstance(rate, Tensor) or rate.is_complex() or (rate.ndim and rate.shape != shape):
+                raise InputError(f"inner_lr of {name} is {_told(rate)}; give a scalar, or a tensor of {tuple(shape)}")
             setattr(self, _key(name), rate)
         self.shapes = dict(shapes)
 
@@ -39,6 +38,10 @@ class Rates(nn.Module):
 
 def _key(name: str) -> str:
     return "rate/" + name.replace(".", "/")  # a dot would name a part of a module
+
+
+def _told(rate: object) -> str:
+    return f"{rate.dtype} of shape {tuple(rate.shape)}" if isinstance(rate, Tensor) else type(rate).__name__
 
 
 def rate_and_schedule(
@@ -59,14 +62,13 @@ def rate_and_schedule(
             rate = torch.stack([torch.as_tensor(size, dtype=theta.dtype, device=theta.device) for size in rate])
     except (RuntimeError, TypeError, ValueError) as fault:
         raise InputError(f"inner_lr as a schedule gives no number for each inner step, from 0: {fault}") from fault
-    if isinstance(rate, Tensor) and rate.ndim == 1:
+    if isinstance(rate, Tensor) and rate.ndim == 1 and not rate.is_complex():
         if len(rate) != steps:
             raise InputError(f"inner_lr as a schedule has a size for each of the {steps} inner steps, got {len(rate)}")
         return 1.0, rate.to(theta)
-    if rate.ndim if isinstance(rate, Tensor) else not is_number(rate):
-        found = f"shape {tuple(rate.shape)}" if isinstance(rate, Tensor) else type(rate).__name__
+    if (rate.ndim or rate.is_complex()) if isinstance(rate, Tensor) else not is_number(rate):
         raise InputError(
             "inner_lr must be a number or a tensor of one, a dict of one for each adapted parameter, or a schedule: a "
-            f"size for each inner step, as a list, a tensor or a function of the step from 0; got {found}"
+            f"size for each inner step, as a list, a tensor or a function of the step from 0; got {_told(rate)}"
         )
     return rate.to(theta) if isinstance(rate, Tensor) else rate, None

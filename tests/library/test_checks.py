@@ -46,7 +46,7 @@ def mistakes():
         ({"theta": [theta[:2], theta[2:]]}, flat + ".*got list of 2; amaml.flatten"),
         ({"theta": theta[None]}, flat + r".*got shape \(1, 3\)"),
         ({"theta": theta.long()}, flat + r" of floating-point numbers, got shape \(3,\) of torch.int64"),
-        ({"theta": theta[:-1]}, "theta has 2 numbers, the module has 3 parameters"),
+        ({"theta": theta[:-1]}, r"theta has shape \(2,\), the module has 3 parameters"),
         ({"theta": theta * torch.nan}, "theta holds NaN"),
         ({"apply": nn.Linear(2, 1)}, "apply must be a function.*got Linear; amaml.flatten"),
         ({"tasks": changed(t, support_y=t.support_y[..., 0])}, r"targets \(5,\)"),

@@ -95,14 +95,20 @@ OF_ADAPTATION = [
     (lambda: small(method="mamml"), r"unknown method 'mamml'; did you mean 'maml'"),
     (lambda: small(solvr="auto"), r"unknown keyword of method amaml 'solvr'; did you mean 'solver'"),
     (lambda: small(inner_lr=RATE), r"must have a rate for every adapted parameter: \['head.bias'\] missing"),
-    (lambda: small(inner_lr=RATE | {"head.bias": torch.ones(2)}), r"head.bias has shape \(2,\); give a scalar"),
+    (lambda: small(inner_lr=RATE | {"head.bias": torch.ones(2)}), r"head.bias is .* of shape \(2,\); give a scalar"),
     (lambda: small(inner_lr=RATE | {"head.bias": -0.1}, solver="auto"), r"negative rate, -0.1, which no flow.*exp\(\)"),
+    (lambda: small(inner_lr=RATE | {"head.bias": "0.1"}), "inner_lr of head.bias is str; give a scalar"),
+    (lambda: setattr(small()[0], "method", "fomaml"), "method of an Adaptation stays as it was given"),
+    (lambda: small()[0].set_extra_state({"problem": 1}), "the state_dict.. is not of method"),
     (lambda: small(method="fomaml", prox=0.1), "method fomaml has no prox"),
     (lambda: small(inner_steps=True), "inner_steps must be a positive integer, got True"),
     (lambda: small(rtol="1e-3"), "rtol must lie between 0 and 1, got '1e-3'"),
     (lambda: small(prox=True), "prox must be zero or a positive number, got True"),
     (lambda: small(solver=None), "unknown solver None"),
-    (lambda: small(query_steps=(2, 5), query_weights=(1, "a")), "query_weights must have a number for each of 2"),
+    *(
+        (lambda w=w: small(query_steps=(2, 5), query_weights=(1, w)), "query_weights must have a number for each of 2")
+        for w in ("a", math.nan)
+    ),
     (lambda: small(method="fomaml")[0](replace(TASKS, support_x=ASKED)), f"{UNDEFINED} support_x.*amaml or maml"),
     (lambda: small(method="imaml", inner_lr=LEARNED[0])[0](TASKS), f"method imaml {UNDEFINED} inner_lr"),
     (lambda: small(method="reptile")[0](TASKS), f"method reptile {UNDEFINED} shared.body.0.weight"),
@@ -128,6 +134,7 @@ OF_INNER_LOOPS = [
     *(({"inner_batch": n}, "inner_batch must be 1 to 6 support points.* got") for n in (9, 0, 2.5, True, [[0]] * 7)),
     ({"inner_batch": torch.tensor([[6]] * 7)}, "tensor .7 steps, n. of their numbers from 0 to 5, got"),
     *(({"inner_lr": lr}, "a schedule gives no number for each inner step") for lr in ([0.1, None], lambda: 0.1)),
+    *(({name: torch.tensor(0.1j)}, f"{name} must be a number.* got torch.complex64") for name in ("inner_lr", "prox")),
     ({"inner_lr": math.inf}, "inner_lr must be a positive number, got inf"),
     ({"prox": "weak"}, "prox must be zero or a positive number, got 'weak'"),
     ({"inner_optimizer": torch.optim.Adam}, "inner_optimizer must be one of .* got Adam"),
@@ -137,10 +144,13 @@ OF_INNER_LOOPS = [
 OF_INNER_LOOPS = [(lambda options=options: called(**options), message) for options, message in OF_INNER_LOOPS]
 
 
-SIZE, DROPOUT = "theta has 50 numbers, the module has 51 parameters", "is active and has no deterministic gradient"
+SIZE, DROPOUT = r"theta has shape \(50,\), the module has 51 parameters", "is active and has no deterministic gradient"
 OF_MODULES = [
     (lambda: amaml.load(amaml.mlp(2, 1, 5).double(), THETA[1:]), SIZE),
     (lambda: APPLY.unflatten(THETA[1:]), SIZE),
+    (lambda: amaml.load(amaml.mlp(2, 1, 5), THETA.numpy()), "theta has type ndarray"),
+    (lambda: APPLY.pieces([0.0]), "theta has type list"),
+    (lambda: amaml.predict(APPLY, THETA[None], ()), r"points without a tensor, \(\)"),
     (lambda: APPLY(THETA[1:], torch.zeros(3, 2, dtype=torch.float64)), SIZE),
     (lambda: APPLY.unflatten(THETA.expand(2, -1)), r"theta has shape \(2, 51\), the module has 51"),
     (lambda: amaml.flatten(nn.ModuleDict({"a": nn.MultiheadAttention(2, 1, 0.5)})), f"dropout 'a' {DROPOUT}"),
