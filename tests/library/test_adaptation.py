@@ -46,7 +46,7 @@ def limit(problem: Problem, meta: Adaptation) -> list[torch.Tensor]:
 
 
 OPTIONS = ({"solver": "rkc"}, {"solver": "dopri5"}, {"adjoint": "continuous"}, {"checkpoints": 2}, {"task_chunk": 2})
-FLOWS = [(case, "scalar", ({},)) for case in ("mlp", "parts of both", "conv", "transformer")]
+FLOWS = [(case, "scalar", ({},)) for case in ("mlp", "parts of both", "conv", "dict")]
 FLOWS += [("head of a body", rates, OPTIONS) for rates in ("scalar", "each")]
 
 
