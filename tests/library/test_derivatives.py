@@ -1,7 +1,7 @@
 """Single derivatives, and conjugate gradients against dense algebra."""
 
 import torch
-from helpers.problems import mlp, regression
+from helpers.problems import generator, mlp, regression
 
 import amaml
 from amaml.engine import derivatives
@@ -14,33 +14,24 @@ def test_traced_graphs_hold_no_autograd_graph():
     assert not derivatives.gradients(apply, amaml.half_mse, phi, *tasks.support).requires_grad
 
 
-def _positive_definite(tasks: int, size: int) -> torch.Tensor:
-    a = torch.randn(tasks, size, size, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    return a @ a.mT + torch.eye(size, dtype=torch.float64)
-
-
 def test_conjugate_gradient_solves_to_rounding_in_as_many_iterations_as_unknowns():
-    a = _positive_definite(3, 6)
-    b = torch.randn(3, 6, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
-    x = conjugate_gradient(lambda v: (a @ v[..., None])[..., 0], b, iterations=9)
-    torch.testing.assert_close(x, torch.linalg.solve(a, b), rtol=1e-9, atol=1e-11)
+    a, b = (torch.randn(3, 6, n, generator=generator(5), dtype=torch.float64) for n in (6, 1))
+    a = a @ a.mT + torch.eye(6, dtype=torch.float64)
+    x = conjugate_gradient(lambda v: (a @ v[..., None])[..., 0], b[..., 0], iterations=9)
+    torch.testing.assert_close(x, torch.linalg.solve(a, b)[..., 0], rtol=1e-9, atol=1e-11)
 
 
 def test_conjugate_gradient_on_the_identity_is_done_after_one_iteration_and_stays():
-    b = torch.randn(3, 6, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
-    b[1] = 0.0
+    b = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
     for iterations in (1, 5):
         assert torch.equal(conjugate_gradient(lambda v: v, b, iterations), b)
 
 
 def test_conjugate_gradient_keeps_the_x_of_a_row_that_meets_negative_curvature():
-    """Of three systems the first is positive definite, the second not along the second direction, the third not at all.
-
-    By hand: the first step goes b'b / b'Ab along b.
-    """
+    """Positive definite, not along the second direction, not at all; the first step goes b'b / b'Ab along b."""
     diagonal = torch.tensor([[1.0, 2.0, 3.0], [-1.0, 1.0, 5.0], [-1.0, -2.0, -3.0]], dtype=torch.float64)
     b = torch.ones(3, 3, dtype=torch.float64)
-    expected = torch.stack([b[0] / diagonal[0], b[1] * 3 / 5, torch.zeros(3, dtype=torch.float64)])
+    expected = torch.stack([b[0] / diagonal[0], b[1] * 3 / 5, 0 * b[2]])
     for iterations in (3, 4, 7):
         x = conjugate_gradient(lambda v: diagonal * v, b, iterations)
         torch.testing.assert_close(x, expected, rtol=1e-12, atol=0)
@@ -49,11 +40,7 @@ def test_conjugate_gradient_keeps_the_x_of_a_row_that_meets_negative_curvature()
 def test_data_is_detached():
     """(a b.data)^2 / 2 has the Hessian diag(b^2, 0) in (a, b); .data would hide b from one derivative alone."""
     theta, x = torch.tensor([[0.3, 0.7]], dtype=torch.float64), torch.ones(1, 1, 1, dtype=torch.float64)
-
-    def apply(theta, x):
-        return theta[0] * theta[1].data * x
-
-    for direction, expected in ([1.0, 0.0], [0.49, 0.0]), ([0.0, 1.0], [0.0, 0.0]):
-        v = torch.tensor([direction], dtype=torch.float64)
-        hvp = derivatives.hvps(apply, amaml.half_mse, theta, v, x, 0 * x)
-        torch.testing.assert_close(hvp, torch.tensor([expected], dtype=torch.float64))
+    for v, expected in (([1.0, 0.0], [0.49, 0.0]), ([0.0, 1.0], [0.0, 0.0])):
+        v, expected = (torch.tensor([row], dtype=torch.float64) for row in (v, expected))
+        hvp = derivatives.hvps(lambda u, x: u[0] * u[1].data * x, amaml.half_mse, theta, v, x, 0 * x)
+        torch.testing.assert_close(hvp, expected)

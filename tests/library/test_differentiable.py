@@ -128,7 +128,7 @@ def test_the_gradient_through_rmsprop_momentum_and_decoupled_decay():
     momentum, decay = number(0.9), number(0.1)
     nesterov, decoupled = {"momentum": momentum, "nesterov": True}, {"weight_decay": decay}
     for name, rule, given, path, more in (
-        ("rmsprop", RULES["rmsprop"], {}, {}, ()),
+        *((name, RULES[name], {}, {}, ()) for name in ("momentum", "rmsprop")),
         ("sgd", lambda g, s, k: RULES["sgd"](g, s, k, **nesterov), nesterov, {}, [momentum]),
         ("adamw", RULES["adam"], decoupled, {"decoupled": decay}, [decay]),
     ):
