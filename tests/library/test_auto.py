@@ -46,15 +46,19 @@ def test_auto_is_gradient_descent_at_its_price_where_the_flow_is_as_dear(network
     assert torch.equal(learner.adapt(theta, tasks), exact.adapt(theta, tasks))
 
 
+def after(learner: AMAML, theta, tasks, calls: int) -> Memory:
+    memory = learner.init()
+    for _ in range(calls):
+        memory = learner.update(memory, learner.gradient(theta, tasks, memory))
+    return memory
+
+
 def test_auto_follows_a_smooth_flow_of_many_steps_and_remembers():
     (theta, apply), tasks = mlp(), regression(shots=20)
     learner = AMAML(apply, half_mse, 0.01, 500)
-    memory = learner.init()
-    for _ in range(6):
-        memory = learner.update(memory, learner.gradient(theta, tasks, memory))
-    assert not memory.descended
+    memory = after(learner, theta, tasks, 6)
     later = learner.gradient(theta, tasks, memory)
-    assert later.solver == "auto"
+    assert (memory.descended, later.solver) == (False, "auto")
     assert later.evaluations.total < 0.5 * 500
 
 
@@ -64,11 +68,9 @@ def test_auto_follows_the_flow_of_long_steps_where_that_is_the_cheaper():
     narrow = torch.tensor([1.0, 0.1], dtype=torch.float64)
     tasks = replace(given, support_x=given.support_x * narrow, query_x=given.query_x * narrow)
     learner = AMAML(apply, half_mse, 1.3 / 1.398, 200, rtol=1e-2)
-    memory = learner.init()
-    for _ in range(5):
-        memory = learner.update(memory, learner.gradient(theta, tasks, memory))
-    later = learner.gradient(theta, tasks, memory)
+    memory = after(learner, theta, tasks, 5)
     assert memory.leading.value * learner.inner_lr > 1.2
+    later = learner.gradient(theta, tasks, memory)
     assert (later.solver, later.evaluations.total < 0.5 * 400) == ("auto", True)
 
 
@@ -77,9 +79,7 @@ def test_auto_looks_again_where_the_gradient_jumps():
     (theta, apply), tasks = mlp(), regression(shots=20)
     learner = AMAML(apply, half_mse, 0.01, 500)
     memory = Memory(learner.problem(theta), descended=True, interval=50.0)
-    memory = learner.controller.update(memory, 1e-3, Observation(1000, norm=1.0, descended=True))
-    assert learner.gradient(theta, tasks, memory).solver == "euler"
-    for _ in range(3):
-        memory = learner.controller.update(memory, 1e-3, Observation(1000, norm=1.0, descended=True))
-    memory = learner.controller.update(memory, 1e-3, Observation(1000, norm=9.0, descended=True))
-    assert learner.gradient(theta, tasks, memory).solver == "auto"
+    for norm, solver in (*(4 * [(1.0, "euler")]), (9.0, "auto")):
+        seen = Observation(1000, norm=norm, descended=True)
+        memory = learner.controller.update(memory, 1e-3, seen)
+        assert learner.gradient(theta, tasks, memory).solver == solver

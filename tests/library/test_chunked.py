@@ -1,7 +1,6 @@
 """Chunks: the same mean, work counted by its share, errors that add up, one state for all."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -29,49 +28,35 @@ def test_chunks_leave_the_mean_unchanged(size):
         assert parts.error is None
 
 
-def part(value: float, error: float | None, measured=True) -> MetaGradient:
-    seen = Observation(10, 3.0, 0.1, abs(value), error if measured else None, 16 if measured else 0)
+def part(value: float, error: float, leading=None, measured=True) -> MetaGradient:
+    found = (error, 16) if measured else (None, 0)
+    seen = Observation(10, 3.0, 0.1, abs(value), *found, leading=leading)
     return MetaGradient(torch.tensor([[value, 0.0]]), torch.ones(1), Evaluations(5, 5, 0, 0), error, measured, seen)
 
 
-def test_errors_add_up_relative_to_the_mean():
-    """Absolute errors 0.3 and 0.1 on gradients 3 and -1: 0.2 at most on their mean, 1."""
-    folded = fold([part(3.0, 0.1), part(-1.0, 0.1)], [0.5, 0.5])
-    assert folded.value[0] == 1
-    assert folded.error == pytest.approx(0.2)
-    assert folded.observation == Observation(10, 3.0, pytest.approx(0.2), 1.0, pytest.approx(0.2), 16)
-    assert folded.measured
-
-
-def test_the_sharpest_chunk_is_remembered():
-    parts = [part(3.0, 0.1), part(1.0, 0.1), part(1.0, 0.1)]
-    known = [Leading(2.0, torch.ones(2)), None, Leading(5.0, torch.zeros(2))]
-    parts = [replace(one, observation=one.observation._replace(leading=k)) for one, k in zip(parts, known, strict=True)]
-    assert fold(parts, [1 / 3] * 3).observation.leading is known[2]
+def test_errors_add_up_relative_to_the_mean_and_the_sharpest_chunk_is_remembered():
+    """Absolute errors 0.3 and 0.1 on gradients 3 and -1: 0.2 at most on their mean, 1; none where they cancel."""
+    known = [Leading(2.0, torch.ones(2)), Leading(5.0, torch.zeros(2))]
+    parts = [part(3.0, 0.1, known[0]), part(-1.0, 0.1, known[1])]
+    folded, error = fold(parts, [0.5, 0.5]), pytest.approx(0.2)
+    assert (folded.value[0], folded.error, folded.measured) == (1, error, True)
+    assert folded.observation == Observation(10, 3.0, error, 1.0, error, 16, leading=known[1])
+    assert fold([part(1.0, 0.1, None), part(-1.0, 0.1, known[0])], [0.5, 0.5]).error == math.inf
 
 
 def test_a_mean_of_chunks_is_measured_where_all_of_them_are():
     folded = fold([part(3.0, 0.1), part(1.0, 0.1, measured=False)], [0.5, 0.5])
-    assert not folded.measured
-    assert folded.observation.error is None
-    assert folded.error == pytest.approx(0.1)
-
-
-def test_gradients_that_cancel_have_no_relative_error():
-    assert fold([part(1.0, 0.1), part(-1.0, 0.1)], [0.5, 0.5]).error == math.inf
+    assert (folded.measured, folded.observation.error, folded.error) == (False, None, pytest.approx(0.1))
 
 
 def test_chunked_a_maml_learns_once_from_all_chunks():
     (theta, apply), tasks = mlp(), regression(tasks=5)
     learner = Chunked(AMAML(apply, half_mse, 0.05, 40, solver="rk4"), 2)
-    first = learner.gradient(theta, tasks, learner.init())
-    assert first.measured
-    memory = learner.update(learner.init(), first)
-    assert memory.interval > 1
-    assert len(memory.calls) == 1
-    second = learner.gradient(theta, tasks, memory)
-    assert len(learner.update(memory, second).calls) == 2
-    assert second.error is not None
     reference = AMAML(apply, half_mse, 0.05, 40, solver="rk4", rtol=1e-7).meta_gradient(theta, tasks)
-    for gradient in (first, second):
+    memory = learner.init()
+    for calls in (1, 2):
+        gradient = learner.gradient(theta, tasks, memory)
+        memory = learner.update(memory, gradient)
+        assert len(memory.calls) == calls
+        assert memory.interval > 1
         assert relative_error(gradient.value, reference.value) < 3 * gradient.error + 1e-6

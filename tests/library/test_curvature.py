@@ -20,6 +20,17 @@ def test_lambda_max_is_settled_before_it_is_believed():
     assert (found > 0.9 * largest).all()
 
 
+HIDDEN = [50.0] + 39 * [1.0]
+
+
+def diagonal(hessian: list[float], theta: list[float]) -> GradientFlow:
+    """The flow of a diagonal Hessian whose minimum is 1 in every direction."""
+    h, theta = (torch.tensor(values, dtype=torch.float64) for values in (hessian, theta))
+    x = (len(h) * h).sqrt().diag()[None]
+    y = x.sum(-1, keepdim=True)
+    return GradientFlow(lambda u, x: (x @ u)[:, None], half_mse, Tasks(x, y, x, y), theta)
+
+
 def products(flow: GradientFlow, curvature: Curvature, u) -> int:
     before = flow.evaluations.hvps
     curvature.at(u)
@@ -30,8 +41,7 @@ def test_a_look_that_finds_nothing_changed_takes_one_product():
     (theta, apply), tasks = mlp(), regression(shots=20)
     flow = GradientFlow(apply, half_mse, tasks, theta)
     curvature = Curvature(flow)
-    first = products(flow, curvature, flow.start)
-    assert first >= 3
+    assert products(flow, curvature, flow.start) >= 3
     assert products(flow, curvature, flow.start) == 0
     curvature.at(flow.start + 0.0)
     assert products(flow, curvature, flow.start + 1e-3) == 1
@@ -54,9 +64,8 @@ def test_what_another_batch_had_is_a_direction_to_begin_from_and_no_value(factor
 
 
 def test_a_stiff_direction_is_found_from_call_to_call_although_none_of_them_looks_long():
-    """H = diag(50, 1, ..., 1), and what is known is another eigenvector: each call begins where the last one ended."""
-    flow = hidden()
-    known = Leading(1.0, torch.eye(40, dtype=torch.float64)[1])
+    """What is known is another eigenvector: each call begins where the last one ended."""
+    flow, known = diagonal(HIDDEN, theta=[1.0] + 39 * [0.0]), Leading(1.0, torch.eye(40, dtype=torch.float64)[1])
     for _ in range(3):
         curvature = Curvature(flow, known=known)
         curvature.at(flow.start)
@@ -65,28 +74,13 @@ def test_a_stiff_direction_is_found_from_call_to_call_although_none_of_them_look
 
 
 def test_two_products_that_agree_within_a_fourth_are_enough():
-    """H = diag(1, 1/2): from (1, 1) the products are 0.79, 0.92 and 0.98 long."""
-    x = torch.tensor([1.0, 0.5], dtype=torch.float64).mul(2).sqrt().diag()[None]
-    y, theta = torch.zeros(1, 2, 1, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
-    flow = GradientFlow(lambda u, x: (x @ u)[:, None], half_mse, Tasks(x, y, x, y), theta)
-    start = torch.ones(1, 2, dtype=torch.float64)
+    """From (1, 1) the products are 0.79, 0.92 and 0.98 long."""
+    flow, start = diagonal([1.0, 0.5], theta=[2.0, 2.0]), torch.ones(1, 2, dtype=torch.float64)
     for known in (None, Leading(0.79, start[0])):  # which is not believed where the start is given
         assert products(flow, Curvature(flow, start, known), flow.start) == 2
 
 
 def test_a_stiff_direction_that_the_field_does_not_hold_is_seen():
-    flow = hidden()
+    flow = diagonal(HIDDEN, theta=[1.0] + 39 * [0.0])
     assert flow.at_start[0, 0] == 0
     assert Curvature(flow).at(flow.start)[0] > 40
-
-
-def hidden() -> GradientFlow:
-    """H = diag(50, 1, ..., 1) with theta optimal in the first direction."""
-    diagonal = torch.ones(40, dtype=torch.float64)
-    diagonal[0] = 50
-    x = (40 * diagonal).sqrt().diag()[None]
-    target = torch.ones(40, dtype=torch.float64)
-    theta = torch.zeros(40, dtype=torch.float64)
-    theta[0] = 1
-    y = (x @ target)[..., None]
-    return GradientFlow(lambda u, x: (x @ u)[:, None], lambda p, t: half_mse(p, t), Tasks(x, y, x, y), theta)
