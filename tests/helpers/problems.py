@@ -117,6 +117,14 @@ def slope_error(gradient: Tensor, function, x: Tensor, directions: int = 6, step
     return relative_error(along @ gradient, torch.stack([difference(step * e) for e in along]))
 
 
+def remembered(learner, theta: Tensor, batches: list[Tasks]):
+    """What a learner remembers after a call for every batch."""
+    memory = learner.init()
+    for tasks in batches:
+        memory = learner.update(memory, learner.gradient(theta, tasks, memory))
+    return memory
+
+
 def relative_error(value: Tensor, reference: Tensor) -> float:
     return ((value - reference).norm() / reference.norm()).item()
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.problems import mlp, regression, seeded
+from helpers.problems import mlp, regression, remembered, seeded
 from torch import nn
 
 from amaml import AMAML, OverBudget, half_mse
@@ -46,17 +46,10 @@ def test_auto_is_gradient_descent_at_its_price_where_the_flow_is_as_dear(network
     assert torch.equal(learner.adapt(theta, tasks), exact.adapt(theta, tasks))
 
 
-def after(learner: AMAML, theta, tasks, calls: int) -> Memory:
-    memory = learner.init()
-    for _ in range(calls):
-        memory = learner.update(memory, learner.gradient(theta, tasks, memory))
-    return memory
-
-
 def test_auto_follows_a_smooth_flow_of_many_steps_and_remembers():
     (theta, apply), tasks = mlp(), regression(shots=20)
     learner = AMAML(apply, half_mse, 0.01, 500)
-    memory = after(learner, theta, tasks, 6)
+    memory = remembered(learner, theta, 6 * [tasks])
     later = learner.gradient(theta, tasks, memory)
     assert (memory.descended, later.solver) == (False, "auto")
     assert later.evaluations.total < 0.5 * 500
@@ -68,7 +61,7 @@ def test_auto_follows_the_flow_of_long_steps_where_that_is_the_cheaper():
     narrow = torch.tensor([1.0, 0.1], dtype=torch.float64)
     tasks = replace(given, support_x=given.support_x * narrow, query_x=given.query_x * narrow)
     learner = AMAML(apply, half_mse, 1.3 / 1.398, 200, rtol=1e-2)
-    memory = after(learner, theta, tasks, 5)
+    memory = remembered(learner, theta, 5 * [tasks])
     assert memory.leading.value * learner.inner_lr > 1.2
     later = learner.gradient(theta, tasks, memory)
     assert (later.solver, later.evaluations.total < 0.5 * 400) == ("auto", True)
