@@ -27,14 +27,17 @@ def planned(mesh: GradedMesh, horizon: float, sharp: float, way: tuple[float, ..
     return moves
 
 
+def cost(moves: list) -> int:
+    return sum(move.scheme.cost for move in moves)
+
+
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-3])
 @pytest.mark.parametrize("way", [(0.1, 0.5, 1.0, 1.5), (0.4, 0.8, 1.2, 1.6)])
 def test_landing_on_four_more_times_costs_little(tolerance, way):
     """The steps are planned to the horizon; what lies on the way only cuts them."""
-    mesh = GradedMesh(SOLVERS["auto"], tolerance)
-    single, several = planned(mesh, 2.0, 7.5), planned(mesh, 2.0, 7.5, way)
+    single, several = (planned(GradedMesh(SOLVERS["auto"], tolerance), 2.0, 7.5, on) for on in ((), way))
     assert {move.end for move in several} > set(way)
-    assert sum(move.scheme.cost for move in several) <= 1.35 * sum(move.scheme.cost for move in single)
+    assert cost(several) <= 1.35 * cost(single)
 
 
 @pytest.mark.parametrize("name", GRADED)
@@ -42,23 +45,24 @@ def test_landing_on_four_more_times_costs_little(tolerance, way):
 def test_moves_cover_the_horizon_inside_the_stability_interval(name, horizon):
     mesh = GradedMesh(SOLVERS[name], 1e-3)
     moves = planned(mesh, horizon, 4.0)
-    assert (moves[0].start, moves[-1].end) == (0.0, horizon)
-    assert sum(move.scheme.cost for move in moves) == mesh.forecast(horizon, 4.0)
-    for move, following in zip(moves, [*moves[1:], None], strict=True):
-        assert move.h > 0
-        assert move.h * 4.0 < move.scheme.stability
-        assert following is None or move.end == following.start
+    assert cost(moves) == mesh.forecast(horizon, 4.0)
+    assert [move.start for move in moves] == [0.0, *(move.end for move in moves[:-1])]
+    assert moves[-1].end == horizon
+    assert all(0 < move.h * 4.0 < move.scheme.stability for move in moves)
 
 
 def test_a_graded_mesh_lands_on_every_end():
     (theta, apply), tasks = mlp(), regression()
-    trajectory = Trajectory(GradientFlow(apply, half_mse, tasks, theta))
-    GradedMesh(SOLVERS["auto"], 1e-4).follow(trajectory, (0.7, 5.0), Curvature(trajectory.flow))
-    times = [trajectory.moves[count - 1].end for count in trajectory.landings]
-    assert times == [0.7, 5.0]
-    whole = Trajectory(GradientFlow(apply, half_mse, tasks, theta))
-    GradedMesh(SOLVERS["rk4"], 1e-7).follow(whole, (0.7,), Curvature(whole.flow))
-    assert relative_error(next(iter(trajectory.landings.values())) - theta, whole.final - theta) < 1e-4
+
+    def follow(solver: str, tolerance: float, *ends: float) -> Trajectory:
+        trajectory = Trajectory(GradientFlow(apply, half_mse, tasks, theta))
+        GradedMesh(SOLVERS[solver], tolerance).follow(trajectory, ends, Curvature(trajectory.flow))
+        return trajectory
+
+    trajectory = follow("auto", 1e-4, 0.7, 5.0)
+    assert [trajectory.moves[count - 1].end for count in trajectory.landings] == [0.7, 5.0]
+    first = next(iter(trajectory.landings.values()))
+    assert relative_error(first - theta, follow("rk4", 1e-7, 0.7).final - theta) < 1e-4
 
 
 @pytest.mark.parametrize("scheme", [SSP3, RK4, MIDPOINT], ids=lambda scheme: scheme.name)
@@ -92,7 +96,7 @@ def test_steps_grow_with_the_tolerance_at_the_order_of_the_scheme():
         assert math.log(first[1] / first[0]) / math.log(100) == pytest.approx(1 / scheme.order, rel=0.01)
 
 
-def clock(monkeypatch, lambda_max) -> tuple[Trajectory, Curvature]:
+def clock(lambda_max) -> tuple[Trajectory, Curvature]:
     """A flow whose state is the time, u(t) = t, where lambda_max is a given function of time."""
 
     class Scripted:
@@ -100,20 +104,15 @@ def clock(monkeypatch, lambda_max) -> tuple[Trajectory, Curvature]:
             self.leading = Leading(lambda_max(u.item()), u)
             return [self.leading.value]
 
-    x = torch.ones(1, 1, 1, dtype=torch.float64)
-    flow = GradientFlow(
-        lambda theta, x: x * theta,
-        lambda prediction, target: -prediction.mean(),
-        Tasks(x, x, x, x),
-        torch.zeros(1, dtype=torch.float64),
-    )
+    x, theta = torch.ones(1, 1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    flow = GradientFlow(lambda theta, x: x * theta, lambda prediction, y: -prediction.mean(), Tasks(x, x, x, x), theta)
     return Trajectory(flow), Scripted()
 
 
 @pytest.mark.parametrize("solver", ["auto", "rkc", "rk4", "dopri5"])
-def test_a_block_that_lambda_max_outran_is_taken_again(monkeypatch, solver):
+def test_a_block_that_lambda_max_outran_is_taken_again(solver):
     """lambda_max jumps from 2 to 60 at t = 3: no step from there on may be too long for it."""
-    trajectory, curvature = clock(monkeypatch, lambda t: 2.0 if t < 3 else 60.0)
+    trajectory, curvature = clock(lambda t: 2.0 if t < 3 else 60.0)
     GradedMesh(SOLVERS[solver], 1e-3).follow(trajectory, (30.0,), curvature)
     assert trajectory.time == 30
     inside = [move for move in trajectory.moves if move.start >= 3]
@@ -123,34 +122,32 @@ def test_a_block_that_lambda_max_outran_is_taken_again(monkeypatch, solver):
 
 def test_the_rate_at_which_lambda_max_grows_is_foreseen(monkeypatch):
     """Where it grows like exp(1.5 t), blocks planned without its rate are outrun and taken again."""
-
-    def taken_again() -> int:
-        count = itertools.count()
-        rewind = Trajectory.rewind
-        with monkeypatch.context() as patch:
-            patch.setattr(Trajectory, "rewind", lambda *arguments: (next(count), rewind(*arguments)))
-            trajectory, curvature = clock(patch, lambda t: 20 * math.exp(1.5 * t))
-            GradedMesh(SOLVERS["rkc"], 1e-3).follow(trajectory, (2.0,), curvature)
-        return next(count)
-
-    foreseen, block = taken_again(), GradedMesh.block
-    monkeypatch.setattr(GradedMesh, "block", lambda self, *a: block(self, *a[:4]))
-    assert taken_again() > foreseen
+    rewinds, rewind, block = [], Trajectory.rewind, GradedMesh.block
+    monkeypatch.setattr(Trajectory, "rewind", lambda *arguments: (rewinds.append(1), rewind(*arguments)))
+    counts = []
+    for foreseen in (True, False):
+        if not foreseen:
+            monkeypatch.setattr(GradedMesh, "block", lambda self, *a: block(self, *a[:4]))
+        rewinds.clear()
+        trajectory, curvature = clock(lambda t: 20 * math.exp(1.5 * t))
+        GradedMesh(SOLVERS["rkc"], 1e-3).follow(trajectory, (2.0,), curvature)
+        counts.append(len(rewinds))
+    assert counts[0] < counts[1]
 
 
 @pytest.mark.parametrize("solver", ["auto", "rk4", "rkc", "dopri5"])
-def test_steps_for_the_continuous_adjoint_stay_within_heuns_limit(monkeypatch, solver):
-    for backward, limit in ((HEUN, HEUN.stability), (None, math.inf)):
-        trajectory, curvature = clock(monkeypatch, lambda t: 30.0)
+def test_steps_for_the_continuous_adjoint_stay_within_heuns_limit(solver):
+    longest = []
+    for backward in (HEUN, None):
+        trajectory, curvature = clock(lambda t: 30.0)
         GradedMesh(SOLVERS[solver], 0.1, backward).follow(trajectory, (10.0,), curvature)
-        assert max(30 * move.h for move in trajectory.moves) < limit
-    tested = max(30 * move.h for move in trajectory.moves) > HEUN.stability
-    assert tested == (solver != "rk4")  # whose own limit is below
+        longest.append(max(30 * move.h for move in trajectory.moves))
+    assert longest[0] < HEUN.stability
+    assert (longest[1] > HEUN.stability) == (solver != "rk4")  # whose own limit is below
 
 
 def test_auto_takes_every_scheme_where_it_is_the_cheapest():
-    """From the ends to the middle of the horizon of lower and lower order, Chebyshev steps between them; and the last
-    one cheaper, since little is left for it."""
+    """Of lower and lower order towards the middle of the horizon; the last one is cheaper, since little is left."""
     names = [getattr(m.scheme, "name", "rkc") for m in planned(GradedMesh(SOLVERS["auto"], 1e-3), 10.0, 30.0)]
     assert [name for name, _ in itertools.groupby(names)] == ["rk4", "rk3", "rkc", "rk3", "rk4", "rk3"]
 
@@ -158,24 +155,20 @@ def test_auto_takes_every_scheme_where_it_is_the_cheapest():
 def test_bisected_steps_cover_the_same_time_by_the_same_schemes():
     moves = planned(GradedMesh(SOLVERS["auto"], 1e-3), 50.0, 4.0)
     halves = bisected(moves)
-    assert len(halves) == 2 * len(moves)
-    for i, move in enumerate(moves):
-        first, second = halves[2 * i : 2 * i + 2]
+    for move, first, second in zip(moves, halves[::2], halves[1::2], strict=True):
         assert (first.start, first.end, second.end) == (move.start, second.start, move.end)
         assert first.h == second.h == move.h / 2
         assert first.scheme == second.scheme == move.scheme
 
 
 def test_steps_keep_up_with_a_flow_that_sharpens_suddenly():
-    """MAML's sinusoids, on which lambda_max grows eightfold: an estimate that lagged behind gave a gradient 30 times
-    too large."""
+    """MAML's sinusoids, on which lambda_max grows eightfold."""
     x, more = (torch.rand(4, 10, 1, generator=generator(seed), dtype=torch.float64) for seed in (1, 2))
     y = (0.1 + 4.9 * more[:, :1]) * (10 * x - 5 - 3.1 * more[:, 1:2]).sin()
     theta, apply = seeded(lambda: amaml.mlp(1, 1, 40), 1)
     flow = GradientFlow(apply, half_mse, Tasks(10 * x - 5, y, 10 * x - 5, y), theta)
-    trajectory = Trajectory(flow)
+    trajectory, curvature, found = Trajectory(flow), Curvature(flow), []
     GradedMesh(SOLVERS["auto"], 1e-3).follow(trajectory, (2.0,), Curvature(flow))
-    curvature, found = Curvature(flow), []
     for _, move, stages in trajectory.backwards():
         found.append(max(curvature.at(stages[0])))
         assert move.h * found[-1] < move.scheme.stability
