@@ -53,11 +53,7 @@ def rebound_tensor(apply):
 
 
 def global_tensor(apply):
-    def change():
-        global WEIGHT
-        WEIGHT = WEIGHT * 3
-
-    return apply, lambda p, t: WEIGHT * half_mse(p, t), change, True
+    return apply, lambda p, t: WEIGHT * half_mse(p, t), lambda: globals().update(WEIGHT=WEIGHT * 3), True
 
 
 def attribute(apply):
@@ -76,32 +72,35 @@ def partial_argument(apply):
     return apply, loss, lambda: used.__setitem__(0, number(3.0)), True
 
 
-def encoder(apply):
-    torch.manual_seed(3)
-    layer = nn.Linear(2, 2).double()
+def encoded(layer, change, tensor):
+    """An encoder before the network, which change(encoder) changes."""
 
-    def change():
-        layer.weight = nn.Parameter(3 * layer.weight.detach())
+    def make(apply):
+        made = layer()
+        return lambda theta, x: apply(theta, made(x)), half_mse, lambda: change(made), tensor
 
-    return lambda theta, x: apply(theta, layer(x)), half_mse, change, True
+    return make
 
 
-def mode_of_an_encoder(apply):
-    torch.manual_seed(3)
-    layer = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).double().eval()
-    layer[1].running_mean.fill_(2.0)
+def normed():
+    layer = nn.BatchNorm1d(2).double().eval()
+    layer.running_mean.fill_(2.0)
+    return layer
 
-    def batch_statistics():
-        layer[1].running_mean = layer[1].running_var = None
 
-    return lambda theta, x: apply(theta, layer(x)), half_mse, batch_statistics, False
+def batch_statistics(layer):
+    layer.running_mean = layer.running_var = None
 
 
 other_dtype = weighted(lambda used: setattr(used, "weight", torch.tensor(3)))
-MAKERS = (rebound_tensor, global_tensor, attribute, bound_method, partial_argument, encoder, mode_of_an_encoder)
+MAKERS = (rebound_tensor, global_tensor, attribute, bound_method, partial_argument)
 CHANGES = {make.__name__: make for make in MAKERS} | {
     "Python value": weighted(lambda used: setattr(used, "weight", 3.0), tensor=False),
     "tensor changed in place": weighted(lambda used: used.weight.fill_(3.0)),
     "name in a module": weighted(lambda used: setattr(used, "weight", number(3.0))),
     "other dtype": other_dtype,
+    "parameter of an encoder": encoded(
+        lambda: nn.Linear(2, 2).double(), lambda layer: setattr(layer, "weight", nn.Parameter(3 * layer.weight)), True
+    ),
+    "mode of an encoder": encoded(normed, batch_statistics, False),
 }

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.problems import mlp, regression, relative_error
+from helpers.problems import mlp, regression, relative_error, remembered
 
 from amaml import AMAML, Adaptation, Chunked, half_mse
 from amaml.robust import Lengths
@@ -39,9 +39,9 @@ def test_every_learner_takes_it_and_remembers(kind):
     exact = kind(apply, half_mse, 0.05, 4).meta_gradient(theta, tasks).of_tasks
     even, learner = (kind(apply, half_mse, 0.05, 4, robust=robust) for robust in ("length", 1.0))
     torch.testing.assert_close(even.meta_gradient(theta, tasks).value, torch.nn.functional.normalize(exact).mean(0))
-    memory = learner.update(learner.init(), learner.gradient(theta, tasks, learner.init()))
+    found = learner.gradient(theta, tasks, remembered(learner, theta, [tasks]))
     cut = exact * (exact.norm(dim=-1).median() / exact.norm(dim=-1)).clamp(max=1)[:, None]
-    torch.testing.assert_close(learner.gradient(theta, tasks, memory).value, cut.mean(0))
+    torch.testing.assert_close(found.value, cut.mean(0))
 
 
 @pytest.mark.parametrize("solver", ["euler", "rk4"])
@@ -49,7 +49,7 @@ def test_every_learner_takes_it_and_remembers(kind):
 def test_chunks_leave_the_robust_mean_unchanged(size, solver):
     (theta, apply), tasks = mlp(), rough()
     learner = AMAML(apply, half_mse, 0.05, 10, solver=solver, rtol=1e-6, robust=2.0)
-    memory = learner.update(learner.init(), learner.gradient(theta, regression(tasks=5), learner.init()))
+    memory = remembered(learner, theta, [regression(tasks=5)])
     whole, parts = (one.gradient(theta, tasks, memory) for one in (learner, Chunked(learner, size)))
     assert relative_error(parts.value, whole.value) < (1e-12 if solver == "euler" else 1e-5)
     torch.testing.assert_close(parts.weights, whole.weights, rtol=1e-6, atol=0)
@@ -71,14 +71,9 @@ def test_the_error_is_that_of_the_robust_mean():
 @pytest.mark.parametrize("adapt", [None, ("0.weight",)])
 def test_rates_schedule_prox_and_data_have_the_same_weights(adapt):
     """As the gradients of a loss that weighs the tasks so."""
-    layers, tasks = [torch.nn.Linear(2, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1)], rough()
-    module = torch.nn.Sequential(*layers).double()
-    of = [
-        torch.full((3,) if adapt is None else (4, 2), 0.05, dtype=torch.float64),  # a schedule, or a rate each
-        torch.tensor(0.3, dtype=torch.float64),
-        tasks.support_y.clone(),
-        tasks.query_y.clone(),
-    ]
+    module, tasks = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1)).double(), rough()
+    rate = torch.full((3,) if adapt is None else (4, 2), 0.05, dtype=torch.float64)  # a schedule, or a rate each
+    of = [rate, torch.tensor(0.3, dtype=torch.float64), tasks.support_y.clone(), tasks.query_y.clone()]
     rate, prox, support_y, query_y = (t.requires_grad_() for t in of)
     tasks = replace(tasks, support_y=support_y, query_y=query_y)
     given = {"inner_lr": rate if adapt is None else {"0.weight": rate}, "inner_steps": 3, "adapt": adapt}
