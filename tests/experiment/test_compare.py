@@ -33,7 +33,9 @@ def write_run(folder: Path, test, support, unit="epoch", **flags) -> None:
         entry = {"update": update, "tasks": 4, "unit": unit, "epochs": [0, 10, 100][: len(test)]}
         tests.append(entry | curves | {"predictors": predictors})
     folder.mkdir(parents=True)
-    lines = [{"update": n, "query_loss": 1.0, "gradients": 4 + n % 2, "hvps": 3} for n in range(1, 21)]
+    lines = [
+        {"update": n, "query_loss": 1.0, "gradients": 3, "recomputations": 1 + n % 2, "hvps": 3} for n in range(1, 21)
+    ]
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     config = {"settings": settings, "command": ["--seed", str(settings["seed"])]}
     summary = {"metric": "nRMSE", "updates": 20, "seconds_per_update": 0.25}
