@@ -65,7 +65,7 @@ class Adaptation(nn.Module):
             what a method does not define.
         query_loss: the outer loss where it is another one than the inner.
         prox: adds prox/2 |phi - theta|^2 to the inner loss.
-        task_chunk: so many tasks go through the network at once.
+        task_chunk: so many tasks go through the network at once; "auto": as many as fit into the free memory.
         each: how the chunks are gone through (amaml.chunked).
         objective: objective(model, x, y) in place of loss(model(x), y), where the loss needs more of the network than
             its prediction; model.parameters are the task's own, by name.
@@ -96,7 +96,7 @@ class Adaptation(nn.Module):
         method: Method = "amaml",
         query_loss: Loss | None = None,
         prox: float | Tensor | None = None,
-        task_chunk: int | None = None,
+        task_chunk: int | str | None = None,
         each: Each = in_turn,
         objective: Objective | None = None,
         penalty: Callable[[dict[str, Tensor]], Tensor] | None = None,
@@ -196,7 +196,7 @@ class Adaptation(nn.Module):
         theta, tasks = self.function.theta(), self._with_shared(tasks)
         learner = _inner(self._at(theta, inner_lr, prox, inner_steps=inner_steps))
         steps = check_at((learner.inner_steps,) if at is None else at, learner.inner_steps)
-        path = torch.cat([self._path(learner, theta, chunk, steps) for chunk in self._chunks(tasks)], 1)
+        path = torch.cat([self._path(learner, theta, chunk, steps) for chunk in self._chunks(theta, tasks)], 1)
         return path[-1] if at is None else path
 
     @uncompiled
@@ -257,16 +257,16 @@ class Adaptation(nn.Module):
         announce_backward(self.module)
         return Outer.apply(followed.path, pull_back, used, *request.values())
 
-    def _chunks(self, tasks: Tasks) -> list[Tasks]:
+    def _chunks(self, theta: Tensor, tasks: Tasks) -> list[Tasks]:
         """The tasks, as many at a time as go through the network at once."""
-        return [tasks] if self.task_chunk is None else Chunked(self._learner, self.task_chunk).chunks(tasks)
+        return [tasks] if self.task_chunk is None else Chunked(self._learner, self.task_chunk).chunks(theta, tasks)
 
     def _evaluated(self, learner: MetaLearner, theta: Tensor, tasks: Tasks) -> Tensor:
         """The query loss of every task without gradients, (tasks,), which latest tells."""
         inner = _inner(learner)
         steps, weights = outer_steps(inner)
         outer, losses = getattr(inner, "query_loss", None) or inner.loss, []
-        for chunk in self._chunks(tasks):
+        for chunk in self._chunks(theta, tasks):
             path = _follow(inner, theta, chunk, self.memory, steps).path
             found = [derivatives.losses(inner.apply, outer, phi, *chunk.query) for phi in path]
             losses.append(sum(w * loss for w, loss in zip(weights, found, strict=True)))

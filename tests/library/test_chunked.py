@@ -7,6 +7,7 @@ import torch
 from helpers.problems import mlp, regression, relative_error
 
 from amaml import AMAML, Chunked, MetaGradient, half_mse
+from amaml.capacity import tasks_at_once
 from amaml.chunked import fold
 from amaml.flow.accuracy import Observation
 from amaml.flow.curvature import Leading
@@ -60,3 +61,15 @@ def test_chunked_a_maml_learns_once_from_all_chunks():
         assert len(memory.calls) == calls
         assert memory.interval > 1
         assert relative_error(gradient.value, reference.value) < 3 * gradient.error + 1e-6
+
+
+def test_as_many_tasks_go_together_as_fit_into_the_free_memory(monkeypatch):
+    (theta, apply), tasks, learner = mlp(), regression(tasks=5), FOMAML(mlp()[1], half_mse, 0.05, 10)
+    free = 2**30
+    monkeypatch.setattr("amaml.capacity.free_memory", lambda device: free)
+    few, many = (tasks_at_once(apply, half_mse, theta, regression(shots=shots), 10) for shots in (40, 400))
+    assert 5 < few / many < 10  # the states of a trajectory do not grow with the points
+    free = 2.5 * 2**30 / tasks_at_once(apply, half_mse, theta, tasks, 10)
+    parts = Chunked(learner, "auto")
+    assert [len(part) for part in parts.chunks(theta, tasks)] == [2, 2, 1]
+    assert relative_error(parts.meta_gradient(theta, tasks).value, learner.meta_gradient(theta, tasks).value) < 1e-12
