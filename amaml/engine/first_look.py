@@ -1,5 +1,6 @@
 """What is looked at before a loss gets a graph: whether it can have one, and whether the graph computes the loss."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -25,9 +26,11 @@ def check_repeats(root: tuple, *arguments: Any) -> None:
         )
 
 
-def check_gradient(root: tuple, theta: Tensor, x: Any, y: Any) -> None:
-    """Raise InputError for a loss that has no gradient in theta, or one in something that would not get it."""
-    leaf = theta.detach().requires_grad_()
+def check_gradient(root: tuple, *arguments: Any) -> None:
+    """Raise InputError for a loss that has no gradient in phi, or one in something that would not get it; warn of one
+    whose gradient is zero; arguments: phi, x and y of all tasks."""
+    theta, x, y = row_of(arguments, 0)
+    leaf = theta.requires_grad_()
     with torch.enable_grad(), differentiable_twice():
         value = Definition(task.loss).of_one(*root, vjp_by_autograd)(leaf, x, y)
     reached = _leaves(value)
@@ -44,6 +47,14 @@ def check_gradient(root: tuple, theta: Tensor, x: Any, y: Any) -> None:
                 "get none; give it with the tasks, beside support_y or support_x, or .detach() it; the parameters that "
                 "adapt are read from the module itself, which amaml.Adaptation holds and amaml.flatten copies"
             )
+    rows = range(len(arguments[0]))
+    if not any(Definition(task.gradient).of_row(*root, arguments, i).any() for i in rows):
+        warnings.warn(
+            "the gradient of the loss in the adapted parameters is zero for every task (round? sign? a ReLU that is "
+            "dead?); there is nothing to adapt by",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def _leaves(value: Tensor) -> list[Tensor]:

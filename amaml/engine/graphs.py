@@ -235,7 +235,7 @@ class Family:
             if not self.graphs:
                 check_repeats(root, arguments[0], *arguments[-2:])
             if not self.has_gradient and key.define.kind is not task.loss:
-                check_gradient(root, theta, x, y)
+                check_gradient(root, arguments[0], *arguments[-2:])
                 self.has_gradient = True
             meet = isinstance(y, Weighted) and points_meet(root, arguments)
             expected = key.define.of_row(*root, arguments, 0)

@@ -259,6 +259,8 @@ def test_what_has_no_second_derivative_names_the_operation_and_the_way_out():
 def test_a_loss_without_a_gradient_is_refused(loss):
     with pytest.raises(InputError, match="does not depend on the adapted parameters in a way that has a gradient"):
         maml(layers(), loss)(regression())
+    with pytest.warns(RuntimeWarning, match="gradient of the loss in the adapted parameters is zero for every task"):
+        maml(layers(), lambda p, y: mse(p.round(), y))(regression())
 
 
 def test_anomaly_detection_changes_nothing():
