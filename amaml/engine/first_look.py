@@ -13,7 +13,7 @@ from amaml.engine.closures import find_paths, spelled
 from amaml.engine.task import Definition, Result, called, row_of, vjp_by_autograd
 from amaml.errors import InputError
 from amaml.losses import of_points
-from amaml.points import some_points
+from amaml.points import some_points, without_padding
 
 
 def check_repeats(root: tuple, *arguments: Any) -> None:
@@ -47,8 +47,8 @@ def check_gradient(root: tuple, *arguments: Any) -> None:
                 "get none; give it with the tasks, beside support_y or support_x, or .detach() it; the parameters that "
                 "adapt are read from the module itself, which amaml.Adaptation holds and amaml.flatten copies"
             )
-    rows = range(len(arguments[0]))
-    if not any(Definition(task.gradient).of_row(*root, arguments, i).any() for i in rows):
+    places = ((given, i) for given in (arguments, _moved(arguments)) for i in range(len(arguments[0])))
+    if not any(Definition(task.gradient).of_row(*root, given, i).any() for given, i in places):
         warnings.warn(
             "the gradient of the loss in the adapted parameters is zero for every task (round? sign? a ReLU that is "
             "dead?); there is nothing to adapt by",
@@ -70,21 +70,21 @@ def _leaves(value: Tensor) -> list[Tensor]:
 
 
 def points_meet(root: tuple, arguments: tuple) -> bool:
-    """Whether the loss of a point depends on other points of its task, before or after it: of that with the most points
-    (padding repeats one), near its phi (a layer in which points meet may begin at zero)."""
+    """Whether the loss of a point depends on others of its task, before it or after: of that with the most points that
+    are no padding, near its phi (a layer in which points meet may begin at zero)."""
     count = (arguments[-1].weight != 0).sum(1)
     theta, *_, x, y = _moved(row_of(arguments, int(count.argmax())))
-    points = len(y.weight)
 
     def losses(which: slice) -> Tensor:
         return of_points(root[1], called(root[0], theta, some_points(which, x)), some_points(which, y))
 
-    if points == 1:
+    if len(y.weight) == 1:
         return False
     try:
+        x, y = without_padding(x, y)
         with differentiable_twice():
             of_all, halves = losses(slice(None)), (slice(0, None, 2), slice(1, None, 2))
-            return not all(_close(losses(half), of_all[half]) for half in halves)
+            return len(of_all) == 1 or not all(_close(losses(half), of_all[half]) for half in halves)
     except Exception:  # so few points do not go through by themselves
         return True
 
