@@ -41,6 +41,7 @@ benchmarks() {
     done
     module "${measure[@]}" --networks wide conv --dtypes float32 --steps 1 --quantities gradient product
     module benchmarks.peers.report
+    module benchmarks.scale
     module benchmarks.accuracy
 }
 
