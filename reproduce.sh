@@ -65,11 +65,7 @@ compare | *.toml)
     case "$target $*" in
     *--dry-run* | *--status* | *--help*) ;;
     efficiency*) benchmarks ;;
-    "horizons "*)
-        module benchmarks.directions
-        module benchmarks.paper
-        ;;
-    paper-* | horizons-*) module benchmarks.paper ;; # the tables and pictures of results/paper
+    paper-* | horizons*) module benchmarks.paper ;; # the tables and pictures of results/paper
     esac
     ;;
 esac

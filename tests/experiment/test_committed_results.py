@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from helpers.commands import ROOT
 
-from benchmarks import directions, paper, paper_pictures
+from benchmarks import paper, paper_pictures
 from benchmarks.peers import report
 from experiment import compare, results, tables
 from experiment.evaluation import mean_and_interval
@@ -32,7 +32,6 @@ def test_the_tables_come_out_again(found):
         "tables.md": paper.tables(found["tables"]),
         "horizons.md": paper.horizons(found["horizons"]),
         "trials.md": paper.trials(found["trials"]),
-        "directions.md": directions.table(pd.read_csv(RESULTS / "paper" / "directions.csv")),
         "../efficiency/peers.md": report.tables(pd.read_csv(RESULTS / "efficiency" / "peers.csv")),
     }
     for name, text in made.items():

@@ -144,12 +144,11 @@ def test_targets_make_their_tables_after_their_cells(machine):
         return modules(machine)
 
     for target in ("paper-figure", "paper-tables", "horizons", "horizons-work"):
-        directions = ["benchmarks.directions"] if target == "horizons" else []
-        assert made(target) == [f"experiment.reproduce {target}", *directions, "benchmarks.paper"]
+        assert made(target) == [f"experiment.reproduce {target}", "benchmarks.paper"]
         assert made(target, "--dry-run") == [f"experiment.reproduce {target} --dry-run"]
     first, *rest = made("efficiency")
     assert first == "experiment.reproduce efficiency --again"
-    programs = [*["benchmarks.peers"] * 7, "benchmarks.peers.report", "benchmarks.accuracy"]
+    programs = [*["benchmarks.peers"] * 7, "benchmarks.peers.report", "benchmarks.scale", "benchmarks.accuracy"]
     assert [line.split()[0] for line in rest] == programs
     assert all("--libraries amaml" in line for line in rest[:7])
     assert all("--python another python" in line for line in made("efficiency", PEERS="another python")[1:8])
