@@ -8,7 +8,8 @@ from amaml.errors import Diverged, InputError, OverBudget
 from amaml.flow.accuracy import Controller, Memory
 from amaml.learner import MetaGradient, MetaLearner
 from amaml.losses import accuracy, half_mse, mse, rmse
-from amaml.models import flatten, load, mlp, predict
+from amaml.models import flatten, load, mlp
+from amaml.predicting import predict
 from amaml.tasks import Tasks
 
 __version__ = "0.1.0"

@@ -20,10 +20,11 @@ from amaml.flow.field import Evaluations
 from amaml.flow.optimizers import Optimizer
 from amaml.learner import Followed, Memory, MetaGradient, MetaLearner, outer_steps
 from amaml.methods import Method, made, name_of
-from amaml.models import Flattened, check_module, predict
+from amaml.models import Flattened, check_module
 from amaml.objective import Objective, check_given, check_untrained, losses_of
 from amaml.outer import Outer
 from amaml.points import Points
+from amaml.predicting import predict
 from amaml.rates import Rate, Rates, rate_and_schedule
 from amaml.tasks import Tasks
 

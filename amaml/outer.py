@@ -9,6 +9,11 @@ from amaml.engine.calling import returning
 from amaml.engine.closures import Watched, spelled
 from amaml.errors import InputError, changed_meanwhile
 
+SECOND = (
+    "an Adaptation has first derivatives alone, and this backward pass goes through its meta-gradient; leave "
+    "create_graph out, or detach the meta-gradient"
+)
+
 
 class Outer(torch.autograd.Function):
     """A value, and the tensors that its gradient is of: pull_back gives them from the sensitivity to the value, where
@@ -28,20 +33,17 @@ class Outer(torch.autograd.Function):
             gradients = ctx.pull_back(lam.detach())
         finally:
             returning.reset(token)
-        return None, None, None, *First.apply(*gradients, *ctx.tensors)
+        return None, None, None, *Ending.apply(SECOND, len(gradients), *gradients, *ctx.tensors)
 
 
-class First(torch.autograd.Function):
-    """The gradients of as many tensors; raises on double backward."""
+class Ending(torch.autograd.Function):
+    """So many tensors as they are, in a graph with the others, through which no backward pass goes: it raises."""
 
     @staticmethod
-    def forward(ctx: Any, *gradients_and_tensors: Tensor) -> tuple[Tensor, ...]:
-        count = len(gradients_and_tensors) // 2
-        return tuple(gradient.clone() for gradient in gradients_and_tensors[:count])
+    def forward(ctx: Any, reason: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.reason = reason
+        return tuple(tensor.clone() for tensor in tensors[:count])
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> None:
-        raise InputError(
-            "an Adaptation has first derivatives alone, and this backward pass goes through its meta-gradient; "
-            "leave create_graph out, or detach the meta-gradient"
-        )
+        raise InputError(ctx.reason)

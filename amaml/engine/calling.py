@@ -8,6 +8,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
+from types import ModuleType
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -163,15 +164,24 @@ def _off(backend: Any) -> Iterator[None]:
 class _Batchable(TorchFunctionMode):
     """Within this context tensor.data is tensor.detach(): under nested transforms the former hides the tensor from the
     innermost one alone, and second derivatives would be wrong. The first states of recurrent layers are of each task,
-    for what is written into what comes of them."""
+    for what is written into what comes of them. Padding of an embedding has no gradient: torch.vmap forgets it."""
 
     def __torch_function__(self, function: Callable, types: Any, arguments: tuple = (), options: Any = None) -> Any:
         if function == Tensor.data.__get__:
             return arguments[0].detach()
+        if function is nn.functional.embedding:
+            return _embedding(*arguments, **options)
         if getattr(function, "__name__", "") in RECURRENT and not _is_count(arguments[1]):
             zero = torch.zeros_like(arguments[0]).sum()
             arguments = arguments[0], tree_map(lambda state: state + zero, arguments[1]), *arguments[2:]
         return function(*arguments, **(options or {}))
+
+
+def _embedding(index: Tensor, weight: Tensor, padding_idx: int | None = None, **options: Any) -> Tensor:
+    if options.get("scale_grad_by_freq"):
+        raise NotImplementedError("scale_grad_by_freq would count over all tasks")
+    found = nn.functional.embedding(index, weight, **options)
+    return found if padding_idx is None else torch.where((index == padding_idx)[..., None], found.detach(), found)
 
 
 def _is_count(argument: Any) -> bool:
@@ -181,12 +191,16 @@ def _is_count(argument: Any) -> bool:
 
 @contextlib.contextmanager
 def given_back(module: nn.Module) -> Iterator[None]:
-    """Within this context a module is a function without traces; afterwards all that its parts hold is as it was.
+    """Within this context a module is a function without traces; afterwards all that its parts hold is as it was, and
+    what objects in their attributes hold.
 
     Buffers are copies, which forward may write into; layers that keep running statistics use those of the batch;
     what is compiled or parallel is the plain module.
     """
-    before = [(kept, kept.copy()) for kept in _containers(map(vars, module.modules()))]
+    parts = [vars(part) for part in module.modules()]
+    held = (one for part in parts for one in part.values() if not isinstance(one, type | ModuleType | nn.Module))
+    objects = [vars(one) for one in held if hasattr(one, "__dict__")]
+    before = [(kept, kept.copy()) for kept in _containers(parts + objects)]
     try:
         copies: dict[int, Tensor] = {}
         for part in list(module.modules()):

@@ -1,5 +1,7 @@
 """Modules of any kind: what torch can batch over tasks, and what goes task by task."""
 
+from types import SimpleNamespace
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -71,8 +73,21 @@ def moving(m, x):
 
 
 def stored(m, h, x):
-    m.last = h.tanh()
+    m.last = m.box.last = h.tanh()
     return m.last
+
+
+def storing():
+    module = two_layers(stored)
+    module.box = SimpleNamespace()
+    return module
+
+
+def embedded(**options):
+    def forward(m, x):
+        return m.out(m.table((x > 0).long().sum(1)))
+
+    return Forward(forward, table=nn.Embedding(3, 4, **options), out=nn.Linear(4, 1))
 
 
 def heads(m, x):
@@ -120,7 +135,9 @@ CASES = {
     "attention": (attention, True, lambda: attention(written_out)),
     "Fourier": (fourier, True, None),
     "counter": (lambda: Forward(counting, net=nn.Linear(2, 1), calls=torch.zeros(())), True, None),
-    "stores": (lambda: two_layers(stored), True, None),
+    "stores": (storing, True, None),
+    "padded embedding": (lambda: embedded(padding_idx=1), True, None),
+    "embedding by frequency": (lambda: embedded(scale_grad_by_freq=True), False, None),
     "hard sigmoid": (
         lambda: two_layers(lambda m, h, x: F.hardsigmoid(h)),
         True,
