@@ -169,6 +169,8 @@ class _Batchable(TorchFunctionMode):
     def __torch_function__(self, function: Callable, types: Any, arguments: tuple = (), options: Any = None) -> Any:
         if function == Tensor.data.__get__:
             return arguments[0].detach()
+        if function is Tensor.register_hook:
+            raise NotImplementedError("a hook of a tensor is for the gradient of one task")
         if function is nn.functional.embedding:
             return _embedding(*arguments, **options)
         if getattr(function, "__name__", "") in RECURRENT and not _is_count(arguments[1]):

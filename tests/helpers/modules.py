@@ -61,6 +61,12 @@ def hooked():
     return module
 
 
+def doubled(m, h, x):
+    if h.requires_grad:
+        h.register_hook(lambda gradient: 2 * gradient)
+    return h.tanh()
+
+
 def counting(m, x):
     m.calls += 1
     return m.net(x) * m.calls
@@ -160,6 +166,7 @@ CASES = {
     "weights masked in place": (lambda: two_layers(masked_in_place), False, None),
     "old function": (lambda: two_layers(lambda m, h, x: Squares.apply(h)), False, None),
     "backward hook": (hooked, False, None),
+    "tensor hook": (lambda: two_layers(doubled), False, None),
     "checkpointed": (
         lambda: two_layers(lambda m, h, x: checkpoint(lambda z: m.into(z).tanh(), x, use_reentrant=False)),
         False,
