@@ -72,10 +72,11 @@ def refined(
 
     known: whether errors like it were measured before; if not, a distance above enough is not divided by what the order
     promises before a second one has shown that order. noise: below which distances are rounding.
-    Returns it, its error and the error of the first one. Raises OverBudget where halved does, unless the error is below
-    the ceiling by then.
+    Returns it, its error, and that of the first one as the order promises it from the resolution whose error is nearest
+    to enough: steps that are much too long err by more, and would be shortened too far. Raises OverBudget where halved
+    does, unless the error is below the ceiling by then.
     """
-    distances, coarse, error = [], first, math.inf
+    values, distances, coarse, error = [value(first)], [], first, math.inf
     while True:
         try:
             fine = halved(coarse)
@@ -86,12 +87,15 @@ def refined(
                 f"the measured relative error is {error:.2g}, above {enough:g}, and bringing it there takes too much: "
                 f"{fault}"
             ) from None
-        distances.append(relative_distance(value(coarse), value(fine)))
+        values.append(value(fine))
+        distances.append(relative_distance(*values[-2:]))
         error, coarse = error_of_finest(distances, order), fine
         shown = known or len(distances) > 1 or distances[-1] <= enough
         if (error <= enough and shown) or distances[-1] <= noise(fine):
             break
-    return coarse, error, relative_distance(value(first), value(coarse)) + error
+    errors = [relative_distance(one, values[-1]) + error for one in values[:-1]]
+    nearest = min(range(len(errors)), key=lambda i: max(errors[i] / enough, enough / max(errors[i], 1e-300)))
+    return coarse, error, errors[nearest] * 2.0 ** (order * nearest)
 
 
 class Observation(NamedTuple):
