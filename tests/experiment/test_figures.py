@@ -13,56 +13,44 @@ from experiment.figures import draw_curves
 TITLE = "Alpine2D, 4 shots, 4 queries, 2 inner steps: amaml, seed 7"
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures, which are not made into files."""
-    shown = []
-    monkeypatch.setattr(figures, "_png", lambda figure: shown.append(figure) or b"png")
-    return shown
-
-
 def entry(update: int, level: float, unit: str = "epoch") -> dict:
-    points = {"mean": [level + 1, level], "ci95": [0.1, None]}
-    return {
-        "update": update,
-        "tasks": 5,
-        "metric": "nRMSE",
-        "unit": unit,
-        "epochs": [0, 10],
-        "support": points,
-        "test": {"mean": [level + 2, level + 1], "ci95": [0.2, 0.2]},
-    }
+    support, test = (
+        {"mean": [level + 1, level], "ci95": [0.1, None]},
+        {"mean": [level + 2, level + 1], "ci95": [0.2] * 2},
+    )
+    place = {"update": update, "tasks": 5, "metric": "nRMSE", "unit": unit, "epochs": [0, 10]}
+    return place | {"support": support, "test": test}
 
 
 METRICS = [{"update": 1, "query_loss": 2.0}, {"update": 3, "query_loss": 1.0}]
 
 
-def test_the_curves_show_every_protocol_every_meta_test_and_the_training(drawn):
-    tests = [
-        entry(update, level) | {"also": [entry(update, level, "inner step")]} for update, level in ((2, 3), (3, 1))
-    ]
-    scratch = entry(3, 5)
-    tests[-1]["scratch"] = [scratch, None]  # it left the finite numbers by its own inner loop
+def test_the_curves_show_every_protocol_every_meta_test_and_the_training(monkeypatch):
+    drawn, tests = [], [entry(n, level) | {"also": [entry(n, level, "inner step")]} for n, level in ((2, 3), (3, 1))]
+    monkeypatch.setattr(figures, "_png", lambda figure: drawn.append(figure) or b"png")
+    tests[-1]["scratch"] = [entry(3, 5), None]  # it left the finite numbers by its own inner loop
     draw_curves(TITLE, tests, METRICS)
     assert drawn[0].get_suptitle().startswith(TITLE)
     finetuned, inner, over_updates, training = drawn[0].axes
     assert (finetuned.get_xlabel(), inner.get_xlabel()) == ("fine-tuning epoch", "inner step")
-    np.testing.assert_array_equal(finetuned.lines[0].get_xydata(), [[0, 3], [10, 2]])  # of the last one, on test points
-    np.testing.assert_array_equal(finetuned.lines[2].get_xydata(), [[0, 7], [10, 6]])
     assert (len(finetuned.lines), len(inner.lines)) == (3, 2)
-    np.testing.assert_array_equal(over_updates.lines[0].get_xydata(), [[2, 4], [3, 2]])
-    np.testing.assert_array_equal(over_updates.lines[1].get_xydata(), [[2, 3], [3, 1]])
-    np.testing.assert_array_equal(training.lines[0].get_xydata(), [[1, 2.0], [3, 1.0]])
+    for line, points in (
+        (finetuned.lines[0], [[0, 3], [10, 2]]),  # of the last one, on test points
+        (finetuned.lines[2], [[0, 7], [10, 6]]),
+        (over_updates.lines[0], [[2, 4], [3, 2]]),
+        (over_updates.lines[1], [[2, 3], [3, 1]]),
+        (training.lines[0], [[1, 2.0], [3, 1.0]]),
+    ):
+        np.testing.assert_array_equal(line.get_xydata(), points)
 
 
 @pytest.mark.parametrize(("domain", "panels"), [("CosMixture", 1), ("CosMixture2D", 4)])
 def test_draw_shows_data_truth_and_both_fits_in_the_units_of_the_formula(tmp_path, monkeypatch, domain, panels):
     shown, png = [], figures._png
     monkeypatch.setattr(figures, "_png", lambda figure: shown.append(figure) or png(figure))
-    assert start(tmp_path / "run", "--domain", domain, "--draw", "2") == 0
-    with Image.open(tmp_path / "run" / "fits.png") as picture:
-        assert picture.format == "PNG"
-        assert min(picture.size) > 400
+    assert start(tmp_path, "--domain", domain, "--draw", "2") == 0
+    with Image.open(tmp_path / "fits.png") as picture:
+        assert (picture.format, min(picture.size) > 400) == ("PNG", True)
     curves, fits = shown
     assert len(curves.axes) == 2
     assert fits.get_suptitle() == f"{domain}, 4 shots, 4 queries, 2 inner steps: fomaml, seed 0"
@@ -70,9 +58,8 @@ def test_draw_shows_data_truth_and_both_fits_in_the_units_of_the_formula(tmp_pat
     assert len(axes) == 2 * panels
     family = data.make(domain, data.Sampling(4, 4, 2, 0))
     tasks = family.meta_test(2)
-    (support_x, support_y), (_, truths) = (
-        family.in_units(*pair) for pair in ((tasks.support_x, tasks.support_y), (tasks.test_x, tasks.test_y))
-    )
+    support_x, support_y = family.in_units(tasks.support_x, tasks.support_y)
+    _, truths = family.in_units(tasks.test_x, tasks.test_y)
     means = np.zeros(2)  # over both tasks, before and after
     for task, first in enumerate(axes[::panels]):
         if panels == 1:
@@ -91,5 +78,5 @@ def test_draw_shows_data_truth_and_both_fits_in_the_units_of_the_formula(tmp_pat
         said = zip(("before adaptation", "after 10 epochs"), errors, strict=True)
         assert labels == [f"{when}\nnRMSE {error:.3g}" for when, error in said]
         means += np.array(errors) / 2
-    test = content(tmp_path / "run", "test.json")[-1]["test"]["mean"]
+    test = content(tmp_path, "test.json")[-1]["test"]["mean"]
     np.testing.assert_allclose(means, [test[0], test[-1]], rtol=1e-6)

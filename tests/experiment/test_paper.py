@@ -9,14 +9,7 @@ from experiment import results
 from experiment.figures_compare import name_lines
 
 
-def result(
-    points: dict[str, list[float]],
-    unit: str = "epoch",
-    update: int = 300,
-    epochs: tuple[int, ...] | None = None,
-    seed: int = 0,
-    **labels: str,
-) -> pd.DataFrame:
+def result(points: dict, unit: str = "epoch", update: int = 300, epochs=None, seed: int = 0, **labels) -> pd.DataFrame:
     """A run's lines; its last meta-test alone."""
     epochs = epochs or ((0, 10, 1000) if unit == "epoch" else (0, 1, 200))
     facts = {"then": 0, "update": update, "seconds": 0.25, "unit": unit, "epoch": epochs}
@@ -30,18 +23,15 @@ def frame(*parts: pd.DataFrame) -> pd.DataFrame:
 POINTS = {"support": [0.9, 0.6, 0.3], "test": [1.1, 0.8, 0.4]}
 
 
-@pytest.mark.parametrize(
-    ("unseen", "seen", "passed", "verdict"),
-    [
+def test_a_number_of_the_tables_is_reproduced_where_unseen_ratings_have_it():
+    for unseen, seen, passed, verdict in (
         (0.11, 0.5, [10.0], "reproduced"),
         (0.13, 0.09, [10.0], "seen only, inner loop"),
         (0.13, 0.11, [10.0, 20.0], "seen only, Adam"),
         (0.13, 0.11, [10.0, float("inf")], "not"),
-    ],
-)
-def test_a_number_of_the_tables_is_reproduced_where_unseen_ratings_have_it(unseen, seen, passed, verdict):
-    inner = result({"support": [seen], "test": [unseen]}, "inner step", epochs=(50,))
-    assert paper._table_verdict((0.1, 0.01), inner, pd.Series(passed)) == verdict
+    ):
+        inner = result({"support": [seen], "test": [unseen]}, "inner step", epochs=(50,))
+        assert paper._table_verdict((0.1, 0.01), inner, pd.Series(passed)) == verdict
 
 
 def horizon(run: str, tests: dict[int, float], seed: int = 0, **cost: float) -> list[pd.DataFrame]:
