@@ -1,13 +1,12 @@
 """Meta-tests: what is adapted and recorded, how it is summed up; both protocols; chunks; --evaluate."""
 
 import math
-import signal
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers.commands import assert_same_run, checkpoint, content, error_line, files, refused, start
+from helpers.commands import checkpoint, content, files, refused, start
 
 import run
 from amaml import Adaptation, Diverged, Tasks, half_mse, mlp, rmse
@@ -170,40 +169,23 @@ def test_the_last_meta_test_stands_beside_that_of_the_random_initialisation(tmp_
     assert row[-3] == f"{reference['test']['mean'][-1]:.4f}"
 
 
-def at_scratch(monkeypatch, do):
-    """do(experiment, protocol) before the random initialisation is tested."""
+def test_a_random_initialisation_that_cannot_be_adapted_ends_no_run(tmp_path, quick, monkeypatch):
     tests, curves = Experiment.scratch_tests, Experiment._curves
 
-    def hurt(experiment):
-        monkeypatch.setattr(Experiment, "_curves", lambda e, protocol: (do(e, protocol), curves(e, protocol))[1])
-        return tests(experiment)
-
-    monkeypatch.setattr(Experiment, "scratch_tests", hurt)
-
-
-def test_a_random_initialisation_that_cannot_be_adapted_ends_no_run(tmp_path, quick, monkeypatch):
     def diverge(experiment, protocol):
         if protocol == "inner":
             raise Diverged("too rough")
+        return curves(experiment, protocol)
 
-    at_scratch(monkeypatch, diverge)
-    assert start(tmp_path / "run", "--protocol", "both") == 0
-    finetuned, inner = content(tmp_path / "run", "test.json")[-1]["scratch"]
-    assert finetuned["epochs"] == [0, 10]
-    assert inner is None
-    _, _, first, _, _, *steps = content(tmp_path / "run", "summary.json")["table"].splitlines()[:-1]
+    monkeypatch.setattr(
+        Experiment, "scratch_tests", lambda e: (monkeypatch.setattr(Experiment, "_curves", diverge), tests(e))[1]
+    )
+    assert start(tmp_path, "--protocol", "both") == 0
+    finetuned, inner = content(tmp_path, "test.json")[-1]["scratch"]
+    assert (finetuned["epochs"], inner) == ([0, 10], None)
+    _, _, first, _, _, *steps = content(tmp_path, "summary.json")["table"].splitlines()[:-1]
     assert "diverged" not in first
     assert all(line.endswith("diverged") for line in steps)
-
-
-def test_a_stop_while_the_random_initialisation_is_tested_loses_nothing(tmp_path, quick, monkeypatch, capsys):
-    with monkeypatch.context() as patch:
-        at_scratch(patch, lambda experiment, protocol: setattr(experiment.group.stop, "number", signal.SIGINT))
-        assert start(tmp_path / "run") == 130
-    assert "after update 6" in error_line(capsys)
-    assert start(tmp_path / "run", "--resume") == 0
-    start(tmp_path / "whole")
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
 def test_evaluate_takes_a_folder_or_a_checkpoint(finished, tmp_path, capsys):

@@ -71,12 +71,17 @@ def signalled(monkeypatch, step: int | None, number: int, test: int = 0, repeat:
     monkeypatch.setattr("experiment.build.measured", lambda records, *of: measured(noisy_records(records), *of))
 
 
+STOPS = {  # where, after which update, and the tests that are made by then
+    "update 1": ({"step": 0}, 1, []),
+    "update 4": ({"step": 3}, 4, [3]),
+    "first test": ({"step": None}, 3, []),
+    "last test": ({"step": None, "test": 1}, 6, [3]),
+    "test of the random initialisation": ({"step": None, "test": 2}, 6, [3]),
+}
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize(
-    ("where", "update", "tests"),
-    [({"step": 0}, 1, []), ({"step": 3}, 4, [3]), ({"step": None}, 3, []), ({"step": None, "test": 1}, 6, [3])],
-    ids=["update 1", "update 4", "first test", "last test"],
-)
+@pytest.mark.parametrize(("where", "update", "tests"), STOPS.values(), ids=STOPS)
 def test_a_stop_saves_at_once_and_resumes_to_the_bit(
     tmp_path, quick, monkeypatch, capsys, number, where, update, tests
 ):
