@@ -9,6 +9,7 @@ from unittest.mock import Mock
 from urllib.error import URLError
 
 import pytest
+from helpers.commands import error_line
 
 from amaml.errors import InputError
 from data import download, sources
@@ -119,11 +120,9 @@ def test_an_archive_is_fetched_once(offer, tmp_path, capsys, sized):
 def test_what_does_not_come_whole_is_told_in_a_line_and_not_kept(offer, tmp_path, capsys, changes, message):
     offer(**changes)
     assert fetch(tmp_path) == (130 if message == "stopped" else 2)
-    out, err = capsys.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
-    assert err.startswith("data.download: ")
-    assert message in err
-    assert "see https://page" in err or message == "stopped"
+    line = error_line(capsys, "data.download")
+    assert message in line
+    assert "see https://page" in line or message == "stopped"
     assert files(tmp_path) == {}
 
 

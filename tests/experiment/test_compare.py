@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
+from helpers.commands import error_line
 from helpers.grids import write_grid
 
 from experiment import compare, figures_compare, reproduce, results
@@ -280,6 +281,4 @@ def test_a_mistake_gets_one_line(runs, tmp_path, monkeypatch, capsys, flags, mes
     monkeypatch.chdir(tmp_path)
     Path("a.csv").write_text(f"{','.join(['method', *results.FACTS])}\nmaml{',' * len(results.FACTS)}\n")
     assert reproduce.main(["compare", *flags, "--out", "out"]) == 2
-    captured = capsys.readouterr()
-    assert message in captured.err
-    assert captured.err.count("\n") == 1
+    assert message in error_line(capsys, "reproduce.sh")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from helpers.commands import ROOT
+from helpers.commands import ROOT, error_line
 from helpers.grids import TINY, write_grid
 
 import run
@@ -91,10 +91,7 @@ def test_a_mistake_in_a_grid_gets_one_line_before_anything_runs(tmp_path, capsys
     with pytest.raises(InputError, match=message):
         read_grid(path)
     assert reproduce.main([str(path)]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("reproduce.sh: ")
-    assert captured.err.count("\n") == 1
+    assert error_line(capsys, "reproduce.sh")
 
 
 @pytest.mark.parametrize(
@@ -113,7 +110,7 @@ def test_a_mistake_on_the_command_line_gets_one_line(capsys, monkeypatch, flags,
     monkeypatch.setattr(parallel, "run", None)
     monkeypatch.setenv("PATH", "")
     assert reproduce.main(flags) == 2
-    assert message in capsys.readouterr().err
+    assert message in error_line(capsys, "reproduce.sh")
 
 
 def test_a_cell_may_start_from_another_cells_run(tmp_path):

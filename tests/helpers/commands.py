@@ -118,13 +118,13 @@ def assert_same_run(out: Path, other: Path) -> None:
     assert content(out, "summary.json")["at_epochs"] == content(other, "summary.json")["at_epochs"]
 
 
-def error_line(capsys) -> str:
+def error_line(capsys, program: str = "run.py") -> str:
     """The one line on stderr that a mistake gets, after those of the meta-tests, and nothing on stdout."""
     captured = capsys.readouterr()
     assert captured.out == ""
     *log, line = captured.err.splitlines(keepends=True)
     assert all(shown.startswith("update ") for shown in log), captured.err
-    assert line.startswith("run.py: ")
+    assert line.startswith(f"{program}: ")
     assert line.endswith("\n")
     return line
 
