@@ -79,21 +79,19 @@ def test_shapes_and_types(make, name, dtype):
     domain = make(name, dtype=dtype)
     episode, test = domain.episode(0), domain.meta_test(3)
     classification = domain.objective.metric_name == "accuracy"
-    points = (2, 4) if domain.images else (RAYS, 2) if name == "Phantoms" else (1, 2)
+    shots, queries = (2, 4) if domain.images else (RAYS, 2) if name == "Phantoms" else (1, 2)
     assert episode.test_x is None
-    for tasks, count in ((episode, 2), (test, 3)):
-        pairs = [(tasks.support_x, tasks.support_y), (tasks.query_x, tasks.query_y), (tasks.test_x, tasks.test_y)]
-        for (x, y), n in zip(pairs if tasks is test else pairs[:2], (*points, None), strict=tasks is test):
-            n = n or x.shape[1]
-            assert x.shape[:2] == (count, n)
-            assert x.shape[-len(domain.input_shape) :] == domain.input_shape
-            assert x.ndim == 2 + len(domain.input_shape) + (name == "Phantoms")  # and places along a ray
-            assert x.dtype == dtype
-            assert x.isfinite().all()
-            assert y.shape == ((count, n) if classification else (count, n, domain.outputs))
-            assert y.dtype == (torch.int64 if classification else dtype)
-            assert y.isfinite().all()
-            assert not classification or 0 <= y.min() <= y.max() < domain.outputs
+    sets = [(2, shots, *episode.support), (2, queries, *episode.query), (3, shots, *test.support)]
+    sets += [(3, queries, *test.query), (3, test.test_x.shape[1], test.test_x, test.test_y)]
+    for tasks, n, x, y in sets:
+        assert x.shape[:2] == (tasks, n)
+        assert x.shape[-len(domain.input_shape) :] == domain.input_shape
+        assert x.ndim == 2 + len(domain.input_shape) + (name == "Phantoms")  # and places along a ray
+        assert y.shape == ((tasks, n) if classification else (tasks, n, domain.outputs))
+        assert (x.dtype, y.dtype) == (dtype, torch.int64 if classification else dtype)
+        assert x.isfinite().all()
+        assert y.isfinite().all()
+        assert not classification or 0 <= y.min() <= y.max() < domain.outputs
     assert all(len(values) == 3 for values in domain.predictors(3).values())
     x, y = domain.in_units(test.test_x, test.test_y)
     assert (x.shape[-1], y.shape, x.dtype) == (test.test_x.shape[-1], test.test_y.shape, dtype)

@@ -87,10 +87,10 @@ def by_hand(name, x, own):
 def test_targets_are_the_formula_of_the_paper(name):
     domain = make(name)
     test, train = domain.meta_test(3), domain.pools
-    sets = [(META_TEST_TASKS, getattr(test, f"{part}_x"), getattr(test, f"{part}_y")) for part in ("support", "query")]
-    sets += [(META_TEST_TASKS, test.test_x, test.test_y), (META_TRAIN_TASKS, train.support_x, train.support_y)]
-    sets += [(META_TRAIN_TASKS, train.query_x, train.query_y)]
-    for stream, x, y in sets:
+    for stream, x, y in (
+        *((META_TEST_TASKS, *pair) for pair in (test.support, test.query, (test.test_x, test.test_y))),
+        *((META_TRAIN_TASKS, *pair) for pair in (train.support, train.query)),
+    ):
         inputs, targets = domain.in_units(x[:3], y[:3])
         for task in range(3):
             own = {k: v[task, 0].tolist() for k, v in drawn(name, stream).items()}
@@ -98,19 +98,19 @@ def test_targets_are_the_formula_of_the_paper(name):
                 assert target == pytest.approx(by_hand(name, point, own), abs=1e-10)
 
 
-@pytest.mark.parametrize(
-    ("name", "ranges"),
-    [
-        ("Alpine2D", {"phase": (-5 * math.pi / 12, 5 * math.pi / 12)}),
-        ("Alpine2D-released", {"phase": (math.pi - 5 * math.pi / 12, math.pi + 5 * math.pi / 12)}),
-        ("CosMixture", {"amplitude": (0.1, 1), "frequency": (3 * math.pi, 6 * math.pi), "phase": (0.5, 2)}),
-        ("CosMixture-slides", {"amplitude": (0.01, 0.1), "frequency": (0.5 * math.pi, 2 * math.pi), "phase": (3, 6)}),
-    ],
-)
-def test_parameters_fill_their_ranges(name, ranges):
+RANGES = {
+    "Alpine2D": {"phase": (-5 * math.pi / 12, 5 * math.pi / 12)},
+    "Alpine2D-released": {"phase": (math.pi - 5 * math.pi / 12, math.pi + 5 * math.pi / 12)},
+    "CosMixture": {"amplitude": (0.1, 1), "frequency": (3 * math.pi, 6 * math.pi), "phase": (0.5, 2)},
+    "CosMixture-slides": {"amplitude": (0.01, 0.1), "frequency": (0.5 * math.pi, 2 * math.pi), "phase": (3, 6)},
+}
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_parameters_fill_their_ranges(name):
     parameters = drawn(name, tasks=2000)
-    assert set(parameters) == set(ranges)
-    for parameter, (low, high) in ranges.items():
+    assert set(parameters) == set(RANGES[name])
+    for parameter, (low, high) in RANGES[name].items():
         values, slack = parameters[parameter], 0.01 * (high - low)
         assert low - 1e-12 <= values.min() < low + slack
         assert high - slack < values.max() <= high + 1e-12
