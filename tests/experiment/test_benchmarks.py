@@ -145,6 +145,7 @@ def test_the_trained_network_is_that_of_a_run(tmp_path):
     assert not torch.equal(p.theta, problem("small", "float64").theta)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a finalizer that the alarm met
 def test_a_call_that_takes_too_long_or_fails_is_told(capsys, monkeypatch, tmp_path):
     told, limits = {"seconds": 0, "file": str(tmp_path / "x")}, {"a": 1, "b": 60, "c": 60}
     lines = [turns.json.dumps(told | {"name": name, "limit": limit}) for name, limit in limits.items()]

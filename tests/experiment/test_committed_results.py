@@ -42,9 +42,8 @@ def test_the_table_of_images_comes_out_again():
     """Of README.md: the mean over the seeds in %, its interval, and each seed."""
     frame = results.read(RESULTS / "images" / "images.csv")
     ends = results.marked(frame).query("end and final").set_index(["run", "domain", "seed"])["test"].sort_index() * 100
-    rows = [
-        [c.strip() for c in line.split("|")] for line in (RESULTS / "images" / "README.md").read_text().splitlines()
-    ]
+    text = (RESULTS / "images" / "README.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()]
     names = {"amaml, euler": "amaml", "imaml, damping 1": "imaml", "imaml, damping 10": "imaml-damping10"}
     seen = [row for row in rows if len(row) == 9 and names.get(row[1], row[1]) in ends.index.get_level_values("run")]
     assert len(seen) == 9
@@ -65,18 +64,16 @@ def test_the_tables_of_tomography_come_out_again():
 
 def test_the_picture_of_the_peers_draws_the_numbers_of_its_csv():
     axis = report.figure(pd.read_csv(report.CSV)).axes[0]
-    shown = dict(
-        zip((t.get_text() for t in axis.get_yticklabels()), (b.get_width() for b in axis.patches), strict=True)
-    )
+    names, widths = [t.get_text() for t in axis.get_yticklabels()], [b.get_width() for b in axis.patches]
     place = {"network": "small", "dtype": "float64", "theta": "untrained", "steps": "200", "quantity": "A-MAML, 1e-2"}
-    with open(report.CSV) as file:
-        (line,) = [line for line in csv.DictReader(file) if place.items() <= line.items()]
-    assert shown["A-MAML, rtol 1e-2: amaml"] == pytest.approx(1000 * float(line["seconds"]))
+    (line,) = lines("efficiency/peers.csv", **place)
+    assert len(names) == len(widths)
+    assert widths[names.index("A-MAML, rtol 1e-2: amaml")] == pytest.approx(1000 * float(line["seconds"]))
 
 
-def lines(target: str, **place: str) -> list[dict[str, str]]:
-    """The lines of a CSV at a place, read without pandas."""
-    with open(RESULTS / "paper" / f"{target}.csv") as file:
+def lines(csv_file: str, **place: str) -> list[dict[str, str]]:
+    """The lines of a CSV of results/ at a place, read without pandas."""
+    with open(RESULTS / csv_file) as file:
         return [line for line in csv.DictReader(file) if place.items() <= line.items()]
 
 
@@ -85,7 +82,7 @@ def test_the_papers_figure_draws_the_numbers_of_its_csv(found):
     for panel, points in (("CosMixture-50", "support"), ("Alpine2D-100", "test")):
         axes = paper_pictures.panels(shown, "ours", points, paper.PAPER).axes
         (axis,) = [a for a in axes if a.get_title() == f"{panel.replace('-', ', ')} support points"]
-        own = lines("paper-figure", panel=panel, setting="ours", method="imaml")
+        own = lines("paper/paper-figure.csv", panel=panel, setting="ours", method="imaml")
         assert len(own) == 3
         names = [name for name in own[0] if re.fullmatch(rf"{points}_epoch_\d+", name)]
         mean = np.mean([[float(line[name]) for name in names] for line in own], axis=0)
@@ -96,7 +93,7 @@ def test_the_papers_figure_draws_the_numbers_of_its_csv(found):
 
 def test_the_pictures_of_horizons_draw_the_numbers_of_their_csvs(found):
     frame = paper.along(found["horizons"])
-    own = lines("horizons", domain="CosMixture2D", run="amaml", inner_steps="200", update="450")
+    own = lines("paper/horizons.csv", domain="CosMixture2D", run="amaml", inner_steps="200", update="450")
     assert len(own) == 5
     test = np.mean([float(line["test_step_200"]) for line in own])
     work = np.mean([0.45 * (float(line["gradients"]) + 2 * float(line["hvps"])) for line in own])

@@ -68,15 +68,15 @@ def test_conv4_is_the_composition_of_the_field(strided):
     torch.testing.assert_close(module(x), features @ parameters[16].T + parameters[17])
 
 
-@pytest.mark.parametrize(
-    ("module", "parameters"),
-    [
-        (lambda: conv4((3, 84, 84), 5, filters=32), 32901),  # MAML's mini-ImageNet network
-        (lambda: conv4((1, 28, 28), 5), 112261),
-        (lambda: conv4((1, 28, 28), 20, strided=True), 113236),
-        (lambda: resnet12((3, 84, 84), 5, 8, blocks=2), 7557),
-    ],
-)
+SIZES = [
+    (lambda: conv4((3, 84, 84), 5, filters=32), 32901),  # MAML's mini-ImageNet network
+    (lambda: conv4((1, 28, 28), 5), 112261),
+    (lambda: conv4((1, 28, 28), 20, strided=True), 113236),
+    (lambda: resnet12((3, 84, 84), 5, 8, blocks=2), 7557),
+]
+
+
+@pytest.mark.parametrize(("module", "parameters"), SIZES)
 def test_sizes(module, parameters):
     network = module()
     assert sum(p.numel() for p in network.parameters()) == parameters
@@ -104,10 +104,9 @@ def test_weights_are_xavier_uniform_and_biases_zero(build):
 
 
 def test_images_too_small_to_pool_are_refused():
-    with pytest.raises(InputError, match="8 x 8 cannot be halved 4 times; use 16 x 16"):
-        conv4((1, 8, 8), 5)
-    with pytest.raises(InputError, match="halved 4 times"):
-        resnet12((1, 15, 20), 5)
+    for network, shape in ((conv4, (1, 8, 8)), (resnet12, (1, 15, 20))):
+        with pytest.raises(InputError, match=f"{shape[1]} x {shape[2]} cannot be halved 4 times; use 16 x 16"):
+            network(shape, 5)
     assert conv4((1, 8, 8), 5, strided=True)(torch.zeros(2, 1, 8, 8)).shape == (2, 5)
 
 

@@ -13,12 +13,7 @@ import pytest
 from helpers.commands import ROOT
 from packaging.requirements import Requirement
 
-PACKAGES = {
-    "amaml": "amaml",
-    "amaml/engine": "amaml/engine",
-    "amaml/flow": "amaml/flow",
-    "baselines": "amaml/baselines",
-}
+PACKAGES = {"baselines": "amaml/baselines"} | {name: name for name in ("amaml", "amaml/engine", "amaml/flow")}
 ONE_META_GRADIENT = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -66,24 +61,21 @@ def rank(name: str) -> int:
 
 # that the engine and the flow know as well; of models the type Apply alone
 LEAVES = {f"amaml.{name}" for name in ("arguments", "errors", "points", "tasks", "losses", "models", "robust")}
+KNOWN = modules("amaml", "baselines", "data", "experiment", "benchmarks")
 
 
 def test_imports_run_one_way():
-    known = modules("amaml", "baselines", "data", "experiment", "benchmarks")
-    for name, path in known.items():
-        later = {other for other in imported(path) & known.keys() - LEAVES if rank(other) > rank(name)}
+    for name, path in KNOWN.items():
+        later = {other for other in imported(path) & KNOWN.keys() - LEAVES if rank(other) > rank(name)}
         assert not later, (name, later)
         assert not {"baselines", "data"} <= {other.split(".")[0] for other in imported(path)} or rank(name) > 4
         assert "import_module" not in path.read_text(), name  # nor by a string
 
 
 def test_no_modules_import_each_other():
-    known = modules("amaml", "baselines", "data", "experiment", "benchmarks")
-    left = {name: imported(path) & known.keys() - {name} for name, path in known.items()}
+    left = {name: imported(path) & KNOWN.keys() - {name} for name, path in KNOWN.items()}
     while free := [name for name, needs in left.items() if not needs]:
-        for name in free:
-            del left[name]
-        left = {name: needs - set(free) for name, needs in left.items()}
+        left = {name: needs - set(free) for name, needs in left.items() if name not in free}
     assert not left
 
 
@@ -92,9 +84,8 @@ def test_the_library_imports_only_what_its_wheel_requires(folder):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     required = {Requirement(text).name for text in project["dependencies"]}
     assert required == {"torch", "numpy", "scipy"}
-    known = required | {"amaml", "baselines"}
     found = {name.split(".")[0] for path in (ROOT / folder).glob("*.py") for name in imported(path)}
-    assert found <= set(sys.stdlib_module_names) | known
+    assert found <= set(sys.stdlib_module_names) | required | {"amaml", "baselines"}
 
 
 def built_in(folder: Path, kind: str, *out: str) -> None:
