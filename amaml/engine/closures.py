@@ -7,10 +7,11 @@ instead; the values tell whether the graph is out of date.
 import dis
 import functools
 from collections import deque
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,9 +22,23 @@ Path = tuple[Step, ...]
 
 MOST_OBJECTS = 20_000  # looked at in one search; a tensor farther away stays a constant of its graph
 MOST_ITEMS = 100  # of a list that are looked at for values that change
-PLAIN = (str, bytes, int, float, complex, type(None), BuiltinFunctionType, CodeType, torch.dtype, torch.device)
+PLAIN = (
+    str,
+    bytes,
+    int,
+    float,
+    complex,
+    type(None),
+    np.generic,
+    BuiltinFunctionType,
+    CodeType,
+    torch.dtype,
+    torch.device,
+)
 BOOKS = vars(nn.Module()).keys() - {"training"}  # what every module keeps of its own, mostly empty
-LEAVES = (Tensor, *PLAIN)
+HOLDING = (Tensor, np.ndarray, set, frozenset, bytearray)  # and no tensors
+CONTENT: Step = (True, "content")  # at the end of a path to one of them: what is in it
+LEAVES = (*HOLDING, *PLAIN)
 HOLDERS = {  # and the attributes in which they hold what they wrap
     functools.partial: ("func", "args", "keywords"),
     MethodType: ("__self__", "__func__"),
@@ -72,19 +87,34 @@ class Watched:
 
 
 def find_values(root: object) -> dict[Path, Any]:
-    """The numbers, flags, strings and foreign functions that root uses, and which tensors require a gradient."""
-    found = {}
+    """The numbers, flags, strings and foreign functions that root uses, what small tensors, arrays and sets hold, and
+    which tensors require a gradient."""
+    found = {(): torch.get_default_dtype()}
     for path, child in _walk(root, MOST_ITEMS):
         if isinstance(child, Tensor):
             found[path] = child.requires_grad
+        if isinstance(child, HOLDING):
+            found[(*path, CONTENT)] = _content(child)
         elif isinstance(child, PLAIN) or (isinstance(child, FunctionType | type) and _foreign(child)):
             found[path] = child
     return found
 
 
-def changed(then: dict[Path, Any], now: dict[Path, Any]) -> set[Path]:
-    """Where two of them differ; of a list the list, which may grow."""
+def _content(child: Any) -> Any:
+    """What may be read of it as Python values."""
+    if isinstance(child, Tensor):
+        held = child.device.type == "cpu" and child.layout == torch.strided and child.numel() <= MOST_ITEMS
+        held = held and not child.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(child)
+        return child.tolist() if held else None
+    if isinstance(child, np.ndarray):
+        return child.tobytes() if child.nbytes <= 8 * MOST_ITEMS else None
+    return child.copy() if len(child) <= MOST_ITEMS else len(child)
+
+
+def changed(then: dict[Path, Any], now: dict[Path, Any], inputs: Iterable[Path] = ()) -> set[Path]:
+    """Where two of them differ, but in the numbers of tensors that are inputs; of a list the list, which may grow."""
     paths = {path for path in then.keys() | now.keys() if then.get(path, then) != now.get(path, now)}
+    paths -= {(*path, CONTENT) for path in inputs}
     return {path[:-1] if path and type(path[-1][1]) is int else path for path in paths}
 
 

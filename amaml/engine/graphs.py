@@ -205,8 +205,8 @@ class Family:
         """Drop the graphs that are out of date."""
         if not self.graphs:
             return
-        values = find_values(root)
-        moved = changed(self.values, values) - self.without_effect if values != self.values else set()
+        values, inputs = find_values(root), (path for graph in self.graphs.values() for path in graph.paths)
+        moved = changed(self.values, values, inputs) - self.without_effect if values != self.values else set()
         stale = self.probe is not None and not self.probe.agrees(root, theta)
         if moved and not stale:
             stale = not all(graph.is_up_to_date(key, root) for key, graph in self.graphs.items())

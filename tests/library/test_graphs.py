@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from itertools import count
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from helpers import problems
@@ -81,8 +82,25 @@ def gradient_scale(used):
     return lambda p, t: half_mse(Scaled.apply(p), t), lambda: setattr(used, "scale", 0.3)
 
 
+def held(value, change):
+    """A factor of the gradient alone, which is read of what holds it."""
+
+    def make(used):
+        def loss(p, t):
+            scale = float(value if isinstance(value, torch.Tensor | np.ndarray) else 0.3 ** len(value))
+            return half_mse(scale * p + (1 - scale) * p.detach(), t)
+
+        return loss, change
+
+    return make
+
+
+TENSOR, ARRAY, SET = torch.ones(()), np.ones(()), set()
+HELD = held(TENSOR, lambda: TENSOR.fill_(0.3)), held(ARRAY, lambda: ARRAY.fill(0.3)), held(SET, lambda: SET.add(1))
+
+
 @pytest.mark.filterwarnings("ignore:torch cannot batch:RuntimeWarning")
-@pytest.mark.parametrize("make", [huber, query_temperature, gradient_scale])
+@pytest.mark.parametrize("make", [huber, query_temperature, gradient_scale, *HELD])
 def test_a_change_that_leaves_the_first_loss_as_it_was_is_seen(make):
     (theta, apply), tasks = linear(), regression(queries=4)
     with torch.no_grad():
