@@ -52,8 +52,7 @@ def test_rates_that_are_not_learned_yet_are_those_of_the_run():
         assert relative_error(e.meta.adapt(e.domain.episode(0), **e.rates()), expected) < 1e-14
 
 
-@pytest.mark.parametrize("kind", ["scalar", "parameter"])
-@pytest.mark.parametrize("domain", ["Sinusoid", "Glyphs"])
+@pytest.mark.parametrize(("domain", "kind"), [("Sinusoid", "scalar"), ("Glyphs", "parameter")])
 def test_learned_rates_run_from_flags_to_results(tmp_path, quick, domain, kind):
     images = ["--ways", "2", "--network", "mlp"] if domain == "Glyphs" else []
     flags = ["--domain", domain, "--method", "anil", "--learn-rates", kind, "--protocol", "inner", *images]

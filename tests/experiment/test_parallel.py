@@ -94,11 +94,10 @@ def test_slurm_is_asked_for_what_the_flags_say_before_any_cell(tmp_path, srun):
 @pytest.mark.parametrize("place", [".lock", ".cells/scripts/cell.lock"], ids=["a run", "a start"])
 def test_a_cell_waits_for_another_start_and_for_a_run_that_a_killed_one_left_behind(tmp_path, place):
     grid = scripts(tmp_path, cell="echo again; echo > {made}")
-    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
-    held = FileLock(tmp_path / place, thread_local=False)
+    log, held = grid.file(grid.cells[0], "log"), FileLock(tmp_path / place, thread_local=False)
+    log.parent.mkdir(parents=True)
     held.acquire()
     assert [state.name for state in cells.states(grid)] == ["running"]
-    log = grid.file(grid.cells[0], "log")
     threading.Timer(0.5, lambda: (log.write_text("end\n"), held.release())).start()
     assert parallel.run(grid, Place(1)) == 0
     assert log.read_text() == "end\nagain\n"
@@ -127,10 +126,8 @@ def test_a_grid_whose_run_is_killed_ends_with_the_files_of_an_undisturbed_one(tm
 
     def kill():
         wait_for(lambda: under_way(cell, 20), "the run is under way")
-        (run,) = subprocess.run(
-            ["pgrep", "-P", str(os.getpid()), "-f", "method fomaml"], capture_output=True
-        ).stdout.split()
-        os.kill(int(run), signal.SIGKILL)
+        command = ["pgrep", "-P", str(os.getpid()), "-f", "method fomaml"]
+        os.kill(int(subprocess.run(command, capture_output=True).stdout), signal.SIGKILL)
 
     threading.Thread(target=kill).start()
     assert parallel.run(grid, Place(1)) == 0
