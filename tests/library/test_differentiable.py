@@ -88,18 +88,17 @@ def test_the_flow_s_gradient_of_an_outer_loss_has_its_tolerance():
     assert relative_error(*whole) < 2e-3
 
 
-OPTIMIZERS = {  # torch's, and what it is given besides the rate
-    "momentum": (torch.optim.SGD, {"momentum": 0.9}),
-    "nesterov": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
-    "rmsprop": (torch.optim.RMSprop, {}),
-    "adam": (torch.optim.Adam, {"betas": (0.8, 0.99), "weight_decay": 0.1}),
-    "adamw": (torch.optim.AdamW, {"weight_decay": 0.2}),
-}
+OPTIMIZERS = [  # rule, torch's own, what both are given besides the rate
+    ("momentum", torch.optim.SGD, {"momentum": 0.9}),
+    ("sgd", torch.optim.SGD, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+    ("rmsprop", torch.optim.RMSprop, {}),
+    ("adam", torch.optim.Adam, {"betas": (0.8, 0.99), "weight_decay": 0.1}),
+    ("adamw", torch.optim.AdamW, {"weight_decay": 0.2}),
+]
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_inner_optimisers_take_torchs_steps(name):
-    make, options = OPTIMIZERS[name]
+@pytest.mark.parametrize(("rule", "make", "options"), OPTIMIZERS)
+def test_inner_optimisers_take_torchs_steps(rule, make, options):
     problem = plain("mlp")
     module = copy.deepcopy(problem.module)
     optimizer = make(module.parameters(), 0.1, **options)
@@ -107,7 +106,7 @@ def test_inner_optimisers_take_torchs_steps(name):
         optimizer.zero_grad()
         amaml.half_mse(module(problem.tasks.support_x[1].detach()), problem.tasks.support_y[1].detach()).backward()
         optimizer.step()
-    phi = problem.adaptation(inner_optimizer=make.__name__.lower(), **options).adapt(problem.tasks)[1]
+    phi = problem.adaptation(inner_optimizer=rule, **options).adapt(problem.tasks)[1]
     torch.testing.assert_close(phi, torch.cat([p.reshape(-1) for p in module.parameters()]), rtol=1e-10, atol=1e-12)
 
 
