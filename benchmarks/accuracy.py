@@ -95,8 +95,9 @@ def row(name: str, when: str, steps: int, rtol: float, looked: list[Found]) -> l
     fates, costs = frame["fate"].value_counts(), frame.loc[frame["cost"] > 0, "cost"]
     errors, told = frame["error"].dropna() / rtol, (frame["reported"] / frame["error"]).dropna()
     cells = [name, when, f"{steps * INNER_LR:g}", len(frame), fates.get("descended", 0)]
-    cells += [f"{errors.median():.2g}", f"{errors.max():.2g}", (errors > 3).sum()]
-    cells += [f"{told.min():.2g}, {(told < 1 / 3).sum()}", len(errors) - len(told), fates.get("measured", 0)]
+    cells += [*(f"{errors.quantile(q):.2g}" if len(errors) else "" for q in (0.5, 1)), (errors > 3).sum()]
+    below = f"{told.min():.2g}, {(told < 1 / 3).sum()}" if len(told) else ""
+    cells += [below, len(errors) - len(told), fates.get("measured", 0)]
     cells += [f"{costs.median():.2g}, {costs.mean():.2g}", fates.get("raised", 0), fates.get("no reference", 0)]
     return list(map(str, cells))
 
