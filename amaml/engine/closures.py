@@ -22,19 +22,8 @@ Path = tuple[Step, ...]
 
 MOST_OBJECTS = 20_000  # looked at in one search; a tensor farther away stays a constant of its graph
 MOST_ITEMS = 100  # of a list that are looked at for values that change
-PLAIN = (
-    str,
-    bytes,
-    int,
-    float,
-    complex,
-    type(None),
-    np.generic,
-    BuiltinFunctionType,
-    CodeType,
-    torch.dtype,
-    torch.device,
-)
+PLAIN = (str, bytes, int, float, complex, type(None), np.generic, BuiltinFunctionType, CodeType)
+PLAIN += (torch.dtype, torch.device)
 BOOKS = vars(nn.Module()).keys() - {"training"}  # what every module keeps of its own, mostly empty
 HOLDING = (Tensor, np.ndarray, set, frozenset, bytearray)  # and no tensors
 CONTENT: Step = (True, "content")  # at the end of a path to one of them: what is in it
