@@ -13,9 +13,7 @@ from amaml.errors import InputError
 from amaml.tasks import Tasks
 
 SHARE = 0.5  # of the free memory that is planned for, since the allocator keeps more than is in use
-PRODUCT = (
-    8  # a Hessian-vector product takes 3.6 to 7.5 times what autograd keeps of the loss (ResNet-12 to a small MLP)
-)
+PRODUCT = 8  # times what autograd keeps of the loss, for a Hessian-vector product: 3.6 (ResNet-12) to 7.5 (small MLP)
 STATES = 10  # (tasks, P) beside those of a trajectory: phi, its gradient, lam, the stages of a step
 
 

@@ -1,7 +1,7 @@
 """The predictions of adapted parameters."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ def predict(apply: Apply, phi: Tensor, x: Points, *shared: Mapping[str, Tensor])
             f"phi must be (tasks, P) and x (tasks, points, *input), got {tuple(phi.shape)} and "
             f"{tuple(first(x).shape)}; of one task: predict(apply, phi[None], x[None])[0]"
         )
-    put = None
+    put, graph = None, torch.is_grad_enabled()
 
     def of_one(row: Tensor, points: Points) -> list[Tensor]:
         nonlocal put
@@ -57,21 +57,28 @@ def predict(apply: Apply, phi: Tensor, x: Points, *shared: Mapping[str, Tensor])
         if is_mistake(fault):
             raise
         reason = described(fault, apply)
-    graph, (leaves, structure) = torch.is_grad_enabled(), tree_flatten(tree_map(Tensor.clone, x))
+    with by_itself(apply, phi.device), torch.enable_grad(), differentiable_twice():
+        stacked = _one_by_one(of_one, phi, x, shared, graph)
+    go_apart(apply, reason, len(phi))
+    return put(iter(stacked if graph else [tensor.detach() for tensor in stacked]))
 
-    def one_by_one() -> list[Tensor]:
+
+def _one_by_one(
+    of_one: Callable[..., list[Tensor]], phi: Tensor, x: Points, shared: Sequence[Mapping[str, Tensor]], graph: bool
+) -> Sequence[Tensor]:
+    """of_one of every task, stacked. With a graph asked for, what would be checkpointed raises on the way back."""
+    leaves, structure = tree_flatten(tree_map(Tensor.clone, x))
+
+    def stacked() -> list[Tensor]:
         rows = [of_one(row, tree_unflatten(own, structure)) for row, *own in zip(phi, *leaves, strict=True)]
         return [torch.stack(column) for column in zip(*rows, strict=True)]
 
-    with by_itself(apply, phi.device), torch.enable_grad(), differentiable_twice():
-        try:
-            with disable_saved_tensors_hooks(CHECKPOINTED) if graph else contextlib.nullcontext():
-                stacked = one_by_one()
-        except RuntimeError as fault:
-            if CHECKPOINTED not in str(fault):
-                raise
-            used = phi, *leaves, *(tensor for given in shared for tensor in given.values())
-            stacked = one_by_one()
-            stacked = Ending.apply(CHECKPOINTED, len(stacked), *(tensor.detach() for tensor in stacked), *used)
-    go_apart(apply, reason, len(phi))
-    return put(iter(stacked if graph else [tensor.detach() for tensor in stacked]))
+    try:
+        with disable_saved_tensors_hooks(CHECKPOINTED) if graph else contextlib.nullcontext():
+            return stacked()
+    except RuntimeError as fault:
+        if CHECKPOINTED not in str(fault):
+            raise
+    used = phi, *leaves, *(tensor for given in shared for tensor in given.values())
+    found = stacked()
+    return Ending.apply(CHECKPOINTED, len(found), *(tensor.detach() for tensor in found), *used)
