@@ -25,7 +25,7 @@ TARGETS = {
     "figure": ("paper-figure",),
     "tables": ("paper-tables", "paper-tables-movielens1m"),
     "horizons": ("horizons", "horizons-work"),
-    "trials": ("horizons-trials", "horizons-ideas"),
+    "trials": ("horizons-trials", "horizons-ideas", "horizons-1000-trials"),
 }
 PRODUCT = 2  # gradients that a Hessian-vector product takes the time of (results/efficiency/peers.csv: 1.5 to 2.7)
 NEAR = 0.05  # of the paper's number, read off a plot to about 0.03, counts as reproduced

@@ -59,17 +59,21 @@ def _split(content: dict[str, Any], path: Path) -> tuple[dict[str, Any], dict[st
             raise InputError(f"{path}: {key} is a column of the results, and no name for an axis; choose another")
         if key in FIELDS and not isinstance(value, list):
             fixed[key] = value
-        elif key in FIELDS and value:
-            axes[key] = [(key, str(v), {key: v}) for v in value]
-        elif isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
-            labels = [str(v.get("label", "-".join(map(str, v.values())))) for v in value]
-            flags = [{k: v[k] for k in v if k != "label"} for v in value]
-            axes[key] = list(zip(itertools.repeat(key), labels, flags, strict=False))
+        elif isinstance(value, list) and value and all(key in FIELDS or isinstance(v, dict) for v in value):
+            axes[key] = [_place(key, v) for v in value]
         elif key in FIELDS or isinstance(value, list):
             raise InputError(f"{path}: {key} must be a value, or a list of at least one value or table; got {value!r}")
         else:
             raise unknown(f"key in {path}", key, [*FIELDS, *OTHERS])
     return fixed, dict(sorted(axes.items(), key=lambda axis: axis[0] != "seed"))
+
+
+def _place(axis: str, value: Any) -> tuple[str, str, dict[str, Any]]:
+    """A value of the flag that the axis is named after, or a table of flags with a label."""
+    if not isinstance(value, dict):
+        return axis, str(value), {axis: value}
+    flags = {name: own for name, own in value.items() if name != "label"}
+    return axis, str(value.get("label", "-".join(map(str, flags.values())))), flags
 
 
 def _default_out(stem: str, axes: dict[str, Axis]) -> str:

@@ -19,7 +19,7 @@ from experiment.grid import TARGETS, Cell, Grid, read_grid
 def test_a_grid_is_the_product_of_its_axes_with_the_seed_slowest(tmp_path):
     text = """
         out = "results/mine/{panel}/{method}-{width}/seed{seed}"
-        method = ["fomaml", "imaml"]
+        method = ["fomaml", { label = "imaml", method = "imaml" }]
         panel = [{ label = "cos", domain = "CosMixture", shots = 7 }, { domain = "Alpine2D", shots = 9 }]
         seed = [3, 4]
         width = 8
