@@ -3,23 +3,23 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from amaml.arguments import check_at, is_number, steps_of
+from amaml.arguments import check_at, check_count, is_number, steps_of
+from amaml.capacity import tasks_at_once
 from amaml.checks import check_tasks
-from amaml.chunked import Chunked, Each, in_turn
+from amaml.chunked import Chunked, Each, chunks, in_turn
 from amaml.engine import derivatives
 from amaml.engine.calling import announce_backward, check_surroundings, uncompiled
 from amaml.engine.closures import Watched
 from amaml.engine.derivatives import Loss
 from amaml.errors import Diverged, InputError
 from amaml.flow.field import Evaluations
-from amaml.flow.optimizers import Optimizer
-from amaml.learner import Followed, Memory, MetaGradient, MetaLearner, outer_steps
-from amaml.methods import Method, made, name_of
+from amaml.learner import Memory, MetaGradient, MetaLearner, followed, outer_steps
+from amaml.methods import Method, entering, made, name_of, numbers
 from amaml.models import Flattened, check_module
 from amaml.objective import Objective, check_given, check_untrained, losses_of
 from amaml.outer import Outer
@@ -66,7 +66,8 @@ class Adaptation(nn.Module):
             what a method does not define.
         query_loss: the outer loss where it is another one than the inner.
         prox: adds prox/2 |phi - theta|^2 to the inner loss.
-        task_chunk: so many tasks go through the network at once; "auto": as many as fit into the free memory.
+        task_chunk: so many tasks go through the network at once; "auto": as many as fit into the free memory, as the
+            first call of tasks of their shapes finds it.
         each: how the chunks are gone through (amaml.chunked).
         objective: objective(model, x, y) in place of loss(model(x), y), where the loss needs more of the network than
             its prediction; model.parameters are the task's own, by name.
@@ -108,13 +109,16 @@ class Adaptation(nn.Module):
         check_given(loss, inner_lr, inner_steps, objective, penalty)
         check_module(module)
         check_untrained(module, loss, query_loss, objective)
+        if task_chunk != "auto":
+            check_count("task_chunk", task_chunk, none=True)
         self.module, self.method = module, method
         self.function = Flattened(module, adapt, batched)
         self.inner_lr = Rates(inner_lr, self.function.shapes) if isinstance(inner_lr, Mapping) else inner_lr
         self.prox, self.task_chunk, self.each, self.latest = prox, task_chunk, each, None
+        self._fitting: dict[tuple, int] = {}  # how many tasks fit into the free memory, by their shapes
         losses = losses_of(loss, query_loss, objective, penalty)
         self._learner = made(method, self.function, *losses, inner_steps, options)
-        for name, value in _numbers(self._learner).items():
+        for name, value in numbers(self._learner).items():
             if isinstance(value, nn.Parameter):
                 self.register_parameter(name.replace(".", "_"), value)
         self.memory: Memory = self._learner.init()
@@ -128,12 +132,12 @@ class Adaptation(nn.Module):
         super().__setattr__(name, value)
 
     def _renew(self, learner: MetaLearner, name: str, value: Any) -> None:
-        numbers = {n.replace(".", "_"): n for n in _numbers(learner)}
+        own = {n.replace(".", "_"): n for n in numbers(learner)}
         if name == "module":
             check_module(value)
             self.function.module = value
-        elif name in numbers:
-            optimizer = learner.inner_optimizer.with_numbers({numbers[name]: value})
+        elif name in own:
+            optimizer = learner.inner_optimizer.with_numbers({own[name]: value})
             self._learner = replace(learner, inner_optimizer=optimizer)
         elif type(self) is Adaptation and (name in FIXED or (hasattr(learner, name) and not hasattr(self, name))):
             raise InputError(f"{name} of an Adaptation stays as it was given; make another Adaptation({name}=...)")
@@ -161,12 +165,15 @@ class Adaptation(nn.Module):
         """
         theta, tasks = self.function.theta(), self._with_shared(tasks)
         learner = self._at(theta, inner_lr, prox, at, weights)
-        request = self._requested(learner, theta, tasks.leaves())
+        request = _requested({"theta": theta} | entering(learner) | tasks.leaves())
+        self._check_defined(learner, request)
         if not request:
             return self._evaluated(learner, theta.detach(), tasks.detach()).mean()
 
+        size = self._chunk(learner, theta, tasks)
         with self._remembering(learner):
-            self.latest = learner.gradient(theta, tasks, self.memory)
+            parts = learner if size is None else Chunked(learner, size, self.each)
+            self.latest = parts.gradient(theta, tasks, self.memory)
         gradients = {"theta": self.latest.value} | self.latest.gradients
         found = [gradients[name].view_as(t) for name, t in request.items()]
         announce_backward(self.module)
@@ -195,9 +202,10 @@ class Adaptation(nn.Module):
         dJ/dphi, with what lam gains at earlier times, exact for the steps and within rtol for the flow.
         """
         theta, tasks = self.function.theta(), self._with_shared(tasks)
-        learner = _inner(self._at(theta, inner_lr, prox, inner_steps=inner_steps))
+        learner = self._at(theta, inner_lr, prox, inner_steps=inner_steps)
         steps = check_at((learner.inner_steps,) if at is None else at, learner.inner_steps)
-        path = torch.cat([self._path(learner, theta, chunk, steps) for chunk in self._chunks(theta, tasks)], 1)
+        parts = chunks(tasks, self._chunk(learner, theta, tasks))
+        path = torch.cat([self._path(learner, theta, part, steps) for part in parts], 1)
         return path[-1] if at is None else path
 
     @uncompiled
@@ -221,11 +229,6 @@ class Adaptation(nn.Module):
         solver = f", solver={learner.solver!r}" if hasattr(learner, "solver") else ""
         return f"method={self.name!r}, inner_steps={learner.inner_steps}, inner_lr={said}{solver}"
 
-    @property
-    def control(self) -> "Control":
-        """The memory alone, to be saved apart from the parameters: control.state_dict(), control.load_state_dict()."""
-        return Control(self)
-
     def get_extra_state(self) -> dict[str, Any] | None:
         """The memory in state_dict(), as plain numbers and tensors."""
         return self.memory.state_dict() if hasattr(self.memory, "state_dict") else None
@@ -240,36 +243,40 @@ class Adaptation(nn.Module):
 
     def _path(self, learner: MetaLearner, theta: Tensor, tasks: Tasks, at: Sequence[int]) -> Tensor:
         """The parameters after `at` inner steps, (times, tasks, P), in autograd's graph where one is asked for."""
-        request = self._requested(None, theta, _entering(learner) | tasks.support_leaves())
+        request = _requested({"theta": theta} | entering(learner) | tasks.support_leaves())
         if not request:
-            return _follow(learner, theta, tasks, self.memory, at).path
+            return followed(learner, theta, tasks, self.memory, at).path
         adapted = {id(p) for p in self.module.parameters()} - {id(p) for p in (tasks.shared or {}).values()}
         used = Watched((learner, tasks.support_leaves()), adapted)  # but for these, of which theta is a copy
-        followed = _follow(learner, theta, tasks, self.memory, at)
+        run = followed(learner, theta, tasks, self.memory, at)
         used.changed()  # by the network itself
 
         def pull_back(lam: Tensor) -> list[Tensor]:
             self._check_defined(learner, ["phi", *request])
             with self._remembering(learner):
-                self.latest = learner.pull_back(followed, lam, self.memory)
+                self.latest = learner.pull_back(run, lam, self.memory)
             gradients = {"theta": self.latest.value} | self.latest.gradients
             return [len(tasks) * gradients[name].view_as(t) for name, t in request.items()]
 
         announce_backward(self.module)
-        return Outer.apply(followed.path, pull_back, used, *request.values())
+        return Outer.apply(run.path, pull_back, used, *request.values())
 
-    def _chunks(self, theta: Tensor, tasks: Tasks) -> list[Tasks]:
-        """The tasks, as many at a time as go through the network at once."""
-        return [tasks] if self.task_chunk is None else Chunked(self._learner, self.task_chunk).chunks(theta, tasks)
+    def _chunk(self, learner: MetaLearner, theta: Tensor, tasks: Tasks) -> int | None:
+        """How many tasks go through the network at once; None: all."""
+        if self.task_chunk != "auto":
+            return self.task_chunk
+        shapes = learner.inner_steps, *(tuple(t.shape[1:]) for t in tasks.leaves().values())
+        if shapes not in self._fitting:
+            self._fitting[shapes] = tasks_at_once(learner.apply, learner.loss, theta, tasks, learner.inner_steps)
+        return self._fitting[shapes]
 
     def _evaluated(self, learner: MetaLearner, theta: Tensor, tasks: Tasks) -> Tensor:
         """The query loss of every task without gradients, (tasks,), which latest tells."""
-        inner = _inner(learner)
-        steps, weights = outer_steps(inner)
-        outer, losses = getattr(inner, "query_loss", None) or inner.loss, []
-        for chunk in self._chunks(theta, tasks):
-            path = _follow(inner, theta, chunk, self.memory, steps).path
-            found = [derivatives.losses(inner.apply, outer, phi, *chunk.query) for phi in path]
+        steps, weights = outer_steps(learner)
+        outer, losses = getattr(learner, "query_loss", None) or learner.loss, []
+        for chunk in chunks(tasks, self._chunk(learner, theta, tasks)):
+            path = followed(learner, theta, chunk, self.memory, steps).path
+            found = [derivatives.losses(learner.apply, outer, phi, *chunk.query) for phi in path]
             losses.append(sum(w * loss for w, loss in zip(weights, found, strict=True)))
         query_loss = torch.cat(losses)
         self.latest = MetaGradient(theta.new_zeros(len(tasks), 0), query_loss, Evaluations())
@@ -284,16 +291,6 @@ class Adaptation(nn.Module):
             self.memory = learner.update(self.memory, refused)
             raise
         self.memory = learner.update(self.memory, self.latest)
-
-    def _requested(self, learner: MetaLearner | None, theta: Tensor, entering: Mapping[str, Any]) -> dict[str, Tensor]:
-        """What requires a gradient, by name; nothing where autograd is off."""
-        if not torch.is_grad_enabled():
-            return {}
-        there = {"theta": theta} | (_entering(_inner(learner)) if learner else {}) | dict(entering)
-        request = {name: t for name, t in there.items() if isinstance(t, Tensor) and t.requires_grad}
-        if learner:
-            self._check_defined(_inner(learner), request)
-        return request
 
     def _check_defined(self, learner: MetaLearner, names: Sequence[str]) -> None:
         for name in names:
@@ -342,44 +339,11 @@ class Adaptation(nn.Module):
         for name in now:
             if not hasattr(self._learner, name):
                 raise InputError(f"method {self.name} has no {name}; methods amaml and maml have one")
-        learner = replace(self._learner, inner_lr=rate, inner_steps=count, **now)
-        return learner if self.task_chunk is None else Chunked(learner, self.task_chunk, self.each)
+        return replace(self._learner, inner_lr=rate, inner_steps=count, **now)
 
 
-class Control(NamedTuple):
-    """What the learner of an Adaptation remembers of its error, as a part that can be saved."""
-
-    of: Adaptation
-
-    def state_dict(self) -> dict[str, Any] | None:
-        """Plain numbers and tensors."""
-        return self.of.get_extra_state()
-
-    def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        """Go on from a state_dict()."""
-        self.of.set_extra_state(state)
-
-
-def _inner(learner: MetaLearner) -> MetaLearner:
-    """The learner of the chunks."""
-    return learner.learner if isinstance(learner, Chunked) else learner
-
-
-def _entering(learner: MetaLearner) -> dict[str, Any]:
-    """The settings of a learner that may require a gradient, by name."""
-    return {name: getattr(learner, name, None) for name in ("inner_lr", "prox", "schedule")} | _numbers(learner)
-
-
-def _numbers(learner: MetaLearner) -> dict[str, Any]:
-    """Those of its inner optimizer, by name."""
-    optimizer = getattr(learner, "inner_optimizer", None)
-    return optimizer.numbers() if isinstance(optimizer, Optimizer) else {}
-
-
-def _follow(learner: MetaLearner, theta: Tensor, tasks: Tasks, memory: Memory, at: Sequence[int]) -> Followed:
-    """The inner loop, of a learner that may know its end alone."""
-    if hasattr(learner, "follow"):
-        return learner.follow(theta, tasks, memory, at)
-    if tuple(at) != (learner.inner_steps,):
-        raise InputError(f"this method knows the end of its inner loop alone, {learner.inner_steps} steps, got {at!r}")
-    return Followed(learner.adapt(theta, tasks)[None], None)
+def _requested(entering: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What of it requires a gradient, by name; nothing where autograd is off."""
+    if not torch.is_grad_enabled():
+        return {}
+    return {name: t for name, t in entering.items() if isinstance(t, Tensor) and t.requires_grad}

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from amaml.arguments import check_count
-from amaml.capacity import tasks_at_once
 from amaml.flow.accuracy import Observation
 from amaml.flow.field import Evaluations
 from amaml.learner import Memory, MetaGradient, MetaLearner, compact, with_own_memory
@@ -26,7 +25,7 @@ def in_turn(solve: Callable[[Part], Result], parts: list[Part]) -> list[Result]:
 
 @dataclass(frozen=True, eq=False)
 class Chunked:
-    """A learner that sees at most size tasks at once; "auto": as many as fit into the free memory (amaml.capacity).
+    """A learner that sees at most size tasks at once.
 
     The meta-gradient is the mean over all tasks: to rounding for methods that make the same steps for every batch, to
     rtol for A-MAML's flow, whose steps are chosen for the tasks that are solved together. A-MAML learns once, from all
@@ -36,16 +35,15 @@ class Chunked:
     """
 
     learner: MetaLearner
-    size: int | str
+    size: int
     each: Each = in_turn
 
     def __post_init__(self) -> None:
-        if self.size != "auto":
-            check_count("task_chunk", self.size)
+        check_count("task_chunk", self.size)
 
     def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
         """As the learner's, chunk by chunk."""
-        return torch.cat([self.learner.adapt(theta, chunk) for chunk in self.chunks(theta, tasks)])
+        return torch.cat([self.learner.adapt(theta, chunk) for chunk in chunks(tasks, self.size)])
 
     def init(self) -> Memory:
         """As the learner's."""
@@ -53,9 +51,9 @@ class Chunked:
 
     def gradient(self, theta: Tensor, tasks: Tasks, memory: Memory) -> MetaGradient:
         """As the learner's, every chunk from the same memory; error: the most that the chunks' errors add up to."""
-        chunks = self.chunks(theta, tasks)
-        parts = self.each(lambda chunk: self.learner.gradient(theta, chunk, memory), chunks)
-        return fold(parts, [len(chunk) / len(tasks) for chunk in chunks])
+        parts = chunks(tasks, self.size)
+        found = self.each(lambda part: self.learner.gradient(theta, part, memory), parts)
+        return fold(found, [len(part) / len(tasks) for part in parts])
 
     def update(self, memory: Memory, seen: MetaGradient) -> Memory:
         """As the learner's, once, from all chunks."""
@@ -63,13 +61,13 @@ class Chunked:
 
     meta_gradient = with_own_memory
 
-    def chunks(self, theta: Tensor, tasks: Tasks) -> list[Tasks]:
-        """The tasks, at most size at a time."""
-        size = self.size
-        if size == "auto":
-            size = tasks_at_once(self.learner.apply, self.learner.loss, theta, tasks, self.learner.inner_steps)
-        with torch.enable_grad():  # a slice of a tensor that requires a gradient requires one
-            return [tasks[i : i + size] for i in range(0, len(tasks), size)]
+
+def chunks(tasks: Tasks, size: int | None) -> list[Tasks]:
+    """The tasks, at most size at a time; None: all at once."""
+    if size is None:
+        return [tasks]
+    with torch.enable_grad():  # a slice of a tensor that requires a gradient requires one
+        return [tasks[i : i + size] for i in range(0, len(tasks), size)]
 
 
 def fold(parts: list[MetaGradient], shares: list[float]) -> MetaGradient:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from amaml.engine import derivatives
 from amaml.engine.derivatives import Loss
-from amaml.errors import Diverged
+from amaml.errors import Diverged, InputError
 from amaml.flow.accuracy import Observation
 from amaml.flow.field import Evaluations, GradientFlow
 from amaml.flow.quadrature import Quadrature
@@ -105,6 +105,15 @@ class Differentiable(MetaLearner, Protocol):
         The loss takes the place of the mean query loss times the number of tasks; query_loss is empty.
         """
         ...
+
+
+def followed(learner: MetaLearner, theta: Tensor, tasks: Tasks, memory: Memory, at: Sequence[int]) -> Followed:
+    """The inner loop, of a learner that may know its end alone; raises InputError for other steps of such a one."""
+    if hasattr(learner, "follow"):
+        return learner.follow(theta, tasks, memory, at)
+    if tuple(at) != (learner.inner_steps,):
+        raise InputError(f"this method knows the end of its inner loop alone, {learner.inner_steps} steps, got {at!r}")
+    return Followed(learner.adapt(theta, tasks)[None], None)
 
 
 def no_lengths(learner: MetaLearner) -> Lengths:

@@ -64,6 +64,17 @@ def made(
     return kind(apply=apply, loss=loss, inner_lr=1.0, inner_steps=inner_steps, **options, **fixed)
 
 
+def entering(learner: MetaLearner) -> dict[str, Any]:
+    """The settings of a learner that may require a gradient, by name."""
+    return {name: getattr(learner, name, None) for name in ("inner_lr", "prox", "schedule")} | numbers(learner)
+
+
+def numbers(learner: MetaLearner) -> dict[str, Any]:
+    """Those of its inner optimizer, by name."""
+    optimizer = getattr(learner, "inner_optimizer", None)
+    return optimizer.numbers() if isinstance(optimizer, Optimizer) else {}
+
+
 def _with_optimizer(options: dict[str, Any]) -> dict[str, Any]:
     """The options with the inner optimizer made of its keywords."""
     own = {name: value for name, value in options.items() if name in KEYWORDS}
