@@ -113,7 +113,7 @@ class Adaptation(nn.Module):
             check_count("task_chunk", task_chunk, none=True)
         self.module, self.method = module, method
         self.function = Flattened(module, adapt, batched)
-        self.inner_lr = Rates(inner_lr, self.function.shapes) if isinstance(inner_lr, Mapping) else inner_lr
+        self.inner_lr = self._by_name(inner_lr)
         self.prox, self.task_chunk, self.each, self.latest = prox, task_chunk, each, None
         self._fitting: dict[tuple, int] = {}  # how many tasks fit into the free memory, by their shapes
         losses = losses_of(loss, query_loss, objective, penalty)
@@ -292,6 +292,9 @@ class Adaptation(nn.Module):
             raise
         self.memory = learner.update(self.memory, self.latest)
 
+    def _by_name(self, rate: Rate | None) -> Rate | Rates | None:
+        return Rates(rate, self.function.shapes) if isinstance(rate, Mapping) else rate
+
     def _check_defined(self, learner: MetaLearner, names: Sequence[str]) -> None:
         for name in names:
             if not name.startswith(getattr(learner, "gradients_of", EVERYTHING)) or (
@@ -323,9 +326,9 @@ class Adaptation(nn.Module):
         inner_steps: int | None = None,
     ) -> MetaLearner:
         """The learner with its rates, prox and outer loss as they are now."""
-        given = self.inner_lr if inner_lr is None else inner_lr
+        given = self.inner_lr if inner_lr is None else self._by_name(inner_lr)
         count = self._learner.inner_steps if inner_steps is None else inner_steps
-        rate, schedule = rate_and_schedule(given, count, theta, self.function.shapes)
+        rate, schedule = rate_and_schedule(given, count, theta)
         prox = self.prox if prox is None else prox
         if isinstance(prox, Tensor) and (prox.ndim or prox.is_complex()):
             raise InputError(f"prox must be a number or a tensor of one, got {prox.dtype} of {tuple(prox.shape)}")

@@ -44,10 +44,40 @@ class _Layout(NamedTuple):
     shapes: dict[str, torch.Size]  # of those that adapt, in the order of phi
     places: dict[str, list[tuple[dict[str, Tensor], str]]]  # of all
 
+    @classmethod
+    def of(cls, module: nn.Module, adapt: tuple[str, ...] | None) -> "_Layout":
+        """Names as those of named_parameters(), in its order."""
+        names, places = {}, {}
+        for prefix, part in module.named_modules():
+            for key, parameter in part._parameters.items():
+                if parameter is not None:
+                    name = names.setdefault(id(parameter), f"{prefix}.{key}" if prefix else key)
+                    places.setdefault(name, []).append((part._parameters, key))
+        own = {name: owner[key] for name, ((owner, key), *_) in places.items()}
+        trainable = {name: parameter for name, parameter in own.items() if parameter.requires_grad}
+        if not trainable:
+            raise InputError("no parameter of the module requires a gradient; thaw what adapts: .requires_grad_(True)")
+        chosen = _named(module, adapt) if adapt is not None else {id(parameter) for parameter in trainable.values()}
+        return cls({name: p.shape for name, p in trainable.items() if id(p) in chosen}, places)
+
     def tensor(self, name: str) -> Tensor:
         """The one that stands there now."""
         owner, key = self.places[name][0]
         return owner[key]
+
+    def pieces(self, phi: Tensor) -> dict[str, Tensor]:
+        """phi (..., P) as named tensors (..., *shape)."""
+        sizes = [shape.numel() for shape in self.shapes.values()]
+        if not isinstance(phi, Tensor) or phi.shape[-1:] != (sum(sizes),):
+            raise self.wrong_size(phi)
+        pieces = zip(self.shapes.items(), phi.split(sizes, -1), strict=True)
+        return {name: piece.unflatten(-1, shape) if shape else piece[..., 0] for (name, shape), piece in pieces}
+
+    def wrong_size(self, theta: Any) -> InputError:
+        """The error for what are not the parameters that adapt."""
+        found = f"shape {tuple(theta.shape)}" if isinstance(theta, Tensor) else f"type {type(theta).__name__}"
+        own = f"{sum(shape.numel() for shape in self.shapes.values())} parameters"
+        return InputError(f"theta has {found}, the module has {own}; amaml.flatten(module) makes theta (P,)")
 
 
 class Flattened:
@@ -76,7 +106,7 @@ class Flattened:
         """Within this context the module has phi (P,) for its parameters; the context gives it as a function of x."""
         with exclusive:
             layout, outer = self._layout(), self._standing
-            given = self.pieces(phi) | (shared or {})
+            given = layout.pieces(phi) | (shared or {})
             with given_back(self.module):
                 for name, tensor in given.items():
                     mine = own_copy(tensor)
@@ -107,55 +137,30 @@ class Flattened:
 
     def pieces(self, phi: Tensor) -> dict[str, Tensor]:
         """phi (..., P) as named tensors (..., *shape)."""
-        shapes = self.shapes
-        sizes = [shape.numel() for shape in shapes.values()]
-        if not isinstance(phi, Tensor) or phi.shape[-1:] != (sum(sizes),):
-            raise self.wrong_size(phi)
-        pieces = zip(shapes.items(), phi.split(sizes, -1), strict=True)
-        return {name: piece.unflatten(-1, shape) if shape else piece[..., 0] for (name, shape), piece in pieces}
+        return self._layout().pieces(phi)
 
     def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
         """The state_dict of the module with theta (P,) as its parameters, for module.load_state_dict.
 
         What is not in theta, frozen parameters and buffers, is the module's own. All are copies.
         """
-        if not isinstance(theta, Tensor) or theta.ndim != 1:
-            raise self.wrong_size(theta)
         layout, state = self._layout(), self.module.state_dict(keep_vars=True)
-        pieces = {id(layout.tensor(name)): piece for name, piece in self.pieces(theta).items()}
+        if not isinstance(theta, Tensor) or theta.ndim != 1:
+            raise layout.wrong_size(theta)
+        pieces = {id(layout.tensor(name)): piece for name, piece in layout.pieces(theta).items()}
         chosen = {name: pieces.get(id(value), value) for name, value in state.items()}
         return {name: v.detach().clone() if isinstance(v, Tensor) else copy.deepcopy(v) for name, v in chosen.items()}
-
-    def wrong_size(self, theta: Any) -> InputError:
-        """The error for what are not the parameters that adapt."""
-        found = f"shape {tuple(theta.shape)}" if isinstance(theta, Tensor) else f"type {type(theta).__name__}"
-        own = f"{sum(shape.numel() for shape in self.shapes.values())} parameters"
-        return InputError(f"theta has {found}, the module has {own}; amaml.flatten(module) makes theta (P,)")
 
     def _network(self, x: Points) -> Any:
         return call(unwrapped(self.module), x)
 
     def _layout(self) -> _Layout:
         with exclusive:
-            if self._standing is not None:
-                return self._standing
-            module = unwrapped(self.module)
-            own = dict(module.named_parameters())
-            names, places = {id(p): name for name, p in own.items()}, {name: [] for name in own}
-            for part in module.modules():
-                for key, parameter in part._parameters.items():
-                    if parameter is not None:
-                        places[names[id(parameter)]].append((part._parameters, key))
-            return _Layout({name: own[name].shape for name in adapted_names(module, self.adapt)}, places)
+            return self._standing or _Layout.of(unwrapped(self.module), self.adapt)
 
 
-def adapted_names(module: nn.Module, prefixes: tuple[str, ...] | None) -> list[str]:
-    """The parameters that adapt names, in the module's order; raises InputError where a name means none."""
-    trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    if prefixes is None:
-        if not trainable:
-            raise InputError("no parameter of the module requires a gradient; thaw what adapts: .requires_grad_(True)")
-        return list(trainable)
+def _named(module: nn.Module, prefixes: tuple[str, ...]) -> set[int]:
+    """The identities of the parameters that adapt names; raises InputError where a name means none."""
     # under each of their names, of which a tied one has several
     named = {name: p for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
     if isinstance(prefixes, str):
@@ -169,7 +174,7 @@ def adapted_names(module: nn.Module, prefixes: tuple[str, ...] | None) -> list[s
         wanted |= {id(named[name]) for name in meant}
     if not wanted:
         raise InputError("adapt is empty; name a parameter or a part of the module, or leave adapt out for all")
-    return [name for name, p in trainable.items() if id(p) in wanted]
+    return wanted
 
 
 @torch.no_grad()
@@ -180,12 +185,11 @@ def load(module: nn.Module, theta: Tensor) -> None:
     norm with running statistics, which module(x) uses in eval mode: they are not those of the points theta was adapted
     to.
     """
-    apply = Flattened(module)
+    layout = _Layout.of(unwrapped(module), None)
     if not isinstance(theta, Tensor) or theta.ndim != 1:
-        raise apply.wrong_size(theta)
-    parameters = dict(unwrapped(module).named_parameters())
-    for name, piece in apply.pieces(theta).items():
-        parameters[name].copy_(piece)
+        raise layout.wrong_size(theta)
+    for name, piece in layout.pieces(theta).items():
+        layout.tensor(name).copy_(piece)
     for name, part in module.named_modules():
         if isinstance(part, nn.modules.batchnorm._NormBase) and part.running_mean is not None:
             warnings.warn(

@@ -44,15 +44,11 @@ def _told(rate: object) -> str:
     return f"{rate.dtype} of shape {tuple(rate.shape)}" if isinstance(rate, Tensor) else type(rate).__name__
 
 
-def rate_and_schedule(
-    rate: Rate | Rates, steps: int, theta: Tensor, shapes: Mapping[str, torch.Size]
-) -> tuple[float | Tensor, Tensor | None]:
+def rate_and_schedule(rate: Rate | Rates, steps: int, theta: Tensor) -> tuple[float | Tensor, Tensor | None]:
     """inner_lr as a learner takes it, and the sizes of single steps (steps,) where they differ, each with its graph.
 
     Raises InputError for what is no rate.
     """
-    if isinstance(rate, Mapping):
-        rate = Rates(rate, shapes)
     if isinstance(rate, Rates):
         return rate.flat(theta), None
     try:

@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 import amaml
 from amaml import Adaptation, Tasks
-from amaml.models import adapted_names
+from amaml.models import Flattened
 from amaml.points import first
 from helpers.problems import classification, generator, regression, relative_error
 
@@ -105,7 +105,7 @@ class Problem:
         self.tasks = Tasks(t.support_x, t.support_y, t.query_x, t.query_y, **weights)
         self.leaves = {n: v.requires_grad_() for n, v in self.tasks.leaves().items() if v.is_floating_point()}
         self.loss = (lambda p, y: self.points_loss(p, y).mean()) if plain else self.points_loss
-        self.names = adapted_names(self.module, self.adapt)
+        self.names = [*Flattened(self.module, self.adapt).shapes]
         self.parameters = dict(self.module.named_parameters())
         self.shapes = {name: self.parameters[name].shape for name in self.names}
         self.lr, self.prox = (lr, 0.0) if plain else (number(lr), number(prox))

@@ -13,7 +13,7 @@ from torch import nn
 import amaml
 from amaml import Adaptation, InputError, Tasks, half_mse
 from amaml.engine import derivatives
-from amaml.models import adapted_names
+from amaml.models import Flattened
 from baselines import FOMAML, IMAML, MAML, Pretrained, Reptile, Scratch
 
 NAMES = ("support_x", "support_y", "query_x", "query_y")
@@ -277,5 +277,5 @@ def test_single_precision_gives_the_same_to_its_rounding(solver):
 def test_a_tied_parameter_adapts_under_each_of_its_names():
     module = nn.ModuleDict({"body": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
     module["head"].weight = module["body"].weight
-    assert adapted_names(module, ("head",)) == ["body.weight", "head.bias"]
-    assert adapted_names(module, ("body",)) == ["body.weight", "body.bias"]
+    assert [*Flattened(module, ("head",)).shapes] == ["body.weight", "head.bias"]
+    assert [*Flattened(module, ("body",)).shapes] == ["body.weight", "body.bias"]
