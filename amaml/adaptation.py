@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,13 @@ from amaml.tasks import Tasks
 
 FIXED = ("adapt", "method", "objective", "penalty", "batched")  # keywords that are read once
 EVERYTHING = ("",)  # beginnings of the names of what has a meta-gradient: every name begins with it
+
+
+class Control(NamedTuple):
+    """What the learner of an Adaptation remembers, as a part that can be saved."""
+
+    state_dict: Callable[[], dict[str, Any] | None]
+    load_state_dict: Callable[[dict[str, Any] | None], None]
 
 
 class Adaptation(nn.Module):
@@ -228,6 +235,11 @@ class Adaptation(nn.Module):
         said = rate if is_number(rate) else f"{type(rate).__name__}"
         solver = f", solver={learner.solver!r}" if hasattr(learner, "solver") else ""
         return f"method={self.name!r}, inner_steps={learner.inner_steps}, inner_lr={said}{solver}"
+
+    @property
+    def control(self) -> Control:
+        """The memory alone, to be saved apart from the parameters."""
+        return Control(self.get_extra_state, self.set_extra_state)
 
     def get_extra_state(self) -> dict[str, Any] | None:
         """The memory in state_dict(), as plain numbers and tensors."""

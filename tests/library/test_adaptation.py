@@ -89,6 +89,10 @@ def test_it_is_a_module_like_any_other():
     assert values == sorted(values, reverse=True)
     other, _ = small()
     other.load_state_dict(meta.state_dict())
+    assert other.memory == meta.memory
+    other.memory = other._learner.init()
+    other.control.load_state_dict(meta.control.state_dict())
+    assert other.memory == meta.memory != other._learner.init()
     assert other(tasks).item() == meta(tasks).item() == copy.deepcopy(meta)(tasks).item() < values[-1]
     assert meta.float()(tasks.to(torch.float32)).dtype == torch.float32
 
