@@ -1,7 +1,7 @@
 """iMAML: the meta-gradient of a regularised inner optimum, from the implicit function theorem."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -9,29 +9,18 @@ from torch import Tensor
 
 from amaml.arguments import check_count, check_inner_loop, number
 from amaml.checks import validated
+from amaml.descending import Descending
 from amaml.engine.derivatives import Loss
 from amaml.errors import InputError
 from amaml.flow.field import GradientFlow
 from amaml.flow.quadrature import Quadrature, Requested, requested
-from amaml.learner import (
-    Followed,
-    Memory,
-    MetaGradient,
-    averaged,
-    descent_path,
-    no_lengths,
-    query_gradient,
-    support_flow,
-    with_lengths,
-    with_own_memory,
-)
-from amaml.models import Apply
-from amaml.robust import Robust, check_robust
+from amaml.learner import Followed, MetaGradient, query_gradient
+from amaml.robust import Lengths
 from amaml.tasks import Tasks
 
 
 @dataclass(frozen=True, eq=False)
-class IMAML:
+class IMAML(Descending):
     """Meta-Learning with Implicit Gradients (Rajeswaran et al. 2019, algorithms 1 and 2).
 
     phi  = K gradient steps from theta on L_support(u) + prox/2 |u - theta|^2
@@ -44,46 +33,37 @@ class IMAML:
     converged, that is for inner_lr * inner_steps * prox well above 1.
     """
 
-    apply: Apply
-    loss: Loss
-    inner_lr: float
-    inner_steps: int
     prox: float | Tensor = 2.0
     cg_steps: int = 5
     damping: float = 0.0
     query_loss: Loss | None = None
-    robust: Robust = None
     gradients_of: ClassVar[tuple[str, ...]] = ("theta", "shared.", "query_", "support_", "prox", "phi")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_inner_loop(self.inner_lr, self.inner_steps, damping=self.damping)
         if not self.prox > 0:
             raise InputError(f"iMAML needs a positive prox, the strength of its regulariser, got {self.prox!r}")
         check_count("cg_steps", self.cg_steps)
-        check_robust(self.robust)
 
-    def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
-        """phi for every task, (tasks, P)."""
-        return self.follow(theta, tasks, self.init(), (self.inner_steps,)).path[0]
+    def flow(self, theta: Tensor, tasks: Tasks) -> GradientFlow:
+        """With the pull of the regulariser."""
+        return replace(super().flow(theta, tasks), prox=number(self.prox))
+
+    def request(self, tasks: Tasks) -> Requested:
+        """Of what a gradient is wanted, beside theta."""
+        return requested(tasks, prox=self.prox)
 
     @validated
-    def gradient(self, theta: Tensor, tasks: Tasks, memory: Memory) -> MetaGradient:
+    def gradient(self, theta: Tensor, tasks: Tasks, memory: Lengths) -> MetaGradient:
         """v of every task."""
-        flow = support_flow(self, theta, tasks, number(self.prox))
-        (phi,) = descent_path(flow, self.inner_lr, [self.inner_steps])
-        request, loss = requested(tasks, prox=self.prox), self.query_loss or self.loss
+        flow, request, loss = self.flow(theta, tasks), self.request(tasks), self.query_loss or self.loss
+        (phi,) = self.path(flow, [self.inner_steps])
         lam, query_loss, direct = query_gradient(self.apply, loss, phi, flow.tasks, request.query)
         v, implicit = self._implicit(flow, phi, lam, request)
-        return averaged(self, memory, v, query_loss, flow.evaluations, implicit, direct)
+        return self.averaged(memory, v, query_loss, flow.evaluations, implicit, direct)
 
-    @validated
-    def follow(self, theta: Tensor, tasks: Tasks, memory: Memory, at: Sequence[int]) -> Followed:
-        """phi after `at` inner steps."""
-        flow = support_flow(self, theta, tasks, number(self.prox))
-        path = descent_path(flow, self.inner_lr, at)
-        return Followed(path, (flow, tuple(at), requested(tasks, prox=self.prox)._replace(query=())))
-
-    def pull_back(self, followed: Followed, lam: Tensor, memory: Memory) -> MetaGradient:
+    def pull_back(self, followed: Followed, lam: Tensor, memory: Lengths) -> MetaGradient:
         """By the implicit function theorem; raises InputError for earlier steps, which are no inner optimum."""
         flow, at, request = followed.kept
         if at != (self.inner_steps,):
@@ -91,7 +71,7 @@ class IMAML:
                 f"method imaml has the gradient of the end of its inner loop alone, {self.inner_steps} steps, got {at}"
             )
         v, implicit = self._implicit(flow, followed.path[0], lam[0], request)
-        return averaged(self, memory, v, None, flow.evaluations, implicit)
+        return self.averaged(memory, v, None, flow.evaluations, implicit)
 
     def _implicit(self, flow: GradientFlow, phi: Tensor, lam: Tensor, request: Requested) -> tuple[Tensor, Quadrature]:
         """v (tasks, P) of the sensitivity lam to phi, and what it contributes to all else:
@@ -104,8 +84,6 @@ class IMAML:
         v, implicit = conjugate_gradient(matvec, lam, self.cg_steps), Quadrature(flow, request)
         implicit.add(phi, v / flow.prox, 1.0)
         return v, implicit
-
-    init, update, meta_gradient = no_lengths, with_lengths, with_own_memory
 
 
 def row_dot(a: Tensor, b: Tensor) -> Tensor:

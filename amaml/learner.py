@@ -13,10 +13,9 @@ from amaml.engine import derivatives
 from amaml.engine.derivatives import Loss
 from amaml.errors import Diverged, InputError
 from amaml.flow.accuracy import Observation
-from amaml.flow.field import Evaluations, GradientFlow
-from amaml.flow.quadrature import Quadrature
+from amaml.flow.field import Evaluations
 from amaml.models import Apply
-from amaml.robust import Lengths, Weighing, weighted_mean
+from amaml.robust import Weighing, weighted_mean
 from amaml.tasks import Tasks
 
 LARGE = 2**26  # bytes of (tasks, P) above which the tasks' gradients are averaged at once
@@ -116,16 +115,6 @@ def followed(learner: MetaLearner, theta: Tensor, tasks: Tasks, memory: Memory, 
     return Followed(learner.adapt(theta, tasks)[None], None)
 
 
-def no_lengths(learner: MetaLearner) -> Lengths:
-    """init() of a learner that remembers what its robust mean needs, and nothing else."""
-    return Lengths()
-
-
-def with_lengths(learner: MetaLearner, memory: Lengths, seen: MetaGradient | Diverged) -> Lengths:
-    """update() of such a learner."""
-    return memory.after(getattr(seen, "lengths", None))
-
-
 def with_own_memory(learner: MetaLearner, theta: Tensor, tasks: Tasks) -> MetaGradient:
     """gradient(theta, tasks, memory) with the memory of this learner object, which lives as long as the object."""
     memory = _memories[learner] if learner in _memories else learner.init()
@@ -147,50 +136,6 @@ def compact(of_tasks: Tensor, weighing: Weighing) -> dict[str, Tensor | None]:
     if of_tasks.numel() * of_tasks.element_size() > LARGE:
         of_tasks, weights = weighted_mean(of_tasks, weights)[None], None
     return {"of_tasks": of_tasks, "weights": weights, "lengths": lengths}
-
-
-def averaged(
-    learner: Any,
-    memory: Lengths,
-    of_tasks: Tensor,
-    query_loss: Tensor | None,
-    spent: Evaluations,
-    sweep: Quadrature | None = None,
-    direct: Sequence[Tensor] = (),
-) -> MetaGradient:
-    """The meta-gradient of directions (tasks, P) by the learner's mean over the tasks.
-
-    sweep: what sums the gradients of all else that was requested; direct: the query loss's own ones.
-    """
-    weighing = memory.weighing(learner.robust, of_tasks)
-    gradients = sweep.gradients(direct, weights=weighing.weights) if sweep else {}
-    return MetaGradient(query_loss=query_loss, evaluations=spent, gradients=gradients, **compact(of_tasks, weighing))
-
-
-class PlainLoop(Protocol):
-    """A learner whose inner loop is gradient descent on a support loss of its own apply."""
-
-    apply: Apply
-    loss: Loss
-    inner_lr: float
-    inner_steps: int
-
-
-def support_flow(learner: PlainLoop, theta: Tensor, tasks: Tasks, prox: float = 0.0) -> GradientFlow:
-    """The inner loop of a learner from theta (P,), of which nothing requires a gradient."""
-    return GradientFlow(learner.apply, learner.loss, tasks.detach(), theta.detach(), prox)
-
-
-@torch.no_grad()
-def descent_path(flow: GradientFlow, inner_lr: float, at: Sequence[int]) -> Tensor:
-    """phi after each of `at` (increasing) steps of plain gradient descent from theta on the (regularised) support loss,
-    (times, tasks, P)."""
-    phi, path = flow.start, {0: flow.start}
-    for n in range(1, at[-1] + 1):
-        phi = torch.add(phi, flow(phi), alpha=inner_lr)
-        if n in at:
-            path[n] = phi
-    return torch.stack([path[n] for n in at])
 
 
 def query_gradient(

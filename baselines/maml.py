@@ -1,25 +1,21 @@
 """MAML: the exact meta-gradient of K inner steps, by backpropagation through all of them."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from amaml.arguments import check_inner_loop
 from amaml.checks import validated
+from amaml.descending import Descending
 from amaml.engine import derivatives
-from amaml.engine.derivatives import Loss
-from amaml.first_order import descended, followed
 from amaml.flow.field import Evaluations
-from amaml.learner import Memory, MetaGradient, averaged, no_lengths, query_gradient, with_lengths, with_own_memory
-from amaml.models import Apply
-from amaml.robust import Robust, check_robust
+from amaml.learner import MetaGradient, query_gradient
+from amaml.robust import Lengths
 from amaml.tasks import Tasks
 
 
 @dataclass(frozen=True, eq=False)
-class MAML:
+class MAML(Descending):
     """Model-Agnostic Meta-Learning (Finn et al. 2017, algorithm 1), the plain form that others are compared with.
 
     value = d/dtheta mean over tasks of L_query(phi_K),   phi_0 = theta,   phi_(k+1) = phi_k - inner_lr grad L(phi_k).
@@ -29,20 +25,9 @@ class MAML:
     batches: amaml.AMAML(solver="euler").
     """
 
-    apply: Apply
-    loss: Loss
-    inner_lr: float
-    inner_steps: int
-    robust: Robust = None
-    gradients_of: ClassVar[tuple[str, ...]] = ("theta",)
-
-    def __post_init__(self) -> None:
-        check_inner_loop(self.inner_lr, self.inner_steps)
-        check_robust(self.robust)
-
     @validated
     @torch.enable_grad()
-    def gradient(self, theta: Tensor, tasks: Tasks, memory: Memory) -> MetaGradient:
+    def gradient(self, theta: Tensor, tasks: Tasks, memory: Lengths) -> MetaGradient:
         """The gradient in theta of the query loss of phi_K."""
         start = theta.detach().expand(len(tasks), -1).clone().requires_grad_()
         phi = start
@@ -51,6 +36,4 @@ class MAML:
             phi = phi - self.inner_lr * gradient
         to_phi, query_loss, _ = query_gradient(self.apply, self.loss, phi.detach(), tasks.detach())
         (to_theta,) = torch.autograd.grad(phi, start, to_phi)
-        return averaged(self, memory, to_theta, query_loss, Evaluations(self.inner_steps, self.inner_steps))
-
-    adapt, follow, init, update, meta_gradient = descended, followed, no_lengths, with_lengths, with_own_memory
+        return self.averaged(memory, to_theta, query_loss, Evaluations(self.inner_steps, self.inner_steps))

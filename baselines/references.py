@@ -7,47 +7,34 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from amaml.arguments import check_inner_loop
 from amaml.checks import validated
+from amaml.descending import Descending
 from amaml.engine import derivatives
-from amaml.engine.derivatives import Loss
-from amaml.first_order import descended, followed
 from amaml.flow.field import Evaluations
-from amaml.learner import Memory, MetaGradient, averaged, no_lengths, with_lengths, with_own_memory
-from amaml.models import Apply
+from amaml.learner import MetaGradient
 from amaml.points import Given
-from amaml.robust import Robust, check_robust
+from amaml.robust import Lengths
 from amaml.tasks import Tasks
 
 
 @dataclass(frozen=True, eq=False)
-class Scratch:
+class Scratch(Descending):
     """A random initialisation that stays as it is: value = 0, so one meta-update is as good as many.
 
     It is adapted like the others, by K gradient steps from theta on L_support. query_loss is the one at theta itself.
     Costs no gradient.
     """
 
-    apply: Apply
-    loss: Loss
-    inner_lr: float
-    inner_steps: int
-
-    def __post_init__(self) -> None:
-        check_inner_loop(self.inner_lr, self.inner_steps)
-
     @validated
-    def gradient(self, theta: Tensor, tasks: Tasks, memory: Memory) -> MetaGradient:
+    def gradient(self, theta: Tensor, tasks: Tasks, memory: Lengths) -> MetaGradient:
         """Zero."""
         start = theta.detach().expand(len(tasks), -1)
         query_loss = derivatives.losses(self.apply, self.loss, start, *tasks.query)
         return MetaGradient(torch.zeros_like(start), query_loss, Evaluations())
 
-    adapt, follow, init, update, meta_gradient = descended, followed, no_lengths, with_lengths, with_own_memory
-
 
 @dataclass(frozen=True, eq=False)
-class Pretrained:
+class Pretrained(Descending):
     """Joint training on all tasks (the "pretrained" baseline of Finn et al. 2017, section 5.1).
 
     value = mean over tasks of grad L(theta),   L the loss on the support and query points together:
@@ -55,25 +42,13 @@ class Pretrained:
     query_loss is the one at theta itself. Costs one gradient.
     """
 
-    apply: Apply
-    loss: Loss
-    inner_lr: float
-    inner_steps: int
-    robust: Robust = None
-
-    def __post_init__(self) -> None:
-        check_inner_loop(self.inner_lr, self.inner_steps)
-        check_robust(self.robust)
-
     @validated
-    def gradient(self, theta: Tensor, tasks: Tasks, memory: Memory) -> MetaGradient:
+    def gradient(self, theta: Tensor, tasks: Tasks, memory: Lengths) -> MetaGradient:
         """The gradient at theta of the loss on all points of each task."""
         start = theta.detach().expand(len(tasks), -1)  # (tasks, P)
         gradient = derivatives.gradients(self.apply, self.loss, start, *_joined(tasks))
         query_loss = derivatives.losses(self.apply, self.loss, start, *tasks.query)
-        return averaged(self, memory, gradient, query_loss, Evaluations(gradients=1))
-
-    adapt, follow, init, update, meta_gradient = descended, followed, no_lengths, with_lengths, with_own_memory
+        return self.averaged(memory, gradient, query_loss, Evaluations(gradients=1))
 
 
 def _joined(tasks: Tasks) -> tuple[Any, Any]:
