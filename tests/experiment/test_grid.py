@@ -23,6 +23,7 @@ def test_a_grid_is_the_product_of_its_axes_with_the_seed_slowest(tmp_path):
         panel = [{ label = "cos", domain = "CosMixture", shots = 7 }, { domain = "Alpine2D", shots = 9 }]
         seed = [3, 4]
         width = 8
+        deterministic = false
         override = [
             { when = { method = "imaml", panel = ["cos"] }, prox = 0.5 },
             { when = { domain = "Alpine2D" }, inner_steps = 6 },

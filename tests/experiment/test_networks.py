@@ -8,6 +8,7 @@ from torch.nn import functional as F
 import amaml
 from amaml.engine import derivatives
 from amaml.errors import InputError
+from experiment import methods
 from experiment.networks import conv4, fourier, resnet12
 
 IMAGE = (2, 16, 16)
@@ -108,6 +109,8 @@ def test_images_too_small_to_pool_are_refused():
         with pytest.raises(InputError, match=f"{shape[1]} x {shape[2]} cannot be halved 4 times; use 16 x 16"):
             network(shape, 5)
     assert conv4((1, 8, 8), 5, strided=True)(torch.zeros(2, 1, 8, 8)).shape == (2, 5)
+    strided = methods.NETWORKS["conv4-strided"]
+    assert strided.make((1, 8, 8), 5, **strided.fixed)(torch.zeros(2, 1, 8, 8)).shape == (2, 5)
 
 
 def test_fourier_features_are_waves_that_stay():
