@@ -50,6 +50,11 @@ def find_paths(root: object, tensors: Sequence[Tensor]) -> list[Path | None]:
     return [found.get(id(tensor)) for tensor in tensors]
 
 
+def find_requiring(root: object) -> list[tuple[Path, Tensor]]:
+    """The tensors within reach that require a gradient, with their paths."""
+    return [(path, child) for path, child in _walk(root) if isinstance(child, Tensor) and child.requires_grad]
+
+
 class Watched:
     """The tensors that root uses, and how often each was written into; but for some of them, by their identities, and
     the running statistics of batch norm, which calls write into."""

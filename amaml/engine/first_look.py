@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node, get_gradient_edge
 
 from amaml.engine import task
 from amaml.engine.calling import differentiable_twice
-from amaml.engine.closures import find_paths, spelled
+from amaml.engine.closures import find_requiring, spelled
 from amaml.engine.task import Definition, Result, called, row_of, vjp_by_autograd
 from amaml.errors import InputError
 from amaml.losses import of_points
@@ -30,22 +31,22 @@ def check_gradient(root: tuple, *arguments: Any) -> None:
     """Raise InputError for a loss that has no gradient in phi, or one in something that would not get it; warn of one
     whose gradient is zero; arguments: phi, x and y of all tasks."""
     theta, x, y = row_of(arguments, 0)
-    leaf = theta.requires_grad_()
+    leaf, held = theta.requires_grad_(), find_requiring(root) if hasattr(root[0], "module") else []
     with torch.enable_grad(), differentiable_twice():
         value = Definition(task.loss).of_one(*root, vjp_by_autograd)(leaf, x, y)
-    reached = _leaves(value)
-    if not any(tensor is leaf for tensor in reached):
+    reached = _nodes(value)
+    if get_gradient_edge(leaf).node not in reached:
         raise InputError(
             "the loss does not depend on the adapted parameters in a way that has a gradient (detached? argmax? "
             "torch.no_grad()?); there is nothing to adapt by"
         )
-    others = [tensor for tensor in reached if tensor is not leaf] if hasattr(root[0], "module") else []
-    for path, tensor in zip(find_paths(root, others), others, strict=True):
-        if path is not None:  # not made within
+    for path, tensor in held:
+        if get_gradient_edge(tensor).node in reached:
             raise InputError(
-                f"the loss uses {spelled(path)} of shape {tuple(tensor.shape)}, which requires a gradient and would "
-                "get none; give it with the tasks, beside support_y or support_x, or .detach() it; the parameters that "
-                "adapt are read from the module itself, which amaml.Adaptation holds and amaml.flatten copies"
+                f"the loss uses {spelled(path) or 'a tensor'} of shape {tuple(tensor.shape)}, which requires a "
+                "gradient and would get none; make it a parameter of the module, give it with the tasks, beside "
+                "support_y or support_x, or .detach() it; the parameters that adapt are read from the module itself, "
+                "which amaml.Adaptation holds and amaml.flatten copies"
             )
     places = ((given, i) for given in (arguments, _moved(arguments)) for i in range(len(arguments[0])))
     if not any(Definition(task.gradient).of_row(*root, given, i).any() for given, i in places):
@@ -57,16 +58,15 @@ def check_gradient(root: tuple, *arguments: Any) -> None:
         )
 
 
-def _leaves(value: Tensor) -> list[Tensor]:
-    """The tensors that require a gradient at the ends of value's graph."""
-    seen, queue, found = set(), [value.grad_fn], []
+def _nodes(value: Tensor) -> set[Node]:
+    """The nodes of value's graph."""
+    seen, queue = set(), [value.grad_fn]
     while queue:
         node = queue.pop()
         if node is not None and node not in seen:
             seen.add(node)
             queue += [following for following, _ in node.next_functions]
-            found += [node.variable] if hasattr(node, "variable") else []
-    return found
+    return seen
 
 
 def points_meet(root: tuple, arguments: tuple) -> bool:

@@ -115,7 +115,7 @@ class Graph(NamedTuple):
 
     call: Function | None  # None: task by task
     paths: tuple[Path, ...] = ()  # from (apply, loss) to those tensors
-    layout: tuple[tuple, ...] = ()  # of each: size, strides, dtype and device
+    layout: tuple[tuple, ...] = ()  # of each: size, strides, dtype, device, and whether it requires a gradient
     traced: Trace | None = None
     points_meet: bool = False  # whether predictions depend on the other points of their task, so that padding matters
 
@@ -290,4 +290,4 @@ def _of_tensors(function: Function, structure: Any) -> Function:
 
 
 def _layout(tensor: Tensor) -> tuple:
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad

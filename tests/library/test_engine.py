@@ -206,14 +206,23 @@ def test_a_loss_that_reads_the_module_sees_the_parameters_of_the_task():
     for name, parameter in module.named_parameters():
         torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-11, atol=1e-13)
     theta, apply = amaml.flatten(module)  # a copy, whose parameters the loss does not see
-    with pytest.raises(InputError, match=r"the loss uses 2.bias of shape \(1,\), which requires a gradient"):
+    with pytest.raises(InputError, match=r"the loss uses 0.weight of shape \(4, 2\), which requires a gradient"):
         derivatives.gradients(apply, loss, theta[None], *regression(tasks=1).support)
 
 
-def test_a_tensor_of_the_loss_that_requires_a_gradient_is_refused():
-    weight = torch.ones((), dtype=torch.float64, requires_grad=True)
-    with pytest.raises(InputError, match="the loss uses .* requires a gradient and would get none"):
-        maml(layers(), lambda p, y: weight.exp() * mse(p, y))(regression())
+@pytest.mark.parametrize("make", [lambda w: w, torch.exp, lambda w: w.expand(3)[0]])
+@pytest.mark.parametrize("later", [False, True])
+def test_a_tensor_of_the_loss_that_requires_a_gradient_is_refused(make, later):
+    weight = make(torch.ones((), dtype=torch.float64, requires_grad=True))  # or is computed from one that does
+    held = [weight.detach() if later else weight]
+    meta = maml(layers(), lambda p, y: held[0].exp() * mse(p, y))
+    if later:
+        meta(regression())
+        held[0] = weight
+    with pytest.raises(
+        InputError, match=r"the loss uses 0 of shape \(\), which requires a gradient and would get none"
+    ):
+        meta(regression())
 
 
 class Gated(nn.Module):
