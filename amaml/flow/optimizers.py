@@ -25,8 +25,8 @@ from amaml.flow.field import GradientFlow
 from amaml.flow.quadrature import Quadrature
 from amaml.flow.schemes import Stages, Transposed
 
-State = tuple[Tensor, ...]  # of the rule, each like phi (tasks, P)
-# (gradient, state or None, number of the step from 0, **hyper) -> update, state
+State = tuple[Tensor, ...]  # of the rule, each like phi
+# (gradient, state or None, number of the step from 0, **hyper) -> update, state; of one task, or of all at once
 Rule = Callable[..., tuple[Tensor, State]]
 
 
@@ -87,9 +87,11 @@ KEYWORDS = {"weight_decay"}.union(*HYPER.values())
 class Optimizer:
     """The rule of an inner optimiser with its numbers.
 
-    rule: a name of RULES, or a function (gradient, state, step) -> (update, state) of tensors like phi (tasks, P) that
-    torch.func can differentiate; state is None at step 0 and otherwise what the step before returned, a tuple.
-    hyper: keywords of the rule; numbers, or tensors of one, which get their gradient where they require it.
+    rule: a name of RULES, or a function (gradient, state, step) -> (update, state) of one task, gradient and update
+    (P,), that torch.func can differentiate and batch; state is None at step 0 and otherwise what the step before
+    returned, a tuple of tensors (P,).
+    hyper: keywords of the rule; numbers, or tensors of one (of any shape for a rule of one's own), which get their
+    gradient where they require it.
     weight_decay: times phi is added to the gradient, as in torch.optim; decoupled adds it to the update instead
     (AdamW, Loshchilov and Hutter 2019).
 
@@ -122,8 +124,11 @@ class Optimizer:
         if not isinstance(betas, tuple | list) or len(betas) != 2:
             raise InputError(f"betas must be two numbers, as (0.9, 0.999), got {betas!r}")
         for name, value in self.numbers().items():
-            if value.ndim if isinstance(value, Tensor) else not is_number(value):
-                raise InputError(f"{name} must be a number or a tensor of one, got {value!r}")
+            if not isinstance(self.rule, str) and name != "weight_decay":
+                continue
+            if (value.ndim or value.is_complex()) if isinstance(value, Tensor) else not is_number(value):
+                found = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+                raise InputError(f"{name} must be a number or a tensor of one, got {found}")
             bounded = name.startswith("betas") or name in ("momentum", "alpha")
             size = value.item() if isinstance(value, Tensor) else value
             if not 0 <= size < (1 if bounded else math.inf):
@@ -164,11 +169,34 @@ class Optimizer:
         hyper = self._hyper(tensors)
         decay = tensors.get("weight_decay", self.weight_decay)
         decays = isinstance(decay, Tensor) or decay
-        rule = RULES[self.rule] if isinstance(self.rule, str) else self.rule
+        rule = RULES[self.rule] if isinstance(self.rule, str) else functools.partial(_of_each, self.rule)
         update, state = rule(
             gradient + decay * phi if decays and not self.decoupled else gradient, state, number, **hyper
         )
         return update + decay * phi if decays and self.decoupled else update, tuple(state)
+
+
+def _of_each(rule: Rule, gradient: Tensor, state: State | None, number: int, **hyper: Any) -> tuple[Tensor, State]:
+    """A rule of one's own, which is that of one task, for all (tasks, P)."""
+
+    def of_one(gradient: Tensor, *state: Tensor) -> State:
+        update, state = rule(gradient.clone(), state if number else None, number, **hyper)  # it may write into that
+        shapes = [tensor.shape for tensor in (update, *state)]
+        if any(shape != gradient.shape for shape in shapes):
+            raise ValueError(
+                f"of a gradient {tuple(gradient.shape)} it makes {', '.join(map(str, map(tuple, shapes)))}"
+            )
+        return update, *state
+
+    try:
+        update, *state = torch.vmap(of_one)(gradient, *(state or ()))
+    except Exception as fault:
+        raise InputError(
+            "the rule of the inner optimizer must make (update, state) of the gradient (P,) of one task, state a tuple "
+            "of tensors (P,) and () where there is none, by what torch.vmap can batch (torch.where or clamp in the "
+            f"place of if and max); it fails: {type(fault).__name__}: {str(fault).strip().splitlines()[0][:200]}"
+        ) from fault
+    return update, tuple(state)
 
 
 PLAIN = Optimizer()  # gradient descent
@@ -208,7 +236,7 @@ class OptimizerStep:
         if update.requires_grad:
             raise InputError(
                 "the rule of the inner optimizer uses a tensor that requires a gradient and would get none; give it as "
-                "a keyword of the rule, amaml.flow.optimizers.Optimizer(rule, {name: tensor of one}), or .detach() it"
+                "a keyword of the rule, amaml.flow.optimizers.Optimizer(rule, {name: tensor}), or .detach() it"
             )
         from_phi, from_state, to_gradient, to_tensors = back((-h * flow.scaled(to_phi), tuple(to_state)))
         sweep.add_step(update, to_phi, h, self.number)

@@ -24,7 +24,7 @@ class Requested(NamedTuple):
     """Of what, beside theta, the meta-gradient is requested.
 
     support, query: leaves of tasks.support and tasks.query; rate: inner_lr; schedule: how many sizes of single steps;
-    numbers: those of the inner optimiser, by name.
+    numbers: names and shapes of those of the inner optimiser.
     """
 
     support: tuple[int, ...] = ()
@@ -32,7 +32,7 @@ class Requested(NamedTuple):
     rate: bool = False
     prox: bool = False
     schedule: int = 0
-    numbers: tuple[str, ...] = ()
+    numbers: tuple[tuple[str, torch.Size], ...] = ()
 
 
 NOTHING = Requested()
@@ -46,7 +46,7 @@ def requested(
     numbers: Mapping[str, float | Tensor] | None = None,
 ) -> Requested:
     """What requires a gradient."""
-    named = tuple(name for name, number in (numbers or {}).items() if _requires(number))
+    named = tuple((name, number.shape) for name, number in (numbers or {}).items() if _requires(number))
     sizes = len(schedule) if _requires(schedule) else 0
     rate_and_prox = map(_requires, (inner_lr, prox))
     return Requested(_requiring(tasks.support), _requiring(tasks.query), *rate_and_prox, sizes, named)
@@ -65,7 +65,7 @@ class Quadrature:
         self.to_rate = torch.zeros_like(flow.start) if requested.rate else None  # (tasks, P)
         leaves = tree_flatten(flow.tasks.support)[0] if requested.support else []
         self.to_leaves = [torch.zeros_like(leaves[i]) for i in requested.support]
-        self.to_numbers = {name: flow.theta.new_zeros(()) for name in requested.numbers}
+        self.to_numbers = {name: flow.theta.new_zeros(shape) for name, shape in requested.numbers}
         self.to_steps: dict[int, Tensor] = {}  # of the schedule, (tasks,) each
 
     def product(self, u: Tensor, k: Tensor, weight: float) -> Tensor:

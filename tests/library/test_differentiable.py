@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.modules import Forward
 from helpers.problems import generator, mlp, regression, relative_error, slope_error
-from helpers.unrolled import STEPS, Problem, number
+from helpers.unrolled import STEPS, Problem, number, random
 
 import amaml
 from amaml import InputError
@@ -148,13 +148,17 @@ def test_the_gradient_through_every_rule_is_the_slope_of_the_adapted_loss(name):
 
 
 def test_a_rule_of_ones_own():
-    def sign_like(gradient, state, step):
+    """It sees one task, whose norm is not that of all; it learns by its keywords, of any shape."""
+
+    def rule(gradient, state, step, mix):
         mean = gradient if state is None else 0.5 * state[0] + gradient
-        return torch.tanh(mean) / (step + 1), (mean,)
+        return torch.tanh(mix @ mean / mean.norm()) / (step + 1), (mean,)
 
     problem = plain()
-    phi = problem.adaptation(inner_optimizer=sign_like).adapt(problem.tasks)
-    problem.compare(phi, problem.path(rule=sign_like)[-1])
+    size = len(problem.theta())
+    mix = (torch.eye(size, dtype=torch.float64) + 0.1 * random(size, size)).requires_grad_()
+    phi = problem.adaptation(inner_optimizer=Optimizer(rule, {"mix": mix})).adapt(problem.tasks)
+    problem.compare(phi, problem.path(rule=lambda *given: rule(*given, mix))[-1], mix)
 
 
 def test_batches_of_the_support_set():
