@@ -92,7 +92,8 @@ def _place(fault: Exception, apply: Any) -> str:
     lines = [f"{Path(file).name} line {n}" for file, n in places if not file.startswith((*OWN, "<string>"))]
     layers = [f.f_locals["self"] for f, _ in frames if isinstance(f.f_locals.get("self"), nn.Module)]
     found = [_named(layers[-1], getattr(apply, "module", None))] if layers else []
-    return "".join(f"{part}, " for part in found) + (f"{lines[-1]}: " if lines else ": " if found else "")
+    found += lines[-1:]
+    return f"{', '.join(found)}: " if found else ""
 
 
 def _named(layer: nn.Module, module: nn.Module | None) -> str:
