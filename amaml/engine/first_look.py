@@ -1,5 +1,6 @@
 """What is looked at before a loss gets a graph: whether it can have one, and whether the graph computes the loss."""
 
+import contextlib
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -90,16 +91,20 @@ def points_meet(root: tuple, arguments: tuple) -> bool:
 
 
 def agrees(call: Callable[..., Result], define: Definition, root: tuple, arguments: tuple, expected: Result) -> bool:
-    """Whether a graph gives the first task what autograd expects, here or, where rounding is all there is, nearby."""
-
-    def close(arguments: tuple, expected: Result) -> bool:
-        pairs = zip(*(r if isinstance(r, tuple) else (r,) for r in (call(*arguments), expected)), strict=True)
-        return all(_close(f[0], e) for f, e in pairs if f.shape[1:] == e.shape)  # not those summed over the tasks
-
-    if close(arguments, expected):
-        return True
-    nearby = _moved(arguments)
-    return close(nearby, define.of_row(*root, nearby, 0))
+    """Whether a graph gives the first task what autograd expects, here and at a phi nearby: here, what is symmetric or
+    zero at the start may hide an error, and rounding may be all there is."""
+    places, nearby = [(arguments, expected)], _moved(arguments)
+    with contextlib.suppress(Exception):  # the loss may not be defined there
+        places.append((nearby, define.of_row(*root, nearby, 0)))
+    pairs = []
+    for given, right in places:
+        found, right = (result if isinstance(result, tuple) else (result,) for result in (call(*given), right))
+        pairs.append([(f[0], e) for f, e in zip(found, right, strict=True) if f.shape[1:] == e.shape])  # no sums
+    for of_result in zip(*pairs, strict=True):
+        size = max(e.norm().nan_to_num(0.0, 0.0) for _, e in of_result)
+        if not all(_close(f, e, size) for f, e in of_result):
+            return False
+    return True
 
 
 def _moved(arguments: tuple) -> tuple:
@@ -109,7 +114,7 @@ def _moved(arguments: tuple) -> tuple:
     return *moved, *arguments[-2:]
 
 
-def _close(found: Tensor, expected: Tensor) -> bool:
-    """To half the digits; of what is not finite nothing can be told."""
-    error = (found - expected).norm()
-    return bool((error <= torch.finfo(expected.dtype).eps ** 0.5 * expected.norm()) | ~error.isfinite())
+def _close(found: Tensor, expected: Tensor, size: Tensor | None = None) -> bool:
+    """To half the digits of the expected size; where nothing finite is expected nothing can be told."""
+    error, size = (found - expected).norm(), expected.norm() if size is None else size
+    return bool((error <= torch.finfo(expected.dtype).eps ** 0.5 * size) | ~expected.isfinite().all())

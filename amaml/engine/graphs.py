@@ -1,8 +1,9 @@
 """Graphs of tensor operations: traced once, replayed, compiled where asked, and dropped when they are out of date.
 
 A graph is traced the first time that a function of apply and loss meets a shape, dtype and device, and replayed
-afterwards without the cost of Python and of the function transforms. Its first result is compared with that of plain
-autograd for one task. Where torch cannot batch or trace a network, or does so wrongly, autograd goes on task by task.
+afterwards without the cost of Python and of the function transforms. Its result for the first task is compared with
+that of plain autograd, at phi and nearby. Where torch cannot batch or trace a network, or does so wrongly, autograd
+goes on task by task.
 
 Tensors that apply and loss use without being given them (weights of an encoder, a tensor in a closure) are inputs of
 the graph. Every call fetches those that stand at their places now (amaml.engine.closures).
@@ -34,7 +35,7 @@ from amaml.engine.compiling import compile_graph, compiling
 from amaml.engine.faults import by_itself, described, go_apart, is_mistake
 from amaml.engine.first_look import agrees, check_gradient, check_repeats, points_meet
 from amaml.engine.task import Definition, Function, Result, row_of
-from amaml.engine.tracing import Trace, trace
+from amaml.engine.tracing import Trace, examples_of, kind_of, trace
 from amaml.errors import changed_meanwhile
 from amaml.points import Weighted
 
@@ -80,7 +81,7 @@ def _looked_up(define: Definition, root: tuple, arguments: tuple) -> Function:
     check_surroundings(phi.device.type)
     family = _family(root, phi)
     tensors, structure = tree_flatten(arguments)
-    key = Key(define, compiling.get(), structure, tuple((t.shape, t.dtype, t.device) for t in tensors))
+    key = Key(define, compiling.get(), structure, tuple(map(kind_of, tensors)))
     graph = family.recent(key)
     used = None if graph is None else graph.used(root)
     if used is None:
@@ -105,9 +106,9 @@ class Key(NamedTuple):
     signature: tuple[tuple, ...]  # shape, dtype and device of each tensor
 
     def trace(self, root: tuple) -> Trace:
-        """define as apply and loss are now, at zeros: one tensor in two places would tie these for good."""
-        examples = [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in self.signature]
-        return trace(_of_tensors(self.define.batched(*root), self.structure), examples, root)
+        """define as apply and loss are now, at examples: one tensor in two places would tie these for good."""
+        function = _of_tensors(self.define.batched(*root), self.structure)
+        return trace(function, examples_of(self.signature), root)
 
 
 class Graph(NamedTuple):
@@ -161,7 +162,7 @@ class Probe(NamedTuple):
         tensors, structure = tree_flatten((theta, x, y))
         function = _of_tensors(Definition(task.loss).of_one(*root), structure)
         try:
-            probe = cls(Graph.of(trace(function, [torch.zeros_like(t) for t in tensors], root), root), x, y)
+            probe = cls(Graph.of(trace(function, examples_of(map(kind_of, tensors)), root), root), x, y)
         except Exception:
             return None
         return probe if probe.agrees(root, theta) else None

@@ -1,7 +1,7 @@
 """A function of tensors as a graph of torch's operations."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -50,6 +50,22 @@ def trace(function: Callable, examples: Sequence[Tensor], root: object) -> Trace
     paths = _lift(traced, root)
     targets = (node.target for node in traced.graph.nodes if node.op == "get_attr")
     return Trace(traced, traced.code, paths, {target: getattr(traced, target) for target in targets})
+
+
+def kind_of(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
+    """What a graph is traced for."""
+    return tensor.shape, tensor.dtype, tensor.device
+
+
+def examples_of(kinds: Iterable[tuple]) -> list[Tensor]:
+    """Tensors of random numbers, of which no matrix is singular; of zeros where they are integers."""
+    generator, cpu = torch.Generator().manual_seed(0), {"dtype": torch.float64, "device": "cpu"}
+    return [
+        torch.randn(shape, generator=generator, **cpu).to(device, dtype)
+        if dtype.is_floating_point
+        else torch.zeros(shape, dtype=dtype, device=device)
+        for shape, dtype, device in kinds
+    ]
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -164,6 +164,11 @@ CASES = {
     "numbers read": (lambda: two_layers(lambda m, h, x: h.tanh() * float(x.abs().max())), False, None),
     "fills a tensor": (lambda: two_layers(filled), False, None),
     "weights masked in place": (lambda: two_layers(masked_in_place), False, None),
+    "inverse": (
+        lambda: two_layers(lambda m, h, x: h + x @ torch.linalg.inv(m.into.weight.T @ m.into.weight) @ m.into.weight.T),
+        True,
+        None,
+    ),
     "old function": (lambda: two_layers(lambda m, h, x: Squares.apply(h)), False, None),
     "backward hook": (hooked, False, None),
     "tensor hook": (lambda: two_layers(doubled), False, None),

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import amaml
 from amaml import Adaptation, InputError, Tasks, half_mse, mse
-from amaml.engine import derivatives, graphs, task
+from amaml.engine import derivatives, first_look, graphs, task
 from amaml.engine.task import Definition
 
 LR, STEPS = 0.03, 3
@@ -223,6 +223,19 @@ def test_a_tensor_of_the_loss_that_requires_a_gradient_is_refused(make, later):
         InputError, match=r"the loss uses 0 of shape \(\), which requires a gradient and would get none"
     ):
         meta(regression())
+
+
+def test_a_graph_is_compared_with_autograd_beside_the_start_too():
+    """Where symmetric weights hide an error, as that of a determinant; what is not finite is none of rounding."""
+    (theta, apply), tasks, define = mlp(), regression(), Definition(task.gradient)
+    root, arguments = (apply, mse), (theta.expand(3, -1), *tasks.support)
+    right, expected = define.one_by_one(*root), define.of_row(*root, arguments, 0)
+    for graph, agrees in (
+        (right, True),
+        (lambda phi, x, y: right(phi, x, y) * (1 + phi - theta), False),
+        (lambda phi, x, y: right(phi, x, y) + 0 / (phi != theta), False),
+    ):
+        assert first_look.agrees(graph, define, root, arguments, expected) == agrees
 
 
 class Gated(nn.Module):
