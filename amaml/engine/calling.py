@@ -164,19 +164,29 @@ def _off(backend: Any) -> Iterator[None]:
 class _Batchable(TorchFunctionMode):
     """Within this context tensor.data is tensor.detach(): under nested transforms the former hides the tensor from the
     innermost one alone, and second derivatives would be wrong. The first states of recurrent layers are of each task,
-    for what is written into what comes of them. Padding of an embedding has no gradient: torch.vmap forgets it."""
+    for what is written into what comes of them. Padding of an embedding has no gradient: torch.vmap forgets it.
+    Reverse derivatives within forward ones, as in torch.func.hessian, are refused: tracing would crash the process."""
 
     def __torch_function__(self, function: Callable, types: Any, arguments: tuple = (), options: Any = None) -> Any:
         if function == Tensor.data.__get__:
             return arguments[0].detach()
         if function is Tensor.register_hook:
             raise NotImplementedError("a hook of a tensor is for the gradient of one task")
+        if function is torch.autograd.grad and "Jvp" in _transforms():
+            raise NotImplementedError(
+                "torch.func.hessian ends tracing in a segmentation fault; jacrev(grad(f)) does not"
+            )
         if function is nn.functional.embedding:
             return _embedding(*arguments, **options)
         if getattr(function, "__name__", "") in RECURRENT and not _is_count(arguments[1]):
             zero = torch.zeros_like(arguments[0]).sum()
             arguments = arguments[0], tree_map(lambda state: state + zero, arguments[1]), *arguments[2:]
         return function(*arguments, **(options or {}))
+
+
+def _transforms() -> list[str]:
+    """Those of torch.func that are under way."""
+    return [level.key().name for level in torch._C._functorch.get_interpreter_stack() or ()]
 
 
 def _embedding(index: Tensor, weight: Tensor, padding_idx: int | None = None, **options: Any) -> Tensor:

@@ -58,10 +58,11 @@ def kind_of(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
 
 
 def examples_of(kinds: Iterable[tuple]) -> list[Tensor]:
-    """Tensors of random numbers, of which no matrix is singular; of zeros where they are integers."""
+    """Tensors of random numbers in [0, 1), of which no matrix is singular and that may be probabilities; of zeros where
+    they are integers."""
     generator, cpu = torch.Generator().manual_seed(0), {"dtype": torch.float64, "device": "cpu"}
     return [
-        torch.randn(shape, generator=generator, **cpu).to(device, dtype)
+        torch.rand(shape, generator=generator, **cpu).to(device, dtype)
         if dtype.is_floating_point
         else torch.zeros(shape, dtype=dtype, device=device)
         for shape, dtype, device in kinds

@@ -32,6 +32,11 @@ def physics(m, x):
     return u + torch.autograd.grad(u.sum(), x, create_graph=True)[0].sum(-1, keepdim=True)
 
 
+def laplacian(m, x):
+    of_point = torch.func.hessian(lambda point: m.net(point)[0])
+    return m.net(x) + torch.vmap(lambda point: of_point(point).trace())(x)[:, None]
+
+
 def filled(m, h, x):
     new = torch.zeros(len(x), 4, dtype=x.dtype)
     for i in range(4):
@@ -156,6 +161,11 @@ CASES = {
         None,
     ),
     "physics": (lambda: Forward(physics, net=nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))), False, None),
+    "Laplacian": (
+        lambda: Forward(laplacian, net=nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))),
+        False,
+        None,
+    ),
     "graph of each task": (
         lambda: two_layers(lambda m, h, x: h.index_add(0, (x[:, 0] > 0).nonzero()[:, 0], h[(x[:, 0] > 0)].tanh())),
         False,

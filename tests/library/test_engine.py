@@ -5,7 +5,7 @@ import copy
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pytest
@@ -59,7 +59,7 @@ def switches() -> tuple[bool, bool, bool]:
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.filterwarnings("ignore:.*non-contiguous")
+@pytest.mark.filterwarnings("ignore:.*non-contiguous", "ignore:.torch.jit.script:DeprecationWarning")
 def test_a_module_of_any_kind(name):
     build, batched, other = CASES[name]
     with torch.random.fork_rng():
@@ -223,6 +223,15 @@ def test_a_tensor_of_the_loss_that_requires_a_gradient_is_refused(make, later):
         InputError, match=r"the loss uses 0 of shape \(\), which requires a gradient and would get none"
     ):
         meta(regression())
+
+
+def test_a_scalar_that_is_shared_and_a_loss_of_probabilities_are_batched():
+    module = Forward(lambda m, x: (m.net(x) * m.scale).sigmoid(), net=nn.Linear(2, 1).double())
+    module.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
+    tasks = regression()
+    tasks = replace(tasks, support_y=tasks.support_y.sigmoid(), query_y=tasks.query_y.sigmoid())
+    maml(module, F.binary_cross_entropy, adapt=("net",), batched=True)(tasks).backward()
+    assert module.scale.grad != 0
 
 
 def test_a_graph_is_compared_with_autograd_beside_the_start_too():
