@@ -165,6 +165,8 @@ def _named(module: nn.Module, prefixes: tuple[str, ...]) -> set[int]:
     named = {name: p for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
     if isinstance(prefixes, str):
         raise InputError(f"adapt must be a tuple of names, got {prefixes!r}; write adapt=({prefixes!r},)")
+    if not isinstance(prefixes, tuple | list | set) or not all(isinstance(prefix, str) for prefix in prefixes):
+        raise InputError("adapt must be a tuple of names, as named_parameters() and named_modules() give them")
     wanted = set()
     for prefix in prefixes:
         meant = {name for name in named if name == prefix or name.startswith(f"{prefix}.") or fnmatchcase(name, prefix)}

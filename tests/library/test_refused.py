@@ -92,6 +92,7 @@ OF_LEARNERS = [
 OF_ADAPTATION = [
     (lambda: small(adapt=("heads",)), r"unknown name in adapt.*'heads'; did you mean 'head'"),
     (lambda: small(adapt="head"), r"adapt must be a tuple of names, got 'head'; write adapt=\('head',\)"),
+    *((lambda a=a: small(adapt=a), "a tuple of names, as named_param") for a in ((nn.Linear(1, 1),), iter(()))),
     (lambda: small(method="mamml"), r"unknown method 'mamml'; did you mean 'maml'"),
     (lambda: small(solvr="auto"), r"unknown keyword of method amaml 'solvr'; did you mean 'solver'"),
     (lambda: small(inner_lr=RATE), r"must have a rate for every adapted parameter: \['head.bias'\] missing"),
