@@ -29,6 +29,7 @@ RUNS = {  # of the targets horizons and horizons-work
     "amaml-rates": "A-MAML, learned rates",
     "amaml-rates-short": f"learned rates, {SHORT} steps",
     "fomaml": "FOMAML",
+    "imaml": "iMAML",
     "reptile": "Reptile",
     "reptile-longer": "Reptile, longer",
 }
