@@ -110,6 +110,7 @@ def over_horizons(ends: pd.DataFrame) -> Figure:
     for axis in axes:
         axis.set_xlabel("inner steps in meta-training, and at the meta-test")
         axis.xaxis.set_major_locator(FixedLocator(sorted({*ends["steps"]})))
+        axis.set_ylim(top=min(axis.get_ylim()[1], 1.0))  # iMAML's single step ends far above
     figure.suptitle(f"Error on new tasks, each method at its best setting; {seeds_of(ends)}", fontsize=11)
     return figure
 
