@@ -19,7 +19,7 @@ from amaml.engine.derivatives import Loss
 from amaml.errors import Diverged, InputError
 from amaml.flow.field import Evaluations
 from amaml.learner import Memory, MetaGradient, MetaLearner, followed, outer_steps
-from amaml.methods import Method, entering, made, name_of, numbers
+from amaml.methods import Method, check_defined, entering, made, name_of, numbers, with_settings
 from amaml.models import Flattened, check_module
 from amaml.objective import Objective, check_given, check_untrained, losses_of
 from amaml.outer import Outer
@@ -29,7 +29,6 @@ from amaml.rates import Rate, Rates, rate_and_schedule
 from amaml.tasks import Tasks
 
 FIXED = ("adapt", "method", "objective", "penalty", "batched")  # keywords that are read once
-EVERYTHING = ("",)  # beginnings of the names of what has a meta-gradient: every name begins with it
 
 
 class Control(NamedTuple):
@@ -173,7 +172,7 @@ class Adaptation(nn.Module):
         theta, tasks = self.function.theta(), self._with_shared(tasks)
         learner = self._at(theta, inner_lr, prox, at, weights)
         request = _requested({"theta": theta} | entering(learner) | tasks.leaves())
-        self._check_defined(learner, request)
+        check_defined(learner, self.method, request)
         if not request:
             return self._evaluated(learner, theta.detach(), tasks.detach()).mean()
 
@@ -264,7 +263,7 @@ class Adaptation(nn.Module):
         used.changed()  # by the network itself
 
         def pull_back(lam: Tensor) -> list[Tensor]:
-            self._check_defined(learner, ["phi", *request])
+            check_defined(learner, self.method, ["phi", *request])
             with self._remembering(learner):
                 self.latest = learner.pull_back(run, lam, self.memory)
             gradients = {"theta": self.latest.value} | self.latest.gradients
@@ -307,16 +306,6 @@ class Adaptation(nn.Module):
     def _by_name(self, rate: Rate | None) -> Rate | Rates | None:
         return Rates(rate, self.function.shapes) if isinstance(rate, Mapping) else rate
 
-    def _check_defined(self, learner: MetaLearner, names: Sequence[str]) -> None:
-        for name in names:
-            if not name.startswith(getattr(learner, "gradients_of", EVERYTHING)) or (
-                name == "phi" and not hasattr(learner, "pull_back")
-            ):
-                raise InputError(
-                    f"method {self.name} defines no meta-gradient of {name}, which requires one; use method amaml or "
-                    "maml, or take it without its gradient: .detach(), or .requires_grad_(False)"
-                )
-
     def _with_shared(self, tasks: Tasks) -> Tasks:
         check_tasks(tasks)
         check_surroundings(tasks.device.type)
@@ -350,11 +339,7 @@ class Adaptation(nn.Module):
             "query_steps": None if at is None else steps_of(at),
             "query_weights": None if weights is None else tuple(weights),
         }
-        now = {name: value for name, value in now.items() if value is not None}
-        for name in now:
-            if not hasattr(self._learner, name):
-                raise InputError(f"method {self.name} has no {name}; methods amaml and maml have one")
-        return replace(self._learner, inner_lr=rate, inner_steps=count, **now)
+        return with_settings(self._learner, self.method, inner_lr=rate, inner_steps=count, **now)
 
 
 def _requested(entering: Mapping[str, Any]) -> dict[str, Tensor]:

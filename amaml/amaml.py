@@ -7,7 +7,15 @@ from functools import partial
 
 from torch import Tensor
 
-from amaml.arguments import check_count, check_inner_loop, check_query_steps, check_rates, is_number, number
+from amaml.arguments import (
+    check_count,
+    check_inner_loop,
+    check_nonnegative,
+    check_query_steps,
+    check_rates,
+    is_number,
+    number,
+)
 from amaml.checks import check_precision, validated
 from amaml.engine.derivatives import Loss
 from amaml.errors import Diverged, InputError, OverBudget, unknown
@@ -288,7 +296,8 @@ class AMAML:
     def _check_rates(self) -> None:
         """Raise InputError unless inner_lr and prox make sense now; a tensor may have been trained in between."""
         check_rates(self.inner_lr, signed=not self._schemes)
-        check_inner_loop(self._rate, self.inner_steps, prox=number(self.prox))
+        check_inner_loop(self._rate, self.inner_steps)
+        check_nonnegative(prox=number(self.prox))
 
     def _check(self, theta: Tensor) -> None:
         """Raise InputError for rates that do not fit, or a dtype that cannot hold a meta-gradient of error rtol."""

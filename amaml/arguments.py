@@ -48,14 +48,18 @@ def check_count(name: str, value: int | None, none: bool = False) -> None:
         raise InputError(f"{name} must be a positive integer{' or None' if none else ''}, got {value!r}")
 
 
-def check_inner_loop(inner_lr: float, inner_steps: int, **nonnegative: float) -> None:
+def check_inner_loop(inner_lr: float, inner_steps: int) -> None:
     """Raise InputError unless the inner loop's settings make sense."""
     if isinstance(inner_lr, Tensor) and inner_lr.ndim:
         raise InputError(f"this method has one inner_lr, a number; got a tensor of shape {tuple(inner_lr.shape)}")
     if not (is_number(value := number(inner_lr)) and 0 < value < math.inf):
         raise InputError(f"inner_lr must be a positive number, got {inner_lr!r}")
     check_count("inner_steps", inner_steps)
-    for name, value in nonnegative.items():
+
+
+def check_nonnegative(**numbers: float) -> None:
+    """Raise InputError for a number below zero, or none at all."""
+    for name, value in numbers.items():
         if not (is_number(value) and 0 <= value < math.inf):
             raise InputError(f"{name} must be zero or a positive number, got {value!r}")
 

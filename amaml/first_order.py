@@ -40,8 +40,8 @@ class FOMAML(Descending):
         """The query gradient at phi, or the weighted sum of those along the way."""
         flow, (steps, weights) = self.flow(theta, tasks), outer_steps(self)
         request, loss = Requested(query=self.request(tasks).query), self.query_loss or self.loss
-        found = query_along(self.apply, loss, self.path(flow, steps), weights, flow.tasks, request.query)
-        lam, query_loss, direct = found
+        path = self.path(flow, steps)
+        lam, query_loss, direct = query_along(self.apply, loss, path, weights, flow.tasks, request.query)
         return self.averaged(memory, lam.sum(0), query_loss, flow.evaluations, Quadrature(flow, request), direct)
 
     def pull_back(self, followed: Followed, lam: Tensor, memory: Lengths) -> MetaGradient:

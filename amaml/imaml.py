@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from amaml.arguments import check_count, check_inner_loop, number
+from amaml.arguments import check_count, check_nonnegative, number
 from amaml.checks import validated
 from amaml.descending import Descending
 from amaml.engine.derivatives import Loss
@@ -41,7 +41,7 @@ class IMAML(Descending):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_inner_loop(self.inner_lr, self.inner_steps, damping=self.damping)
+        check_nonnegative(damping=self.damping)
         if not self.prox > 0:
             raise InputError(f"iMAML needs a positive prox, the strength of its regulariser, got {self.prox!r}")
         check_count("cg_steps", self.cg_steps)

@@ -1,6 +1,7 @@
 """Which learner the name of a method and its keywords make."""
 
-from dataclasses import fields
+from collections.abc import Iterable
+from dataclasses import fields, replace
 from typing import Any
 
 from amaml.amaml import AMAML
@@ -21,6 +22,7 @@ METHODS: dict[str, tuple[type[MetaLearner], dict[str, Any]]] = {  # the learner'
     "imaml": (IMAML, {}),
     "reptile": (Reptile, {}),
 }
+EVERYTHING = ("",)  # beginnings of the names of what has a meta-gradient: every name begins with it
 ELSEWHERE = {  # keywords of other packages, and what they are called here
     "first_order": 'method="fomaml"',
     "lr": "inner_lr",
@@ -73,6 +75,27 @@ def numbers(learner: MetaLearner) -> dict[str, Any]:
     """Those of its inner optimizer, by name."""
     optimizer = getattr(learner, "inner_optimizer", None)
     return optimizer.numbers() if isinstance(optimizer, Optimizer) else {}
+
+
+def with_settings(learner: MetaLearner, method: Method, **settings: Any) -> MetaLearner:
+    """The learner with these, but for those that are None; raises InputError for one that the method has not."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    for name in given:
+        if not hasattr(learner, name):
+            raise InputError(f"method {name_of(method)} has no {name}; methods amaml and maml have one")
+    return replace(learner, **given)
+
+
+def check_defined(learner: MetaLearner, method: Method, names: Iterable[str]) -> None:
+    """Raise InputError for what is to get a meta-gradient that the method does not define."""
+    for name in names:
+        if not name.startswith(getattr(learner, "gradients_of", EVERYTHING)) or (
+            name == "phi" and not hasattr(learner, "pull_back")
+        ):
+            raise InputError(
+                f"method {name_of(method)} defines no meta-gradient of {name}, which requires one; use method amaml or "
+                "maml, or take it without its gradient: .detach(), or .requires_grad_(False)"
+            )
 
 
 def _with_optimizer(options: dict[str, Any]) -> dict[str, Any]:

@@ -173,7 +173,7 @@ class Optimizer:
         update, state = rule(
             gradient + decay * phi if decays and not self.decoupled else gradient, state, number, **hyper
         )
-        return update + decay * phi if decays and self.decoupled else update, tuple(state)
+        return update + decay * phi if decays and self.decoupled else update, state
 
 
 def _of_each(rule: Rule, gradient: Tensor, state: State | None, number: int, **hyper: Any) -> tuple[Tensor, State]:
