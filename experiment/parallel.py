@@ -6,18 +6,16 @@ everything else, a lost node or the end of a job's time included, is tried twice
 where that is killed (SIGKILL), and has its run's folder for itself; the next start waits for its end.
 """
 
-import contextlib
+import asyncio
 import os
-import queue
 import signal
 import subprocess
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import AsyncFileLock
 
 from amaml.errors import InputError
 from experiment import results
@@ -26,7 +24,7 @@ from experiment.folder import LOCK, held
 
 FINAL = 2  # run.py's exit status for a mistake or a diverged run
 ATTEMPTS = 3
-LOOK_SECONDS = 0.3  # between two looks at a command, and at whether to stop
+LOOK_SECONDS = 0.3  # between two looks at whether a cell is free
 STOPS = [128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM)]  # exit statuses
 
 
@@ -71,20 +69,24 @@ def run(grid: Grid, place: Place) -> int:
     Returns the number of those that failed. KeyboardInterrupt leaves all resumable.
     """
     place.check()
-    left, workers, failed = [cell for cell in grid.cells if cell.name not in grid.done], _Workers(grid, place), 0
     print(f"{grid.name}: {len(grid.done)} of {len(grid.cells)} cells are done", flush=True)
-    with ThreadPoolExecutor(place.workers) as pool:
-        try:
-            futures = {pool.submit(workers.run, cell): cell for cell in left}
-            for number, future in enumerate(as_completed(futures), len(grid.done) + 1):
-                cell, status = futures[future], future.result()
-                if status == 0:
-                    results.collect(grid, cell)
-                failed += status != 0
-                print(f"[{number}/{len(grid.cells)}] {_ended(grid, cell, status, place.workers)}", flush=True)
-        finally:
-            workers.stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
+    return asyncio.run(_all(grid, place))
+
+
+async def _all(grid: Grid, place: Place) -> int:
+    left, failed = [cell for cell in grid.cells if cell.name not in grid.done], 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(place.gpus)))).split(",")
+    workers: asyncio.Queue[str | None] = asyncio.Queue()  # the free ones, each by its GPU
+    for i in range(place.workers):
+        workers.put_nowait(visible[i] if place.gpus and place.partition is None else None)
+    async with asyncio.TaskGroup() as group:  # a stop of this program is one of every cell that runs
+        started = [group.create_task(_run(grid, place, cell, workers)) for cell in left]
+        for number, ended in enumerate(asyncio.as_completed(started), len(grid.done) + 1):
+            cell, status = await ended
+            if status == 0:
+                results.collect(grid, cell)
+            failed += status != 0
+            print(f"[{number}/{len(grid.cells)}] {_ended(grid, cell, status, place.workers)}", flush=True)
     return failed
 
 
@@ -95,67 +97,58 @@ def _ended(grid: Grid, cell: Cell, status: int, workers: int) -> str:
     return f"{cell.name}: {text}" + ("" if hours is None else f"; {in_words(3600 * hours)} left")
 
 
-class _Workers:
-    """What the threads of the pool share: where they run cells, the GPUs that are free, whether to stop."""
-
-    def __init__(self, grid: Grid, place: Place) -> None:
-        self.grid, self.place, self.stop = grid, place, threading.Event()
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(place.gpus)))).split(",")
-        self.gpus: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        for i in range(place.workers):
-            self.gpus.put(visible[i] if place.gpus and place.partition is None else None)
-
-    def run(self, cell: Cell) -> int:
-        """Run a cell's commands until they succeed, fail for good or are told to stop; the last exit status."""
-        gpu, status = self.gpus.get(), 128 + signal.SIGTERM
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        environment |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
-        log, lock = self.grid.file(cell, "log"), FileLock(self.grid.file(cell, "lock"))
-        log.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            while not (self.stop.is_set() or lock.is_locked):
-                with contextlib.suppress(Timeout):  # another start of the grid is at it
-                    lock.acquire(timeout=LOOK_SECONDS)
-            while not self.stop.is_set() and held(cell.folder / LOCK):  # a run is, that a killed start has left behind
-                time.sleep(LOOK_SECONDS)
+async def _run(grid: Grid, place: Place, cell: Cell, workers: asyncio.Queue[str | None]) -> tuple[Cell, int]:
+    """Run a cell's commands by the next free worker until they succeed or fail for good; the last exit status."""
+    gpu = await workers.get()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    environment |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+    log, alone = grid.file(cell, "log"), AsyncFileLock(grid.file(cell, "lock"), run_in_executor=False)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        async with alone:  # another start of the grid may be at it
+            while held(cell.folder / LOCK):  # a run is, that a killed start has left behind
+                await asyncio.sleep(LOOK_SECONDS)
             with log.open("a") as output:
                 for _ in range(ATTEMPTS):
-                    if self.stop.is_set():
-                        break
-                    status = self._attempt(cell, stdout=output, stderr=output, env=environment)
+                    status = await _attempt(grid, place, cell, stdout=output, stderr=output, env=environment)
                     if status in (0, FINAL):
                         break
-        finally:
-            lock.release()
-            self.gpus.put(gpu)
-        return status
+    finally:
+        workers.put_nowait(gpu)
+    return cell, status
 
-    def _attempt(self, cell: Cell, **options: object) -> int:
-        """The exit status of the first command that fails, or of the last; written down with the time that it took."""
-        before, started, status = self.grid.record(cell), time.time(), 0
-        spent, number = before.get("seconds", 0.0), before.get("attempts", 0) + 1
-        self.grid.write_record(cell, attempts=number, seconds=spent, state="started", started=started)
-        options |= {"stdin": subprocess.DEVNULL, "start_new_session": True}  # Ctrl-C is for this program alone
+
+async def _attempt(grid: Grid, place: Place, cell: Cell, **options: Any) -> int:
+    """The exit status of the first command that fails, or of the last; written down with the time that it took."""
+    before, started, status = grid.record(cell), time.time(), 0
+    spent, number = before.get("seconds", 0.0), before.get("attempts", 0) + 1
+    grid.write_record(cell, attempts=number, seconds=spent, state="started", started=started)
+    try:
         for step in cell.steps:
-            if status := self._wait(subprocess.Popen(self.place.command(step.command), **options)):
+            if status := await _status_of(place.command(step.command), **options):
                 break
-        ending = "stopped" if status in STOPS or self.stop.is_set() else "failed" if status else "done"
-        line, seconds = _last_line(self.grid.file(cell, "log")) if status else "", spent + time.time() - started
+    except asyncio.CancelledError:
+        status = 128 + signal.SIGTERM
+        raise
+    finally:
+        ending = "stopped" if status in STOPS else "failed" if status else "done"
+        line, seconds = _last_line(grid.file(cell, "log")) if status else "", spent + time.time() - started
         record = {"attempts": number, "seconds": round(seconds, 3), "state": ending, "status": status, "line": line}
-        self.grid.write_record(cell, **record)
-        return status
+        grid.write_record(cell, **record)
+    return status
 
-    def _wait(self, process: subprocess.Popen) -> int:
-        """The exit status, 128 + signal where one ended it; told to stop, a run leaves a checkpoint."""
-        told = False
-        while True:
-            try:
-                status = process.wait(LOOK_SECONDS)
-                return status if status >= 0 else 128 - status
-            except subprocess.TimeoutExpired:
-                if self.stop.is_set() and not told:
-                    process.terminate()
-                    told = True
+
+async def _status_of(command: list[str], **options: Any) -> int:
+    """The exit status of a command, 128 + signal where one ended it; told to stop, a run leaves a checkpoint."""
+    options |= {"stdin": subprocess.DEVNULL, "start_new_session": True}  # Ctrl-C is for this program alone
+    process = await asyncio.create_subprocess_exec(*command, **options)
+    try:
+        status = await process.wait()
+    except asyncio.CancelledError:
+        process.terminate()
+        await process.wait()
+        raise
+    return status if status >= 0 else 128 - status
 
 
 def _last_line(path: Path) -> str:

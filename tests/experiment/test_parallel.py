@@ -25,7 +25,6 @@ from experiment.parallel import Place
 @pytest.fixture(autouse=True)
 def without_numbers(request, monkeypatch):
     """Scripts make no results; grids of runs do."""
-    monkeypatch.setattr(parallel, "LOOK_SECONDS", 0.05)
     if "grid" not in request.node.name:
         monkeypatch.setattr(results, "collect", lambda grid, cell: grid.done.setdefault(cell.name, 1.0))
 
@@ -103,18 +102,21 @@ def test_a_cell_waits_for_another_start_and_for_a_run_that_a_killed_one_left_beh
     assert log.read_text() == "end\nagain\n"
 
 
-def test_a_stop_is_told_to_what_runs_and_starts_nothing_more(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_is_told_to_what_runs_and_starts_nothing_more(tmp_path, number):
     waits = "trap 'echo checkpoint; exit 143' TERM; touch {made}.runs; while true; do sleep 0.02; done"
     grid = scripts(tmp_path, first=waits, second="echo > {made}")
 
     def interrupt():
         wait_for(lambda: (tmp_path / "first.runs").exists(), "the command starts")
         time.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
 
+    before = signal.signal(number, signal.default_int_handler)  # as reproduce.main does
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         parallel.run(grid, Place(1))
+    signal.signal(number, before)
     assert grid.file(grid.cells[0], "log").read_text() == "checkpoint\n"
     assert [state.name for state in cells.states(grid)] == ["stopped", "waiting"]
 
