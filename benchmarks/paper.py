@@ -169,7 +169,7 @@ def _horizon_row(own: pd.DataFrame, reptile: pd.DataFrame) -> list[str]:
 def along(frame: pd.DataFrame) -> pd.DataFrame:
     """The meta-tests after the own inner loop, with the work of training so far, in thousand gradients of a task."""
     ends = frame[(frame["unit"] != "epoch") & frame["end"]]
-    return ends.assign(work=ends["update"] * (ends["gradients"] + PRODUCT * ends["hvps"].fillna(0)) / 1000)
+    return ends.assign(work=ends["update"] * (ends["gradients"] + PRODUCT * ends["hvps"]) / 1000)
 
 
 def trials(frame: pd.DataFrame) -> str:

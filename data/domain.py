@@ -40,12 +40,14 @@ class Domain(Protocol):
     which shots and queries count those of each class.
 
     uses: the settings that this domain takes and not every domain does, as fields of Sampling. defaults: the name of a
-    file in configs/ that several domains share, None where a domain has its own alone.
+    file in configs/ that several domains share, None where a domain has its own alone. meta_test_tasks: how many tasks
+    of the meta-test there are, None where they have no end.
     """
 
     uses: ClassVar[tuple[str, ...]] = ()
     defaults: ClassVar[str | None] = None
     images: ClassVar[bool] = False
+    meta_test_tasks: ClassVar[int | None] = None
     objective: Objective
     input_shape: tuple[int, ...]
     outputs: int
@@ -68,6 +70,8 @@ class Domain(Protocol):
 
     def check_meta_test(self, count: int) -> None:
         """Raise InputError where there are fewer than count meta-test tasks. Builds none."""
+        if self.meta_test_tasks is not None:
+            check_pool("meta-test tasks", count, self.meta_test_tasks, "--test-tasks")
 
     def predictors(self, count: int) -> dict[str, np.ndarray]:
         """The metric (count,) of predictors that learn nothing, on the test points of meta_test(count), by name."""

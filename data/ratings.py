@@ -40,7 +40,7 @@ class Ratings(Domain):
     input_shape = (INPUTS,)
     outputs = 1
     objective = STANDARDISED
-    meta_train_users, meta_test_users, unseen = 100, 100, 5
+    meta_train_users, meta_test_tasks, unseen = 100, 100, 5
     read: Callable[[str | None], np.ndarray]  # from the data root, (users, items), NaN where unrated
 
     def __init__(self, sampling: Sampling) -> None:
@@ -80,10 +80,6 @@ class Ratings(Domain):
         items = torch.as_tensor(self._test_items[chosen]).to(self.sampling.device)
         return self._tasks(items, self.tensor(self._test_values[chosen]))
 
-    def check_meta_test(self, count: int) -> None:
-        """Raise InputError where there are fewer meta-test users."""
-        check_pool("meta-test users", count, len(self.test_users), "--test-tasks")
-
     def predictors(self, count: int) -> dict[str, np.ndarray]:
         """The nRMSE (count,) of four predictors.
 
@@ -109,7 +105,7 @@ class Ratings(Domain):
         The users who choose the items are no test users; one who rated too few of them is replaced for training.
         """
         s, counts = self.sampling, _rated(ratings, axis=1)
-        needed, train, test = s.shots + s.queries, self.meta_train_users, self.meta_test_users
+        needed, train, test = s.shots + s.queries, self.meta_train_users, self.meta_test_tasks
         order = generator(s.seed, episodes.META_TRAIN_TASKS).permutation(len(ratings))
         choosing = order[counts[order] >= needed][:train]
         # those with the most ratings, the first of equals

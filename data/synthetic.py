@@ -28,6 +28,7 @@ class Synthetic(Domain):
     outputs = 1
     objective = STANDARDISED
     defaults = "synthetic"
+    meta_test_tasks = TASKS
     end: float
 
     def draw(self, rng: np.random.Generator, tasks: int) -> Parameters:
@@ -67,10 +68,6 @@ class Synthetic(Domain):
         support, query = (pool[chosen] for pool in self._inputs(episodes.META_TEST_POINTS))
         inputs = support[:, : s.shots], query[:, : s.queries], np.tile(self.grid(), (count, 1, 1))
         return Tasks(*(t for x in inputs for t in self._standardised(x, self._targets(x, parameters))))
-
-    def check_meta_test(self, count: int) -> None:
-        """Raise InputError where there are fewer meta-test tasks."""
-        check_pool("meta-test tasks", count, TASKS, "--test-tasks")
 
     def grid(self) -> np.ndarray:
         """The test points, (points, d): 1000 on a line, or a 31 x 31 mesh."""

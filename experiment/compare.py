@@ -17,10 +17,10 @@ from amaml.errors import InputError
 from data.outside import short
 from experiment import results
 from experiment.settings import CONTROL, METHODS, merged, parse_flags
+from experiment.summary import SUMMARY_EPOCHS
 
 TEST = ["domain", "shots", "queries", "ways", "test_tasks"]  # settings that make a panel
 ELSEWHERE = {*CONTROL, *TEST, "seed", "method", "protocol"}  # settings that do not name a variant
-EPOCHS = (0, 10, 100, 500, 1000)  # that the tables show, besides the last
 Column = int | None  # an epoch, None for the last of each variant
 Settings = dict[str, dict[str, Any]]  # of every run
 
@@ -58,7 +58,7 @@ class Panel:
         there, ends = {*self.final["epoch"]}, {*self.final.loc[self.final["end"], "epoch"]}
         if asked is not None:
             return sorted(there & set(asked))
-        wanted = there if self.unit != "epoch" else there & {*EPOCHS, *ends}
+        wanted = there if self.unit != "epoch" else there & {*SUMMARY_EPOCHS, *ends}
         return sorted(wanted) + ([None] if len(ends) > 1 else [])
 
     def at(self, column: Column) -> pd.DataFrame:

@@ -199,12 +199,12 @@ def tidy(wide: pd.DataFrame) -> pd.DataFrame:
 
 
 def marked(frame: pd.DataFrame) -> pd.DataFrame:
-    """A tidy frame with two more columns; final: of the run's last meta-test, end: a meta-test's last record."""
-    runs = frame.groupby(_run(frame), observed=True)
+    """A tidy frame with two more columns; final: of the run's last meta-test, end: a meta-test's last record.
+
+    Runs, and protocols of a run's test, differ in the grid's axes, which stand before the column then, in that and in
+    unit.
+    """
+    place = list(frame.columns[: frame.columns.get_loc("then") + 1])
+    runs = frame.groupby([*place, "unit"], observed=True)
     final, end = (frame[name] == runs[name].transform("max") for name in ("update", "epoch"))
     return frame.assign(final=final, end=end)
-
-
-def _run(frame: pd.DataFrame) -> list[str]:
-    """The columns in which runs, and protocols of a run's test, differ: the grid's axes, then, unit."""
-    return [*frame.columns[: frame.columns.get_loc("then") + 1], "unit"]

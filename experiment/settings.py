@@ -253,15 +253,13 @@ def merged(flags: dict[str, Any]) -> Settings:
     """defaults.toml, what the domain's kind shares, the domain's own file, their tables for the method, the flags."""
     if "domain" not in flags:
         raise InputError(f"--domain is missing; choose one of: {', '.join(DOMAINS)}")
-    values, tables = read_toml(FOLDER / "defaults.toml"), {name: {} for name in METHODS}
     domain = _valid("domain", flags["domain"], "")
-    for path in (FOLDER / f"{name}.toml" for name in (DOMAINS[domain].defaults, domain) if name):
-        own = read_toml(path) if path.exists() else {}
-        for name in tables:
-            tables[name] |= own.pop(name, {})
-        values |= own
-    values |= flags
-    s = checked(values | tables.get(values.get("method"), {}) | flags)
+    paths = [FOLDER / f"{name}.toml" for name in (DOMAINS[domain].defaults, domain) if name]
+    layers = [read_toml(path) for path in (FOLDER / "defaults.toml", *filter(Path.exists, paths))]
+    values = {name: value for layer in layers for name, value in layer.items() if name in FIELDS} | flags
+    method = _valid("method", values["method"], "")
+    of_method = {name: value for layer in layers for name, value in layer.get(method, {}).items()}
+    s = checked(values | of_method | flags)
     check_together(flags, s)
     return s
 

@@ -125,7 +125,7 @@ def write(root: Path, ratings: np.ndarray) -> str:
 
 def make(root: str, train_users: int = 100, test_users: int = 100, more: int = 5, **changes) -> Ratings:
     class Some(MovieLens100K):
-        meta_train_users, meta_test_users, unseen = train_users, test_users, more
+        meta_train_users, meta_test_tasks, unseen = train_users, test_users, more
 
     sizes = {"shots": SHOTS, "queries": QUERIES, "meta_batch": 5, "seed": 0, "data_root": root}
     return Some(Sampling(**sizes | changes))
