@@ -165,10 +165,13 @@ class Controller:
     def due(self, memory: "Memory", rtol: float, seen: Observation) -> bool:
         """Whether a call's error is to be measured: in its turn, where it is unlike all that were, or carries too much.
 
-        Once measurements out of turn have taken their share, only calls that are far from everything known are, and
-        those whose estimate is far too large.
+        Measuring takes another solve of twice the cost: a call that is not among the cheapest quarter leaves its turn
+        to the next, for as long as another interval. Once measurements out of turn have taken their share, only calls
+        that are far from everything known are, and those whose estimate is far too large.
         """
-        if memory.in_turn or not math.isfinite(seen.norm):
+        costs = sorted(one.cost for one in memory.calls)
+        waits = memory.errors and seen.cost > costs[len(costs) // 4] and memory.since + 1 < 2 * memory.interval
+        if (memory.in_turn and not waits) or not math.isfinite(seen.norm):
             return True
         carried, far = self.carried(memory, seen), self.outlier**2
         if memory.measuring <= self.share * (memory.spent + memory.measuring):
@@ -193,7 +196,7 @@ class Controller:
         memory = replace(
             memory,
             calls=calls,
-            since=0 if in_turn else memory.since + 1,
+            since=0 if in_turn and (seen.descended or seen.error is not None) else memory.since + 1,
             spent=memory.spent + seen.cost,
             measuring=memory.measuring + seen.measuring,
             descended=seen.descended and not rarely,

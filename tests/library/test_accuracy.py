@@ -109,6 +109,14 @@ def test_a_first_call_is_measured_nine_more_take_half_more_and_a_long_run_a_tent
     assert calls.memory.since <= CONTROL.every
 
 
+def test_a_call_that_is_not_cheap_leaves_its_turn_to_the_next_for_another_interval():
+    calls = settled()
+    while not calls.memory.in_turn:
+        calls.make()
+    assert [calls.make(cost=cost) for cost in (110.0, 110.0, 90.0, 90.0)] == [False, False, True, False]
+    assert sum(calls.make(cost=110.0 * 1.01**n) for n in range(3 * CONTROL.every)) >= 1
+
+
 @pytest.mark.parametrize("factor", [10, 0.1, 100])
 def test_a_law_that_is_off_is_brought_to_rtol_within_five_calls(factor):
     calls = Calls()
