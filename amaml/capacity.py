@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from amaml.engine import task
-from amaml.engine.task import Definition, row_of
+from amaml.engine.calling import differentiable_twice
+from amaml.engine.task import Definition, row_of, vjp_by_autograd
 from amaml.errors import InputError
 from amaml.tasks import Tasks
 
@@ -30,8 +31,8 @@ def tasks_at_once(apply: Any, loss: Any, theta: Tensor, tasks: Tasks, steps: int
         return tensor
 
     row = row_of((theta.expand(len(tasks), -1), *tasks.support), 0)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        Definition(task.loss).of_own(apply, loss, row)
+    with torch.enable_grad(), differentiable_twice(), torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept):
+        Definition(task.loss).of_one(apply, loss, vjp_by_autograd)(*row)
     states = (2 * math.isqrt(steps) + STATES) * theta.numel() * theta.element_size()
     return max(1, int(SHARE * free_memory(theta.device) / (PRODUCT * sum(kept.values()) + states)))
 

@@ -29,12 +29,13 @@ def flatten(module: nn.Module) -> tuple[Tensor, "Flattened"]:
     apply(theta, x) differ from module(x), flatten warns.
 
     Raises InputError for a module without trainable parameters, of mixed dtypes or devices, with parameters that have
-    no shape yet, that is scripted, or with active dropout, which has no deterministic gradient.
+    no shape yet or of inference mode, that is scripted, or with active dropout, which has no deterministic gradient.
     """
     check_module(module)
     kept = (value for part in module.modules() for value in vars(part).values())
     results = {id(value): value.detach() for value in kept if isinstance(value, Tensor) and value.grad_fn is not None}
-    apply = Flattened(copy.deepcopy(module, results))  # results of earlier calls would refuse to be copied
+    with exclusive:  # no other thread has it at other parameters
+        apply = Flattened(copy.deepcopy(module, results))  # results of earlier calls would refuse to be copied
     return apply.theta().detach(), apply
 
 
@@ -213,6 +214,8 @@ def check_module(module: nn.Module) -> None:
     for name, p in parameters.items():
         if nn.parameter.is_lazy(p):
             raise InputError(f"parameter {name!r} has no shape yet (a lazy layer); call module(x) once before flatten")
+        if p.is_inference():
+            raise InputError(f"parameter {name!r} was made in torch.inference_mode(); make the module outside of it")
         if p.is_complex():
             raise InputError(
                 f"parameter {name!r} is complex; keep real numbers (..., 2), and use torch.view_as_complex(it)"

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
@@ -101,7 +102,7 @@ def some_points(which: Any, points: Any) -> Any:
 def take_apart(value: Any) -> tuple[list[Tensor], Callable[[Iterator[Tensor]], Any]]:
     """The tensors in a structure of tuples, lists, dicts, dataclasses and anything else, and what puts others there.
 
-    Raises InputError for other objects that hold tensors.
+    Raises InputError for other objects that hold tensors, arrays of NumPy and iterators.
     """
     if isinstance(value, Tensor):
         return [value], next
@@ -109,7 +110,7 @@ def take_apart(value: Any) -> tuple[list[Tensor], Callable[[Iterator[Tensor]], A
     if len(leaves) == 1 and leaves[0] is value:
         held = value.values() if isinstance(value, Mapping) else getattr(value, "__dict__", {}).values()
         if not is_dataclass(value):
-            if any(isinstance(part, Tensor) for part in held):
+            if isinstance(value, Iterator | np.ndarray) or any(isinstance(part, Tensor) for part in held):
                 raise InputError(
                     f"the module returns a {type(value).__name__}, in which the tensors of a task are not found; "
                     "return tensors, or tuples, dicts or dataclasses of them"

@@ -19,7 +19,7 @@ from amaml.points import Points, check_tensor, first, named, take_apart
 
 CHECKPOINTED = (
     "what is checkpointed in the module would be computed again on the way back through predict(), when the module has "
-    "its own parameters again; predict without torch.utils.checkpoint, and outside of saved_tensors_hooks"
+    "its own parameters again; predict without torch.utils.checkpoint"
 )
 
 

@@ -24,7 +24,7 @@ class Rates(nn.Module):
             )
         for name, shape in shapes.items():
             rate = rates[name]
-            rate = torch.as_tensor(rate) if is_number(rate) else rate
+            rate = torch.as_tensor(rate, dtype=torch.float64) if is_number(rate) else rate
             if not isinstance(rate, Tensor) or rate.is_complex() or (rate.ndim and rate.shape != shape):
                 raise InputError(f"inner_lr of {name} is {_told(rate)}; give a scalar, or a tensor of {tuple(shape)}")
             setattr(self, _key(name), rate)

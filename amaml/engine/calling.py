@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import operator
+import os
 import threading
 import warnings
 from collections import deque
@@ -13,6 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.distributions import Distribution
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
@@ -27,6 +29,8 @@ CONTAINERS = (dict, list, set, deque)
 RECURRENT = "lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell"
 
 exclusive = threading.RLock()  # of the one thread in which modules stand at other parameters than their own
+if hasattr(os, "register_at_fork"):  # a child must not begin within such a call, which nobody would end there
+    os.register_at_fork(before=exclusive.acquire, after_in_parent=exclusive.release, after_in_child=exclusive.release)
 
 # on the way back through an inner loop, of which apply and loss must be what they were
 returning: ContextVar[bool] = ContextVar("returning", default=False)
@@ -47,11 +51,11 @@ def uncompiled(method: Callable[P, R]) -> Callable[P, R]:
 
 
 def check_surroundings(device_type: str) -> None:
-    """Raise InputError within torch.autocast, and within a transform of torch.func."""
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    """Raise InputError within torch.autocast, within a transform of torch.func, and in forward mode."""
+    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
         raise InputError(
-            "no transform of torch.func (vmap, grad, jacrev, jvp) goes through an inner loop; take its gradient by "
-            "torch.autograd, as .backward(), and give what is to be batched as tasks"
+            "no transform of torch.func (vmap, grad, jacrev, jvp) and no forward mode goes through an inner loop; take "
+            "its gradient by torch.autograd, as .backward(), and give what is to be batched as tasks"
         )
     if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         raise InputError(
@@ -83,8 +87,8 @@ def to_the_end(context: contextlib.AbstractContextManager) -> Iterator[Any]:
 @contextlib.contextmanager
 def differentiable_twice() -> Iterator[None]:
     """Within this context attention is computed by matrix products, whose derivatives have derivatives (those of the
-    fused kernels have none), and torch.compile is off inside of networks. One thread at a time: these are settings of
-    the whole process."""
+    fused kernels have none), torch.compile is off inside of networks, and hooks of saved tensors are those of networks
+    alone. One thread at a time: these are settings of the whole process."""
     with exclusive, contextlib.ExitStack() as stack:
         before = torch.backends.mha.get_fastpath_enabled()
         stack.callback(torch.backends.mha.set_fastpath_enabled, before)
@@ -92,6 +96,7 @@ def differentiable_twice() -> Iterator[None]:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(_Differentiable())
+        stack.enter_context(_own_graph())
         yield
 
 
@@ -134,6 +139,20 @@ def no_random_draws(device: torch.device) -> Iterator[None]:
         ) from fault
     if fault is not None:
         raise fault
+
+
+@contextlib.contextmanager
+def _own_graph() -> Iterator[None]:
+    """Within this context hooks of saved tensors that stand around the call (save_on_cpu, a checkpoint) are off."""
+    autograd, hooks = torch._C._autograd, []
+    while (pair := autograd._top_saved_tensors_default_hooks(True)) is not None:
+        hooks.append(pair)
+        autograd._pop_saved_tensors_default_hooks()
+    try:
+        yield
+    finally:
+        for pair in reversed(hooks):
+            autograd._push_saved_tensors_default_hooks(*pair)
 
 
 class _Differentiable(TorchFunctionMode):

@@ -59,6 +59,16 @@ def check_gradient(root: tuple, *arguments: Any) -> None:
         )
 
 
+def check_twice(root: tuple, *arguments: Any) -> None:
+    """Raise, as torch does in a backward pass to everything and not in one to phi, where a function that the loss uses
+    is marked as differentiable once."""
+    theta, x, y = row_of(arguments, 0)
+    with torch.enable_grad(), differentiable_twice():
+        gradient = Definition(task.gradient).of_one(*root, vjp_by_autograd)(theta.requires_grad_(), x, y)
+    if any(node.name() == "torch::autograd::Error" for node in _nodes(gradient)):
+        raise RuntimeError("trying to differentiate twice a function that was marked with @once_differentiable")
+
+
 def _nodes(value: Tensor) -> set[Node]:
     """The nodes of value's graph."""
     seen, queue = set(), [value.grad_fn]

@@ -33,7 +33,7 @@ from amaml.engine.calling import check_surroundings, exclusive, returning
 from amaml.engine.closures import Path, changed, find_values, follow
 from amaml.engine.compiling import compile_graph, compiling
 from amaml.engine.faults import by_itself, described, go_apart, is_mistake
-from amaml.engine.first_look import agrees, check_gradient, check_repeats, points_meet
+from amaml.engine.first_look import agrees, check_gradient, check_repeats, check_twice, points_meet
 from amaml.engine.task import Definition, Function, Result, row_of
 from amaml.engine.tracing import Trace, examples_of, kind_of, trace
 from amaml.errors import changed_meanwhile
@@ -238,6 +238,8 @@ class Family:
             if not self.has_gradient and key.define.kind is not task.loss:
                 check_gradient(root, arguments[0], *arguments[-2:])
                 self.has_gradient = True
+            if key.define.kind in (task.hvp, task.pull_back):
+                check_twice(root, arguments[0], *arguments[-2:])
             meet = isinstance(y, Weighted) and points_meet(root, arguments)
             expected = key.define.of_row(*root, arguments, 0)
         graph = self._traced(key, root, arguments, expected)

@@ -107,6 +107,7 @@ def vjp_by_autograd(function: Callable[..., Tensor], *inputs: Tensor) -> tuple[T
     def back(v: Tensor) -> tuple[Tensor, ...]:
         if not value.requires_grad:
             return tuple(map(torch.zeros_like, inputs))
+        v = v if v.requires_grad else v.detach().requires_grad_()  # first_look.check_twice sees by that
         return torch.autograd.grad(value, inputs, v, create_graph=True, materialize_grads=True)
 
     return value, back

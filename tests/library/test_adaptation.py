@@ -65,6 +65,8 @@ def test_numbers_of_numpy_are_numbers():
     plain, tasks = small(inner_lr=0.1, prox=0.5, inner_steps=5)
     numpy, _ = small(inner_lr=np.float64(0.1), prox=np.float32(0.5), inner_steps=np.int64(5), rtol=np.float32(1e-3))
     assert torch.equal(numpy(tasks), plain(tasks))
+    named, _ = small(inner_lr={"head.weight": 0.1, "head.bias": np.float64(0.1)}, prox=0.5, inner_steps=5)
+    torch.testing.assert_close(named(tasks), plain(tasks), rtol=1e-13, atol=0.0)
 
 
 def test_compiled_once_more_it_stays_as_it_is():
@@ -148,6 +150,9 @@ def test_a_second_derivative_is_refused():
         (gradient,) = torch.autograd.grad(outer(), meta.module.head.weight, create_graph=True)
         with pytest.raises(InputError, match="first derivatives alone.*leave create_graph out"):
             gradient.sum().backward()
+    rate = torch.tensor(0.1, dtype=torch.float64)
+    with pytest.raises(InputError, match="first derivatives alone"):  # by the derivative of a backward pass in lam
+        torch.autograd.functional.jvp(lambda rate: meta(tasks, inner_lr=rate), rate, torch.ones_like(rate))
     (2 * meta(tasks)).backward()
     torch.testing.assert_close(meta.module.head.weight.grad, 2 * gradient.detach())
 

@@ -2,7 +2,9 @@
 
 import contextlib
 import copy
+import os
 import sys
+import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,13 +15,17 @@ import torch
 from helpers.modules import CASES, Forward, two_layers
 from helpers.problems import classification, convnet, generator, mlp, regression
 from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.autograd.graph import save_on_cpu
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 import amaml
 from amaml import Adaptation, InputError, Tasks, half_mse, mse
 from amaml.engine import derivatives, first_look, graphs, task
+from amaml.engine.calling import exclusive
 from amaml.engine.task import Definition
 
 LR, STEPS = 0.03, 3
@@ -162,6 +168,27 @@ def test_threads_wait_for_each_other():
     assert all(isinstance(p, nn.Parameter) for p in module.parameters())
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="without os.fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_fork_waits_for_calls_of_other_threads():
+    taken, forked = threading.Event(), threading.Event()
+
+    def work():
+        with exclusive:
+            taken.set()
+            forked.wait(0.2)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    taken.wait()
+    child = os.fork()
+    if not child:
+        os._exit(0 if exclusive.acquire(timeout=5) else 1)
+    forked.set()
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
+
+
 def test_a_module_changed_after_wrapping_is_seen():
     module = layers()
     meta = maml(module)
@@ -294,6 +321,24 @@ def test_what_has_no_second_derivative_names_the_operation_and_the_way_out():
     maml(module, F.cross_entropy, method="fomaml")(tasks).backward()
 
 
+@pytest.mark.filterwarnings("ignore:torch cannot batch:RuntimeWarning")
+def test_a_function_that_is_differentiable_once_is_refused_though_its_gradient_is_constant():
+    class Mean(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, p, y):
+            ctx.difference = p - y
+            return ctx.difference.square().mean()
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx, g):
+            return 2 * g * ctx.difference / ctx.difference.numel(), None
+
+    with pytest.raises(InputError, match="function has no second derivative in torch.*'fomaml'"):
+        maml(layers(), Mean.apply)(regression())
+    maml(layers(), Mean.apply, method="fomaml")(regression()).backward()
+
+
 @pytest.mark.parametrize("loss", [lambda p, y: mse(p.detach(), y), lambda p, y: p.argmax(-1).double().square().mean()])
 def test_a_loss_without_a_gradient_is_refused(loss):
     with pytest.raises(InputError, match="does not depend on the adapted parameters in a way that has a gradient"):
@@ -306,6 +351,19 @@ def test_anomaly_detection_changes_nothing():
     with torch.autograd.set_detect_anomaly(True):
         assert maml(layers())(regression()).isfinite()
         assert torch.is_anomaly_enabled()
+
+
+def saved_on_cpu(function):
+    with save_on_cpu():
+        return function()
+
+
+@pytest.mark.parametrize("within", [partial(checkpoint, use_reentrant=False), saved_on_cpu])
+def test_hooks_of_saved_tensors_are_for_the_graph_around(within):
+    meta, tasks = maml(layers()), regression()
+    expected = torch.autograd.grad(meta(tasks), list(meta.parameters()))
+    value = within(lambda: mse(meta.predict(meta.adapt(tasks), tasks.query_x), tasks.query_y))
+    torch.testing.assert_close(torch.autograd.grad(value, list(meta.parameters())), expected)
 
 
 def test_the_least_recently_used_graphs_go(monkeypatch):

@@ -8,6 +8,7 @@ import torch
 from helpers.problems import mlp, regression
 from helpers.unrolled import Problem, body, half_squares, small
 from torch import nn
+from torch.autograd import forward_ad
 from torch.distributions import Normal
 
 import amaml
@@ -40,7 +41,22 @@ def called(**options):
 
 def transformed(way) -> None:
     meta, given = small()
-    way(lambda rate: meta(given, inner_lr=rate.sum()))(torch.ones(1).double())
+    way(lambda rate: meta(given, inner_lr=rate.sum()))
+
+
+def forward_mode(function):
+    with forward_ad.dual_level():
+        function(forward_ad.make_dual(*torch.ones(2, 1).double()))
+
+
+def batched_back(function):
+    rate = torch.ones(1).double().requires_grad_()
+    torch.autograd.grad(function(rate), rate, torch.ones(2).double(), is_grads_batched=True)
+
+
+@torch.inference_mode()
+def of_inference() -> nn.Module:
+    return body().double()
 
 
 def buffered() -> nn.Module:
@@ -55,6 +71,7 @@ def frozen_later() -> None:
     meta(given)
 
 
+WAYS = forward_mode, *(lambda f, way=way: way(f)(torch.ones(1).double()) for way in (torch.vmap, torch.func.grad))
 LEARNED, UNDEFINED = torch.ones(2, dtype=torch.float64, requires_grad=True), "defines no meta-gradient of"
 OF_TASKS = [
     (lambda: tasks(support_x=TASKS.support_x.numpy()), "support_x must be .*got ndarray; torch.as_tensor"),
@@ -118,7 +135,8 @@ OF_ADAPTATION = [
     (lambda: Adaptation(lambda x: x, half_mse, 0.1, 3), "module must be an nn.Module, got function"),
     (frozen_later, "no parameter of the module requires a gradient; thaw what adapts"),
     (lambda: small()[0](TASKS, at=(1, 2), weights=LEARNED), "query_weights require a gradient and would get none"),
-    *((lambda way=way: transformed(way), "no transform of torch.func") for way in (torch.vmap, torch.func.grad)),
+    *((lambda way=way: transformed(way), "no transform of torch.func") for way in WAYS),
+    (lambda: transformed(batched_back), "is_grads_batched and vectorize=True cannot batch this backward pass"),
     (lambda: small()[0].adapt(TASKS, inner_steps=0), "inner_steps must be a positive integer, got 0"),
     *((lambda at=at: small()[0].adapt(TASKS, at=at), "at must be increasing numbers") for at in BAD_TIMES),
 ]
@@ -162,13 +180,19 @@ OF_MODULES = [
     (lambda: amaml.flatten(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))), f"dropout '1' {DROPOUT}"),
     (lambda: amaml.flatten(nn.TransformerEncoderLayer(4, 2)), f"dropout 'self_attn' {DROPOUT}"),
     (lambda: amaml.flatten(nn.Sequential(nn.LazyLinear(3), nn.Tanh())), "parameter '0.weight' has no shape yet"),
+    (lambda: amaml.flatten(of_inference()), r"parameter 'body.0.weight' was made in torch.inference_mode\(\)"),
     (lambda: amaml.predict(APPLY, THETA, TASKS.query_x), r"phi must be \(tasks, P\).*predict\(apply, phi\[None\]"),
     (lambda: amaml.predict(APPLY, THETA.expand(2, -1), TASKS.query_x), r"phi must be \(tasks, P\)"),
     (lambda: amaml.predict(APPLY, THETA[None], (TASKS.query_x.numpy(),)), "x.0 must be a torch.Tensor, got ndarray"),
     (lambda: amaml.predict(lambda p, x: Normal(x, 1), THETA[None], TASKS.query_x[:1]), "returns a Normal, in which"),
+    (
+        lambda: amaml.predict(lambda p, x: iter((x,)), THETA[None], TASKS.query_x[:1]),
+        "returns a tuple_iterator, in which",
+    ),
 ]
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of forward_ad
 @pytest.mark.parametrize(("make", "message"), OF_TASKS + OF_LEARNERS + OF_ADAPTATION + OF_INNER_LOOPS + OF_MODULES)
 def test_it_is_told(make, message):
     with pytest.raises(amaml.InputError, match=message):
