@@ -9,7 +9,7 @@ import torch
 import data
 from amaml import InputError
 from data.domain import Endless
-from data.episodes import draw_without_replacement, gather, generator
+from data.episodes import draw_without_replacement, generator
 from data.phantoms import RAYS
 
 FIELDS = ("support_x", "support_y", "query_x", "query_y", "test_x", "test_y")
@@ -100,11 +100,6 @@ def test_shapes_and_types(make, name, dtype):
     assert (x.shape[-1], y.shape, x.dtype) == (test.test_x.shape[-1], test.test_y.shape, dtype)
 
 
-def test_an_unknown_domain_is_answered_with_the_nearest(make):
-    with pytest.raises(InputError, match="did you mean 'CosMixture2D'"):
-        make("cosmixture2")
-
-
 def test_small_seeds_are_numpys_own():
     for numbers in ((7,), (7, 0), (0, 4, 12), (2**32 - 1, 4, 2**32 - 1)):
         assert np.array_equal(generator(*numbers).random(9), np.random.default_rng(list(numbers)).random(9))
@@ -125,9 +120,3 @@ def test_draws_without_replacement_are_uniform():
     pairs = np.bincount(rows[:, 0] * 5 + rows[:, 1], minlength=25).reshape(5, 5)
     assert np.abs(pairs[~np.eye(5, dtype=bool)] - 300).max() < 5 * math.sqrt(300)
     assert not np.array_equal(rows[:10], draw_without_replacement(generator(0, 1), 10, 5, 2))
-
-
-def test_gather_takes_each_task_its_own_points():
-    pool = torch.arange(24).reshape(3, 4, 2)
-    drawn = gather(pool, np.array([2, 0]), np.array([[3, 0, 1], [2, 2, 0]]))
-    assert drawn.tolist() == [[[22, 23], [16, 17], [18, 19]], [[4, 5], [4, 5], [0, 1]]]
