@@ -9,7 +9,7 @@ from unittest.mock import Mock
 from urllib.error import URLError
 
 import pytest
-from helpers.commands import error_line
+from helpers.commands import error_line, files
 
 from amaml.errors import InputError
 from data import download, sources
@@ -89,10 +89,6 @@ def offer(monkeypatch):
 
 def fetch(root: Path) -> int:
     return download.main(["MovieLens100K", "--data-root", str(root)])
-
-
-def files(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("sized", [True, False])

@@ -7,15 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.archives import as_folders, as_pickles, as_tables, cifar, omniglot, pictures
+from helpers.archives import REAL, as_folders, as_pickles, as_tables, cifar, omniglot, pictures
 from PIL import Image
 
 from amaml.errors import InputError
 from data import Sampling, image_files
 from data.image_cache import ImageSet, cached
 from data.images import CIFARFS, Images, MiniImageNet, Omniglot
-
-SHARED = Path(os.environ.get("AMAML_DATA") or Path(__file__).parents[3] / "shared" / "datasets")
 
 
 def load(domain: type[Images], root: Path | str | None) -> ImageSet:
@@ -223,7 +221,7 @@ def test_the_cache_goes_where_it_can_be_written(tmp_path, monkeypatch):
 
 
 def test_the_small_sets_are_242_characters_of_which_the_papers_draw(tmp_path):
-    zips = list(SHARED.glob("omniglot/images_background_small[12].zip"))
+    zips = list(REAL.glob("omniglot/images_background_small[12].zip"))
     if len(zips) < 2:
         pytest.skip("no images_background_small1.zip and images_background_small2.zip: set AMAML_DATA to their folder")
     for path in zips:

@@ -1,6 +1,5 @@
 """Ratings: their publishers' files, the split of users, items and ratings, and the predictors without learning."""
 
-import os
 import sys
 import types
 import zipfile
@@ -9,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.archives import movielens
+from helpers.archives import REAL, movielens
 
 from amaml.errors import InputError
 from data import Sampling, rating_files
@@ -106,7 +105,6 @@ def test_other_unusable_files(tmp_path):
     assert "is empty" in fault(rating_files.movielens_100k, tmp_path)
 
 
-ROOT = os.environ.get("AMAML_DATA") or str(Path(__file__).parents[3] / "shared" / "datasets")
 SHOTS, QUERIES, USERS, ITEMS = 6, 7, 240, 120
 
 
@@ -270,12 +268,12 @@ FILES += [(Jester, "jester/jester-data-1.csv", (5000, 100), 363_209)]
 @pytest.mark.parametrize(("kind", "file", "shape", "count"), FILES)
 def test_real_files(kind, file, shape, count):
     """The published sizes, and the order of the predictors: knowing items and users helps."""
-    if not Path(ROOT, file).exists():
+    if not (REAL / file).exists():
         pytest.skip(f"no {file} in AMAML_DATA or ../shared/datasets")
-    ratings = kind.read(ROOT)
+    ratings = kind.read(str(REAL))
     assert (ratings.shape, (~np.isnan(ratings)).sum()) == (shape, count)
     for shots, queries in ((10, 15), (20, 30)):
-        domain = kind(Sampling(shots, queries, 5, 0, data_root=ROOT))
+        domain = kind(Sampling(shots, queries, 5, 0, data_root=str(REAL)))
         zero, *means, both = (errors.mean() for errors in domain.predictors(100).values())
         assert both < min(means) < max(means) < zero
         assert 0.85 < zero < 1.15

@@ -1,7 +1,8 @@
-"""Data sets made up in their publishers' layouts."""
+"""Data sets made up in their publishers' layouts, and where real ones may be."""
 
 import csv
 import io
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+REAL = Path(os.environ.get("AMAML_DATA") or Path(__file__).parents[3] / "shared" / "datasets")
 PARTS = {"train": "train", "validation": "val", "test": "test"}
 Classes = dict[str, dict[str, np.ndarray]]  # split -> class -> images (4, 84, 84, 3)
 
