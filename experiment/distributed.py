@@ -8,14 +8,13 @@ carries faults and requests to stop: all processes raise the same.
 
 import contextlib
 import io
-import itertools
 import os
 import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed
@@ -71,25 +70,19 @@ class StopRequest:
             raise Stopped(self.number)
 
 
-class Outcome(NamedTuple):
-    """What came of a piece of work: its value or a fault."""
+def outcome(function: Callable[..., T], *arguments: Any) -> T | Exception:
+    """What function(*arguments) returns, or the fault that it raises."""
+    try:
+        return function(*arguments)
+    except Exception as fault:
+        return fault
 
-    value: Any = None
-    fault: Exception | None = None
 
-    @classmethod
-    def of(cls, function: Callable[..., Any], *arguments: Any) -> "Outcome":
-        """The outcome of function(*arguments)."""
-        try:
-            return cls(function(*arguments))
-        except Exception as fault:
-            return cls(fault=fault)
-
-    def get(self) -> Any:
-        """The value; raises the fault."""
-        if self.fault is not None:
-            raise self.fault
-        return self.value
+def value(found: T | Exception) -> T:
+    """The value of an outcome; raises the fault."""
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 class Group:
@@ -104,22 +97,22 @@ class Group:
         mine = []
         with contextlib.suppress(Stopped):  # the others are told
             for part in parts[self.rank :: self.world]:
-                mine.append(Outcome.of(solve, part))
-                if mine[-1].fault:
+                mine.append(outcome(solve, part))
+                if isinstance(mine[-1], Exception):
                     break
-        rounds = itertools.zip_longest(*self._gather(mine))
-        return [outcome.get() for outcomes in rounds for outcome in outcomes if outcome is not None]
+        of_all = self._gather(mine)  # of a process that met a fault, the outcomes up to that one
+        return [value(of_all[i % self.world][i // self.world]) for i in range(len(parts))]
 
     def of_first(self, function: Callable[[], T]) -> T:
         """What function returns in the first process, in all of them; a fault in it is raised in all."""
-        return self._gather(Outcome.of(function) if self.first else None)[0].get()
+        return value(self._gather(outcome(function) if self.first else None)[0])
 
     def together(self, function: Callable[[], T]) -> T:
         """What function returns in this process; a fault in any of them is raised in all."""
-        mine = Outcome.of(function)
-        for outcome in self._gather(mine._replace(value=None)):
-            outcome.get()
-        return mine.value
+        mine = outcome(function)
+        for fault in self._gather(mine if isinstance(mine, Exception) else None):
+            value(fault)
+        return mine
 
     def check_stop(self) -> None:
         """Raise Stopped if a stop was asked for; of several processes the next exchange does, in all at once."""

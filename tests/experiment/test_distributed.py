@@ -136,14 +136,14 @@ def test_the_fault_of_the_first_chunk_is_raised_wherever_it_was_met():
     def solve(part):
         raise ValueError(f"part {part}")
 
-    group = beside((None, [distributed.Outcome(fault=ValueError("part 1"))]))
+    group = beside((None, [ValueError("part 1")]))
     for own, first in ((solve, 0), (lambda part: solve(part) if part == 2 else None, 1)):
         with pytest.raises(ValueError, match=f"part {first}"):
             group.map_chunks(own, [0, 1, 2, 3])
 
 
 def test_a_signal_counts_once_all_processes_know():
-    group = beside((signal.SIGTERM, [distributed.Outcome(1)]))
+    group = beside((signal.SIGTERM, [1]))
     group.check_stop()  # what it was asked for itself is told in the next exchange
     with pytest.raises(Stopped):
         group.map_chunks(lambda part: None, [0])
