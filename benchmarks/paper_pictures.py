@@ -92,10 +92,8 @@ def _panel(axis: Axes, frame: pd.DataFrame, points: str, published: dict[str, tu
         axis.plot([0, 1000], np.minimum(values, TOP), **mark, clip_on=False, zorder=4)
     names = {method: NAMES[method] for method in curves}
     together = shared({names[method]: values for method, values in curves.items()}, NEAR)
-    shown = {together[names[m]]: (end, STYLES[m]["color"]) for m, end in ends.items() if names[m] in together}
-    name_lines(
-        axis, {name: end for name, (end, _) in shown.items()}, {name: color for name, (_, color) in shown.items()}
-    )
+    shown = {together[names[m]]: (*end, STYLES[m]["color"]) for m, end in ends.items() if names[m] in together}
+    name_lines(axis, shown)
 
 
 def _line(method: str) -> dict[str, Any]:

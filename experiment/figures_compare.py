@@ -141,7 +141,7 @@ def _draw(axis: Axes, panel: Panel, frame: pd.DataFrame, over: str, points: str,
     axis.xaxis.set_minor_formatter(NullFormatter())
     plain(axis)
     names = shared(dict(zip(panel.labels, curves, strict=True)), ALIKE * float(np.ptp(axis.get_ylim())))
-    ends, colors, (right, top) = {}, {}, (axis.get_xlim()[1], axis.get_ylim()[1])
+    ends, right, top = {}, axis.get_xlim()[1], axis.get_ylim()[1]
     for i, (label, values, half) in enumerate(zip(panel.labels, curves, halves, strict=True)):
         look, y = style(i, len(curves)), values.iloc[-1].mean()
         if len(values) == 1:
@@ -150,8 +150,8 @@ def _draw(axis: Axes, panel: Panel, frame: pd.DataFrame, over: str, points: str,
             curve(axis, values, half, (i, len(curves)), zorder=3 - i / 100, **look)
         if label in names:
             name = f"{names[label]} ({y:.3g})" if y > top else names[label]
-            ends[name], colors[name] = (right if len(values) == 1 else values.index[-1], min(y, top)), look["color"]
-    name_lines(axis, ends, colors)
+            ends[name] = right if len(values) == 1 else values.index[-1], min(y, top), look["color"]
+    name_lines(axis, ends)
 
 
 def _frame(curves: list[pd.DataFrame]) -> tuple[float, float]:
@@ -200,17 +200,18 @@ def curve(
     return float(values.index[-1]), float(mean.iloc[-1])
 
 
-def name_lines(axes: Axes, ends: dict[str, tuple[float, float]], colors: dict[str, Any]) -> None:
-    """Each name right of its line's end (x, y), pushed apart where they are close together; once the limits are set."""
+def name_lines(axes: Axes, ends: dict[str, tuple[float, float, Any]]) -> None:
+    """Each name right of its line's end (x, y, colour), pushed apart where they are close; once the limits are set."""
     place, data = axes.transAxes.inverted(), axes.transData
-    found = {name: place.transform(data.transform(end)) for name, end in ends.items()}
+    found = {name: place.transform(data.transform(end)) for name, (*end, _) in ends.items()}
     ordered = sorted(found.items(), key=lambda item: item[1][1])
     lines = np.array([name.count("\n") + 1 for name in found])[[*map(list(found).index, dict(ordered))]]
     steps = APART * (np.cumsum(lines) - lines / 2)  # the middle of each name, if all stood on one another
     wanted = isotonic_regression([y for _, (_, y) in ordered] - steps).x  # as near as may be to the ends
     heights = np.clip(wanted, 0.0, 1.02 - APART * lines.sum()) + steps
     for (name, (x, y)), height in zip(ordered, heights, strict=True):
-        thin = {"arrowstyle": "-", "color": colors[name], "linewidth": 0.5, "relpos": (0, 0.5), "shrinkA": 1}
-        look = {"ha": "left", "va": "center", "fontsize": 9, "color": colors[name], "arrowprops": thin}
+        color = ends[name][-1]
+        thin = {"arrowstyle": "-", "color": color, "linewidth": 0.5, "relpos": (0, 0.5), "shrinkA": 1}
+        look = {"ha": "left", "va": "center", "fontsize": 9, "color": color, "arrowprops": thin}
         look["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.3}
         axes.annotate(name, (x, y), (x + 0.05, height), xycoords="axes fraction", textcoords="axes fraction", **look)

@@ -40,10 +40,10 @@ def test_a_method_is_compared_with_reptile_on_the_seeds_that_both_have():
 
 
 def test_names_stand_apart_where_lines_end_at_one_place():
-    axis, look = Figure().subplots(), {"a line": "black", "another": "black"}
-    name_lines(axis, dict.fromkeys(look, (0.5, 0.5)), look)
+    axis, names = Figure().subplots(), ("a line", "another")
+    name_lines(axis, dict.fromkeys(names, (0.5, 0.5, "black")))
     heights = {text.get_text(): text.xyann[1] for text in axis.texts}
-    assert heights.keys() == look.keys()
+    assert heights.keys() == {*names}
     assert abs(heights["a line"] - heights["another"]) > 0.05
 
 
