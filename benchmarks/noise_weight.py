@@ -88,10 +88,10 @@ def main() -> None:
 
 def _head(seeds: list[int]) -> str:
     return (
-        f"`python -m benchmarks.noise_weight --seeds {' '.join(map(str, seeds))}`: 4 views with a noise of {NOISE}, A-MAML through "
-        f"{STEPS} steps of {RATE}, {UPDATES} updates of 3 tasks, Adam 1e-2, tasks of equal length, float32. PSNR in dB "
-        f"over {TEST_TASKS} phantoms after so many steps of reconstruction, mean ± 95% interval over the seeds; the "
-        "differences, after the last, are of the same seeds."
+        f"`python -m benchmarks.noise_weight --seeds {' '.join(map(str, seeds))}`: 4 views with a noise of {NOISE}, "
+        f"A-MAML through {STEPS} steps of {RATE}, {UPDATES} updates of 3 tasks, Adam 1e-2, tasks of equal length, "
+        f"float32. PSNR in dB over {TEST_TASKS} phantoms after so many steps of reconstruction, mean ± 95% interval "
+        "over the seeds; the differences, after the last, are of the same seeds."
     )
 
 
