@@ -19,7 +19,7 @@ from amaml.engine.derivatives import Loss
 from amaml.errors import Diverged, InputError
 from amaml.flow.field import Evaluations
 from amaml.learner import Memory, MetaGradient, MetaLearner, followed, outer_steps
-from amaml.methods import Method, check_defined, entering, made, name_of, numbers, with_settings
+from amaml.methods import Method, check_defined, check_unused, entering, made, name_of, numbers, with_settings
 from amaml.models import Flattened, check_module
 from amaml.objective import Objective, check_given, check_untrained, losses_of
 from amaml.outer import Outer
@@ -57,13 +57,15 @@ class Adaptation(nn.Module):
     where the loss takes one.
 
     Args:
-        module: any nn.Module; it is held, not copied. Batch norm uses the statistics of the batch that it sees.
+        module: any nn.Module; it is held, not copied, and within a call it stands at the parameters of a task: another
+            thread takes a copy. Batch norm uses the statistics of the batch that it sees.
         loss: loss(prediction, target) of one task, a scalar mean; of tasks with weights, of each point, (points, ...).
         inner_lr: the size of an inner step, a number or a tensor; or a dict with a number or tensor for every adapted
             parameter, a scalar or one of the parameter's shape (Meta-SGD, Li et al. 2017); or a schedule, a size for
             each step: a list, a tensor (inner_steps,), or a function of the step from 0. Where it, prox or a number of
-            the inner optimizer is an nn.Parameter it is one of this module's. A tensor that is computed anew for every
-            update goes into the call: meta(tasks, inner_lr=log_lr.exp()).
+            the inner optimizer is an nn.Parameter it is one of this module's; any other tensor that requires a gradient
+            gets it, and is the caller's to optimise and to save. One that is computed anew for every update goes into
+            the call: meta(tasks, inner_lr=log_lr.exp()).
         inner_steps: how many inner steps; the horizon of the flow is inner_lr times that.
         adapt: names of parameters or of parts of the module, or patterns as "*.bias"; by default all parameters that
             require a gradient.
@@ -135,6 +137,9 @@ class Adaptation(nn.Module):
         learner = vars(self).get("_learner")
         if learner is not None and name not in ("_learner", "latest", "memory"):
             self._renew(learner, name, value)
+            value = self._by_name(value) if name == "inner_lr" else value
+            if not isinstance(value, nn.Module | nn.Parameter):  # whose place torch gives to nothing else
+                self._parameters.pop(name, None), self._modules.pop(name, None)
         super().__setattr__(name, value)
 
     def _renew(self, learner: MetaLearner, name: str, value: Any) -> None:
@@ -171,7 +176,7 @@ class Adaptation(nn.Module):
         """
         theta, tasks = self.function.theta(), self._with_shared(tasks)
         learner = self._at(theta, inner_lr, prox, at, weights)
-        request = _requested({"theta": theta} | entering(learner) | tasks.leaves())
+        request = _requested({"theta": theta} | check_unused(entering(learner)) | tasks.leaves())
         check_defined(learner, self.method, request)
         if not request:
             return self._evaluated(learner, theta.detach(), tasks.detach()).mean()
@@ -205,7 +210,8 @@ class Adaptation(nn.Module):
             inner_steps: so many instead of this module's.
 
         A differentiable function of all that enters the inner loop: backward() through it is the adjoint from lam(T) =
-        dJ/dphi, with what lam gains at earlier times, exact for the steps and within rtol for the flow.
+        dJ/dphi, with what lam gains at earlier times, exact for the steps and within rtol for the flow. It raises
+        InputError where a tensor has changed since, but for writes through .data, which torch does not count.
         """
         theta, tasks = self.function.theta(), self._with_shared(tasks)
         learner = self._at(theta, inner_lr, prox, inner_steps=inner_steps)
@@ -254,7 +260,7 @@ class Adaptation(nn.Module):
 
     def _path(self, learner: MetaLearner, theta: Tensor, tasks: Tasks, at: Sequence[int]) -> Tensor:
         """The parameters after `at` inner steps, (times, tasks, P), in autograd's graph where one is asked for."""
-        request = _requested({"theta": theta} | entering(learner) | tasks.support_leaves())
+        request = _requested({"theta": theta} | check_unused(entering(learner)) | tasks.support_leaves())
         if not request:
             return followed(learner, theta, tasks, self.memory, at).path
         adapted = {id(p) for p in self.module.parameters()} - {id(p) for p in (tasks.shared or {}).values()}

@@ -4,8 +4,11 @@ from collections.abc import Iterable
 from dataclasses import fields, replace
 from typing import Any
 
+from torch import Tensor
+
 from amaml.amaml import AMAML
 from amaml.engine.derivatives import Loss
+from amaml.engine.first_look import nodes
 from amaml.errors import InputError, unknown
 from amaml.first_order import FOMAML, Reptile
 from amaml.flow.optimizers import KEYWORDS, Optimizer
@@ -69,6 +72,20 @@ def made(
 def entering(learner: MetaLearner) -> dict[str, Any]:
     """The settings of a learner that may require a gradient, by name."""
     return {name: getattr(learner, name, None) for name in ("inner_lr", "prox", "schedule")} | numbers(learner)
+
+
+def check_unused(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings; raises InputError for a computed one whose graph a backward pass has freed."""
+    for name, value in settings.items():
+        for node in nodes(value) if isinstance(value, Tensor) else ():
+            try:
+                [getattr(node, saved) for saved in dir(node) if saved.startswith("_saved_")]
+            except RuntimeError as fault:
+                raise InputError(
+                    f"{name} was computed once, and backward() has freed its graph; compute it for every update, in "
+                    "the call: meta(tasks, inner_lr=log_lr.exp()), or by setting the attribute"
+                ) from fault
+    return settings
 
 
 def numbers(learner: MetaLearner) -> dict[str, Any]:

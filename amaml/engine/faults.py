@@ -46,8 +46,12 @@ def by_itself(apply: Any, device: torch.device) -> Iterator[None]:
         raise explained(fault, apply) from fault
 
 
-def explained(fault: Exception, apply: Any) -> InputError:
+def explained(fault: Exception, apply: Any) -> InputError | Diverged:
     """The error for a network or loss that fails for a single task by itself."""
+    if isinstance(fault, torch.linalg.LinAlgError):
+        return Diverged(
+            f"{described(fault, apply)}; try a smaller inner_lr, or add a small multiple of the identity to the matrix"
+        )
     for sign, remedy in REMEDIES.items():
         if sign in str(fault):
             return InputError(remedy)
@@ -64,7 +68,7 @@ def explained(fault: Exception, apply: Any) -> InputError:
 
 def described(fault: Exception, apply: Any) -> str:
     """Where it happened, as far as that is known, and the first line of what torch says."""
-    line = next((line.strip() for line in str(fault).splitlines() if line.strip()), "")
+    line = next((line.strip().rstrip(".") for line in str(fault).splitlines() if line.strip()), "")
     return f"{_place(fault, apply)}{type(fault).__name__}: {line[:200]}"
 
 
@@ -89,7 +93,11 @@ def _place(fault: Exception, apply: Any) -> str:
     """The innermost layer on the way to the fault, and the innermost line of neither torch nor this library."""
     frames = list(traceback.walk_tb(fault.__traceback__))
     places = [(f.f_code.co_filename, n) for f, n in frames]
-    lines = [f"{Path(file).name} line {n}" for file, n in places if not file.startswith((*OWN, "<string>"))]
+    lines = [
+        f"{Path(file).name} line {n}"
+        for file, n in places
+        if not file.startswith((*OWN, "<string>", "<eval_with_key>"))
+    ]
     layers = [f.f_locals["self"] for f, _ in frames if isinstance(f.f_locals.get("self"), nn.Module)]
     found = [_named(layers[-1], getattr(apply, "module", None))] if layers else []
     found += lines[-1:]

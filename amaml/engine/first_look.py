@@ -35,7 +35,7 @@ def check_gradient(root: tuple, *arguments: Any) -> None:
     leaf, held = theta.requires_grad_(), find_requiring(root) if hasattr(root[0], "module") else []
     with torch.enable_grad(), differentiable_twice():
         value = Definition(task.loss).of_one(*root, vjp_by_autograd)(leaf, x, y)
-    reached = _nodes(value)
+    reached = nodes(value)
     if get_gradient_edge(leaf).node not in reached:
         raise InputError(
             "the loss does not depend on the adapted parameters in a way that has a gradient (detached? argmax? "
@@ -65,11 +65,11 @@ def check_twice(root: tuple, *arguments: Any) -> None:
     theta, x, y = row_of(arguments, 0)
     with torch.enable_grad(), differentiable_twice():
         gradient = Definition(task.gradient).of_one(*root, vjp_by_autograd)(theta.requires_grad_(), x, y)
-    if any(node.name() == "torch::autograd::Error" for node in _nodes(gradient)):
+    if any(node.name() == "torch::autograd::Error" for node in nodes(gradient)):
         raise RuntimeError("trying to differentiate twice a function that was marked with @once_differentiable")
 
 
-def _nodes(value: Tensor) -> set[Node]:
+def nodes(value: Tensor) -> set[Node]:
     """The nodes of value's graph."""
     seen, queue = set(), [value.grad_fn]
     while queue:

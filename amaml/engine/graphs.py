@@ -32,7 +32,7 @@ from amaml.engine import task
 from amaml.engine.calling import check_surroundings, exclusive, returning
 from amaml.engine.closures import Path, changed, find_values, follow
 from amaml.engine.compiling import compile_graph, compiling
-from amaml.engine.faults import by_itself, described, go_apart, is_mistake
+from amaml.engine.faults import by_itself, described, explained, go_apart, is_mistake
 from amaml.engine.first_look import agrees, check_gradient, check_repeats, check_twice, points_meet
 from amaml.engine.task import Definition, Function, Result, row_of
 from amaml.engine.tracing import Trace, examples_of, kind_of, trace
@@ -55,9 +55,14 @@ def replay(define: Definition, apply: Any, loss: Any, *arguments: Any, bound: Bo
     itself, gives another value at every call, has no derivative, or depends on what would get no gradient.
     """
     bound = {} if bound is None else bound
-    if define not in bound:
-        bound[define] = _looked_up(define, (apply, loss), arguments)
-    return bound[define](*arguments[:-2])
+    try:
+        if define not in bound:
+            bound[define] = _looked_up(define, (apply, loss), arguments)
+        return bound[define](*arguments[:-2])
+    except Exception as fault:
+        if is_mistake(fault):
+            raise
+        raise explained(fault, apply) from fault
 
 
 @torch.inference_mode(False)  # under it nothing can be derived
@@ -265,6 +270,7 @@ class Family:
             if is_mistake(fault):
                 raise
             reason = described(fault, root[0])
+        key.define.one_by_one(*root)(*arguments)  # which raises where it is no fault of batching
         go_apart(root[0], reason, len(arguments[0]))
         self.apart.add(key.define)
         return Graph(None)

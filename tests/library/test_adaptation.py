@@ -111,6 +111,11 @@ def test_what_is_replaced_counts_from_then_on():
     with torch.no_grad():
         meta.module.head.weight.add_(1)
     assert meta(tasks).item() != expected
+    meta.momentum, meta.inner_lr = 0.9, {"head.weight": nn.Parameter(torch.tensor(0.2)), "head.bias": 0.2}
+    value = meta(tasks).item()
+    meta.inner_lr = 0.2
+    assert abs(meta(tasks).item() / value - 1) < 1e-6
+    assert not {"momentum", "inner_lr.rate/head/weight"} & dict(meta.named_parameters()).keys()
     with pytest.raises(InputError, match="inner_steps of an Adaptation stays as it was given"):
         meta.inner_steps = 3
 
@@ -171,6 +176,11 @@ def test_rates_and_prox_that_are_parameters_are_trained():
         meta(tasks, inner_lr=logarithm.exp()).backward()
     scalar = sum((p.grad * p.detach()).sum().item() for p in meta.inner_lr.parameters())
     assert abs(logarithm.grad.item() / (2 * scalar) - 1) < 1e-5  # float32 rates
+    meta.inner_lr = logarithm.exp()
+    meta(tasks).backward(retain_graph=True)
+    meta(tasks).backward()
+    with pytest.raises(InputError, match="inner_lr was computed once, and backward.. has freed its graph"):
+        meta(tasks)
 
 
 def test_the_functional_form_has_the_same_gradients():

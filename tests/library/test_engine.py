@@ -122,6 +122,31 @@ def test_task_by_task_gives_the_batched_numbers(images):
         torch.testing.assert_close(apart, batched, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("wrong", range(4))
+def test_a_token_that_there_is_not_is_told_and_is_no_fault_of_batching(wrong, later):
+    parts = {"table": nn.Embedding(3, 4), "out": nn.Linear(4, 3)}
+    meta = maml(Forward(lambda m, x: m.out(m.table(x).mean(1)), **parts).double(), F.cross_entropy)
+    tokens, labels = torch.randint(0, 3, (3, 5, 2), generator=generator()), torch.zeros(3, 5, dtype=torch.long)
+    given = [tokens, labels, tokens, labels]
+    if later:
+        meta(Tasks(*given))
+    given[wrong] = given[wrong].clone()
+    given[wrong][1, 2] = 4
+    with pytest.raises(InputError, match=r"by itself: (?!.*cannot batch).*out of (range|bounds)"):
+        meta(Tasks(*given))
+
+
+def test_a_matrix_that_becomes_singular_is_divergence():
+    def forward(m, x):
+        return 10 * m.out.bias + torch.linalg.inv(m.out.bias.relu()[None]) * x[:, :1]
+
+    module = Forward(forward, out=nn.Linear(1, 1)).double()
+    nn.init.ones_(module.out.bias)
+    with pytest.raises(amaml.Diverged, match="inv.*singular; try a smaller inner_lr"):
+        maml(module)(regression())
+
+
 def test_batched_insists():
     module = two_layers(lambda m, h, x: h.tanh() * float(x.sum())).double()
     with pytest.raises(InputError, match=r"cannot batch.*Forward, test_engine.py line \d+: .*batched=False goes"):
