@@ -3,8 +3,6 @@
 DOMAINS["package.module:Name"] is a user's own: a class that inherits from data.domain.Domain or Endless.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any

@@ -1,7 +1,5 @@
 """What every domain offers. A domain is a class: Domain(sampling) draws tasks from a seed and a step number alone."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from typing import ClassVar, NamedTuple, Protocol
 

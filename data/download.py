@@ -4,8 +4,6 @@ An archive stays as it was published, the readers take it whole. It appears unde
 and its checksum is right.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import shutil

@@ -1,7 +1,5 @@
 """How episodes are drawn: from a seed, the number of a stream and a step number alone."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -4,8 +4,6 @@ A class is a letter; its 20 drawings differ in face, stroke weight, rotation, sh
 script, so that meta-testing asks for letters of alphabets never met.
 """
 
-from __future__ import annotations
-
 import hashlib
 import unicodedata
 from collections.abc import Sequence

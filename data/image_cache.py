@@ -1,7 +1,5 @@
 """Image sets in memory, and a cache of their decoded pixels."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Few-shot image sets in their publishers' layouts, decoded once (data.image_cache). Nothing is downloaded here."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import pickle

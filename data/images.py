@@ -1,7 +1,5 @@
 """N-way K-shot tasks of the classes of a split of images (Vinyals et al. 2016; Finn et al. 2017, section 5.2)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

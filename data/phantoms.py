@@ -10,8 +10,6 @@ normal under the angle t to the axis of a, the line integral is
 Nothing is downloaded. Learned initialisations for this: Tancik et al., CVPR 2021, section 4.2.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,7 +68,7 @@ class Ellipses:
     angle: np.ndarray
 
     @classmethod
-    def jittered(cls, draws: np.ndarray, jitter: Jitter) -> Ellipses:
+    def jittered(cls, draws: np.ndarray, jitter: Jitter) -> "Ellipses":
         """From draws in [0, 1), (tasks, ellipses, 6). The skull and what it encloses share theirs, and move as one."""
         shift = 2.0 * draws - 1.0
         shift[:, 1] = shift[:, 0]

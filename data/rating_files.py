@@ -4,8 +4,6 @@ Units are the publisher's. Users and items are in the order of their numbers; th
 column. A reader raises InputError for a file that is missing, cannot be read or has a malformed row, with its number.
 """
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial

@@ -5,8 +5,6 @@ adaptation: the scaler and the item means come from the meta-train users alone, 
 meta-test say which items are inputs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

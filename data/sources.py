@@ -1,7 +1,5 @@
 """Where the data sets come from, and where their files are looked for."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from pathlib import Path
