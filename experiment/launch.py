@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from experiment.distributed import Lost, Stopped
 CLOSED_PIPE = 141  # 128 + SIGPIPE, as of a program that writes into a pipe nobody reads
 
 
-class Ending:
+class Ending(AbstractContextManager["Ending"]):
     """A context that turns what ends a program into its exit status, and into one line where that is not 0.
 
     0 done, 2 a mistake in the input or a diverged run, 128 + signal after a stop, 1 where another process of the run
@@ -25,9 +26,6 @@ class Ending:
 
     def __init__(self, program: str = "run.py", interrupted: str = "interrupted") -> None:
         self.program, self.interrupted = program, interrupted
-
-    def __enter__(self) -> "Ending":
-        return self
 
     def __exit__(self, kind: type | None, fault: BaseException | None, traceback: object) -> bool:
         try:

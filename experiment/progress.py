@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any
 
@@ -10,7 +11,7 @@ from tqdm import tqdm
 EVERY = 60.0  # seconds between two lines
 
 
-class Progress:
+class Progress(AbstractContextManager["Progress"]):
     """A context; of so many updates some are made. shown: whether this process shows anything."""
 
     def __init__(self, updates: int, made: int, shown: bool = True) -> None:
@@ -18,9 +19,6 @@ class Progress:
         self._bar = tqdm(total=updates, initial=made, unit="update", disable=disable, dynamic_ncols=True)
         self._in_lines, self._last = shown and self._bar.disable, time.monotonic()
         self.updates, self.update, self._known = updates, made, [f"update {made}/{updates}"]
-
-    def __enter__(self) -> "Progress":
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self._bar.close()
