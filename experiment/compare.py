@@ -5,6 +5,7 @@ are one variant, named after its method and, where a method has several, after s
 """
 
 import itertools
+import re
 import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -119,11 +120,8 @@ def _of_table(table: pd.DataFrame, only: dict[str, list[str]]) -> Iterator[tuple
 
 def _of_any_seed(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings, whose start_from does not name the run's own seed: the seeds of one variant belong together."""
-    if settings.get("start_from") is None:
-        return settings
-    own = f"seed{settings['seed']}"
-    parts = ("seed*" if part == own else part for part in settings["start_from"].split("/"))
-    return settings | {"start_from": "/".join(parts)}
+    origin = settings.get("start_from")
+    return settings | {"start_from": origin and re.sub(rf"\bseed{settings['seed']}\b", "seed*", origin)}
 
 
 def panels(frame: pd.DataFrame, settings: Settings) -> list[Panel]:

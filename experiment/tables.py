@@ -93,8 +93,8 @@ def differences(panel: Panel, base: str, columns: Sequence[Column]) -> Table:
 def _over_tasks(panel: Panel, label: str, base: str, column: Column) -> float:
     """Half the 95% interval of a difference over the tasks that two runs of one seed were tested on; nan: not kept."""
     runs = panel.at(column).pivot(index="seed", columns="variant", values="run").reindex(columns=[label, base]).dropna()
-    values = [results.of_tasks(Path(run), panel.unit, column) for row in runs[:1].to_numpy() for run in row] or [None]
-    if any(v is None or v.empty for v in values):
+    values = [results.of_tasks(Path(run), panel.unit, column) for row in runs[:1].to_numpy() for run in row]
+    if not values or any(v.empty for v in values):
         return np.nan
     return mean_and_interval((values[0] - values[1]).to_numpy())[1]
 
