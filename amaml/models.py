@@ -143,12 +143,13 @@ class Flattened:
     def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
         """The state_dict of the module with theta (P,) as its parameters, for module.load_state_dict.
 
-        What is not in theta, frozen parameters and buffers, is the module's own. All are copies.
+        What is not in theta, frozen parameters and buffers, is the module's own. All are copies. Warns as load does.
         """
         layout, state = self._layout(), self.module.state_dict(keep_vars=True)
         if not isinstance(theta, Tensor) or theta.ndim != 1:
             raise layout.wrong_size(theta)
         pieces = {id(layout.tensor(name)): piece for name, piece in layout.pieces(theta).items()}
+        _warn_of_statistics(self.module)
         chosen = {name: pieces.get(id(value), value) for name, value in state.items()}
         return {name: v.detach().clone() if isinstance(v, Tensor) else copy.deepcopy(v) for name, v in chosen.items()}
 
@@ -193,6 +194,10 @@ def load(module: nn.Module, theta: Tensor) -> None:
         raise layout.wrong_size(theta)
     for name, piece in layout.pieces(theta).items():
         layout.tensor(name).copy_(piece)
+    _warn_of_statistics(module)
+
+
+def _warn_of_statistics(module: nn.Module) -> None:
     for name, part in module.named_modules():
         if isinstance(part, nn.modules.batchnorm._NormBase) and part.running_mean is not None:
             warnings.warn(
@@ -200,7 +205,7 @@ def load(module: nn.Module, theta: Tensor) -> None:
                 "eval mode module(x) differs from apply(theta, x); call it in train mode, or build the layer with "
                 "track_running_stats=False",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
 
 

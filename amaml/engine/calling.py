@@ -4,6 +4,8 @@ import contextlib
 import functools
 import operator
 import os
+import pickle
+import random
 import threading
 import warnings
 from collections import deque
@@ -12,6 +14,7 @@ from contextvars import ContextVar
 from types import ModuleType
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -118,11 +121,13 @@ def batchable(sharing: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_random_draws(device: torch.device) -> Iterator[None]:
-    """Raises InputError where the context draws from torch's generator, and leaves that as it was."""
+    """Raises InputError where the context draws from the generator of torch, Python or NumPy, and leaves torch's as it
+    was."""
     cuda = device.type == "cuda"
 
-    def state() -> Tensor:
-        return torch.cuda.get_rng_state(device) if cuda else torch.get_rng_state()
+    def state() -> tuple:
+        of_torch = torch.cuda.get_rng_state(device) if cuda else torch.get_rng_state()
+        return of_torch.numpy().tobytes(), random.getstate(), pickle.dumps(np.random.get_state())  # noqa: NPY002
 
     fault = None
     with torch.random.fork_rng([device] if cuda else []):
@@ -131,7 +136,7 @@ def no_random_draws(device: torch.device) -> Iterator[None]:
             yield
         except Exception as one:
             fault = one
-        drawn = not torch.equal(before, state())
+        drawn = before != state()
     if drawn:
         raise InputError(
             "the network or the loss draws random numbers (active dropout?), and a random loss has no deterministic "
