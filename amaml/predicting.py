@@ -10,8 +10,8 @@ from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.func import vjp, vmap
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from amaml.engine.calling import batchable, differentiable_twice
-from amaml.engine.faults import by_itself, described, go_apart, is_mistake
+from amaml.engine.calling import batchable, differentiable_twice, no_random_draws
+from amaml.engine.faults import described, go_apart, is_mistake, told
 from amaml.errors import InputError
 from amaml.models import Apply
 from amaml.outer import Ending
@@ -57,7 +57,7 @@ def predict(apply: Apply, phi: Tensor, x: Points, *shared: Mapping[str, Tensor])
         if is_mistake(fault):
             raise
         reason = described(fault, apply)
-    with by_itself(apply, phi.device), torch.enable_grad(), differentiable_twice():
+    with told(apply), no_random_draws(phi.device), torch.enable_grad(), differentiable_twice():
         stacked = _one_by_one(of_one, phi, x, shared, graph)
     go_apart(apply, reason, len(phi))
     return put(iter(stacked if graph else [tensor.detach() for tensor in stacked]))

@@ -13,7 +13,6 @@ from weakref import WeakSet
 import torch
 from torch import nn
 
-from amaml.engine.calling import no_random_draws
 from amaml.errors import Diverged, InputError
 
 OWN = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1]))
@@ -35,11 +34,10 @@ def is_mistake(fault: Exception) -> bool:
 
 
 @contextlib.contextmanager
-def by_itself(apply: Any, device: torch.device) -> Iterator[None]:
-    """Where autograd alone computes the loss of a single task: what fails here is no fault of batching."""
+def told(apply: Any) -> Iterator[None]:
+    """Where what the network or the loss raises is no fault of batching, and reaches the caller in one line."""
     try:
-        with no_random_draws(device):
-            yield
+        yield
     except Exception as fault:
         if is_mistake(fault):
             raise
@@ -96,7 +94,7 @@ def _place(fault: Exception, apply: Any) -> str:
     lines = [
         f"{Path(file).name} line {n}"
         for file, n in places
-        if not file.startswith((*OWN, "<string>", "<eval_with_key>"))
+        if not file.startswith((*OWN, "<string>", "<eval_with_key>", "<frozen"))
     ]
     layers = [f.f_locals["self"] for f, _ in frames if isinstance(f.f_locals.get("self"), nn.Module)]
     found = [_named(layers[-1], getattr(apply, "module", None))] if layers else []

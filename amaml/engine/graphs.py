@@ -29,10 +29,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from amaml.engine import task
-from amaml.engine.calling import check_surroundings, exclusive, returning
+from amaml.engine.calling import check_surroundings, exclusive, no_random_draws, returning
 from amaml.engine.closures import Path, changed, find_values, follow
 from amaml.engine.compiling import compile_graph, compiling
-from amaml.engine.faults import by_itself, described, explained, go_apart, is_mistake
+from amaml.engine.faults import described, go_apart, is_mistake, told
 from amaml.engine.first_look import agrees, check_gradient, check_repeats, check_twice, points_meet
 from amaml.engine.task import Definition, Function, Result, row_of
 from amaml.engine.tracing import Trace, examples_of, kind_of, trace
@@ -55,14 +55,10 @@ def replay(define: Definition, apply: Any, loss: Any, *arguments: Any, bound: Bo
     itself, gives another value at every call, has no derivative, or depends on what would get no gradient.
     """
     bound = {} if bound is None else bound
-    try:
+    with told(apply):
         if define not in bound:
             bound[define] = _looked_up(define, (apply, loss), arguments)
         return bound[define](*arguments[:-2])
-    except Exception as fault:
-        if is_mistake(fault):
-            raise
-        raise explained(fault, apply) from fault
 
 
 @torch.inference_mode(False)  # under it nothing can be derived
@@ -237,7 +233,7 @@ class Family:
         self.refresh(root, theta)
         if not self.graphs:
             self.values = find_values(root)
-        with by_itself(root[0], theta.device):
+        with no_random_draws(theta.device):
             if not self.graphs:
                 check_repeats(root, arguments[0], *arguments[-2:])
             if not self.has_gradient and key.define.kind is not task.loss:
