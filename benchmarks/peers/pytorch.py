@@ -100,13 +100,9 @@ def by_package(adapt: Adapted, module, theta: Tensor, tasks: Tasks, loss, inner_
     nn.utils.vector_to_parameters(theta, module.parameters())
     module.zero_grad()
     for i in range(len(tasks)):
-        support, query = (partial(_loss, loss, x[i], y[i]) for x, y in (tasks.support, tasks.query))
+        support, query = (lambda net, x=x[i], y=y[i]: loss(net(x), y) for x, y in (tasks.support, tasks.query))
         adapt(module, support, query, inner_lr, steps)
     return torch.cat([p.grad.reshape(-1) for p in module.parameters()]) / len(tasks)
-
-
-def _loss(loss, x: Tensor, y: Tensor, net: nn.Module) -> Tensor:
-    return loss(net(x), y)
 
 
 def _by_higher(module, support, query, inner_lr, steps) -> None:

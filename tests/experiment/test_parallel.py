@@ -1,6 +1,5 @@
 """Cells on this machine and through srun: what is tried again, what is not, and kills that leave no trace."""
 
-import contextlib
 import os
 import re
 import signal
@@ -11,13 +10,12 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from helpers.commands import assert_same_run, content, metrics, wait_for
+from helpers.commands import assert_same_run, content, has_checkpoint, wait_for
 from helpers.grids import TINY, scripts, write_grid
 
 import run
 from amaml import InputError
 from experiment import cells, parallel, reproduce, results
-from experiment.cells import Cell
 from experiment.grid import read_grid
 from experiment.parallel import Place
 
@@ -127,7 +125,7 @@ def test_a_grid_whose_run_is_killed_ends_with_the_files_of_an_undisturbed_one(tm
     (cell,) = grid.cells
 
     def kill():
-        wait_for(lambda: under_way(cell, 20), "the run is under way")
+        wait_for(has_checkpoint(cell.folder), "checkpoint")
         command = ["pgrep", "-P", str(os.getpid()), "-f", "method fomaml"]
         os.kill(int(subprocess.run(command, capture_output=True).stdout), signal.SIGKILL)
 
@@ -138,12 +136,6 @@ def test_a_grid_whose_run_is_killed_ends_with_the_files_of_an_undisturbed_one(tm
     assert run.main([*cell.steps[0].command[2:], "--out", "whole"]) == 0
     assert_same_run(cell.folder, Path("whole"))
     assert content(cell.folder, "config.json")["settings"]["out"] == str(cell.folder)
-
-
-def under_way(cell: Cell, updates: int) -> bool:
-    with contextlib.suppress(OSError, ValueError):
-        return len(metrics(cell.folder)) >= updates
-    return False
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
