@@ -7,6 +7,7 @@ where that is killed (SIGKILL), and has its run's folder for itself; the next st
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -146,7 +147,9 @@ async def _status_of(command: list[str], **options: Any) -> int:
         status = await process.wait()
     except asyncio.CancelledError:
         process.terminate()
-        await process.wait()
+        while process.returncode is None:  # a stop may cancel this more than once
+            with contextlib.suppress(asyncio.CancelledError):
+                await process.wait()
         raise
     return status if status >= 0 else 128 - status
 
