@@ -32,6 +32,7 @@ RUNS = {  # of the targets horizons and horizons-work
     "imaml": "iMAML",
     "reptile": "Reptile",
     "reptile-longer": "Reptile, longer",
+    "maml-50": "MAML through 50 steps",
 }
 LOOKS = {run: style(i, len(RUNS)) for i, run in enumerate(RUNS)}
 NEAR = 0.02  # curves that are nowhere further apart share a name
@@ -122,7 +123,7 @@ def over_work(ends: pd.DataFrame) -> Figure:
     for axis in axes:
         axis.set_xlabel("work of training, thousand gradients a task")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    text = f"Error on new tasks after 200 inner steps ({SHORT} where it says so); {seeds_of(ends)}"
+    text = f"Error on new tasks after 200 inner steps (learned rates also {SHORT}); {seeds_of(ends)}"
     figure.suptitle(text, fontsize=11)
     return figure
 
