@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amaml.engine.calling import check_surroundings, returning
+from amaml.engine.calling import check_transforms, returning
 from amaml.engine.closures import Watched, spelled
 from amaml.errors import InputError, changed_meanwhile
 
@@ -26,7 +26,7 @@ class Outer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, lam: Tensor) -> tuple[Tensor | None, ...]:
-        check_surroundings(lam.device.type)
+        check_transforms()
         if torch._C._functorch.is_legacy_batchedtensor(lam):
             raise InputError("is_grads_batched and vectorize=True cannot batch this backward pass; take row by row")
         if changed := ctx.used and ctx.used.changed():

@@ -53,13 +53,18 @@ def uncompiled(method: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-def check_surroundings(device_type: str) -> None:
-    """Raise InputError within torch.autocast, within a transform of torch.func, and in forward mode."""
+def check_transforms() -> None:
+    """Raise InputError within a transform of torch.func, and in forward mode."""
     if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
         raise InputError(
             "no transform of torch.func (vmap, grad, jacrev, jvp) and no forward mode goes through an inner loop; take "
             "its gradient by torch.autograd, as .backward(), and give what is to be batched as tasks"
         )
+
+
+def check_surroundings(device_type: str) -> None:
+    """Raise InputError within torch.autocast, within a transform of torch.func, and in forward mode."""
+    check_transforms()
     if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         raise InputError(
             "torch.autocast is on, which rounds inside the derivatives; call outside of it, or within "

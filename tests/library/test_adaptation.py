@@ -149,6 +149,15 @@ def test_nothing_is_computed_that_nobody_asked_for(monkeypatch):
         meta.requires_grad_()(tasks)
 
 
+def test_a_gradient_that_is_known_is_handed_out_within_autocast():
+    meta, tasks = small()
+    (expected,) = torch.autograd.grad(meta(tasks), meta.module.head.weight)
+    value = meta(tasks)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value.backward()
+    assert torch.equal(meta.module.head.weight.grad, expected)
+
+
 def test_a_second_derivative_is_refused():
     meta, tasks = small()
     for outer in (lambda: meta.adapt(tasks).sum(), lambda: meta(tasks)):
