@@ -181,7 +181,6 @@ def _named(module: nn.Module, prefixes: tuple[str, ...]) -> set[int]:
     return wanted
 
 
-@torch.no_grad()
 def load(module: nn.Module, theta: Tensor) -> None:
     """Put theta (P,) into the trainable parameters of a module, in place: the reverse of flatten.
 
@@ -192,8 +191,9 @@ def load(module: nn.Module, theta: Tensor) -> None:
     layout = _Layout.of(unwrapped(module), None)
     if not isinstance(theta, Tensor) or theta.ndim != 1:
         raise layout.wrong_size(theta)
-    for name, piece in layout.pieces(theta).items():
-        layout.tensor(name).copy_(piece)
+    with torch.no_grad():
+        for name, piece in layout.pieces(theta).items():
+            layout.tensor(name).copy_(piece)
     _warn_of_statistics(module)
 
 
@@ -205,7 +205,7 @@ def _warn_of_statistics(module: nn.Module) -> None:
                 "eval mode module(x) differs from apply(theta, x); call it in train mode, or build the layer with "
                 "track_running_stats=False",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=3,
             )
 
 

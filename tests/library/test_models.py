@@ -123,8 +123,11 @@ def test_theta_goes_back_into_a_module():
     theta, apply = amaml.flatten(module)
     before, changed = copy.deepcopy(module.state_dict()), theta + torch.arange(len(theta)).to(theta)
     expected = apply(changed, x)
-    with pytest.warns(UserWarning, match="BatchNorm1d 'norm' keeps running statistics, which are not those of theta"):
+    with pytest.warns(
+        UserWarning, match="BatchNorm1d 'norm' keeps running statistics, which are not those of theta"
+    ) as warned:
         state = apply.unflatten(changed)
+    assert warned[0].filename == __file__
     for name in ("norm.running_mean", "norm.num_batches_tracked", "frozen.weight", "scale"):
         assert torch.equal(state[name], before[name])
     module.load_state_dict(state)  # strict
@@ -134,8 +137,11 @@ def test_theta_goes_back_into_a_module():
     assert torch.equal(apply(changed, x), expected)
 
     module.load_state_dict(before)
-    with pytest.warns(UserWarning, match="BatchNorm1d 'norm' keeps running statistics, which are not those of theta"):
+    with pytest.warns(
+        UserWarning, match="BatchNorm1d 'norm' keeps running statistics, which are not those of theta"
+    ) as warned:
         amaml.load(module, changed)
+    assert warned[0].filename == __file__
     assert torch.equal(amaml.flatten(module)[0], changed)
     assert module.first.weight.requires_grad
     assert torch.equal(module.norm.running_mean, before["norm.running_mean"])
