@@ -12,7 +12,7 @@ from torch.autograd.graph import Node, get_gradient_edge
 from amaml.engine import task
 from amaml.engine.calling import differentiable_twice
 from amaml.engine.closures import find_requiring, spelled
-from amaml.engine.task import Definition, Result, called, row_of, vjp_by_autograd
+from amaml.engine.task import Definition, Result, called, row_of
 from amaml.errors import InputError
 from amaml.losses import of_points
 from amaml.points import some_points, without_padding
@@ -33,9 +33,7 @@ def check_gradient(root: tuple, *arguments: Any) -> None:
     whose gradient is zero; arguments: phi, x and y of all tasks."""
     theta, x, y = row_of(arguments, 0)
     leaf, held = theta.requires_grad_(), find_requiring(root) if hasattr(root[0], "module") else []
-    with torch.enable_grad(), differentiable_twice():
-        value = Definition(task.loss).of_one(*root, vjp_by_autograd)(leaf, x, y)
-    reached = nodes(value)
+    reached = nodes(Definition(task.loss).recorded(*root, (leaf, x, y)))
     if get_gradient_edge(leaf).node not in reached:
         raise InputError(
             "the loss does not depend on the adapted parameters in a way that has a gradient (detached? argmax? "
@@ -63,8 +61,7 @@ def check_twice(root: tuple, *arguments: Any) -> None:
     """Raise, as torch does in a backward pass to everything and not in one to phi, where a function that the loss uses
     is marked as differentiable once."""
     theta, x, y = row_of(arguments, 0)
-    with torch.enable_grad(), differentiable_twice():
-        gradient = Definition(task.gradient).of_one(*root, vjp_by_autograd)(theta.requires_grad_(), x, y)
+    gradient = Definition(task.gradient).recorded(*root, (theta.requires_grad_(), x, y))
     if any(node.name() == "torch::autograd::Error" for node in nodes(gradient)):
         raise RuntimeError("trying to differentiate twice a function that was marked with @once_differentiable")
 

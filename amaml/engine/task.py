@@ -71,9 +71,12 @@ class Definition:
 
     def of_own(self, apply: Any, loss: Any, row: tuple, cut: bool = False, graph: bool = True) -> Result:
         """Likewise of the tensors of one task, which a network may write into; graph: whether autograd is on."""
+        return tree_map(Tensor.detach, self.recorded(apply, loss, row, cut, graph))
+
+    def recorded(self, apply: Any, loss: Any, row: tuple, cut: bool = False, graph: bool = True) -> Result:
+        """Likewise, in the graph that leads to it from those tensors that require a gradient."""
         with torch.set_grad_enabled(graph), differentiable_twice():
-            result = self.of_one(apply, loss, vjp_by_autograd, cut)(*row)
-        return tree_map(Tensor.detach, result)
+            return self.of_one(apply, loss, vjp_by_autograd, cut)(*row)
 
     def _summed(self, results: Result, arguments: tuple) -> Result:
         if not self.wanted:
