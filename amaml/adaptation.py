@@ -121,7 +121,7 @@ class Adaptation(nn.Module):
             check_count("task_chunk", task_chunk, none=True)
         self.module, self.method = module, method
         self.function = Flattened(module, adapt, batched)
-        self.inner_lr = self._by_name(inner_lr)
+        self.inner_lr = inner_lr
         self.prox, self.task_chunk, self.each, self.latest = prox, task_chunk, each, None
         self._fitting: dict[tuple, int] = {}  # how many tasks fit into the free memory, by their shapes
         losses = losses_of(loss, query_loss, objective, penalty)
@@ -135,11 +135,12 @@ class Adaptation(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         """Where the module or a number of the inner optimizer is replaced, the new one counts from then on."""
         learner = vars(self).get("_learner")
+        value = self._by_name(value) if name == "inner_lr" else value
         if learner is not None and name not in ("_learner", "latest", "memory"):
             self._renew(learner, name, value)
-            value = self._by_name(value) if name == "inner_lr" else value
             if not isinstance(value, nn.Module | nn.Parameter):  # whose place torch gives to nothing else
-                self._parameters.pop(name, None), self._modules.pop(name, None)
+                self._parameters.pop(name, None)
+                self._modules.pop(name, None)
         super().__setattr__(name, value)
 
     def _renew(self, learner: MetaLearner, name: str, value: Any) -> None:
