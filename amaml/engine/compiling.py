@@ -119,8 +119,18 @@ def tanh(x: Tensor) -> Tensor:
     return torch.where(x.abs() < 0.4, near, 1 - 2 / (torch.exp(2 * x) + 1))
 
 
+def bmm(a: Tensor, b: Tensor) -> Tensor:
+    """Where b has one column, by a product with two rows: inductor writes a loop with a sum along every row of a, which
+    takes a tenth of a gradient of 2-32-32-1 longer (float64)."""
+    if b.shape[2] != 1 or a.shape[1] == 1 or not a.is_floating_point():
+        return NotImplemented
+    row = b.mT
+    return torch.bmm(torch.cat([row, torch.zeros_like(row)], 1), a.mT)[:, :1].mT
+
+
 LOWERED = {
-    torch.ops.aten.tanh.default: lambda x: tanh(x) if x.dtype in (torch.float32, torch.float64) else NotImplemented
+    torch.ops.aten.bmm.default: bmm,
+    torch.ops.aten.tanh.default: lambda x: tanh(x) if x.dtype in (torch.float32, torch.float64) else NotImplemented,
 }
 
 

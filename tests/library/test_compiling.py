@@ -89,6 +89,16 @@ def test_the_lowered_tanh_is_exact_relative_to_itself(dtype):
     assert torch.equal(1 / compiling.tanh(zero), 1 / zero)
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.int64])
+def test_a_product_with_one_column_is_one_with_two_rows(kind):
+    a, b = ((9 * torch.rand(3, *shape, generator=generator())).to(kind) for shape in ((5, 4), (4, 1)))
+    if kind.is_floating_point:
+        torch.testing.assert_close(compiling.bmm(a, b), torch.bmm(a, b))
+    else:
+        assert compiling.bmm(a, b) is NotImplemented
+    assert compiling.bmm(a[:, :1], b) is compiling.bmm(a, b.expand(3, 4, 2)) is NotImplemented
+
+
 def test_the_compiler_gets_the_lowered_tanh(compiler):
     hvps(torch.sin, True)
     assert torch.ops.aten.exp.default in compiler.operations
