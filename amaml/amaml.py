@@ -133,11 +133,11 @@ class AMAML:
     def gradient(self, theta: Tensor, tasks: Tasks, memory: Memory) -> MetaGradient:
         """The gradient in theta of the mean query loss of u(T), with its relative error.
 
-        The first call measures the error, by solving again with every step bisected, and later ones do so now and
-        then and where they are unlike those (amaml.flow.accuracy). A call that measures returns the finest gradient,
-        with its own error; others carry what was measured of calls like them. Gradient descent with the discrete
-        adjoint has no such error: it is the gradient of the steps it makes. With the continuous adjoint it is compared
-        with that one.
+        The first call measures the error, by solving again with every step halved, and later ones do so with finer
+        steps now and then and where they are unlike those (amaml.flow.accuracy). A call that measures returns the
+        finest gradient, with its own error; others carry what was measured of calls like them. Gradient descent with
+        the discrete adjoint has no such error: it is the gradient of the steps it makes. With the continuous adjoint it
+        is compared with that one.
 
         An error above rtol in a first call, above the controller's ceiling in later ones, is brought down by further
         solves. Where they take more than the budget of evaluations, or the flow leaves the finite numbers, "auto" makes
@@ -207,7 +207,12 @@ class AMAML:
             rtol = max(self.rtol, self.controller.noise(theta))
             order = min(move.scheme.order for move in first.moves)
             return refined(
-                first, lambda coarse: follow(mesh.halved(coarse)), lambda one: one.final - flow.theta, order, rtol, rtol
+                first,
+                lambda coarse: follow(mesh.finer(coarse, 2)),
+                lambda one: (one.final - flow.theta, len(one.moves)),
+                order,
+                rtol,
+                rtol,
             )[0]
         except Diverged:
             if self.solver != "auto" or isinstance(mesh, FixedMesh):

@@ -21,7 +21,7 @@ from amaml.robust import weighted
 class Measuring:
     """What a meta-gradient and its error need, but the mesh.
 
-    graded: the mesh that halves those of the flow; memory: of earlier calls on this problem, by which the controller
+    graded: the mesh that refines those of the flow; memory: of earlier calls on this problem, by which the controller
     decides what is measured; solver: its name.
     """
 
@@ -49,7 +49,8 @@ class Measuring:
         norm, estimate = self._finite(first)
         seen = Observation(cost, path.sharpest, estimate, norm, None, before, refused, descended)
         seen = seen._replace(leading=path.at_start or curvature.leading, problem=memory.problem)
-        measured = not exact and self.controller.due(memory, self.rtol, seen)
+        robust = first.weighing.weights is not None
+        measured = not exact and self.controller.due(memory, self.rtol, seen, robust)
         if measured and descended:
             right = replace(passes, adjoint="discrete").solve(mesh, curvature)
             error = of_first = relative_distance(first.value, right.value)
@@ -73,21 +74,23 @@ class Measuring:
         )
 
     def _refined(self, first: Solution) -> tuple[Solution, float, float]:
-        """The gradient with every step bisected, once or until its error is tolerated; its error, and the first one's.
+        """The gradient with finer steps, once or until its error is tolerated; its error, and the first one's.
 
         The controller's ceiling is tolerated where errors were measured before, as for calls between two measurements;
         more of a robust mean.
         """
         passes, flow, ceiling = self.passes, self.passes.flow, self.controller.ceiling * self.rtol
         spent = flow.evaluations
-        least, before = 2 * spent.total, []  # what the halves of the first steps take; evaluations before each solve
+        times = self.controller.finer if self.memory.errors else 2
+        before = []  # evaluations before each solve
+        least = 2 * spent.total  # what finer steps than the first ones take
 
-        def halved(coarse: Solution) -> Solution:
+        def finer(coarse: Solution) -> Solution:
             limit = spent.total + max(least if coarse is first else 0, (1 if self.solver == "auto" else 2) * flow.limit)
-            finer, bounded = self.graded.halved(coarse.trajectory), flow.limited(limit)
-            bounded.check_budget(0 if coarse is first else 2 * (spent.total - before[-1]))
+            mesh, bounded = self.graded.finer(coarse.trajectory, times), flow.limited(limit)
+            bounded.check_budget(0 if coarse is first else times * (spent.total - before[-1]))
             before.append(spent.total)
-            return replace(passes, flow=bounded).solve(finer, Curvature(flow))
+            return replace(passes, flow=bounded).solve(mesh, Curvature(flow))
 
         heun = [HEUN.order] if passes.adjoint == "continuous" else []
         order = min(heun + [move.scheme.order for move in first.trajectory.moves])
@@ -95,7 +98,9 @@ class Measuring:
         if first.weighing.weights is not None:
             usual = max(ceiling, self.controller.rough)
         enough = usual if known else self.rtol
-        return refined(first, halved, lambda one: one.value, order, enough, usual, known, self._noise)
+        return refined(
+            first, finer, lambda one: (one.value, len(one.trajectory.moves)), order, enough, usual, known, self._noise
+        )
 
     def _finite(self, found: Solution) -> tuple[float, float]:
         """The length of a gradient and the estimate of its relative error; waits for the device."""

@@ -83,7 +83,7 @@ def converged(learner: AMAML, theta: torch.Tensor, tasks: Tasks) -> Reference:
     mesh, passes = GradedMesh(SOLVERS["auto"], 1e-4), replace(learner, adjoint="discrete").passes(theta, tasks)
     solution, distance = passes.solve(mesh, Curvature(passes.flow)), math.inf
     for _ in range(MOST):
-        finer = passes.solve(mesh.halved(solution.trajectory), Curvature(passes.flow))
+        finer = passes.solve(mesh.finer(solution.trajectory, 2), Curvature(passes.flow))
         distance, solution = relative_distance(solution.value, finer.value), finer
         if distance < STANDS_STILL:
             break

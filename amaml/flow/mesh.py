@@ -14,6 +14,7 @@ a step at a distance d from the nearer end therefore adds no more than its share
 What error this leads to is measured in use, and the tolerance steered by it (amaml.flow.accuracy).
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -79,9 +80,9 @@ class GradedMesh:
     frequency: int = 28
     factormax: float = 4.0
 
-    def halved(self, trajectory: Trajectory) -> "GivenMesh":
-        """The steps of a trajectory bisected; should they be left, steps as fine."""
-        return GivenMesh(bisected(trajectory.moves), replace(self, tolerance=self.tolerance / 4))
+    def finer(self, trajectory: Trajectory, times: float) -> "GivenMesh":
+        """So many times the steps of a trajectory; should they be left, steps as fine."""
+        return GivenMesh(divided(trajectory, times), replace(self, tolerance=self.tolerance / times**2))
 
     def follow(self, trajectory: Trajectory, ends: Sequence[float], curvature: Curvature) -> Trajectory:
         """Block by block. One is taken again where it left the finite numbers, or where lambda_max at its end turns out
@@ -185,13 +186,27 @@ class GradedMesh:
         return min(scheme.cost * z / self._limit(scheme) for scheme in largest)
 
 
-def bisected(moves: Sequence[Move]) -> tuple[Move, ...]:
-    """Every step as two of half the size by the same scheme: errors fall at its order. Fewer stages would be stable."""
-    halves = []
-    for move in moves:
-        h, middle = move.h / 2, move.start + move.h / 2
-        halves += [Move(move.scheme, move.start, middle, h), Move(move.scheme, middle, move.end, h)]
-    return tuple(halves)
+def divided(trajectory: Trajectory, times: float) -> tuple[Move, ...]:
+    """So many times the steps of a trajectory between any two times that it lands on, rounded up, sized as its own are.
+
+    Seen as a function of the number of a step, time is linear in between. A step takes the scheme of the longest one
+    that it has a part of, which is stable for it, and with as many stages: errors fall at its order.
+    """
+    moves = []
+    for run in trajectory.runs(trajectory.moves):
+        count = math.ceil(times * len(run))
+        times_of = [run[0].start, *(move.end for move in run)]
+        ends = [_between(times_of, i * len(run), count) for i in range(count + 1)]
+        for i, (start, end) in enumerate(itertools.pairwise(ends)):
+            parts = run[i * len(run) // count : -(-(i + 1) * len(run) // count)]
+            moves.append(Move(max(parts, key=lambda move: move.h).scheme, start, end, end - start))
+    return tuple(moves)
+
+
+def _between(values: Sequence[float], whole: int, of: int) -> float:
+    """values at the fractional index whole / of."""
+    index, rest = divmod(whole, of)
+    return values[index] + (rest / of * (values[index + 1] - values[index]) if rest else 0.0)
 
 
 SOLVERS: dict[str, tuple[Scheme, ...]] = {

@@ -62,9 +62,14 @@ class Trajectory:
 
     def extend(self, moves: Sequence[Move]) -> None:
         """Take and record more moves."""
-        for _, run in itertools.groupby(moves, key=lambda move: bisect.bisect_left(self.ends, move.end)):
-            self.final = march(self.flow, list(run), self.final, self.record)
+        for run in self.runs(moves):
+            self.final = march(self.flow, run, self.final, self.record)
             self._land()
+
+    def runs(self, moves: Sequence[Move]) -> list[list[Move]]:
+        """Moves in parts that end where the trajectory lands."""
+        parts = itertools.groupby(moves, key=lambda move: bisect.bisect_left(self.ends, move.end))
+        return [list(run) for _, run in parts]
 
     def _land(self) -> None:
         if self.time in self.ends:

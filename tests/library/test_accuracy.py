@@ -28,14 +28,15 @@ def test_the_relative_distance():
 def test_the_error_of_the_finest_of_three_is_that_of_the_order_they_show(order):
     """Gradients 1 + c h^p at h = 1, 1/2, 1/4."""
     g = [1 + 0.01 * h**order for h in (1, 1 / 2, 1 / 4)]
-    found, true = error_of_finest([abs(g[0] - g[1]) / g[1], abs(g[1] - g[2]) / g[2]], 2), g[2] - 1
+    found, true = error_of_finest([abs(g[0] - g[1]) / g[1], abs(g[1] - g[2]) / g[2]], 2, 2.0), g[2] - 1
     assert found == pytest.approx(true, rel=0.1) if order <= 2 else true < found < 5.1 * true
 
 
 def test_one_distance_is_read_with_the_order_and_those_that_do_not_shrink_tell_nothing():
-    assert [error_of_finest([d], order) for d, order in ((0.03, 2), (0.07, 3))] == pytest.approx([0.01, 0.01])
+    distances = ((0.03, 2, 2.0), (0.07, 3, 2.0), (0.0125, 2, 1.5))
+    assert [error_of_finest([d], *finer) for d, *finer in distances] == pytest.approx([0.01] * 3)
     for distances in ([0.1, 0.1], [0.1, 0.3], [math.inf, 0.1], [math.inf], [0.1, math.inf]):
-        assert error_of_finest(distances, 2) == math.inf
+        assert error_of_finest(distances, 2, 2.0) == math.inf
 
 
 def value(x: float) -> torch.Tensor:
@@ -46,14 +47,18 @@ def quadratic(size):
     return lambda h: value(1 + size * h**2)
 
 
+def halved(quantity, order, enough, ceiling, finer=lambda h: h / 2, **options):
+    """Refined from a step of 1, which is halved."""
+    return refined(1.0, finer, lambda h: (quantity(h), round(1 / h)), order, enough, ceiling, **options)
+
+
 def test_refining_goes_on_until_the_error_is_enough_and_adds_both_parts_of_the_first_one():
     """A first call believes no order before it has shown."""
-    first, error, of_first = refined(1.0, lambda h: h / 2, quadratic(0.3), 2, 1e-2, 3e-2)
+    first, error, of_first = halved(quadratic(0.3), 2, 1e-2, 3e-2)
     assert (first, error, of_first) == (1 / 8, pytest.approx(0.3 / 64, rel=0.05), pytest.approx(0.3, rel=0.05))
     for known, finest in ((True, 1 / 2), (False, 1 / 4)):
-        assert refined(1.0, lambda h: h / 2, quadratic(0.03), 2, 1e-2, 3e-2, known)[0] == finest
-    rounding = {"noise": lambda h: 1.0}
-    assert refined(1.0, lambda h: h / 2, lambda h: value(1 + 0.3 * h), 2, 1e-9, 1e-9, **rounding)[0] == 1 / 2
+        assert halved(quadratic(0.03), 2, 1e-2, 3e-2, known=known)[0] == finest
+    assert halved(lambda h: value(1 + 0.3 * h), 2, 1e-9, 1e-9, noise=lambda h: 1.0)[0] == 1 / 2
 
 
 def test_refining_that_takes_too_much_is_refused_unless_the_error_is_below_the_ceiling():
@@ -62,9 +67,9 @@ def test_refining_that_takes_too_much_is_refused_unless_the_error_is_below_the_c
             raise OverBudget("too much")
         return h / 2
 
-    assert refined(1.0, once, quadratic(0.1), 2, 1e-2, 3e-2)[1] < 3e-2
+    assert halved(quadratic(0.1), 2, 1e-2, 3e-2, once)[1] < 3e-2
     with pytest.raises(OverBudget, match=r"the measured relative error is 0.\d+, above 0.01, .*: too much"):
-        refined(1.0, once, quadratic(0.5), 2, 1e-2, 3e-2)
+        halved(quadratic(0.5), 2, 1e-2, 3e-2, once)
 
 
 USUAL = {"cost": 100.0, "sharpest": 5.0, "estimate": 1e-2}
@@ -85,7 +90,7 @@ class Calls:
             due = CONTROL.due(self.memory, RTOL, one)
             self.measured += due
             if due:
-                one = one._replace(error=error(self.memory.gain), measuring=2 * one.cost)
+                one = one._replace(error=error(self.memory.gain), measuring=CONTROL.finer * one.cost)
             self.memory = CONTROL.update(self.memory, RTOL, one)
         return due
 
@@ -102,7 +107,7 @@ def test_a_first_call_is_measured_nine_more_take_half_more_and_a_long_run_a_tent
     calls = Calls()
     assert calls.make()
     calls.make(count=9)
-    assert 1 + 2 * (calls.measured - 1) / 9 <= 1.5
+    assert 1 + CONTROL.finer * (calls.measured - 1) / 9 <= 1.5
     random.seed(0)
     calls.make(lambda gain: 4e-4 * gain * math.exp(random.gauss(0, 0.7)), count=3000)
     assert calls.memory.measuring < 0.1 * (calls.memory.spent + calls.memory.measuring)
@@ -138,6 +143,14 @@ def test_measurements_out_of_turn_have_a_share_but_for_calls_far_from_everything
     assert CONTROL.carried(memory, near) is None
     lost = near._replace(cost=100.0, norm=math.nan)
     assert [CONTROL.due(memory, RTOL, seen) for seen in (near, far, lost)] == [False, True, True]
+
+
+def test_a_robust_mean_is_measured_out_of_turn_only_where_that_is_cheap():
+    memory = settled().memory
+    cheap, dear = (Observation(factor * 100.0, 5.0, 1e-2, 1.0) for factor in (1 / 5, 5))
+    assert [CONTROL.due(memory, RTOL, seen, robust=True) for seen in (cheap, dear)] == [True, False]
+    assert CONTROL.due(memory, RTOL, dear)
+    assert CONTROL.carried(memory, dear) is None
 
 
 def test_a_carried_error_goes_with_the_estimate_and_is_not_returned_above_the_ceiling():

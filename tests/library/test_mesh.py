@@ -11,7 +11,7 @@ import amaml
 from amaml import AMAML, Tasks, half_mse
 from amaml.flow.curvature import Curvature, Leading
 from amaml.flow.field import GradientFlow
-from amaml.flow.mesh import SOLVERS, GradedMesh, bisected
+from amaml.flow.mesh import SOLVERS, GradedMesh, divided
 from amaml.flow.schemes import HEUN, MIDPOINT, RK3, RK4, RungeKutta
 from amaml.flow.trajectory import Trajectory
 
@@ -152,13 +152,21 @@ def test_auto_takes_every_scheme_where_it_is_the_cheapest():
     assert [name for name, _ in itertools.groupby(names)] == ["rk4", "rk3", "rkc", "rk3", "rk4", "rk3"]
 
 
-def test_bisected_steps_cover_the_same_time_by_the_same_schemes():
-    moves = planned(GradedMesh(SOLVERS["auto"], 1e-3), 50.0, 4.0)
-    halves = bisected(moves)
-    for move, first, second in zip(moves, halves[::2], halves[1::2], strict=True):
-        assert (first.start, first.end, second.end) == (move.start, second.start, move.end)
-        assert first.h == second.h == move.h / 2
-        assert first.scheme == second.scheme == move.scheme
+@pytest.mark.parametrize("times", [1.5, 2])
+def test_finer_steps_land_where_the_others_do_and_are_as_much_shorter(times):
+    """By the scheme of the longest step that one has a part of, which is stable for it."""
+    trajectory, ends = Trajectory(clock(lambda t: 4.0)[0].flow), (0.5, 50.0)
+    GradedMesh(SOLVERS["auto"], 1e-3).follow(trajectory, ends, clock(lambda t: 4.0)[1])
+    moves, finer = trajectory.moves, divided(trajectory, times)
+    assert len(finer) == sum(math.ceil(times * len(run)) for run in trajectory.runs(moves))
+    assert {0.0, *ends} <= {finer[0].start, *(move.end for move in finer)}
+    for before, move in itertools.pairwise(finer):
+        assert before.end == move.start
+    for move in finer:
+        parts = [one for one in moves if one.start < move.end and move.start < one.end]
+        longest = max(parts, key=lambda one: one.h)
+        assert (move.scheme, move.h <= longest.h / times * 1.01) == (longest.scheme, True)
+        assert move.h >= min(one.h for one in parts) / times * 0.99 or move.end <= ends[0]
 
 
 def test_steps_keep_up_with_a_flow_that_sharpens_suddenly():
