@@ -7,7 +7,7 @@ are one variant, named after its method and, where a method has several, after s
 import itertools
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -54,11 +54,10 @@ class Panel:
         """How many each variant has."""
         return self.frame.groupby("variant", observed=True)["seed"].nunique()
 
-    def epochs(self, asked: Iterable[int] | None) -> list[Column]:
-        """The columns of its tables; None is the end of each variant's own test, where those are not the same."""
+    @property
+    def columns(self) -> list[Column]:
+        """Those of its tables; None is the end of each variant's own test, where those are not the same."""
         there, ends = {*self.final["epoch"]}, {*self.final.loc[self.final["end"], "epoch"]}
-        if asked is not None:
-            return sorted(there & set(asked))
         wanted = there if self.unit != "epoch" else there & {*SUMMARY_EPOCHS, *ends}
         return sorted(wanted) + ([None] if len(ends) > 1 else [])
 

@@ -6,7 +6,6 @@ their names at their ends; those that coincide share a name. Bars stand at other
 
 import io
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -35,7 +34,7 @@ DASHES = [  # on, off, on, off, ... in points
     (0, (3, 1.5, 1.5, 1.5)),
 ]
 MARKERS = "osD^vPX*"
-FORMATS = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}  # without the time, in each one's words
+METADATA = {"svg": {"Date": None}, "png": {}}  # without the time
 FRAME = 2.5  # a curve that ends above so many times the median end leaves the frame
 APART = 0.06  # of a panel's height, between two names
 START = 1.1  # times the height of what follows: a start further from its middle leaves the frame
@@ -49,20 +48,20 @@ matplotlib.rcParams["path.simplify_threshold"] = 0.3  # of a point, which nobody
 
 
 def draw(panel: Panel, out: Path) -> list[Path]:
-    """PANEL-adaptation and PANEL-training in a folder, as SVG, PDF and PNG; the PNGs' paths."""
+    """PANEL-adaptation and PANEL-training in a folder, as SVG and PNG; the PNGs' paths."""
     pictures = {"adaptation": adaptation(panel)}
     if panel.frame.groupby("run")["update"].nunique().max() > 1:
         pictures["training"] = training(panel)
     for name, figure in pictures.items():
-        save(figure, out / f"{panel.name}-{name}", FORMATS)
+        save(figure, out / f"{panel.name}-{name}")
     return [out / f"{panel.name}-{name}.png" for name in pictures]
 
 
-def save(figure: Figure, path: Path, kinds: Iterable[str] = ("svg", "png")) -> None:
-    """Write a figure to files of these endings."""
-    for kind in kinds:
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure to PATH.svg and PATH.png."""
+    for kind, metadata in METADATA.items():
         content = io.BytesIO()
-        figure.savefig(content, format=kind, dpi=150, metadata=FORMATS[kind])
+        figure.savefig(content, format=kind, dpi=150, metadata=metadata)
         written = content.getvalue()
         if kind == "svg":
             written = re.sub(rb"(\.\d\d)\d+", rb"\1", written)  # hundredths of a point are enough

@@ -74,7 +74,7 @@ _NETWORKS = {
     "conv4": Choice(conv4, _CONV4, images=True),
     "conv4-strided": Choice(conv4, _CONV4, {"strided": True}, images=True),
     "resnet12": Choice(resnet12, _alike("width"), images=True),
-    "fourier": Choice(fourier, _alike("width", "activation") | {"fourier_scale": "scale"}),
+    "fourier": Choice(fourier, _alike("width", "activation")),
 }
 
 

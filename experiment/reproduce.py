@@ -39,8 +39,6 @@ COMPARE: dict[str, dict[str, Any]] = {
     "paths": {"nargs": "+", "type": Path, "metavar": "CSV_OR_RUN", "help": "CSVs, runs, or folders of either"},
     "--out": {"type": Path, "default": Path("results/comparison"), "help": "default: results/comparison"},
     "--only": LIST | {"default": [], "metavar": "AXIS=A,B", "help": "only these places, of CSVs"},
-    "--epochs": {"type": int, "nargs": "+", "metavar": "N", "help": "epochs, or inner steps, of the tables"},
-    "--reference": {"default": "amaml", "help": "the variant of the paired differences (default amaml)"},
 }
 
 
@@ -61,7 +59,7 @@ def compare(given: Namespace) -> int:
     panels = compare.panels(*compare.read_runs(given.paths, given.only))
     given.out.mkdir(parents=True, exist_ok=True)
     pictures = {panel.name: figures_compare.draw(panel, given.out) for panel in panels}
-    print(tables.write(panels, pictures, given.out, given.epochs, given.reference))
+    print(tables.write(panels, pictures, given.out))
     print(given.out)
     return 0
 

@@ -151,9 +151,6 @@ class Settings:
     network: str = _door(NETWORKS, "network")
     width: int = _flag(_count, "units of each hidden layer, or filters of the first convolution")
     activation: str = _named(ACTIVATIONS, "activation of mlp, fourier and conv4")
-    fourier_scale: float = _flag(
-        _positive, "fourier: deviation of its frequencies, in cycles a unit of length (default 1)", default=1.0
-    )
     norm: str = _flag(choice(NORMS), "normalisation of the mlp: none, batch (the batch's own statistics)")
     ways: int = _flag(_count, "images: classes of a task")
     out: str | None = _flag(_path, "folder of the run (default results/DOMAIN/...)")

@@ -1,12 +1,10 @@
-"""The tables of a comparison: Markdown to read, LaTeX to print, CSV to compute with."""
+"""The tables of a comparison: Markdown to read, CSV to compute with."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from amaml.errors import unknown
 from data.files import write_atomically
 from experiment import results
 from experiment.compare import Column, Panel
@@ -21,72 +19,61 @@ COSTS = {"seconds": ".4f", "gradients": ".1f", "hvps": ".1f"}
 Table = list[list[str]]  # the first row is the head
 
 
-def write(
-    panels: list[Panel], pictures: dict[str, list[Path]], out: Path, asked: Sequence[int] | None, reference: str
-) -> str:
-    """comparison.md, comparison.tex and cells.csv, a line a run and record, in a folder; returns the first's text."""
-    markdown, latex = [], []
+def write(panels: list[Panel], pictures: dict[str, list[Path]], out: Path) -> str:
+    """comparison.md and cells.csv, a line a run and record, in a folder; returns the first's text."""
+    parts = []
     for panel in panels:
-        tables = _tables(panel, panel.epochs(asked), reference)
-        markdown += [f"## {panel.title}", *(f"![{path.stem}]({path.name})" for path in pictures[panel.name])]
-        markdown += [f"{SEVERAL if panel.seeds.max() > 1 else SINGLE}."]
-        markdown += [f"{name}\n\n{as_markdown(table)}" for name, table in tables.items()]
+        parts += [f"## {panel.title}", *(f"![{path.stem}]({path.name})" for path in pictures[panel.name])]
+        parts += [f"{SEVERAL if panel.seeds.max() > 1 else SINGLE}."]
+        parts += [f"{name}\n\n{as_markdown(table)}" for name, table in _tables(panel).items()]
         lines = "\n".join(f"- {difference}" for difference in panel.differences)
-        markdown += [f"Settings that differ besides method and seed:\n\n{lines}"]
-        latex += [as_latex(table, f"{panel.title}: {name}") for name, table in tables.items()]
-    cells = pd.concat([_cells(panel, asked) for panel in panels])[CELLS]
-    contents = {"comparison.md": "\n\n".join(markdown) + "\n", "comparison.tex": "\n".join(latex)}
-    contents["cells.csv"] = cells.to_csv(index=False, lineterminator="\n")
-    for name, content in contents.items():
-        write_atomically(out / name, content.encode())
-    return contents["comparison.md"]
+        parts += [f"Settings that differ besides method and seed:\n\n{lines}"]
+    text, cells = "\n\n".join(parts) + "\n", pd.concat(map(_cells, panels))[CELLS]
+    write_atomically(out / "comparison.md", text.encode())
+    write_atomically(out / "cells.csv", cells.to_csv(index=False, lineterminator="\n").encode())
+    return text
 
 
-def _tables(panel: Panel, columns: Sequence[Column], reference: str) -> dict[str, Table]:
-    """What is said of a panel, by the caption."""
-    if reference not in ("amaml", *panel.labels):
-        raise unknown("variant of --reference", reference, panel.labels)
-    base = reference if reference in panel.labels else panel.labels[0]
-    tables = {f"{panel.metric} {words}": errors(panel, points, columns) for points, words in HEADS.items()}
+def _tables(panel: Panel) -> dict[str, Table]:
+    """What is said of a panel, by the caption; differences are those to A-MAML, or to the first variant."""
+    base = "amaml" if "amaml" in panel.labels else panel.labels[0]
+    tables = {f"{panel.metric} {words}": errors(panel, points) for points, words in HEADS.items()}
     if len(panel.labels) > 1:
         caption = f"{panel.metric} on test points, difference to {base} on the same seeds"
-        tables[caption] = differences(panel, base, columns)
+        tables[caption] = differences(panel, base)
     if len(simple := predictors(panel)) > 1:
         tables[f"{panel.metric} of simple predictors on the same test points"] = simple
     return tables | {"Cost of an update": costs(panel)}
 
 
-def statistics(lines: pd.DataFrame, points: str) -> tuple[np.ndarray, float]:
-    """The value of every seed, and the mean half-interval over tasks, nan where there is none."""
-    return lines[points].to_numpy(), lines[f"{points}_ci95"].mean(skipna=False)
-
-
-def errors(panel: Panel, points: str, columns: Sequence[Column]) -> Table:
-    """A row a variant, a column an epoch."""
-    found = [dict(iter(panel.at(c).groupby("variant", observed=True))) for c in columns]
-    rows = [_head(panel, columns)]
-    for label, own in panel.final.groupby("variant", observed=True):
-        count = own["seed"].nunique()
+def errors(panel: Panel, points: str) -> Table:
+    """A row a variant, a column an epoch; empty where a seed has no record of it."""
+    found = [dict(iter(panel.at(column).groupby("variant", observed=True))) for column in panel.columns]
+    rows = [_head(panel)]
+    for label, count in panel.seeds.items():
         whole = (at.get(label) for at in found)
-        cells = ("" if of is None or len(of) < count else shown(*statistics(of, points)) for of in whole)
-        rows.append([label, str(count), *cells])
+        rows.append([label, str(count), *("" if of is None or len(of) < count else _shown(of, points) for of in whole)])
     return rows
 
 
-def differences(panel: Panel, base: str, columns: Sequence[Column]) -> Table:
+def differences(panel: Panel, base: str) -> Table:
     """Each variant minus the base on the seeds that both have, paired; of one seed, paired over the test tasks."""
-    values = [panel.at(c).pivot(index="seed", columns="variant", values="test") for c in columns]
+    values = {
+        column: panel.at(column).pivot(index="seed", columns="variant", values="test") for column in panel.columns
+    }
     seeds = {label: {*own["seed"]} for label, own in panel.final.groupby("variant", observed=True)}
-    rows = [_head(panel, columns)]
+    rows = [_head(panel)]
     for label in panel.labels:
         both = sorted(seeds[label] & seeds[base])
         if label == base or not both:
             continue
-        pairs = [at.reindex(index=both, columns=[label, base]) for at in values]
-        apart = [(pair[label] - pair[base]).to_numpy() for pair in pairs]
-        over = [_over_tasks(panel, label, base, c) if len(both) == 1 else np.nan for c in columns]
-        cells = ("" if np.isnan(a).any() else shown(a, t, sign=True) for a, t in zip(apart, over, strict=True))
-        rows.append([label, str(len(both)), *cells])
+        row = [label, str(len(both))]
+        for column, at in values.items():
+            pair = at.reindex(index=both, columns=[label, base])
+            apart = (pair[label] - pair[base]).to_numpy()
+            over = _over_tasks(panel, label, base, column) if len(both) == 1 else np.nan
+            row.append("" if np.isnan(apart).any() else shown(apart, over, sign=True))
+        rows.append(row)
     return rows
 
 
@@ -105,7 +92,7 @@ def predictors(panel: Panel) -> Table:
     rows = [["predictor", "seeds", panel.metric]]
     for name in (name for name in by_seed if not name.endswith("_ci95")):
         own = by_seed.reindex(columns=[name, f"{name}_ci95"]).dropna(subset=name)
-        rows.append([name.removeprefix("predictor_"), str(len(own)), shown(*statistics(own, name))])
+        rows.append([name.removeprefix("predictor_"), str(len(own)), _shown(own, name)])
     return rows
 
 
@@ -119,16 +106,21 @@ def costs(panel: Panel) -> Table:
     return rows
 
 
-def _head(panel: Panel, columns: Sequence[Column]) -> list[str]:
-    return ["method", "seeds", *(f"own last {panel.unit}" if c is None else f"{panel.unit} {c}" for c in columns)]
+def _head(panel: Panel) -> list[str]:
+    return ["method", "seeds", *(f"own last {panel.unit}" if c is None else f"{panel.unit} {c}" for c in panel.columns)]
 
 
-def _cells(panel: Panel, asked: Sequence[int] | None) -> pd.DataFrame:
+def _cells(panel: Panel) -> pd.DataFrame:
     """A line a record of every run, with its command."""
-    lines = panel.final[panel.final["epoch"].isin(panel.epochs(asked))].sort_values(["variant", "seed", "epoch"])
+    lines = panel.final[panel.final["epoch"].isin(panel.columns)].sort_values(["variant", "seed", "epoch"])
     names = lines["variant"].str.partition(", ")
     protocol = "finetune" if panel.unit == "epoch" else "inner"
     return lines.assign(panel=panel.name, method=names[0], setting=names[2], protocol=protocol)
+
+
+def _shown(lines: pd.DataFrame, name: str) -> str:
+    """A column of the lines of every seed, and in brackets the mean half-interval over tasks, where there is one."""
+    return shown(lines[name].to_numpy(), lines[f"{name}_ci95"].mean(skipna=False))
 
 
 def shown(of_seeds: np.ndarray, over_tasks: float = np.nan, sign: bool = False) -> str:
@@ -149,10 +141,3 @@ def as_markdown(table: Table) -> str:
     """A table of GitHub's Markdown."""
     head, *rows = [f"| {' | '.join(row)} |" for row in table]
     return "\n".join([head, "|" + "---|" * len(table[0]), *rows])
-
-
-def as_latex(table: Table, caption: str) -> str:
-    """A booktabs table."""
-    frame, columns = pd.DataFrame(table[1:], columns=table[0]), "l" + "r" * (len(table[0]) - 1)
-    caption = caption.replace("_", r"\_").replace("%", r"\%")
-    return frame.to_latex(index=False, escape=True, caption=caption, column_format=columns).replace("±", r"$\pm$")

@@ -1,20 +1,16 @@
-"""JAX: jit, vmap over the tasks, lax.scan over the steps, jax.checkpoint around each.
-
-python benchmarks/peers/xla.py PROBLEM.npz NETWORK STEPS
-"""
-
-import sys
+"""JAX: jit, vmap over the tasks, lax.scan over the steps, jax.checkpoint around each."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from turns import serve
+from measure import measure, told
 
 
 def main() -> None:
-    file, network, steps = sys.argv[1:]
+    asked = told()
+    network, steps = asked["problem"]["network"], asked["steps"]
     jax.config.update("jax_enable_x64", True)
-    given = {name: jnp.asarray(value) for name, value in np.load(file).items()}
+    given = {name: jnp.asarray(value) for name, value in np.load(f"{asked['folder']}/problem.npz").items()}
     shapes = [tuple(int(n) for n in shape if n) for shape in np.asarray(given["shapes"])]
     theta, v, inner_lr = given["theta"], given["v"], given["inner_lr"].item()
     support, query = ((given[f"{part}_x"], given[f"{part}_y"]) for part in ("support", "query"))
@@ -28,7 +24,7 @@ def main() -> None:
 
     def adapted(theta, x, y):
         step = jax.checkpoint(lambda p, _: (p - inner_lr * gradient(p, x, y), None))
-        return jax.lax.scan(step, theta, None, length=int(steps))[0]
+        return jax.lax.scan(step, theta, None, length=steps)[0]
 
     def outer(theta):
         return jax.vmap(lambda x, y, x_q, y_q: value(adapted(theta, x, y), x_q, y_q))(*support, *query).mean()
@@ -42,14 +38,13 @@ def main() -> None:
 
     of_all = jax.jit(jax.vmap(gradient)), jax.jit(jax.vmap(hvp)), jax.jit(first_order), jax.jit(jax.grad(outer))
     v = jnp.tile(v, (tasks, 1))
-    serve(
-        {
-            "gradient": lambda: np.asarray(of_all[0](phi, *support)),
-            "product": lambda: np.asarray(of_all[1](phi, v, *support)),
-            "FOMAML": lambda: np.asarray(of_all[2](theta)),
-            "MAML, checkpointed": lambda: np.asarray(of_all[3](theta)),
-        }
-    )
+    quantities = {
+        "gradient": lambda: np.asarray(of_all[0](phi, *support)),
+        "product": lambda: np.asarray(of_all[1](phi, v, *support)),
+        "FOMAML": lambda: np.asarray(of_all[2](theta)),
+        "MAML, checkpointed": lambda: np.asarray(of_all[3](theta)),
+    }
+    measure(quantities, asked)
 
 
 def cut(theta, shapes):

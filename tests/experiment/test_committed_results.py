@@ -57,7 +57,7 @@ def test_the_table_of_images_comes_out_again():
 def test_the_tables_of_tomography_come_out_again():
     text = (RESULTS / "tomography" / "comparison.md").read_text()
     for panel in compare.panels(*compare.read_runs([RESULTS / "tomography" / "tomography.csv"])):
-        made = [tables.errors(panel, points, panel.epochs(None)) for points in tables.HEADS]
+        made = [tables.errors(panel, points) for points in tables.HEADS]
         for table in (*made, tables.predictors(panel), tables.costs(panel)):
             assert tables.as_markdown(table) in text
 
