@@ -14,7 +14,7 @@ from helpers.commands import start, theta
 from matplotlib.figure import Figure
 
 from amaml.engine import derivatives
-from benchmarks import paper, paper_pictures
+from benchmarks import paper
 from benchmarks.peers import measure
 from benchmarks.peers.__main__ import distance, lines, main
 from benchmarks.peers.ours import quantities
@@ -46,12 +46,6 @@ def test_names_stand_apart_where_lines_end_at_one_place():
     heights = {text.get_text(): text.xyann[1] for text in axis.texts}
     assert heights.keys() == {*names}
     assert abs(heights["a line"] - heights["another"]) > 0.05
-
-
-def test_a_picture_says_how_many_seeds_its_curves_have():
-    runs = pd.DataFrame({"method": ["amaml"] * 3 + ["maml"], "seed": [0, 1, 2, 0], "then": 0})
-    assert paper_pictures.seeds_of(runs[:1]) == "one seed"
-    assert paper_pictures.seeds_of(runs) == "mean, and bars from lowest to highest, of 1 to 3 seeds"
 
 
 @pytest.fixture(scope="module")

@@ -230,13 +230,6 @@ def test_a_curve_that_leaves_the_frame_says_where_it_ends(runs):
     assert "reptile (9)" in [text.get_text() for text in test.texts]
 
 
-def test_a_grey_print_tells_the_curves_apart():
-    styles = [figures_compare.style(i, 4) for i in range(4)]
-    grey = [float(np.dot(s["color"][:3], (0.2126, 0.7152, 0.0722))) for s in styles]
-    assert np.diff(grey).min() > 0.1
-    assert len({(str(s["linestyle"]), s["marker"]) for s in styles}) == 4
-
-
 GRID = """
 out = "grid/{method}/seed{seed}"
 seed = [0, 1, 2]

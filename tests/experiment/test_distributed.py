@@ -10,8 +10,7 @@ from helpers.commands import ROOT, TINY, assert_same_run, checkpoint, content, h
 from helpers.processes import Run, said
 
 import run
-from amaml import Diverged, InputError
-from baselines import FOMAML
+from amaml import InputError
 from experiment import distributed
 from experiment.distributed import Group, Stopped
 from experiment.folder import RunFolder
@@ -82,21 +81,8 @@ def test_the_launcher_ends_with_one_line_and_the_status_of_the_run(tmp_path):
     assert said(stderr) == [line]
 
 
-def diverging(learner, theta, tasks, memory, calls=[], whole=FOMAML.gradient):  # noqa: B006
-    calls.append(tasks)
-    if os.environ["RANK"] == "1" and len(calls) == 5:  # two chunks an update: in the third
-        raise Diverged("as it was asked to; try another")
-    return whole(learner, theta, tasks, memory)
-
-
 def full(folder, checkpoint):
     raise InputError("no space left; free some")
-
-
-def test_a_fault_in_a_chunk_ends_all_with_its_line(tmp_path, quick, monkeypatch):
-    monkeypatch.setattr(FOMAML, "gradient", diverging)
-    said = "run.py: update 3: as it was asked to; try another; the checkpoint of update 2 is kept"
-    assert Run(2, tmp_path / "run", *SMALL).end() == ([2, 2], [said])
 
 
 @pytest.mark.parametrize(("name", "other"), [("save", 1), ("create", 2)])
@@ -140,13 +126,6 @@ def test_the_fault_of_the_first_chunk_is_raised_wherever_it_was_met():
     for own, first in ((solve, 0), (lambda part: solve(part) if part == 2 else None, 1)):
         with pytest.raises(ValueError, match=f"part {first}"):
             group.map_chunks(own, [0, 1, 2, 3])
-
-
-def test_a_signal_counts_once_all_processes_know():
-    group = beside((signal.SIGTERM, [1]))
-    group.check_stop()  # what it was asked for itself is told in the next exchange
-    with pytest.raises(Stopped):
-        group.map_chunks(lambda part: None, [0])
 
 
 def test_a_stop_before_the_first_update_is_a_stop():

@@ -83,8 +83,11 @@ def test_a_mistake_in_a_flag_is_told_within_seconds(tmp_path):
 
 
 def test_a_bare_python_gets_an_environment_once_which_all_scripts_share(machine):
-    failed = machine.start("experiment.sh", *FIVE, OFFLINE="1")
+    old = machine.start("experiment.sh", *FIVE, HAS=CORE, OLD="1")
+    assert (old.returncode, "3.11" in old.stderr) == (2, True)
+    failed = machine.start("experiment.sh", *FIVE, HAS="torch", OFFLINE="1")
     assert (failed.returncode, "could not install requirements.txt" in failed.stderr) == (2, True)
+    assert f"(python3 has torch: python3 -m pip install {CORE.replace('torch ', '')})." in failed.stderr
     assert "run.py" not in machine.log.read_text()
     first = machine.start("experiment.sh", *FIVE, "--seed", "3", STATUS="2")  # tried again
     assert first.stdout.splitlines() == [f"in {machine.folder}", *AS_FLAGS, "--seed", "3"]
@@ -109,16 +112,6 @@ def test_the_active_environment_comes_first(machine, variable):
     assert machine.start("experiment.sh", *FIVE, HAS=CORE, **active).stdout.startswith("the active one\n")
     assert machine.start("experiment.sh", *FIVE, HAS="numpy", **active).stdout.startswith("in ")  # it lacks some
     assert machine.installed() == []
-
-
-def test_the_set_up_says_beforehand_what_it_costs_and_how_to_do_without(machine):
-    said = machine.start("experiment.sh", *FIVE, HAS="numpy torch scipy", OFFLINE="1").stderr.split("could not")[0]
-    assert f"installing requirements.txt into {machine.root}/.venv, once" in said
-    assert "GB on disk" in said
-    lacking = " ".join(name for name in CORE.split() if name not in ("numpy", "torch", "scipy"))
-    assert f"(python3 has torch: python3 -m pip install {lacking})." in said
-    old = machine.start("experiment.sh", *FIVE, HAS=CORE, OLD="1")
-    assert (old.returncode, "3.11" in old.stderr) == (2, True)
 
 
 def modules(machine) -> list[str]:

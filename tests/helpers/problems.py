@@ -129,25 +129,13 @@ def relative_error(value: Tensor, reference: Tensor) -> float:
     return ((value - reference).norm() / reference.norm()).item()
 
 
-def most_saved(learner, theta: Tensor, tasks: Tasks) -> int:
-    """The largest number of bytes that autograd keeps for a backward pass at any one time of a meta-gradient."""
-    alive = most = 0
+def saved(learner, theta: Tensor, tasks: Tasks) -> int:
+    """How many tensors autograd keeps for a backward pass in the course of a meta-gradient."""
+    kept = []
     learner.meta_gradient(theta, tasks)  # traces its graphs, which the hooks below would not let it
-
-    class Kept:
-        def __init__(self, tensor):
-            nonlocal alive, most
-            self.tensor, self.bytes = tensor, tensor.numel() * tensor.element_size()
-            alive += self.bytes
-            most = max(most, alive)
-
-        def __del__(self):
-            nonlocal alive
-            alive -= self.bytes
-
-    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
         learner.meta_gradient(theta, tasks)
-    return most
+    return len(kept)
 
 
 def _one_step(scheme, apply: Apply, loss, x: float, h: float) -> float:

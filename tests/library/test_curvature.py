@@ -73,13 +73,6 @@ def test_a_stiff_direction_is_found_from_call_to_call_although_none_of_them_look
     assert known.value > 40
 
 
-def test_two_products_that_agree_within_a_fourth_are_enough():
-    """From (1, 1) the products are 0.79, 0.92 and 0.98 long."""
-    flow, start = diagonal([1.0, 0.5], theta=[2.0, 2.0]), torch.ones(1, 2, dtype=torch.float64)
-    for known in (None, Leading(0.79, start[0])):  # which is not believed where the start is given
-        assert products(flow, Curvature(flow, start, known), flow.start) == 2
-
-
 def test_a_stiff_direction_that_the_field_does_not_hold_is_seen():
     flow = diagonal(HIDDEN, theta=[1.0] + 39 * [0.0])
     assert flow.at_start[0, 0] == 0

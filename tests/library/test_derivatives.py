@@ -16,15 +16,9 @@ def test_traced_graphs_hold_no_autograd_graph():
 
 def test_conjugate_gradient_solves_to_rounding_in_as_many_iterations_as_unknowns():
     a, b = (torch.randn(3, 6, n, generator=generator(5), dtype=torch.float64) for n in (6, 1))
-    a = a @ a.mT + torch.eye(6, dtype=torch.float64)
+    a, b[2] = a @ a.mT + torch.eye(6, dtype=torch.float64), 0.0
     x = conjugate_gradient(lambda v: (a @ v[..., None])[..., 0], b[..., 0], iterations=9)
     torch.testing.assert_close(x, torch.linalg.solve(a, b)[..., 0], rtol=1e-9, atol=1e-11)
-
-
-def test_conjugate_gradient_on_the_identity_is_done_after_one_iteration_and_stays():
-    b = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
-    for iterations in (1, 5):
-        assert torch.equal(conjugate_gradient(lambda v: v, b, iterations), b)
 
 
 def test_conjugate_gradient_keeps_the_x_of_a_row_that_meets_negative_curvature():

@@ -13,7 +13,7 @@ from functools import partial
 import pytest
 import torch
 from helpers.modules import CASES, Forward, two_layers
-from helpers.problems import classification, convnet, generator, mlp, regression
+from helpers.problems import generator, mlp, regression
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import save_on_cpu
@@ -102,24 +102,6 @@ def test_a_module_of_any_kind(name):
     assert [type(p) for p in module.parameters()] == kinds
     assert all(torch.equal(then, now) for then, now in zip(before.values(), module.state_dict().values(), strict=True))
     assert switches() == settings
-
-
-@pytest.mark.parametrize("images", [False, True])
-def test_task_by_task_gives_the_batched_numbers(images):
-    network, problem, loss = (convnet, classification, F.cross_entropy) if images else (mlp, regression, mse)
-    (theta, apply), tasks = network(), problem()
-    phi = theta + 0.1 * torch.randn(len(tasks), len(theta), generator=generator(3), dtype=torch.float64)
-    v = torch.randn(phi.shape, generator=generator(4), dtype=torch.float64)
-    for kind, given, wanted in (
-        (task.loss, (phi,), ()),
-        (task.gradient, (phi,), ()),
-        (task.hvp, (phi, v), ()),
-        (task.pull_back, (phi, v), (0,)),
-        (task.loss_and_gradients, (phi,), (0,)),
-    ):
-        define, arguments = Definition(kind, wanted), (*given, *tasks.support)
-        batched, apart = graphs.replay(define, apply, loss, *arguments), define.one_by_one(apply, loss)(*arguments)
-        torch.testing.assert_close(apart, batched, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("later", [False, True])

@@ -75,7 +75,6 @@ WAYS = forward_mode, *(lambda f, way=way: way(f)(torch.ones(1).double()) for way
 LEARNED, UNDEFINED = torch.ones(2, dtype=torch.float64, requires_grad=True), "defines no meta-gradient of"
 OF_TASKS = [
     (lambda: tasks(support_x=TASKS.support_x.numpy()), "support_x must be .*got ndarray; torch.as_tensor"),
-    (lambda: tasks(query_y=TASKS.query_y.tolist()), "query_y must be a torch.Tensor, got list"),
     (lambda: tasks(support_y=None), "support_y must be a torch.Tensor, got NoneType"),
     (lambda: tasks(query_x=torch.nested.nested_tensor(list(TASKS.query_x), layout=torch.jagged)), "Tasks.ragged"),
     (lambda: tasks(query_x=TASKS.query_x[:1], query_y=TASKS.query_y[:1]), "same first axis"),
@@ -100,6 +99,7 @@ OF_LEARNERS = [
     (lambda: learner(IMAML, prox=0), "positive prox.*got 0"),
     (lambda: learner(IMAML, cg_steps=0), "cg_steps must be a positive integer, got 0"),
     *((lambda r=r: learner(FOMAML, robust=r), "robust must be None") for r in ("median", 0, -1.0, True)),
+    (lambda: learner(inner_lr=math.nan * THETA).meta_gradient(THETA, TASKS), "inner_lr holds NaN; an earlier update"),
     *((lambda n=n: Chunked(learner(FOMAML), n), f"task_chunk must be .*, got {n}") for n in (0, -1, 2.0)),
     *(
         (lambda dtype=dtype: learner().meta_gradient(THETA.to(dtype), TASKS.to(dtype)), "rounding spoils the adjoint")
