@@ -39,7 +39,6 @@ def of_numpy_1(folder: Path, classes) -> None:
 
 LAYOUTS = {
     "pickles": as_pickles,
-    "pickles of Python 2's protocol": partial(as_pickles, protocol=2),
     "pickles of an older NumPy": of_numpy_1,
     "pickles of protocol 5": partial(as_pickles, protocol=5),
     "tables": as_tables,

@@ -199,10 +199,7 @@ def test_unseen_items_are_unseen_and_test_users_in_no_training(root, domain):
         assert len(set(np.concatenate(rows))) == SHOTS + QUERIES + domain.test_points
     ratings = standardised(domain)[domain.test_users[:, None], parts[2]]
     np.testing.assert_allclose(tasks.test_y[..., 0], ratings, atol=1e-12)
-
-
-def test_as_many_unseen_items_as_every_user_has(root, domain):
-    counts = (~np.isnan(selected())).sum(1)
+    counts = (~np.isnan(selected())).sum(1)  # as many unseen items as every user has
     assert domain.test_points == counts[domain.test_users].min() - SHOTS - QUERIES >= 5
     active = make(root, test_users=20, more=30)
     assert active.meta_test(20).test_x.shape[1] == active.test_points >= 30

@@ -27,39 +27,30 @@ from amaml import AMAML
 from experiment import folder
 from experiment.evaluation import measured
 
+# the cut at twice the median length is remembered, by Reptile's part too
+REMEMBERING = ["--method", "amaml", "--robust", "2", "--learn-rates", "scalar", "--reptile-first", "4"]
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine"])
-def test_a_run_killed_in_any_of_its_writes_resumes_to_the_bit(tmp_path, quick, monkeypatch, schedule):
-    flags, whole = [*OFTEN, "--meta-schedule", schedule], tmp_path / "whole"
+
+@pytest.mark.parametrize("how", [["--meta-schedule", "cosine"], REMEMBERING], ids=["cosine", "remembering"])
+def test_a_run_killed_in_any_of_its_writes_and_once_more_resumes_to_the_bit(tmp_path, quick, monkeypatch, how):
+    flags, whole = [*OFTEN, *how], tmp_path / "whole"
     start(whole, *flags)
     for moment in count():
         out = tmp_path / f"killed{moment}"
         if not killed(monkeypatch, moment, out, *flags):
             break
         assert not (out / "summary.json").exists()
+        killed(monkeypatch, 5, out, *flags, "--resume")  # where it comes to that
         assert start(out, *flags, "--resume") == 0
         assert_same_run(out, whole)
         assert set(files(out)) - {name + ".tmp" for name in folder.FILES} == set(files(whole))
     assert moment >= 12  # configuration, metrics, tests, checkpoints, curves, summary: each write died once
+    if how is REMEMBERING:
+        assert checkpoint(whole)["model"]["log_rates.0"] != 0
+        start(tmp_path / "reptile", "--method", "reptile", "--robust", "2", "--meta-updates", "4")
+        assert metrics(whole)[:4] == metrics(tmp_path / "reptile") != metrics(whole)[:3]
     longer = start(whole, *flags, "--meta-updates", "8", "--resume")
-    assert longer == (2 if schedule == "cosine" else 0)  # a step size that falls to zero makes it another run
-
-
-@pytest.mark.parametrize("first", [0, 4])
-def test_a_run_killed_again_and_again_resumes_to_the_bit_also_where_it_begins_with_reptile(
-    tmp_path, quick, monkeypatch, first
-):
-    # the cut at twice the median length is remembered, by Reptile's part too
-    flags = [*OFTEN, "--meta-updates", "9", "--method", "amaml", "--robust", "2", "--learn-rates", "scalar"]
-    flags += ["--reptile-first", str(first)] if first else []
-    start(tmp_path / "whole", *flags)
-    for moment in (4, 5, 6, 6, 7):
-        assert killed(monkeypatch, moment, tmp_path / "run", *flags, "--resume")
-    assert start(tmp_path / "run", *flags, "--resume") == 0
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
-    assert checkpoint(tmp_path / "whole")["model"]["log_rates.0"] != 0
-    start(tmp_path / "reptile", "--method", "reptile", "--robust", "2", "--meta-updates", "4")
-    assert (metrics(tmp_path / "whole")[:4] == metrics(tmp_path / "reptile")) == (first == 4)
+    assert longer == (0 if how is REMEMBERING else 2)  # a step size that falls to zero makes it another run
 
 
 def signalled(monkeypatch, step: int | None, number: int, test: int = 0, repeat: int = 1):

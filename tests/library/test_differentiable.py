@@ -54,6 +54,15 @@ def test_a_weighted_sum_of_losses_along_the_way():
     problem.compare(value, sum(w * problem.query_loss(phi) for w, phi in zip(weights, path, strict=True)))
 
 
+def test_two_backward_passes_give_the_same():
+    problem = plain()
+    phi = problem.adaptation().adapt(problem.tasks)
+    first, second = (
+        torch.autograd.grad(phi.sum(), list(problem.module.parameters()), retain_graph=True) for _ in range(2)
+    )
+    assert all(map(torch.equal, first, second))
+
+
 def test_the_flow_s_gradient_of_an_outer_loss_has_its_tolerance():
     problem = plain("mlp")
     fine, flow = (problem.adaptation(solver="rk4", rtol=rtol, inner_steps=40) for rtol in (1e-5, 1e-3))
