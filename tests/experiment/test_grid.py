@@ -24,6 +24,7 @@ def test_a_grid_is_the_product_of_its_axes_with_the_seed_slowest(tmp_path):
         seed = [3, 4]
         width = 8
         deterministic = false
+        start_from = "results/first/seed{seed}"
         override = [
             { when = { method = "imaml", panel = ["cos"] }, prox = 0.5 },
             { when = { domain = "Alpine2D" }, inner_steps = 6 },
@@ -40,7 +41,8 @@ def test_a_grid_is_the_product_of_its_axes_with_the_seed_slowest(tmp_path):
     assert grid.records == Path("results/mine/.cells/grid")
     assert grid.csv == Path("results/grid.csv")
     program, out = f"{sys.executable} {ROOT / 'run.py'}", "results/mine/cos/imaml-8/seed3"
-    flags = f"--domain CosMixture --shots 7 --method imaml --prox 0.5 --seed 3 --width 8 --out {out} --resume"
+    flags = "--domain CosMixture --shots 7 --method imaml --prox 0.5 --start-from results/first/seed3"
+    flags = f"{flags} --seed 3 --width 8 --out {out} --resume"
     assert " ".join(cell.steps[0].command) == f"{program} {flags}"
     assert cell.steps[0].makes == Path(out, "summary.json")
     flags = f"--shots 5 --out {out}-7shot-5 --evaluate {out} --draw 1"
@@ -112,14 +114,6 @@ def test_a_mistake_on_the_command_line_gets_one_line(capsys, monkeypatch, flags,
     monkeypatch.setenv("PATH", "")
     assert reproduce.main(flags) == 2
     assert message in error_line(capsys, "reproduce.sh")
-
-
-def test_a_cell_may_start_from_another_cells_run(tmp_path):
-    axes = 'domain = "CosMixture"\nmethod = ["amaml", "reptile"]\nseed = [3, 4]\n'
-    grid = read_grid(write_grid(tmp_path, axes + 'start_from = "results/first/seed{seed}"'))
-    for cell, seed in zip(grid.cells, (3, 3, 4, 4), strict=True):
-        assert cell.settings["start_from"] == f"results/first/seed{seed}"
-        assert f"--start-from results/first/seed{seed} " in " ".join(cell.steps[0].command)
 
 
 METHODS = TINY + 'method = ["fomaml", "reptile"]\n'
