@@ -17,17 +17,18 @@ from amaml.engine.graphs import Bound
 from amaml.engine.task import Definition
 from amaml.models import Apply
 
+LOSS, GRADIENT, HVP = map(Definition, (task.loss, task.gradient, task.hvp))
 Loss = Callable[[Tensor, Tensor], Tensor]  # (prediction, target) of one task -> scalar mean
 
 
 def losses(apply: Apply, loss: Loss, phi: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """loss(apply(phi, x), y) for every task, (tasks,). One forward pass. Serves metrics too."""
-    return graphs.replay(Definition(task.loss), apply, loss, phi, x, y)
+    return graphs.replay(LOSS, apply, loss, phi, x, y)
 
 
 def gradients(apply: Apply, loss: Loss, phi: Tensor, x: Tensor, y: Tensor, bound: Bound | None = None) -> Tensor:
     """The gradient in phi of every task's loss, (tasks, P). bound: see graphs.replay."""
-    return graphs.replay(Definition(task.gradient), apply, loss, phi, x, y, bound=bound)
+    return graphs.replay(GRADIENT, apply, loss, phi, x, y, bound=bound)
 
 
 def hvps(apply: Apply, loss: Loss, phi: Tensor, v: Tensor, x: Tensor, y: Tensor, bound: Bound | None = None) -> Tensor:
@@ -35,7 +36,7 @@ def hvps(apply: Apply, loss: Loss, phi: Tensor, v: Tensor, x: Tensor, y: Tensor,
 
     Reverse over reverse: the Hessian is symmetric, and more operators have a double reverse rule than a forward one.
     """
-    return graphs.replay(Definition(task.hvp), apply, loss, phi, v, x, y, bound=bound)
+    return graphs.replay(HVP, apply, loss, phi, v, x, y, bound=bound)
 
 
 def pull_backs(

@@ -5,7 +5,6 @@ import os
 import re
 import traceback
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -33,15 +32,19 @@ def is_mistake(fault: Exception) -> bool:
     return isinstance(fault, InputError | Diverged | torch.OutOfMemoryError | MemoryError)
 
 
-@contextlib.contextmanager
-def told(apply: Any) -> Iterator[None]:
-    """Where what the network or the loss raises is no fault of batching, and reaches the caller in one line."""
-    try:
-        yield
-    except Exception as fault:
-        if is_mistake(fault):
-            raise
-        raise explained(fault, apply) from fault
+class told:
+    """Within this context what the network or the loss raises is no fault of batching, and reaches the caller in one
+    line. (As a class it takes a third of what a generator does, at every evaluation.)"""
+
+    def __init__(self, apply: Any) -> None:
+        self.apply = apply
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, fault: BaseException | None, trace: Any) -> None:
+        if isinstance(fault, Exception) and not is_mistake(fault):
+            raise explained(fault, self.apply) from fault
 
 
 def explained(fault: Exception, apply: Any) -> InputError | Diverged:

@@ -46,7 +46,6 @@ MOST_GRAPHS = 64  # of one apply and loss, of which the least recently used goes
 Bound = dict[Definition, Function]  # by definition, calls with the same apply, loss, points and shapes as before
 
 
-@torch.no_grad()
 def replay(define: Definition, apply: Any, loss: Any, *arguments: Any, bound: Bound | None = None) -> Result:
     """define at the arguments: phi (tasks, P) first, the points x and y of the tasks last, which may be trees.
 
@@ -54,11 +53,13 @@ def replay(define: Definition, apply: Any, loss: Any, *arguments: Any, bound: Bo
     Raises InputError under torch.autocast and torch.func, and for a network or loss that draws random numbers, fails by
     itself, gives another value at every call, has no derivative, or depends on what would get no gradient.
     """
-    bound = {} if bound is None else bound
-    with told(apply):
-        if define not in bound:
-            bound[define] = _looked_up(define, (apply, loss), arguments)
-        return bound[define](*arguments[:-2])
+    with told(apply), torch.set_grad_enabled(False):  # half the seconds of no_grad()
+        call = None if bound is None else bound.get(define)
+        if call is None:
+            call = _looked_up(define, (apply, loss), arguments)
+            if bound is not None:
+                bound[define] = call
+        return call(*arguments[:-2])
 
 
 @torch.inference_mode(False)  # under it nothing can be derived

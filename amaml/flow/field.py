@@ -74,9 +74,8 @@ class GradientFlow:
         return self.at_start if u is self.start else self._field(u)
 
     def _field(self, u: Tensor) -> Tensor:
-        return -self.scaled(self.gradient(u))
+        return self.scaled(self.gradient(u)).neg_()  # of a tensor that nobody else has
 
-    @torch.no_grad()
     def gradient(self, u: Tensor, points: Tensor | None = None) -> Tensor:
         """grad L_support(u) + prox (u - theta), (tasks, P); points (n,): numbers of support points, None for all."""
         self.evaluations.gradients += 1
