@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 from data.files import write_atomically
 from experiment.folder import LOCK, held
 
+STOPS = [128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM)]  # exit statuses
 STATES = ("done", "running", "failed", "stopped", "waiting")  # stopped: goes on with the next start
 
 
@@ -52,11 +54,11 @@ class Grid:
         return list(self.cells[0].labels)
 
     def file(self, cell: Cell, kind: str) -> Path:
-        """Of what is known of a cell: its json (how the last attempt went), log or lock."""
+        """Of what is known of a cell: its json (the record), log or lock."""
         return self.records / f"{cell.name}.{kind}"
 
     def record(self, cell: Cell) -> dict[str, Any]:
-        """How the last attempt went: its state, status, seconds, number and last line; empty before the first."""
+        """Of the last attempt: when it started, its exit status, None before its end; seconds of all; empty before."""
         with contextlib.suppress(OSError, ValueError):
             return json.loads(self.file(cell, "json").read_text())
         return {}
@@ -67,7 +69,7 @@ class Grid:
 
 
 class State(NamedTuple):
-    """A name of STATES; seconds spent; the last line printed."""
+    """A name of STATES; seconds spent; of a failed cell the last line printed."""
 
     cell: Cell
     name: str
@@ -82,13 +84,20 @@ def states(grid: Grid) -> list[State]:
 
 def _state(grid: Grid, cell: Cell) -> State:
     record = grid.record(cell)
-    seconds = float(record.get("seconds", 0.0))
+    seconds, status = record.get("seconds", 0.0), record.get("status", 0)
     if held(grid.file(cell, "lock")) or held(cell.folder / LOCK):
         return State(cell, "running", seconds + time.time() - record.get("started", time.time()))
     if cell.name in grid.done:
         return State(cell, "done", seconds or grid.done[cell.name])
-    name = {"failed": "failed", "started": "stopped", "stopped": "stopped"}.get(record.get("state", ""), "waiting")
-    return State(cell, name, seconds, record.get("line", ""))
+    if status is None or status in STOPS:
+        return State(cell, "stopped", seconds)
+    return State(cell, "failed", seconds, _last_line(grid.file(cell, "log"))) if status else State(cell, "waiting")
+
+
+def _last_line(path: Path) -> str:
+    """The last line of a file that is not empty, but for what srun has to say of a command that failed."""
+    lines = path.read_text(errors="replace").strip().splitlines()
+    return next((line for line in reversed(lines) if not line.startswith("srun: error: ")), "".join(lines[-1:]))
 
 
 def hours_left(known: list[State], workers: int) -> float | None:

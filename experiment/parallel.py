@@ -9,11 +9,9 @@ where that is killed (SIGKILL), and has its run's folder for itself; the next st
 import asyncio
 import contextlib
 import os
-import signal
 import subprocess
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from filelock import AsyncFileLock
@@ -26,7 +24,6 @@ from experiment.folder import LOCK, held
 FINAL = 2  # run.py's exit status for a mistake or a diverged run
 ATTEMPTS = 3
 LOOK_SECONDS = 0.3  # between two looks at whether a cell is free
-STOPS = [128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM)]  # exit statuses
 
 
 @dataclass(frozen=True)
@@ -93,8 +90,9 @@ async def _all(grid: Grid, place: Place) -> int:
 
 def _ended(grid: Grid, cell: Cell, status: int, workers: int) -> str:
     """How a cell ended, and how long the others take."""
-    last, hours = grid.record(cell), hours_left(states(grid), workers)
-    text = f"failed: exit status {status}: {last['line']}" if status else f"done in {in_words(last['seconds'])}"
+    known = states(grid)
+    this, hours = next(state for state in known if state.cell is cell), hours_left(known, workers)
+    text = f"failed: exit status {status}: {this.line}" if status else f"done in {in_words(this.seconds)}"
     return f"{cell.name}: {text}" + ("" if hours is None else f"; {in_words(3600 * hours)} left")
 
 
@@ -121,21 +119,14 @@ async def _run(grid: Grid, place: Place, cell: Cell, workers: asyncio.Queue[str 
 
 async def _attempt(grid: Grid, place: Place, cell: Cell, **options: Any) -> int:
     """The exit status of the first command that fails, or of the last; written down with the time that it took."""
-    before, started, status = grid.record(cell), time.time(), 0
-    spent, number = before.get("seconds", 0.0), before.get("attempts", 0) + 1
-    grid.write_record(cell, attempts=number, seconds=spent, state="started", started=started)
+    spent, started, status = grid.record(cell).get("seconds", 0.0), time.time(), None
+    grid.write_record(cell, started=started, status=status, seconds=spent)
     try:
         for step in cell.steps:
             if status := await _status_of(place.command(step.command), **options):
                 break
-    except asyncio.CancelledError:
-        status = 128 + signal.SIGTERM
-        raise
     finally:
-        ending = "stopped" if status in STOPS else "failed" if status else "done"
-        line, seconds = _last_line(grid.file(cell, "log")) if status else "", spent + time.time() - started
-        record = {"attempts": number, "seconds": round(seconds, 3), "state": ending, "status": status, "line": line}
-        grid.write_record(cell, **record)
+        grid.write_record(cell, started=started, status=status, seconds=round(spent + time.time() - started, 3))
     return status
 
 
@@ -152,9 +143,3 @@ async def _status_of(command: list[str], **options: Any) -> int:
                 await process.wait()
         raise
     return status if status >= 0 else 128 - status
-
-
-def _last_line(path: Path) -> str:
-    """The last line of a file that is not empty, but for what srun has to say of a command that failed."""
-    lines = path.read_text(errors="replace").strip().splitlines()
-    return next((line for line in reversed(lines) if not line.startswith("srun: error: ")), "".join(lines[-1:]))

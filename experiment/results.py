@@ -25,7 +25,6 @@ POINTS = ("support", "test")
 UNITS = {"epoch": "epoch", "step": "inner step"}  # in a column's name, and in a meta-test's entry
 RECORD = re.compile(r"(support|test)_(epoch|step)_(\d+)(_ci95)?")
 FACTS = ("then", "update", "tasks", "metric", "seconds", "gradients", "hvps", "commit", "machine", "command")
-COSTS = {"gradients": ("gradients", "recomputations"), "hvps": ("hvps",)}  # of an update, from metrics.jsonl
 DIGITS, INTERVAL_DIGITS = 7, 4  # significant ones that are kept: those of float32, and of an interval
 
 
@@ -37,7 +36,7 @@ def rows(file: Path) -> list[dict[str, Any]]:
     content, run = read_json(file), run_of(file)
     summary, config = (read_json(run / name) if run else {} for name in ("summary.json", "config.json"))
     facts = {"metric": content.get("metric", summary.get("metric")), "seconds": summary.get("seconds_per_update")}
-    facts |= {name: _mean(run / "metrics.jsonl", *parts) if run else None for name, parts in COSTS.items()}
+    facts |= _costs(run / "metrics.jsonl") if run else dict.fromkeys(("gradients", "hvps"))
     facts |= {"commit": (config.get("commit") or "")[:12], "machine": config.get("device")}
     entries = read_json(file.parent / "test.json") if file.name == "summary.json" else [content]
     parts = [{"update": entry["update"], **part} for entry in entries for part in (entry, *entry.get("also", []))]
@@ -87,11 +86,10 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _mean(path: Path, *names: str) -> float | None:
-    """Of the sum of numbers that updates wrote down."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    values = [sum(update.get(name, 0) for name in names) for update in map(json.loads, lines) if names[0] in update]
-    return sum(values) / len(values) if values else None
+def _costs(metrics: Path) -> dict[str, float]:
+    """The mean gradients, computed again or not, and Hessian-vector products of an update."""
+    updates = pd.read_json(metrics, lines=True)
+    return {"gradients": (updates["gradients"] + updates["recomputations"]).mean(), "hvps": updates["hvps"].mean()}
 
 
 def collect(grid: Grid, cell: Cell) -> None:

@@ -102,7 +102,7 @@ class Session:
         except (Diverged, InputError) as fault:
             there = self.saved is not None
             kept = f"the checkpoint of update {self.saved} is kept" if there else "there is no checkpoint yet"
-            raise type(fault)(f"{self._first_fault(fault)}; {kept}") from fault
+            raise type(fault)(f"{fault}; {kept}") from fault
 
     def _step(self) -> None:
         """One meta-update of theta. Its tasks depend on its number alone, so that a run may stop after any."""
@@ -112,6 +112,7 @@ class Session:
         try:
             value = meta(e.domain.episode(self.update), **rates)
         except (Diverged, InputError) as fault:
+            self._record()  # raises the fault of an update that was not looked at yet, if one came before
             raise type(fault)(f"update {number}: {fault}") from fault
         value.backward()
         parameters = list(e.model.parameters())
@@ -157,14 +158,6 @@ class Session:
             if self.group.first:
                 self.folder.append_metrics(records)
             self.progress.trained(records, self.clock.seconds_per_update)
-
-    def _first_fault(self, fault: Exception) -> Exception:
-        """The fault of an update that was not looked at yet, if one came before."""
-        try:
-            read(self._pending)
-        except Diverged as earlier:
-            return earlier
-        return fault
 
     def _test(self) -> None:
         e = self.experiment

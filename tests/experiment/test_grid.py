@@ -176,14 +176,15 @@ def test_status_counts_and_estimates_from_the_finished_cells_most_alike(tmp_path
     assert printed(capsys, str(path), "--status") == ["6 cells: 6 waiting", unknown]
     by_name = {cell.name: cell for cell in grid.cells}
     for name, values in {
-        "fomaml/seed0": {"state": "done", "seconds": 3600},
-        "imaml/seed0": {"state": "done", "seconds": 7200},
-        "fomaml/seed1": {"state": "failed", "status": 2, "seconds": 5, "line": "run.py: too much"},
-        "imaml/seed1": {"state": "started", "seconds": 1800},  # killed with its program
-        "imaml/seed2": {"state": "started", "seconds": 500, "started": 900.0},
+        "fomaml/seed0": {"status": 0, "seconds": 3600},
+        "imaml/seed0": {"status": 0, "seconds": 7200},
+        "fomaml/seed1": {"status": 2, "seconds": 5},
+        "imaml/seed1": {"status": None, "seconds": 1800},  # killed with its program
+        "imaml/seed2": {"status": None, "seconds": 500, "started": 900.0},
     }.items():
         grid.file(by_name[name], "json").parent.mkdir(parents=True, exist_ok=True)
         grid.write_record(by_name[name], **values)
+    grid.file(by_name["fomaml/seed1"], "log").write_text("run.py: too much\n")
     finish(grid, by_name["fomaml/seed0"], by_name["imaml/seed0"])
     by_name["imaml/seed2"].folder.mkdir(parents=True)
     with FileLock(by_name["imaml/seed2"].folder / ".lock"):
