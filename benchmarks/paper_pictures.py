@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, StrMethodFormatter
 
-from experiment.figures_compare import curve, name_lines, plain, save, shared, style
+from experiment.figures_compare import curve, legend, plain, save, style
 from experiment.results import POINTS
 
 NAMES = {
@@ -35,7 +35,6 @@ RUNS = {  # of the targets horizons and horizons-work
     "maml-50": "MAML through 50 steps",
 }
 LOOKS = {run: style(i, len(RUNS)) for i, run in enumerate(RUNS)}
-NEAR = 0.02  # curves that are nowhere further apart share a name
 TOP = 1.6  # of the figure's axes; what starts above is told in figure.md
 
 
@@ -79,6 +78,7 @@ def panels(frame: pd.DataFrame, setting: str, points: str, paper: dict[str, Any]
     on = {"test": "test points", "support": "the support set"}[points]
     text = f"The paper's figure at {where}, errors on {on}; {seeds_of(frame)}\n"
     figure.suptitle(text + "open marks: the paper's curves at epochs 0 and 1000, in the method's colour", fontsize=11)
+    legend(figure)
     return figure
 
 
@@ -87,14 +87,11 @@ def _panel(axis: Axes, frame: pd.DataFrame, points: str, published: dict[str, tu
     plain(axis)
     groups = {method: frame[frame["method"] == method] for method in STYLES}
     curves = {m: own.pivot(index="epoch", columns="seed", values=points) for m, own in groups.items() if len(own)}
-    ends = {m: curve(axis, v, place=(i, len(curves)), **_line(m)) for i, (m, v) in enumerate(curves.items())}
+    for i, (method, values) in enumerate(curves.items()):
+        curve(axis, values, place=(i, len(curves)), label=NAMES[method], **_line(method))
     for method, values in published.items():
         mark = _line(method) | {"linestyle": "none", "markerfacecolor": "none", "markersize": 7}
         axis.plot([0, 1000], np.minimum(values, TOP), **mark, clip_on=False, zorder=4)
-    names = {method: NAMES[method] for method in curves}
-    together = shared({names[method]: values for method, values in curves.items()}, NEAR)
-    shown = {together[names[m]]: (*end, STYLES[m]["color"]) for m, end in ends.items() if names[m] in together}
-    name_lines(axis, shown)
 
 
 def _line(method: str) -> dict[str, Any]:
@@ -144,5 +141,5 @@ def _domains(ends: pd.DataFrame, over: str) -> tuple[Figure, list[Axes]]:
             values = own[own["run"] == run].pivot(index=over, columns="seed", values="test")
             if len(values):
                 curve(axis, values, place=(i, len(RUNS)), label=RUNS[run], **LOOKS[run])
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    legend(figure)
     return figure, axes

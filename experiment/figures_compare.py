@@ -1,13 +1,12 @@
 """Curves of many runs: the metric while adapting, and while meta-training, a mean a variant with bars of its spread.
 
-Curves differ in lightness, dashes and markers as well as in colour, so that a grey print tells them apart, and carry
-their names at their ends; those that coincide share a name. Bars stand at other places for every curve.
+Curves differ in lightness, dashes and markers as well as in colour, so that a grey print tells them apart. Bars stand
+at other places for every curve.
 """
 
 import io
 import re
 from pathlib import Path
-from textwrap import fill
 from typing import Any
 
 import matplotlib
@@ -17,7 +16,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from matplotlib.transforms import ScaledTranslation
-from scipy.optimize import isotonic_regression
 
 from data.files import write_atomically
 from experiment.compare import Panel
@@ -36,10 +34,8 @@ DASHES = [  # on, off, on, off, ... in points
 MARKERS = "osD^vPX*"
 METADATA = {"svg": {"Date": None}, "png": {}}  # without the time
 FRAME = 2.5  # a curve that ends above so many times the median end leaves the frame
-APART = 0.06  # of a panel's height, between two names
 START = 1.1  # times the height of what follows: a start further from its middle leaves the frame
-ALIKE = 0.006  # of a panel's height: curves that are nowhere further apart are drawn as one name
-WIDTH = 16  # characters of a name in a line
+LETTERS = 110  # in a line of the names below
 MARKS = 6  # a curve, where it has more records than that
 BESIDE = 1.2  # points between the bars of two curves
 matplotlib.rcParams["svg.hashsalt"] = "amaml"  # the same picture gives the same file
@@ -76,6 +72,7 @@ def adaptation(panel: Panel) -> Figure:
         _draw(axis, panel, panel.final, "epoch", points, "symlog")
         axis.set_xlabel({"epoch": "fine-tuning epoch"}.get(panel.unit, panel.unit))
         axis.set_title(f"on the {title}", fontsize=11)
+    legend(figure)
     return figure
 
 
@@ -90,11 +87,12 @@ def training(panel: Panel) -> Figure:
     for axis, label in zip(axes, ("meta-updates", "seconds of meta-training"), strict=True):
         axis.set_xlabel(label)
         axis.set_title(f"after {panel.final['epoch'].max()} {panel.unit}s, on the test points", fontsize=11)
+    legend(figure)
     return figure
 
 
 def _figure(panel: Panel) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(8.6 + 0.12 * max(map(len, panel.labels)), 4.4), layout="constrained")
+    figure = Figure(figsize=(9.6, 4.8), layout="constrained")
     seeds, tasks = panel.seeds, panel.frame["tasks"].iloc[0]
     bars = {"from the lowest to the highest seed": seeds.max() > 1, "95% interval over the tasks": seeds.min() == 1}
     words = "; of a single seed, ".join(words for words, there in bars.items() if there)
@@ -121,7 +119,7 @@ def plain(axis: Axes) -> None:
 
 
 def _draw(axis: Axes, panel: Panel, frame: pd.DataFrame, over: str, points: str, scale: str = "linear") -> None:
-    """A curve a variant, a level all along x where it has one record only; names at the right ends."""
+    """A curve a variant, a level all along x where it has one record only; one that leaves the frame says its end."""
     groups = [own for _, own in frame.groupby("variant", observed=True)]
     curves = [own.pivot(index=over, columns="seed", values=points).dropna() for own in groups]
     halves = [own.set_index(over)[f"{points}_ci95"] if own["seed"].nunique() == 1 else None for own in groups]
@@ -139,18 +137,13 @@ def _draw(axis: Axes, panel: Panel, frame: pd.DataFrame, over: str, points: str,
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.xaxis.set_minor_formatter(NullFormatter())
     plain(axis)
-    names = shared(dict(zip(panel.labels, curves, strict=True)), ALIKE * float(np.ptp(axis.get_ylim())))
-    ends, right, top = {}, axis.get_xlim()[1], axis.get_ylim()[1]
     for i, (label, values, half) in enumerate(zip(panel.labels, curves, halves, strict=True)):
         look, y = style(i, len(curves)), values.iloc[-1].mean()
+        look["label"] = f"{label} ({y:.3g})" if y > axis.get_ylim()[1] else label
         if len(values) == 1:
             axis.axhline(y, **look | {"marker": ""})
         else:
             curve(axis, values, half, (i, len(curves)), zorder=3 - i / 100, **look)
-        if label in names:
-            name = f"{names[label]} ({y:.3g})" if y > top else names[label]
-            ends[name] = right if len(values) == 1 else values.index[-1], min(y, top), look["color"]
-    name_lines(axis, ends)
 
 
 def _frame(curves: list[pd.DataFrame]) -> tuple[float, float]:
@@ -166,20 +159,10 @@ def _frame(curves: list[pd.DataFrame]) -> tuple[float, float]:
     return (max(low - margin, 0.0) if low >= 0 else low - margin), high + margin
 
 
-def shared(curves: dict[str, pd.DataFrame], near: float) -> dict[str, str]:
-    """The names to be drawn: those of curves that are nowhere further apart than near stand at the first of them."""
-    means = {name: values.mean(axis="columns") for name, values in curves.items()}
-    groups: dict[str, list[str]] = {}
-    for name, mean in means.items():
-        like = (n for n in groups if means[n].index.equals(mean.index) and (means[n] - mean).abs().max() <= near)
-        groups.setdefault(next(like, name), []).append(name)
-    return {first: fill(", ".join(names), WIDTH, break_long_words=False) for first, names in groups.items()}
-
-
 def curve(
     axes: Axes, values: pd.DataFrame, half: pd.Series | None = None, place: tuple[int, int] = (0, 1), **look: Any
-) -> tuple[float, float]:
-    """Draw the mean of values (x, seeds), with marks and bars; the line's end. Once the limits along x are set.
+) -> None:
+    """Draw the mean of values (x, seeds), with marks and bars. Once the limits along x are set.
 
     A bar goes from the lowest to the highest seed, or, with half the interval over the tasks, so far on either side.
     place: which curve of how many this is; marks and bars of different curves stand beside each other.
@@ -196,21 +179,11 @@ def curve(
     bars = {"color": look["color"], "linewidth": 1.2, "alpha": 0.8, "zorder": look.get("zorder", 2)}
     axes.vlines(values.index[list(marked)], *ends, transform=axes.transData + beside, **bars)
     axes.update_datalim([(x, end) for part in ends for x, end in part.items()])
-    return float(values.index[-1]), float(mean.iloc[-1])
 
 
-def name_lines(axes: Axes, ends: dict[str, tuple[float, float, Any]]) -> None:
-    """Each name right of its line's end (x, y, colour), pushed apart where they are close; once the limits are set."""
-    place, data = axes.transAxes.inverted(), axes.transData
-    found = {name: place.transform(data.transform(end)) for name, (*end, _) in ends.items()}
-    ordered = sorted(found.items(), key=lambda item: item[1][1])
-    lines = np.array([name.count("\n") + 1 for name in found])[[*map(list(found).index, dict(ordered))]]
-    steps = APART * (np.cumsum(lines) - lines / 2)  # the middle of each name, if all stood on one another
-    wanted = isotonic_regression([y for _, (_, y) in ordered] - steps).x  # as near as may be to the ends
-    heights = np.clip(wanted, 0.0, 1.02 - APART * lines.sum()) + steps
-    for (name, (x, y)), height in zip(ordered, heights, strict=True):
-        color = ends[name][-1]
-        thin = {"arrowstyle": "-", "color": color, "linewidth": 0.5, "relpos": (0, 0.5), "shrinkA": 1}
-        look = {"ha": "left", "va": "center", "fontsize": 9, "color": color, "arrowprops": thin}
-        look["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.3}
-        axes.annotate(name, (x, y), (x + 0.05, height), xycoords="axes fraction", textcoords="axes fraction", **look)
+def legend(figure: Figure) -> None:
+    """The names of all lines, below."""
+    pairs = (zip(*axis.get_legend_handles_labels(), strict=True) for axis in figure.axes)
+    named = {label: line for pair in pairs for line, label in pair}
+    columns = max(1, min(5, LETTERS // (8 + max(map(len, named)))))  # a line's sample is as wide as 8
+    figure.legend([*named.values()], [*named], loc="outside lower center", ncols=columns, frameon=False, fontsize=9)

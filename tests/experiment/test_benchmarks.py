@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 import torch
 from helpers.commands import start, theta
-from matplotlib.figure import Figure
 
 from amaml.engine import derivatives
 from benchmarks import paper
@@ -20,7 +19,6 @@ from benchmarks.peers.__main__ import distance, lines, main
 from benchmarks.peers.ours import quantities
 from benchmarks.peers.problems import problem, write
 from benchmarks.peers.pytorch import by_package
-from experiment.figures_compare import name_lines
 
 
 def test_a_number_of_the_tables_is_reproduced_where_unseen_ratings_have_it():
@@ -40,12 +38,6 @@ def test_a_method_is_compared_with_reptile_on_the_seeds_that_both_have():
     assert paper._horizon_row(own, reptile) == ["0, 1", "100", "50", "0.500, 0.600", "0.200"]
 
 
-def test_names_stand_apart_where_lines_end_at_one_place():
-    axis, names = Figure().subplots(), ("a line", "another")
-    name_lines(axis, dict.fromkeys(names, (0.5, 0.5, "black")))
-    heights = {text.get_text(): text.xyann[1] for text in axis.texts}
-    assert heights.keys() == {*names}
-    assert abs(heights["a line"] - heights["another"]) > 0.05
 
 
 @pytest.fixture(scope="module")
