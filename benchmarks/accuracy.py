@@ -10,6 +10,7 @@ other. The reference is the converged flow: steps planned at 1e-4 and bisected u
 import argparse
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -49,37 +50,33 @@ class Found(NamedTuple):
     fate: str | None = None
 
 
-def calls(family: Family, seed: int, steps: int, rtol: float, numbers: Iterable[int], skip: int = 0) -> list[Found]:
-    """Of one learner, the first of them, skip, without a look at their errors."""
+def calls(family: Family, seed: int, steps: int, rtol: float, before: int = 0, count: int = 1) -> list[Found]:
+    """So many calls of a learner that has made others before, which are not looked at."""
     theta, apply, episode = family.problem(seed)
     learner = AMAML(apply, family.loss, INNER_LR, steps, rtol=rtol, prox=family.prox)
-    return [found(learner, theta, episode(n), n >= skip, skip > 0) for n in numbers]
+    for number in range(before):
+        with suppress(Diverged):
+            learner.meta_gradient(theta, episode(number))
+    return [found(learner, theta, episode(number), before > 0) for number in range(before, before + count)]
 
 
-def found(learner: AMAML, theta: torch.Tensor, tasks: Tasks, look: bool, carried: bool) -> Found:
-    """Of one call."""
+def found(learner: AMAML, theta: torch.Tensor, tasks: Tasks, carried: bool) -> Found:
+    """Of one call; carried: those that measure their error are left out."""
     try:
         gradient = learner.meta_gradient(theta, tasks)
     except Diverged:
         return Found(fate="raised")
     cost = gradient.evaluations.total / learner.inner_steps
-    if gradient.solver == "euler" or (carried and gradient.measured) or not look:
+    if gradient.solver == "euler" or (carried and gradient.measured):
         return Found(cost, fate="descended" if gradient.solver == "euler" else "measured")
-    reference = converged(learner, theta, tasks)
-    if reference.distance > STANDING:
+    reference, moved = converged(learner, theta, tasks)
+    if moved > STANDING:
         return Found(cost, fate="no reference")
-    return Found(cost, relative_distance(gradient.value, reference.value), gradient.error)
+    return Found(cost, relative_distance(gradient.value, reference), gradient.error)
 
 
-class Reference(NamedTuple):
+def converged(learner: AMAML, theta: torch.Tensor, tasks: Tasks) -> tuple[torch.Tensor, float]:
     """The mean gradient (P,) of the converged flow, and the distance to that before the last bisection of all steps."""
-
-    value: torch.Tensor
-    distance: float
-
-
-def converged(learner: AMAML, theta: torch.Tensor, tasks: Tasks) -> Reference:
-    """What a learner's gradient is measured against."""
     mesh, passes = GradedMesh(SOLVERS["auto"], 1e-4), replace(learner, adjoint="discrete").passes(theta, tasks)
     solution, distance = passes.solve(mesh, Curvature(passes.flow)), math.inf
     for _ in range(MOST):
@@ -87,7 +84,7 @@ def converged(learner: AMAML, theta: torch.Tensor, tasks: Tasks) -> Reference:
         distance, solution = relative_distance(solution.value, finer.value), finer
         if distance < STANDS_STILL:
             break
-    return Reference(solution.value, distance)
+    return solution.value, distance
 
 
 def row(name: str, when: str, steps: int, rtol: float, looked: list[Found]) -> list[str]:
@@ -105,16 +102,13 @@ def row(name: str, when: str, steps: int, rtol: float, looked: list[Found]) -> l
 def rows(steps: Iterable[int], rtol: float) -> Iterator[list[str]]:
     for family in families():
         for count in steps:
-            looked = [one for seed in SEEDS for one in calls(family, seed, count, rtol, [0])]
+            looked = [one for seed in SEEDS for one in calls(family, seed, count, rtol)]
             yield row(family.name, "fresh", count, rtol, looked)
-        yield row(family.name, "later", LATER_STEPS, rtol, after_others(family, LATER, rtol))
+        looked = calls(family, SEEDS[0], LATER_STEPS, rtol, BEFORE, LATER)
+        yield row(family.name, "later", LATER_STEPS, rtol, looked)
     for family in varied():
-        yield row(family.name, "varied", LATER_STEPS, rtol, after_others(family, VARIED, rtol))
-
-
-def after_others(family: Family, count: int, rtol: float) -> list[Found]:
-    """So many calls of a learner that has made others before."""
-    return calls(family, SEEDS[0], LATER_STEPS, rtol, range(BEFORE + count), BEFORE)[BEFORE:]
+        looked = calls(family, SEEDS[0], LATER_STEPS, rtol, BEFORE, VARIED)
+        yield row(family.name, "varied", LATER_STEPS, rtol, looked)
 
 
 def main() -> None:
