@@ -60,7 +60,7 @@ def seeds_of(frame: pd.DataFrame) -> str:
     if most == 1:
         return "one seed"
     count = str(most) if fewest == most else f"{fewest} to {most}"
-    return f"mean, and bars from lowest to highest, of {count} seeds"
+    return f"mean, and bands from lowest to highest, of {count} seeds"
 
 
 def panels(frame: pd.DataFrame, setting: str, points: str, paper: dict[str, Any]) -> Figure:
@@ -88,7 +88,7 @@ def _panel(axis: Axes, frame: pd.DataFrame, points: str, published: dict[str, tu
     groups = {method: frame[frame["method"] == method] for method in STYLES}
     curves = {m: own.pivot(index="epoch", columns="seed", values=points) for m, own in groups.items() if len(own)}
     for i, (method, values) in enumerate(curves.items()):
-        curve(axis, values, place=(i, len(curves)), label=NAMES[method], **_line(method))
+        curve(axis, values, shift=i / len(curves), label=NAMES[method], **_line(method))
     for method, values in published.items():
         mark = _line(method) | {"linestyle": "none", "markerfacecolor": "none", "markersize": 7}
         axis.plot([0, 1000], np.minimum(values, TOP), **mark, clip_on=False, zorder=4)
@@ -140,6 +140,6 @@ def _domains(ends: pd.DataFrame, over: str) -> tuple[Figure, list[Axes]]:
         for i, run in enumerate(RUNS):
             values = own[own["run"] == run].pivot(index=over, columns="seed", values="test")
             if len(values):
-                curve(axis, values, place=(i, len(RUNS)), label=RUNS[run], **LOOKS[run])
+                curve(axis, values, shift=i / len(RUNS), label=RUNS[run], **LOOKS[run])
     legend(figure)
     return figure, axes

@@ -6,13 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-POINTS = (("test", "test points", "C0", "o"), ("support", "support points", "C1", "s"))
+from experiment.figures_compare import curve
+
+POINTS = {
+    "test": {"label": "test points", "color": "C0", "marker": "o"},
+    "support": {"label": "support points", "color": "C1", "marker": "s"},
+}
 FRAME = 1.6  # an interval that ends above so many times the highest mean leaves the frame
-MARKED = 20  # records up to which each has a marker
 
 
 def draw_curves(title: str, tests: list[dict[str, Any]], metrics: list[dict[str, Any]]) -> bytes:
@@ -30,36 +35,32 @@ def draw_curves(title: str, tests: list[dict[str, Any]], metrics: list[dict[str,
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for entry, scratch in zip(last, tests[-1].get("scratch") or [None] * len(last), strict=True):
         axis, unit = axes.pop(0), "fine-tuning epoch" if entry["unit"] == "epoch" else "inner step"
-        curves = {name: (entry[name]["mean"], entry[name]["ci95"]) for name, *_ in POINTS}
-        beside = scratch and (scratch["epochs"], scratch["test"]["mean"])
-        _draw_means(axis, entry["epochs"], curves, beside, xlabel=unit, ylabel=entry["metric"])
+        _draw_means(axis, entry["epochs"], entry, scratch, xlabel=unit, ylabel=entry["metric"])
         axis.set_xscale("symlog", linthresh=10 if entry["unit"] == "epoch" else 1)  # 0, then powers of ten
         axis.set_xlim(0, entry["epochs"][-1] or None)
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     if len(tests) > 1:
-        ends = {name: [[t[name][key][-1] for t in alike] for key in ("mean", "ci95")] for name, *_ in POINTS}
+        ends = {name: {key: [t[name][key][-1] for t in alike] for key in ("mean", "ci95")} for name in POINTS}
         ylabel = f"{tests[-1]['metric']} after {tests[-1]['epochs'][-1]} {tests[-1]['unit']}s"
-        _draw_means(axes[0], [t["update"] for t in alike], ends, None, xlabel="meta-update", ylabel=ylabel)
+        _draw_means(axes[0], [t["update"] for t in alike], ends, xlabel="meta-update", ylabel=ylabel)
         axes.pop(0).xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
     _draw_training(axes.pop(0), metrics)
     return _png(figure)
 
 
-def _draw_means(axes: Axes, x: list[int], curves: dict[str, Any], scratch: Any, **labels: str) -> None:
-    """Means with their intervals, (mean, half) by the name of the points; scratch: x and means of it, or None."""
-    highest = max(max(mean) for mean, _ in curves.values())
-    for name, label, color, marker in POINTS:
-        mean, half = (np.nan_to_num(np.array(part, dtype=float)) for part in curves[name])
-        axes.plot(
-            x, mean, label=label, color=color, marker=marker if len(mean) <= MARKED else "", markersize=4, clip_on=False
-        )
-        look = {"facecolor": (color, 0.15), "edgecolor": (color, 0.6), "linewidth": 0.7}  # apart where they overlap
-        axes.fill_between(x, mean - half, mean + half, **look)
+def _draw_means(
+    axes: Axes, x: list[int], values: dict[str, Any], scratch: dict[str, Any] | None = None, **labels: str
+) -> None:
+    """Means with their intervals over x, as in an entry of test.json; scratch: that of the random initialisation."""
+    means = {name: pd.Series(values[name]["mean"], x) for name in POINTS}
+    for name, look in POINTS.items():
+        half = pd.Series(values[name]["ci95"], x, dtype=float).fillna(0)
+        curve(axes, means[name].to_frame(), half, markersize=4, **look)
     if scratch:
-        axes.plot(*scratch, color="0.4", linestyle="--", label="scratch, test points", zorder=1)
-        highest = max(highest, *scratch[1])
-    top = axes.dataLim.ymax
-    axes.set(ylim=(0, min(1.05 * top, FRAME * highest) or None), **labels)
+        means["scratch"] = pd.Series(scratch["test"]["mean"], scratch["epochs"])
+        axes.plot(means["scratch"], color="0.4", linestyle="--", label="scratch, test points", zorder=1)
+    highest = max(mean.max() for mean in means.values())
+    axes.set(ylim=(0, min(1.05 * axes.dataLim.ymax, FRAME * highest) or None), **labels)
     axes.legend(fontsize=8, frameon=False)
 
 

@@ -1,6 +1,6 @@
-"""Curves of many runs: the metric while adapting, and while meta-training, a mean a variant with bars of its spread.
+"""Curves of many runs: the metric while adapting, and while meta-training, a mean a variant in a band of its spread.
 
-Curves differ in lightness, dashes and markers as well as in colour, so that a grey print tells them apart. Bars stand
+Curves differ in lightness, dashes and markers as well as in colour, so that a grey print tells them apart. Marks stand
 at other places for every curve.
 """
 
@@ -15,7 +15,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
-from matplotlib.transforms import ScaledTranslation
 
 from data.files import write_atomically
 from experiment.compare import Panel
@@ -36,8 +35,7 @@ METADATA = {"svg": {"Date": None}, "png": {}}  # without the time
 FRAME = 2.5  # a curve that ends above so many times the median end leaves the frame
 START = 1.1  # times the height of what follows: a start further from its middle leaves the frame
 LETTERS = 110  # in a line of the names below
-MARKS = 6  # a curve, where it has more records than that
-BESIDE = 1.2  # points between the bars of two curves
+MARKS, MARKED = 0.15, 6  # of a panel's diagonal, between two marks of a curve of more records than that
 matplotlib.rcParams["svg.hashsalt"] = "amaml"  # the same picture gives the same file
 matplotlib.rcParams["svg.fonttype"] = "none"  # text, in a third of the bytes of its outlines
 matplotlib.rcParams["path.simplify_threshold"] = 0.3  # of a point, which nobody sees
@@ -94,9 +92,9 @@ def training(panel: Panel) -> Figure:
 def _figure(panel: Panel) -> tuple[Figure, Any]:
     figure = Figure(figsize=(9.6, 4.8), layout="constrained")
     seeds, tasks = panel.seeds, panel.frame["tasks"].iloc[0]
-    bars = {"from the lowest to the highest seed": seeds.max() > 1, "95% interval over the tasks": seeds.min() == 1}
-    words = "; of a single seed, ".join(words for words, there in bars.items() if there)
-    figure.suptitle(f"{panel.title}\nmean of {tasks} meta-test tasks; bars: {words}", fontsize=11)
+    bands = {"from the lowest to the highest seed": seeds.max() > 1, "95% interval over the tasks": seeds.min() == 1}
+    words = "; of a single seed, ".join(words for words, there in bands.items() if there)
+    figure.suptitle(f"{panel.title}\nmean of {tasks} meta-test tasks; bands: {words}", fontsize=11)
     return figure, figure.subplots(1, 2)
 
 
@@ -126,11 +124,7 @@ def _draw(axis: Axes, panel: Panel, frame: pd.DataFrame, over: str, points: str,
     axis.set(ylabel=panel.metric, ylim=_frame(curves))
     near = 10 if panel.unit == "epoch" else 1  # up to which symlog is linear
     axis.set_xscale(scale, **{"linthresh": near} if scale == "symlog" else {})
-    along = [x for values in curves if len(values) > 1 for x in values.index] or [0, 1]
-    first, last = min(along), max(along)
-    axis.set_xlim(
-        {"linear": (-last / 60, 1.02 * last), "symlog": (-near / 15, 1.1 * last)}.get(scale, (first / 1.2, 1.1 * last))
-    )
+    axis.margins(x=0.02)
     locators = {"linear": MaxNLocator(6, steps=[1, 2, 5, 10], integer=True), "log": LogLocator(subs=(1, 2, 5))}
     if scale in locators:
         axis.xaxis.set_major_locator(locators[scale])
@@ -143,7 +137,7 @@ def _draw(axis: Axes, panel: Panel, frame: pd.DataFrame, over: str, points: str,
         if len(values) == 1:
             axis.axhline(y, **look | {"marker": ""})
         else:
-            curve(axis, values, half, (i, len(curves)), zorder=3 - i / 100, **look)
+            curve(axis, values, half, i / len(curves), zorder=3 - i / 100, **look)
 
 
 def _frame(curves: list[pd.DataFrame]) -> tuple[float, float]:
@@ -159,26 +153,16 @@ def _frame(curves: list[pd.DataFrame]) -> tuple[float, float]:
     return (max(low - margin, 0.0) if low >= 0 else low - margin), high + margin
 
 
-def curve(
-    axes: Axes, values: pd.DataFrame, half: pd.Series | None = None, place: tuple[int, int] = (0, 1), **look: Any
-) -> None:
-    """Draw the mean of values (x, seeds), with marks and bars. Once the limits along x are set.
+def curve(axes: Axes, values: pd.DataFrame, half: pd.Series | None = None, shift: float = 0.0, **look: Any) -> None:
+    """Draw the mean of values (x, seeds), with marks at even distances, in a band.
 
-    A bar goes from the lowest to the highest seed, or, with half the interval over the tasks, so far on either side.
-    place: which curve of how many this is; marks and bars of different curves stand beside each other.
+    The band goes from the lowest to the highest seed, or, with half the interval over the tasks, so far on either side.
+    shift: of the marks, from 0 to 1, so that those of different curves stand beside each other.
     """
-    mean, (i, count) = values.mean(axis="columns"), place
+    mean = values.mean(axis="columns")
     low, high = (mean - half, mean + half) if half is not None else (values.min(axis=1), values.max(axis=1))
-    across = axes.transScale.transform(np.column_stack([values.index, mean]))[:, 0]
-    wanted = across[0] + np.ptp(across) * (np.arange(MARKS) + (i + 0.5) / count) / MARKS
-    marked = sorted({int(np.abs(across - x).argmin()) for x in wanted}) if len(mean) > MARKS else range(len(mean))
-    axes.plot(values.index, mean, markevery=list(marked), **look)
-    apart = BESIDE * (i - (count - 1) / 2) if len(mean) <= MARKS else 0.0
-    beside = ScaledTranslation(apart / 72, 0, axes.figure.dpi_scale_trans)
-    ends = [part.iloc[list(marked)] for part in (low, high)]
-    bars = {"color": look["color"], "linewidth": 1.2, "alpha": 0.8, "zorder": look.get("zorder", 2)}
-    axes.vlines(values.index[list(marked)], *ends, transform=axes.transData + beside, **bars)
-    axes.update_datalim([(x, end) for part in ends for x, end in part.items()])
+    axes.plot(values.index, mean, markevery=(shift * MARKS, MARKS) if len(mean) > MARKED else 1, **look)
+    axes.fill_between(values.index, low, high, color=look["color"], alpha=0.15, linewidth=0)
 
 
 def legend(figure: Figure) -> None:

@@ -38,8 +38,6 @@ def test_a_method_is_compared_with_reptile_on_the_seeds_that_both_have():
     assert paper._horizon_row(own, reptile) == ["0, 1", "100", "50", "0.500, 0.600", "0.200"]
 
 
-
-
 @pytest.fixture(scope="module")
 def ours():
     """Our quantities of three tasks and two inner steps."""
