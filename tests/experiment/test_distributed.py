@@ -128,6 +128,13 @@ def test_the_fault_of_the_first_chunk_is_raised_wherever_it_was_met():
             group.map_chunks(own, [0, 1, 2, 3])
 
 
+def test_a_signal_counts_once_all_processes_know():
+    group = beside((signal.SIGTERM, [1]))
+    group.check_stop()  # what it was asked for itself is told in the next exchange
+    with pytest.raises(Stopped):
+        group.map_chunks(lambda part: None, [0])
+
+
 def test_a_stop_before_the_first_update_is_a_stop():
     group = Group()
     with group.stop:

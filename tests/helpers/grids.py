@@ -3,19 +3,10 @@
 from pathlib import Path
 
 from experiment.cells import Cell, Grid, Step
+from helpers.commands import SIZES
 
-TINY = """
-domain = "CosMixture"
-shots = 4
-queries = 4
-inner_steps = 2
-meta_batch = 2
-test_tasks = 2
-test_epochs = 5
-test_interval = 0
-width = 4
-compile = "off"
-"""
+TINY = 'domain = "CosMixture"\ntest_interval = 0\ncompile = "off"\n'
+TINY += "".join(f"{name.replace('-', '_')} = {n}\n" for name, n in SIZES.items() if name != "meta-updates")
 
 
 def write_grid(folder: Path, text: str, name: str = "grid") -> Path:

@@ -210,8 +210,8 @@ def test_fomaml_takes_every_phi_for_theta_and_the_query_loss_s_own_gradients():
 def test_imaml_is_the_implicit_function_theorem_for_everything():
     problem = Problem(plain=True)
     prox = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
-    meta = problem.adaptation(method="imaml", inner_steps=400, prox=prox, cg_steps=20)
-    reference = problem.query_loss(problem.path([0.1] * 400, prox=prox)[-1])  # unrolled to convergence
+    meta = problem.adaptation(method="imaml", inner_steps=120, prox=prox, cg_steps=20)
+    reference = problem.query_loss(problem.path([0.1] * 120, prox=prox)[-1])  # unrolled to convergence
     inputs = [prox, *problem.inputs]
     found, expected = (torch.autograd.grad(value, inputs) for value in (meta(problem.tasks), reference))
     for i, (a, b) in enumerate(zip(found, expected, strict=True)):

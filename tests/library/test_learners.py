@@ -50,21 +50,6 @@ def test_contract(name, dtype):
     assert (gradient.evaluations.gradients > 0) == (name != "Scratch")
 
 
-@pytest.mark.parametrize("name", LEARNERS)
-def test_the_mean_over_tasks_is_the_mean_of_single_tasks(name):
-    (theta, apply), tasks = mlp(), regression()
-    options = {"rtol": 1e-6} if name in ("AMAML-dopri5", "AMAML-bosh3") else {}
-
-    def value(some):  # of a fresh learner, which measures its error
-        return make(name, apply, **options).meta_gradient(theta, some).value
-
-    whole = value(tasks)
-    single = torch.stack([value(tasks[i : i + 1]) for i in range(len(tasks))])
-    # schemes that choose their steps choose others for a single task: equal to their accuracy
-    tolerance = 1e-12 if not name.startswith("AMAML") or name == "AMAML-euler" else 1e-3
-    assert (single.mean(0) - whole).norm() <= tolerance * whole.norm()
-
-
 @pytest.mark.parametrize(
     ("network", "tasks", "loss"), [(mlp, regression, half_mse), (convnet, classification, cross_entropy)]
 )
