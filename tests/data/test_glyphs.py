@@ -51,14 +51,6 @@ def test_splits_are_by_script_and_each_has_classes_enough(classes):
         assert glyph.script in SCRIPTS[glyph.split]
 
 
-def test_letters_that_look_alike_are_one_class(classes):
-    names = {c.name for c in classes}
-    alike = {f"{letter} CAPITAL LETTER A{end}" for letter, end in (("LATIN", ""), ("GREEK", "LPHA"), ("CYRILLIC", ""))}
-    assert names & alike == {"LATIN CAPITAL LETTER A"}
-    for letter in ("B", "D", "P", "Q", "E", "A", "N", "G", "E WITH ACUTE"):
-        assert f"LATIN SMALL LETTER {letter}" in names
-
-
 def test_near_is_the_partial_hausdorff_distance(letters):
     rng = np.random.default_rng(0)
     sample = [letters[i] for i in sorted(rng.choice(300, 36, replace=False))]

@@ -1,4 +1,4 @@
-"""Away from a terminal: in a thread, into a file; and benchmarks/gpu.sh, tiny on the CPU, below a notebook's kernel."""
+"""Away from a terminal: in a thread, into a file; and benchmarks/gpu.sh, tiny on the CPU."""
 
 import csv
 import json
@@ -41,8 +41,8 @@ def test_the_first_process_prints_a_line_at_every_meta_test_and_about_every_minu
 
 
 def gpu(out, *arguments) -> tuple[int, dict[str, str]]:
-    """The exit status of benchmarks/gpu.sh below a notebook's kernel, and what it says of each section."""
-    environment = {**os.environ, "OUT": str(out), "PYTHON": sys.executable, "MPLBACKEND": "module://not_installed"}
+    """The exit status of benchmarks/gpu.sh, and what it says of each section."""
+    environment = {**os.environ, "OUT": str(out), "PYTHON": sys.executable}
     ended = subprocess.run(["bash", ROOT / "benchmarks/gpu.sh", *arguments], env=environment, capture_output=True)
     log = (out / "log.txt").read_text()
     assert log == ended.stdout.decode(), ended.stderr

@@ -89,7 +89,6 @@ def test_a_corrupt_file_of_a_run_is_named_and_overwrite_helps(finished, capsys, 
 
 CUT = {
     "gap": (lambda lines: lines[:2] + lines[4:], "holds update 5 in line 3"),
-    "twice": (lambda lines: lines[:2] + lines[1:], "holds update 2 in line 3"),
     "cut": (lambda lines: lines[:4], "ends with update 4 of 6"),
 }
 

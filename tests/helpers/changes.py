@@ -32,12 +32,12 @@ class Weighted:
         return self.weights["tensors"][0]
 
 
-def weighted(change, tensor=True, first=1.0):
+def weighted(change):
     """A loss with a weight in a namespace, that change(namespace) changes."""
 
     def make(apply):
-        used = SimpleNamespace(weight=number(first) if tensor else first)
-        return apply, lambda p, t: used.weight * half_mse(p, t), lambda: change(used), tensor
+        used = SimpleNamespace(weight=number(1.0))
+        return apply, lambda p, t: used.weight * half_mse(p, t), lambda: change(used), True
 
     return make
 
@@ -95,7 +95,6 @@ def batch_statistics(layer):
 other_dtype = weighted(lambda used: setattr(used, "weight", torch.tensor(3)))
 MAKERS = (rebound_tensor, global_tensor, attribute, bound_method, partial_argument)
 CHANGES = {make.__name__: make for make in MAKERS} | {
-    "Python value": weighted(lambda used: setattr(used, "weight", 3.0), tensor=False),
     "tensor changed in place": weighted(lambda used: used.weight.fill_(3.0)),
     "name in a module": weighted(lambda used: setattr(used, "weight", number(3.0))),
     "other dtype": other_dtype,

@@ -137,54 +137,48 @@ def fourier():
     return Forward(forward, kernel=nn.Linear(2, 3, bias=False), into=nn.Linear(2, 4), out=nn.Linear(4, 1))
 
 
-# module, whether it is batched, and where torch does it otherwise another module of the same parameters
+def smooth(wrapped=lambda layer: layer) -> nn.Sequential:
+    return nn.Sequential(wrapped(nn.Linear(2, 4)), nn.Tanh(), nn.Linear(4, 1))
+
+
+def projected(m, h, x):
+    return h + x @ torch.linalg.inv(m.into.weight.T @ m.into.weight) @ m.into.weight.T
+
+
+def messages(m, h, x):
+    return h.index_add(0, (x[:, 0] > 0).nonzero()[:, 0], h[(x[:, 0] > 0)].tanh())
+
+
 CASES = {
-    "LSTM": (recurrent(nn.LSTM), True, None),
-    "GRU": (recurrent(nn.GRU), True, None),
-    "encoder layer, train": (lambda: encoder(dropout=0.0), True, None),
-    "encoder layer, eval": (lambda: encoder().eval(), True, None),
-    "attention": (attention, True, lambda: attention(written_out)),
-    "Fourier": (fourier, True, None),
-    "counter": (lambda: Forward(counting, net=nn.Linear(2, 1), calls=torch.zeros(())), True, None),
-    "stores": (storing, True, None),
-    "padded embedding": (lambda: embedded(padding_idx=1), True, None),
-    "embedding by frequency": (lambda: embedded(scale_grad_by_freq=True), False, None),
-    "hard sigmoid": (
-        lambda: two_layers(lambda m, h, x: F.hardsigmoid(h)),
-        True,
-        lambda: two_layers(lambda m, h, x: F.relu6(h + 3) / 6),
-    ),
-    "moving average": (lambda: Forward(moving, net=nn.Linear(2, 1), mean=torch.zeros(1)), False, None),
-    "spectral norm": (
-        lambda: nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(2, 4)), nn.Tanh(), nn.Linear(4, 1)),
-        False,
-        None,
-    ),
-    "physics": (lambda: Forward(physics, net=nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))), False, None),
-    "Laplacian": (
-        lambda: Forward(laplacian, net=nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))),
-        False,
-        None,
-    ),
-    "graph of each task": (
-        lambda: two_layers(lambda m, h, x: h.index_add(0, (x[:, 0] > 0).nonzero()[:, 0], h[(x[:, 0] > 0)].tanh())),
-        False,
-        None,
-    ),
-    "numbers read": (lambda: two_layers(lambda m, h, x: h.tanh() * float(x.abs().max())), False, None),
-    "fills a tensor": (lambda: two_layers(filled), False, None),
-    "weights masked in place": (lambda: two_layers(masked_in_place), False, None),
-    "inverse": (
-        lambda: two_layers(lambda m, h, x: h + x @ torch.linalg.inv(m.into.weight.T @ m.into.weight) @ m.into.weight.T),
-        True,
-        None,
-    ),
-    "old function": (lambda: two_layers(lambda m, h, x: Squares.apply(h)), False, None),
-    "backward hook": (hooked, False, None),
-    "tensor hook": (lambda: two_layers(doubled), False, None),
-    "checkpointed": (
-        lambda: two_layers(lambda m, h, x: checkpoint(lambda z: m.into(z).tanh(), x, use_reentrant=False)),
-        False,
-        lambda: two_layers(lambda m, h, x: h.tanh()),
-    ),
+    "LSTM": recurrent(nn.LSTM),
+    "GRU": recurrent(nn.GRU),
+    "encoder layer, train": lambda: encoder(dropout=0.0),
+    "encoder layer, eval": lambda: encoder().eval(),
+    "attention": attention,
+    "Fourier": fourier,
+    "counter": lambda: Forward(counting, net=nn.Linear(2, 1), calls=torch.zeros(())),
+    "stores": storing,
+    "padded embedding": lambda: embedded(padding_idx=1),
+    "hard sigmoid": lambda: two_layers(lambda m, h, x: F.hardsigmoid(h)),
+    "inverse": lambda: two_layers(projected),
+}
+ONE_BY_ONE = {  # what torch cannot batch
+    "embedding by frequency": lambda: embedded(scale_grad_by_freq=True),
+    "moving average": lambda: Forward(moving, net=nn.Linear(2, 1), mean=torch.zeros(1)),
+    "spectral norm": lambda: smooth(nn.utils.parametrizations.spectral_norm),
+    "physics": lambda: Forward(physics, net=smooth()),
+    "Laplacian": lambda: Forward(laplacian, net=smooth()),
+    "graph of each task": lambda: two_layers(messages),
+    "numbers read": lambda: two_layers(lambda m, h, x: h.tanh() * float(x.abs().max())),
+    "fills a tensor": lambda: two_layers(filled),
+    "weights masked in place": lambda: two_layers(masked_in_place),
+    "old function": lambda: two_layers(lambda m, h, x: Squares.apply(h)),
+    "backward hook": hooked,
+    "tensor hook": lambda: two_layers(doubled),
+    "checkpointed": lambda: two_layers(lambda m, h, x: checkpoint(lambda z: m.into(z).tanh(), x, use_reentrant=False)),
+}
+OTHERWISE = {  # modules of the same parameters, where torch has no second derivative or computes it otherwise
+    "attention": lambda: attention(written_out),
+    "hard sigmoid": lambda: two_layers(lambda m, h, x: F.relu6(h + 3) / 6),
+    "checkpointed": lambda: two_layers(lambda m, h, x: h.tanh()),
 }

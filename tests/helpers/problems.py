@@ -61,18 +61,12 @@ def linear() -> tuple[Tensor, Apply]:
 @functools.cache
 def convnet(classes: int = 3) -> tuple[Tensor, Apply]:
     """A small convolutional classifier with batch norm."""
-    return seeded(
-        lambda: nn.Sequential(
-            nn.Conv2d(1, 3, 3, stride=2, padding=1),
-            nn.BatchNorm2d(3),
-            nn.Tanh(),
-            nn.Conv2d(3, 4, 3, stride=2, padding=1),
-            nn.BatchNorm2d(4),
-            nn.Tanh(),
-            nn.Flatten(),
-            nn.Linear(16, classes),
-        )
-    )
+
+    def build() -> nn.Module:
+        convolution = nn.Conv2d(1, 3, 3, stride=2, padding=1)
+        return nn.Sequential(convolution, nn.BatchNorm2d(3), nn.Tanh(), nn.Flatten(), nn.Linear(48, classes))
+
+    return seeded(build)
 
 
 class Quadratic:

@@ -141,7 +141,7 @@ class Problem:
         weight = torch.ones_like(values) if weight is None else weight[task]
         return (weight * values).sum() / weight.sum()
 
-    def path(self, rates=None, rule=None, decay=0.0, decoupled=0.0, points=None, prox=None) -> Tensor:
+    def path(self, rates=None, rule=None, decay=0.0, points=None, prox=None) -> Tensor:
         """phi after 0 to K steps, (K + 1, tasks, P), with its graph; rates: of every step; points: what each sees."""
         own = self.lr
         if isinstance(own, dict):
@@ -156,7 +156,7 @@ class Problem:
                 (gradient,) = torch.autograd.grad(loss, phi, create_graph=True)
                 gradient = gradient + decay * phi + prox * (phi - steps[0])
                 update, state = (gradient, ()) if rule is None else rule(gradient, state, k)
-                steps.append(phi - rate * (update + decoupled * phi))
+                steps.append(phi - rate * update)
             rows.append(torch.stack(steps))
         return torch.stack(rows, 1)
 

@@ -111,12 +111,7 @@ def test_a_loss_that_has_no_derivative_at_theta_says_so(method):
     message = "derivative at theta, where no inner_lr and no number of steps can help; look for a norm, square root"
     refused(method, f"has no finite {message}", Diverged, loss=branch)
     (theta, apply), tasks = linear(), regression(shots=5)
-    refused(
-        method,
-        f"the support loss has no finite {message.replace('derivative', 'value')}",
-        Diverged,
-        loss=lambda p, y: (p - p).log().mean(),
-    )
+    refused(method, "the support loss has no finite value at theta", Diverged, loss=lambda p, y: (p - p).log().mean())
     with pytest.raises(Diverged, match=f"has no finite second {message}"):
         METHODS["AMAML-euler"](apply, norm, 0.05, 5).meta_gradient(theta, tasks)
 

@@ -14,12 +14,7 @@ LEARNERS = {
     **{f"AMAML-{solver}": (AMAML, {"solver": solver}) for solver in SOLVERS},
     "AMAML-continuous": (AMAML, {"adjoint": "continuous"}),
     "AMAML-prox": (AMAML, {"prox": 0.5}),
-    "MAML": (MAML, {}),
-    "FOMAML": (FOMAML, {}),
-    "IMAML": (IMAML, {}),
-    "Reptile": (Reptile, {}),
-    "Scratch": (Scratch, {}),
-    "Pretrained": (Pretrained, {}),
+    **{kind.__name__: (kind, {}) for kind in (MAML, FOMAML, IMAML, Reptile, Scratch, Pretrained)},
 }
 
 

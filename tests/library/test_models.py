@@ -123,9 +123,7 @@ def test_theta_goes_back_into_a_module():
     theta, apply = amaml.flatten(module)
     before, changed = copy.deepcopy(module.state_dict()), theta + torch.arange(len(theta)).to(theta)
     expected = apply(changed, x)
-    with pytest.warns(
-        UserWarning, match="BatchNorm1d 'norm' keeps running statistics, which are not those of theta"
-    ) as warned:
+    with pytest.warns(UserWarning, match="'norm' keeps running statistics, which are not those of theta") as warned:
         state = apply.unflatten(changed)
     assert warned[0].filename == __file__
     for name in ("norm.running_mean", "norm.num_batches_tracked", "frozen.weight", "scale"):
@@ -137,9 +135,7 @@ def test_theta_goes_back_into_a_module():
     assert torch.equal(apply(changed, x), expected)
 
     module.load_state_dict(before)
-    with pytest.warns(
-        UserWarning, match="BatchNorm1d 'norm' keeps running statistics, which are not those of theta"
-    ) as warned:
+    with pytest.warns(UserWarning, match="'norm' keeps running statistics, which are not those of theta") as warned:
         amaml.load(module, changed)
     assert warned[0].filename == __file__
     assert torch.equal(amaml.flatten(module)[0], changed)
