@@ -52,8 +52,11 @@ def test_every_learner_takes_it_and_remembers(kind):
 
 @pytest.mark.parametrize(("solver", "tolerance"), [("euler", 1e-12), ("rk4", 1e-5)])
 @pytest.mark.parametrize("size", [1, 2, 5])
-def test_chunks_leave_plain_and_robust_means_unchanged(size, solver, tolerance):
+@pytest.mark.parametrize("large", [False, True])
+def test_chunks_leave_plain_and_robust_means_unchanged(monkeypatch, size, solver, tolerance, large):
+    """large: of networks of which the mean is taken at once, in place of the gradients of all tasks."""
     (theta, apply), tasks = mlp(), rough()
+    monkeypatch.setattr("amaml.learner.LARGE", 0 if large else 2**30)
     for robust in (None, 2.0):
         learner = AMAML(apply, half_mse, 0.05, 10, solver=solver, rtol=1e-6, robust=robust)
         chunked, memory = Chunked(learner, size), remembered(learner, theta, [regression(tasks=5)])
