@@ -1,5 +1,7 @@
 """Mistakes in what a learner is given: one line each, from every method, that names what is wrong and the remedy."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers.problems import METHODS, classification, linear, regression, relative_error
@@ -7,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import amaml
-from amaml import AMAML, Diverged, InputError, Tasks, half_mse
+from amaml import AMAML, Diverged, InputError, half_mse
 from amaml.flow.passes import Passes
 from baselines import FOMAML, Pretrained, Scratch
 
@@ -18,10 +20,6 @@ def method(request):
 
 
 NAMES = ("support_x", "support_y", "query_x", "query_y")
-
-
-def changed(tasks: Tasks, **tensors) -> Tasks:
-    return Tasks(**{name: tensors.get(name, getattr(tasks, name)) for name in NAMES})
 
 
 def quartic(prediction, target):
@@ -49,8 +47,8 @@ def mistakes():
         ({"theta": theta[:-1]}, r"theta has shape \(2,\), the module has 3 parameters"),
         ({"theta": theta * torch.nan}, "theta holds NaN"),
         ({"apply": nn.Linear(2, 1)}, "apply must be a function.*got Linear; amaml.flatten"),
-        ({"tasks": changed(t, support_y=t.support_y[..., 0])}, r"targets \(5,\)"),
-        *(({"tasks": changed(t, **{n: getattr(t, n).float()})}, f"{n} {float32}") for n in NAMES),
+        ({"tasks": replace(t, support_y=t.support_y[..., 0])}, r"targets \(5,\)"),
+        *(({"tasks": replace(t, **{n: getattr(t, n).float()})}, f"{n} {float32}") for n in NAMES),
         ({"loss": lambda p, t: (p - t) ** 2}, number + r" torch.float64 of shape \(5, 1\); take the mean"),
         ({"loss": lambda p, t: 0.0}, number + " float"),
         ({"loss": lambda p, t: (p - t).sum().long()}, number + " torch.int64"),
@@ -72,7 +70,7 @@ def test_class_numbers_keep_their_type():
 @pytest.mark.filterwarnings("ignore:Using a target size")
 def test_targets_that_would_broadcast_are_refused(loss):
     (_, apply), tasks = linear(), regression(shots=5)
-    flat = {"tasks": changed(tasks, support_y=tasks.support_y[..., 0], query_y=tasks.query_y[..., 0])}
+    flat = {"tasks": replace(tasks, support_y=tasks.support_y[..., 0], query_y=tasks.query_y[..., 0])}
     message = r"predictions \({}\) and targets \({}\) of a task.*reshape"
     refused(METHODS["FOMAML"], message.format("5, 1", "5,"), loss=loss, **flat)
     refused(METHODS["FOMAML"], message.format("5,", "5, 1"), loss=loss, apply=lambda theta, x: apply(theta, x)[:, 0])
@@ -86,7 +84,7 @@ def test_half_mse_wants_equal_shapes_where_nothing_is_silent_too():
 
 def test_losses_that_reshape_are_their_authors_own():
     (theta, apply), tasks = linear(), regression(shots=5)
-    flat = changed(tasks, support_y=tasks.support_y[..., 0], query_y=tasks.query_y[..., 0])
+    flat = replace(tasks, support_y=tasks.support_y[..., 0], query_y=tasks.query_y[..., 0])
 
     def value(loss, tasks):
         return FOMAML(apply, loss, 0.05, 5).meta_gradient(theta, tasks).value
@@ -127,7 +125,7 @@ def test_what_is_not_finite_is_named_with_its_task(method, name, value):
     kind = "NaN" if value != value else "infinity"
     for call in (learner.meta_gradient, learner.adapt)[: 2 if name.startswith("support") else 1]:
         with pytest.raises(InputError, match=rf"{name} holds {kind} in 2 of 4 tasks \(number 2, 3, from 0\)"):
-            call(theta, changed(tasks, **{name: tensor}))
+            call(theta, replace(tasks, **{name: tensor}))
 
 
 @pytest.mark.parametrize("kind", [Pretrained, Scratch])
@@ -136,7 +134,7 @@ def test_methods_without_an_inner_loop_in_training_check_too(kind):
     refused(kind, "support_x is torch.float32, theta is torch.float64", tasks=tasks.to(torch.float32))
     refused(kind, "theta holds NaN", theta=theta * torch.nan)
     with pytest.raises(InputError, match="query_y holds NaN in 3 of 3 tasks"):
-        kind(apply, half_mse, 0.1, 3).meta_gradient(theta, changed(tasks, query_y=tasks.query_y * torch.nan))
+        kind(apply, half_mse, 0.1, 3).meta_gradient(theta, replace(tasks, query_y=tasks.query_y * torch.nan))
     with pytest.raises(Diverged, match="phi is not finite"):
         kind(apply, quartic, 1e3, 400).adapt(100 * theta, tasks)
 
@@ -161,7 +159,7 @@ def test_data_that_are_not_finite_cost_one_solve(monkeypatch):
     solved, solve = [], Passes.solve
     monkeypatch.setattr(Passes, "solve", lambda *arguments: solved.append(1) or solve(*arguments))
     with pytest.raises(InputError, match="query_y holds NaN in 3 of 3 tasks"):
-        AMAML(apply, half_mse, 0.05, 5).meta_gradient(theta, changed(tasks, query_y=tasks.query_y * torch.nan))
+        AMAML(apply, half_mse, 0.05, 5).meta_gradient(theta, replace(tasks, query_y=tasks.query_y * torch.nan))
     assert len(solved) == 1
 
 

@@ -4,7 +4,6 @@ import copy
 import multiprocessing
 import pickle
 import random
-from functools import partial
 
 import numpy as np
 import pytest
@@ -42,35 +41,26 @@ def test_one_point_with_batch_norm_is_refused():
         FOMAML(apply, half_mse, 0.1, 3).meta_gradient(theta, regression(shots=1))
 
 
-class Dropped(nn.Linear):
-    def forward(self, x):
-        return F.dropout(super().forward(x), 0.5, self.training)
-
-
-class Noisy(Dropped):
-    def forward(self, x):
-        return F.linear(x, self.weight) + torch.randn(1, dtype=x.dtype)
-
-
-class Attending(nn.MultiheadAttention):
-    def forward(self, x):
-        return super().forward(x[None], x[None], x[None])[0][0, :, :1]
-
-
-class ByFunction(Dropped):
-    def forward(self, x):
-        y = F.linear(x, self.weight)[None]
-        return F.scaled_dot_product_attention(y, y, y, dropout_p=0.5 if self.training else 0.0)[0]
+def layer(forward):
+    """A network of one layer, and what forward does with it."""
+    return lambda: Forward(forward, out=nn.Linear(2, 1))
 
 
 def seldom(draw):
     """A network that draws, and goes another way by that once in a billion calls."""
-    return Forward(lambda m, x: m.out(x if draw() > 1e-9 else -x), out=nn.Linear(2, 1))
+    return layer(lambda m, x: m.out(x if draw() > 1e-9 else -x))
 
 
-dropped, by_function, noisy = (partial(kind, 2, 1) for kind in (Dropped, ByFunction, Noisy))
+def attending():
+    attention = nn.MultiheadAttention(2, 1, dropout=0.5, batch_first=True)
+    return Forward(lambda m, x: m.attention(*3 * [x[None]])[0][0, :, :1], attention=attention)
+
+
+dropped = layer(lambda m, x: F.dropout(m.out(x), 0.5, m.training))
+by_function = layer(lambda m, x: F.scaled_dot_product_attention(*3 * [m.out(x)[None]], dropout_p=0.5 * m.training)[0])
+noisy = layer(lambda m, x: m.out(x) + torch.randn(1, dtype=x.dtype))
 DRAWS = [(FOMAML, kind) for kind in (dropped, by_function, lambda: nn.Sequential(nn.Linear(2, 1), nn.RReLU()))]
-DRAWS += [(FOMAML, partial(seldom, draw)) for draw in (random.random, np.random.rand)]
+DRAWS += [(FOMAML, seldom(draw)) for draw in (random.random, np.random.rand)]
 
 
 @pytest.mark.filterwarnings("ignore:torch cannot batch:RuntimeWarning")
@@ -83,7 +73,7 @@ def test_random_draws_inside_the_network_are_refused(method, kind):
             call(theta, regression())
 
 
-@pytest.mark.parametrize("kind", [dropped, lambda: Attending(2, 1, dropout=0.5, batch_first=True), by_function])
+@pytest.mark.parametrize("kind", [dropped, attending, by_function])
 def test_in_eval_mode_nothing_is_drawn(kind):
     theta, apply = amaml.flatten(kind().double().eval())
     assert FOMAML(apply, half_mse, 0.1, 3).meta_gradient(theta, regression()).value.isfinite().all()

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -15,13 +16,9 @@ import amaml
 from amaml import AMAML, Adaptation, Chunked, Tasks, half_mse
 from baselines import FOMAML, IMAML
 
-RATE, NAMES = {"head.weight": 0.1}, ("support_x", "support_y", "query_x", "query_y")
-(THETA, APPLY), TASKS, SIX = mlp(), regression(), torch.ones(3, 6, dtype=torch.float64)
+(THETA, APPLY), TASKS, SIX, RATE = mlp(), regression(), torch.ones(3, 6, dtype=torch.float64), {"head.weight": 0.1}
+tasks = partial(replace, TASKS)
 ASKED, BAD_TIMES = TASKS.support_x.clone().requires_grad_(), ((), (3, 2), (0, 8), (-1,), (1.5,), 2)
-
-
-def tasks(**changes) -> Tasks:
-    return Tasks(**{name: getattr(TASKS, name) for name in NAMES} | changes)
 
 
 def ragged(query: int, targets: int) -> Tasks:
