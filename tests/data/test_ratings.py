@@ -1,9 +1,9 @@
 """Ratings: their publishers' files, the split of users, items and ratings, and the predictors without learning."""
 
 import sys
-import types
 import zipfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -64,15 +64,14 @@ def test_ratings_are_read_wherever_they_lie(tmp_path, read, place):
 
 def test_excel_by_its_optional_reader(tmp_path, monkeypatch):
     (tmp_path / "jester-data-1.xls").write_bytes(b"sheet")
-    rows = [[1.0, *[99.0] * 99, 2.5]]
-    sheet = types.SimpleNamespace(nrows=1, row_values=lambda row: rows[row])
-    book = types.SimpleNamespace(sheet_by_index=lambda index: [sheet][index])
-    reader = types.SimpleNamespace(open_workbook=lambda file_contents: {b"sheet": book}[file_contents])
+    row, reader = [1.0, *[99.0] * 99, 2.5], Mock()
+    reader.open_workbook.return_value.sheet_by_index.return_value = Mock(nrows=1, row_values=[row].__getitem__)
     monkeypatch.setitem(sys.modules, "xlrd", reader)
     assert rating_files.jester(str(tmp_path))[0, 99] == 2.5
-    rows[0][1] = "joke"
+    reader.open_workbook.assert_called_once_with(file_contents=b"sheet")
+    row[1] = "joke"
     assert "jester-data-1.xls, line 1: expected the number" in fault(rating_files.jester, tmp_path)
-    (tmp_path / "jester-data-1.xls").write_bytes(b"damaged")
+    reader.open_workbook.side_effect = KeyError  # as xlrd may, of a damaged file
     assert "cannot read" in fault(rating_files.jester, tmp_path)
     monkeypatch.setitem(sys.modules, "xlrd", None)
     assert "pip install xlrd" in fault(rating_files.jester, tmp_path)

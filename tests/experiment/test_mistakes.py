@@ -17,7 +17,6 @@ FINETUNE = ["--protocol", "finetune"]  # the sizes of TINY are for it
 MISTAKES = [
     (["--domain", "alpine2d"], ["unknown domain 'alpine2d'", "did you mean 'Alpine2D'?", "CosMixture2D-slides"]),
     (["--method", "mamal"], ["unknown method 'mamal'", "did you mean 'maml'?", "reptile"]),
-    (["--metod", "maml"], ["unknown flag '--metod'", "did you mean '--method'?", "--meta-updates"]),
     (["--meta_updates", "3"], ["'--meta_updates'", "did you mean '--meta-updates'?"]),
     (["maml"], ["unknown flag 'maml'"]),
     (["--shots"], ["--shots", "expected one argument", "--help"]),

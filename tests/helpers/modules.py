@@ -137,8 +137,8 @@ def fourier():
     return Forward(forward, kernel=nn.Linear(2, 3, bias=False), into=nn.Linear(2, 4), out=nn.Linear(4, 1))
 
 
-def smooth(wrapped=lambda layer: layer) -> nn.Sequential:
-    return nn.Sequential(wrapped(nn.Linear(2, 4)), nn.Tanh(), nn.Linear(4, 1))
+def layers(wrapped=lambda layer: layer) -> nn.Sequential:
+    return nn.Sequential(wrapped(nn.Linear(2, 4)), nn.Tanh(), nn.Linear(4, 1)).double()
 
 
 def projected(m, h, x):
@@ -165,9 +165,9 @@ CASES = {
 ONE_BY_ONE = {  # what torch cannot batch
     "embedding by frequency": lambda: embedded(scale_grad_by_freq=True),
     "moving average": lambda: Forward(moving, net=nn.Linear(2, 1), mean=torch.zeros(1)),
-    "spectral norm": lambda: smooth(nn.utils.parametrizations.spectral_norm),
-    "physics": lambda: Forward(physics, net=smooth()),
-    "Laplacian": lambda: Forward(laplacian, net=smooth()),
+    "spectral norm": lambda: layers(nn.utils.parametrizations.spectral_norm),
+    "physics": lambda: Forward(physics, net=layers()),
+    "Laplacian": lambda: Forward(laplacian, net=layers()),
     "graph of each task": lambda: two_layers(messages),
     "numbers read": lambda: two_layers(lambda m, h, x: h.tanh() * float(x.abs().max())),
     "fills a tensor": lambda: two_layers(filled),

@@ -96,6 +96,13 @@ class Quadratic:
         return (propagator.mT @ lam[..., None])[..., 0].mean(0)
 
 
+def diagonal(values: list[float], theta: list[float], target: list[float]) -> tuple[Tensor, Tasks, Tensor]:
+    """theta, one task whose support Hessian is diagonal and whose query gradient holds every direction, the Hessian."""
+    values, theta, target = (torch.tensor(v, dtype=torch.float64) for v in (values, theta, target))
+    x, q = ((len(values) * v).sqrt().diag()[None] for v in (values, torch.ones_like(values)))
+    return theta, Tasks(x, x @ target[:, None], q, q @ (target[:, None] + 1)), values
+
+
 def slope_error(gradient: Tensor, function, x: Tensor, directions: int = 6, step: float = 1e-4) -> float:
     """How far a gradient is from the differences of its function along random unit directions, relative.
 

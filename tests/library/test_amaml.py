@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.problems import Quadratic, generator, mlp, regression, relative_error, remembered, seeded
+from helpers.problems import Quadratic, diagonal, generator, mlp, regression, relative_error, remembered, seeded
 from torch import nn
 
 import amaml
@@ -44,13 +44,6 @@ def test_a_fresh_learner_tells_its_error(make, steps):
         assert error < 3 * gradient.error, options
         assert error < 3e-3, options
         assert gradient.error < 50 * error + 1e-6, options
-
-
-def diagonal(values, theta, target) -> tuple:
-    """One task whose support Hessian is diagonal and whose query gradient holds every direction."""
-    values, theta, target = (torch.tensor(v, dtype=torch.float64) for v in (values, theta, target))
-    x, q = ((len(values) * v).sqrt().diag()[None] for v in (values, torch.ones_like(values)))
-    return theta, Tasks(x, x @ target[:, None], q, q @ (target[:, None] + 1)), values
 
 
 def exact(theta, hessian) -> torch.Tensor:

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from helpers.problems import mlp, regression
+from helpers.problems import Quadratic, diagonal, mlp, regression
 from torch.func import jacrev, vmap
 
-from amaml import Tasks, half_mse
+from amaml import half_mse
 from amaml.flow.curvature import Curvature, Leading
 from amaml.flow.field import GradientFlow
 
@@ -20,15 +20,10 @@ def test_lambda_max_is_settled_before_it_is_believed():
     assert (found > 0.9 * largest).all()
 
 
-HIDDEN = [50.0] + 39 * [1.0]
-
-
-def diagonal(hessian: list[float], theta: list[float]) -> GradientFlow:
-    """The flow of a diagonal Hessian whose minimum is 1 in every direction."""
-    h, theta = (torch.tensor(values, dtype=torch.float64) for values in (hessian, theta))
-    x = (len(h) * h).sqrt().diag()[None]
-    y = x.sum(-1, keepdim=True)
-    return GradientFlow(lambda u, x: (x @ u)[:, None], half_mse, Tasks(x, y, x, y), theta)
+def hidden() -> GradientFlow:
+    """A flow in which theta is optimal along the one stiff direction."""
+    theta, tasks, _ = diagonal([50.0, *39 * [1.0]], [1.0, *39 * [0.0]], 40 * [1.0])
+    return GradientFlow(Quadratic.apply, half_mse, tasks, theta)
 
 
 def products(flow: GradientFlow, curvature: Curvature, u) -> int:
@@ -65,7 +60,7 @@ def test_what_another_batch_had_is_a_direction_to_begin_from_and_no_value(factor
 
 def test_a_stiff_direction_is_found_from_call_to_call_although_none_of_them_looks_long():
     """What is known is another eigenvector: each call begins where the last one ended."""
-    flow, known = diagonal(HIDDEN, theta=[1.0] + 39 * [0.0]), Leading(1.0, torch.eye(40, dtype=torch.float64)[1])
+    flow, known = hidden(), Leading(1.0, torch.eye(40, dtype=torch.float64)[1])
     for _ in range(3):
         curvature = Curvature(flow, known=known)
         curvature.at(flow.start)
@@ -74,6 +69,6 @@ def test_a_stiff_direction_is_found_from_call_to_call_although_none_of_them_look
 
 
 def test_a_stiff_direction_that_the_field_does_not_hold_is_seen():
-    flow = diagonal(HIDDEN, theta=[1.0] + 39 * [0.0])
+    flow = hidden()
     assert flow.at_start[0, 0] == 0
     assert Curvature(flow).at(flow.start)[0] > 40

@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 import torch
-from helpers.modules import CASES, ONE_BY_ONE, OTHERWISE, Forward, two_layers
+from helpers.modules import CASES, ONE_BY_ONE, OTHERWISE, Forward, layers, two_layers
 from helpers.problems import generator, mlp, regression
 from torch import nn
 from torch.autograd.function import once_differentiable
@@ -52,10 +52,6 @@ def unrolled(module, tasks, of):
 
 def maml(module, loss=mse, **options) -> Adaptation:
     return Adaptation(module, loss, LR, STEPS, **{"method": "maml"} | options)
-
-
-def layers() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)).double()
 
 
 def switches() -> tuple[bool, bool, bool]:
