@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from data.files import write_atomically
@@ -106,13 +107,12 @@ def hours_left(known: list[State], workers: int) -> float | None:
     open_ = [s for s in known if s.name in ("running", "stopped", "waiting")]
     if not finished:
         return None if open_ else 0.0
-    return sum(max(_expected(s.cell, finished) - s.seconds, 0.0) for s in open_) / max(workers, 1) / 3600
-
-
-def _expected(cell: Cell, finished: list[State]) -> float:
-    likeness = [sum(s.cell.labels[name] == label for name, label in cell.labels.items()) for s in finished]
-    nearest = [s.seconds for s, alike in zip(finished, likeness, strict=True) if alike == max(likeness)]
-    return sum(nearest) / len(nearest)
+    left = 0.0
+    for state in open_:
+        alike = [len(state.cell.labels.items() & other.cell.labels.items()) for other in finished]
+        expected = fmean(s.seconds for s, likeness in zip(finished, alike, strict=True) if likeness == max(alike))
+        left += max(expected - state.seconds, 0.0)
+    return left / max(workers, 1) / 3600
 
 
 def describe(known: list[State], workers: int) -> str:

@@ -84,7 +84,10 @@ def read_runs(paths: list[Path], only: dict[str, list[str]] | None = None) -> tu
             )
         for own, line in itertools.chain(*map(_of_folder, found), *(_of_table(table, only or {}) for table in tables)):
             lines.append(line)
-            settings[line["run"]] = _of_any_seed(own)
+            # the seeds of one variant belong together, also where each starts from a run of its own seed
+            origin = own.get("start_from")
+            origin = origin and re.sub(rf"\bseed{own['seed']}\b", "seed*", origin)
+            settings[line["run"]] = own | {"start_from": origin}
     return results.marked(results.tidy(pd.DataFrame(lines))), settings
 
 
@@ -115,12 +118,6 @@ def _of_table(table: pd.DataFrame, only: dict[str, list[str]]) -> Iterator[tuple
             own = {name: value for name, value in flags.items() if name not in ("evaluate", "out")}
             known[run] = asdict(merged(trained.setdefault(place, own) | own))
         yield known[run], {"run": run} | line
-
-
-def _of_any_seed(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings, whose start_from does not name the run's own seed: the seeds of one variant belong together."""
-    origin = settings.get("start_from")
-    return settings | {"start_from": origin and re.sub(rf"\bseed{settings['seed']}\b", "seed*", origin)}
 
 
 def panels(frame: pd.DataFrame, settings: Settings) -> list[Panel]:

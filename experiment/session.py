@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -22,39 +22,14 @@ READ_EVERY, READ_SECONDS = 20, 1.0  # at most, between two looks at the numbers 
 SAVE_SECONDS = 30.0
 
 
-@dataclass
-class Clock:
-    """Wall time of the updates alone: tests and checkpoints left out, and each process's first update, which traces."""
-
-    updates: int = 0
-    seconds: float = 0.0
-    warm_up: float | None = None  # seconds of this process's first update
-    mark: float = 0.0  # from when on time is to be charged
-
-    def start(self) -> None:
-        """From here on time counts."""
-        self.mark = time.perf_counter()
-
-    def charge(self, updates: int) -> None:
-        """So many updates took the time since the mark, which moves here."""
-        passed = time.perf_counter() - self.mark
-        self.start()
-        if self.warm_up is None:
-            self.warm_up = passed
-        else:
-            self.updates, self.seconds = self.updates + updates, self.seconds + passed
-
-    @property
-    def seconds_per_update(self) -> float | None:
-        """The mean, None where there was no update but first ones."""
-        return self.seconds / self.updates if self.updates else None
-
-
 class Session:
     """Meta-training with its checkpoints and meta-tests, from wherever the folder's checkpoint stands.
 
     Everything that is recorded depends on the settings alone, so a run that was killed and resumed writes the same
     lines as one that was not. Of several processes the first alone reads and writes the folder.
+
+    Timed is the wall time of the updates alone: tests and checkpoints are left out, and each process's first update,
+    which traces.
     """
 
     def __init__(self, folder: RunFolder, experiment: Experiment, group: Group, opening: Opening) -> None:
@@ -62,7 +37,8 @@ class Session:
         self.folder, self.experiment, self.group, self.compiled = folder, experiment, group, opening.compiled
         e, s, start = experiment, experiment.settings, opening.start
         self.update, self.saved, self._saved_at = 0, None, 0.0  # saved: the update of the checkpoint on disk
-        self.clock, self._pending = Clock(), []  # updates, whose query loss and norm stay on the device until read
+        self._pending = []  # updates, whose query loss and norm stay on the device until read
+        self.timed_updates, self.timed_seconds, self.first_seconds, self._mark = 0, 0.0, None, 0.0
         self.optimizer = META_OPTIMIZERS[s.meta_optimizer](e.model.parameters(), lr=s.meta_lr)
         if opening.origin:
             remedy = "give a run of the same network and data"
@@ -71,7 +47,7 @@ class Session:
             e.restore(start, f"the checkpoint in {folder.path}", "start anew with --overwrite")
             self.optimizer.load_state_dict(start.optimizer)
             self.update = self.saved = start.update
-            self.clock = Clock(start.timed_updates, start.timed_seconds)
+            self.timed_updates, self.timed_seconds = start.timed_updates, start.timed_seconds
         group.of_first(self._prepare)
 
     def _prepare(self) -> None:
@@ -89,8 +65,7 @@ class Session:
                 try:
                     if self._test_due() and not self.group.of_first(self._tested):
                         self._test()  # the kill came between the checkpoint and its test, or it is another test
-                    self._saved_at = time.monotonic()
-                    self.clock.start()
+                    self._saved_at, self._mark = time.monotonic(), time.perf_counter()
                     while self.update < last:
                         self._step()
                         self._look()
@@ -131,19 +106,19 @@ class Session:
         self.update = number
 
     def _look(self) -> None:
-        """Record, save and test where it is due; the first update has a clock of its own."""
+        """Record, save and test where it is due; the first update is recorded, and timed, by itself."""
         stop = self.group.world == 1 and self.group.stop.number is not None
         regular = self.update % self.experiment.settings.checkpoint_interval == 0
         save = regular or self._test_due() or stop or time.monotonic() - self._saved_at > SAVE_SECONDS
-        waited = time.perf_counter() - self.clock.mark > READ_SECONDS
-        if save or waited or len(self._pending) >= READ_EVERY or self.clock.warm_up is None:
+        waited = time.perf_counter() - self._mark > READ_SECONDS
+        if save or waited or len(self._pending) >= READ_EVERY or self.first_seconds is None:
             self._record()
         if save:
             self._save()
             self.group.check_stop()
             if self._test_due():
                 self._test()
-            self.clock.start()
+            self._mark = time.perf_counter()
 
     def _test_due(self) -> bool:
         s = self.experiment.settings
@@ -154,10 +129,14 @@ class Session:
         """Look at the pending updates, and write them down."""
         pending, self._pending = self._pending, []
         if records := read(pending):
-            self.clock.charge(len(records))
+            passed, self._mark = time.perf_counter() - self._mark, time.perf_counter()
+            if self.first_seconds is None:
+                self.first_seconds = passed
+            else:
+                self.timed_updates, self.timed_seconds = self.timed_updates + len(records), self.timed_seconds + passed
             if self.group.first:
                 self.folder.append_metrics(records)
-            self.progress.trained(records, self.clock.seconds_per_update)
+            self.progress.trained(records, self.seconds_per_update)
 
     def _test(self) -> None:
         e = self.experiment
@@ -180,9 +159,14 @@ class Session:
             raise Diverged(f"update {self.update}: theta is not finite; try a smaller --meta-lr")
         if self.group.first:
             state = e.model.state_dict(), self.optimizer.state_dict(), self.update
-            how = self.compiled, self.clock.updates, self.clock.seconds
+            how = self.compiled, self.timed_updates, self.timed_seconds
             self.folder.save(Checkpoint(asdict(e.settings), *state, *how))
         self.saved, self._saved_at = self.update, time.monotonic()
+
+    @property
+    def seconds_per_update(self) -> float | None:
+        """The mean, None where none was timed."""
+        return self.timed_seconds / self.timed_updates if self.timed_updates else None
 
     @property
     def costs(self) -> dict[str, Any]:
@@ -191,8 +175,8 @@ class Session:
         return {
             "updates": self.update,
             "solver": last and last.solver,  # what A-MAML's auto has chosen in the last update
-            "seconds_per_update": self.clock.seconds_per_update,
-            "first_update_seconds": self.clock.warm_up,
+            "seconds_per_update": self.seconds_per_update,
+            "first_update_seconds": self.first_seconds,
             "compiled": self.compiled,
             "peak_memory_mib": peak_memory_mib(self.experiment.settings.device),
         }
