@@ -26,10 +26,7 @@ AS_FLAGS = ["--domain", "Alpine2D", "--shots", "100", "--queries", "50", "--inne
 
 @pytest.fixture
 def machine(tmp_path):
-    machine = Machine(tmp_path)
-    shutil.copy(ROOT / "reproduce.sh", machine.root)
-    shutil.copytree(TARGETS, machine.root / "configs" / "targets")
-    return machine
+    return Machine(tmp_path)
 
 
 def test_too_few_arguments_get_the_usage_and_help_every_flag_as_well(machine):

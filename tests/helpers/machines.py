@@ -5,9 +5,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from experiment.grid import TARGETS
 from experiment.machine import packages
 from helpers.commands import ROOT
 
+SCRIPTS = ["experiment.sh", "reproduce.sh", "tests/run.sh", "configs/environment.sh"]
+SCRIPTS += ["requirements.txt", "tests/requirements.txt"]
 NAMES = ("python3", "python", "python3.13", "python3.12", "python3.11")
 STAND_IN = """#!/usr/bin/env bash
 # A Python that has the packages in $HAS, or, inside .venv, those that pip was told to install there.
@@ -36,13 +39,8 @@ class Machine:
 
     def __init__(self, folder: Path) -> None:
         self.root, self.bin, self.log = folder / "check out", folder / "bin", folder / "log"
-        for name in (
-            "experiment.sh",
-            "requirements.txt",
-            "tests/run.sh",
-            "tests/requirements.txt",
-            "configs/environment.sh",
-        ):
+        shutil.copytree(TARGETS, self.root / "configs" / "targets")
+        for name in SCRIPTS:
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, self.root / name)
         self.bin.mkdir()

@@ -212,3 +212,18 @@ def test_the_graphs_of_one_apply_and_loss_are_shared_by_learners(monkeypatch):
     FOMAML(network, half_mse, 0.05, 5).meta_gradient(theta, tasks)
     monkeypatch.setattr(tracing, "make_fx", None)
     FOMAML(network, half_mse, 0.1, 3).meta_gradient(theta, tasks)
+
+
+def test_traced_graphs_hold_no_autograd_graph():
+    (theta, apply), tasks = linear(), regression()
+    phi = theta.expand(3, -1).clone().requires_grad_()
+    assert not derivatives.gradients(apply, half_mse, phi, *tasks.support).requires_grad
+
+
+def test_data_is_detached():
+    """(a b.data)^2 / 2 has the Hessian diag(b^2, 0) in (a, b); .data would hide b from one derivative alone."""
+    theta, x = torch.tensor([[0.3, 0.7]], dtype=torch.float64), torch.ones(1, 1, 1, dtype=torch.float64)
+    for v, expected in (([1.0, 0.0], [0.49, 0.0]), ([0.0, 1.0], [0.0, 0.0])):
+        v, expected = (torch.tensor([row], dtype=torch.float64) for row in (v, expected))
+        hvp = derivatives.hvps(lambda u, x: u[0] * u[1].data * x, half_mse, theta, v, x, 0 * x)
+        torch.testing.assert_close(hvp, expected)

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from helpers.problems import Quadratic, classification, convnet, mlp, regression, relative_error
+from helpers.problems import Quadratic, classification, convnet, generator, mlp, regression, relative_error
 from torch.nn.functional import cross_entropy
 
 from amaml import AMAML, InputError, MetaGradient, half_mse
 from amaml.flow.mesh import SOLVERS
+from amaml.imaml import conjugate_gradient
 from baselines import FOMAML, IMAML, MAML, Pretrained, Reptile, Scratch
 
 SETTINGS = {"inner_lr": 0.05, "inner_steps": 10}
@@ -82,6 +83,23 @@ def test_imaml_against_a_dense_solve(damping):
     q = Quadratic()
     learner = IMAML(q.apply, half_mse, 0.2, 400, prox=0.8, cg_steps=8, damping=damping)
     assert relative_error(learner.meta_gradient(q.theta, q.tasks).value, _implicit(q, 0.8, damping)) < 1e-10
+
+
+def test_conjugate_gradient_solves_to_rounding_in_as_many_iterations_as_unknowns():
+    a, b = (torch.randn(3, 6, n, generator=generator(5), dtype=torch.float64) for n in (6, 1))
+    a, b[2] = a @ a.mT + torch.eye(6, dtype=torch.float64), 0.0
+    x = conjugate_gradient(lambda v: (a @ v[..., None])[..., 0], b[..., 0], iterations=9)
+    torch.testing.assert_close(x, torch.linalg.solve(a, b)[..., 0], rtol=1e-9, atol=1e-11)
+
+
+def test_conjugate_gradient_keeps_the_x_of_a_row_that_meets_negative_curvature():
+    """Positive definite, not along the second direction, not at all; the first step goes b'b / b'Ab along b."""
+    diagonal = torch.tensor([[1.0, 2.0, 3.0], [-1.0, 1.0, 5.0], [-1.0, -2.0, -3.0]], dtype=torch.float64)
+    b = torch.ones(3, 3, dtype=torch.float64)
+    expected = torch.stack([b[0] / diagonal[0], b[1] * 3 / 5, 0 * b[2]])
+    for iterations in (3, 4, 7):
+        x = conjugate_gradient(lambda v: diagonal * v, b, iterations)
+        torch.testing.assert_close(x, expected, rtol=1e-12, atol=0)
 
 
 def test_reptile_moves_towards_the_mean_of_the_adapted_parameters():
