@@ -52,6 +52,12 @@ def mlp(inputs: int = 2, width: int = 5) -> tuple[Tensor, Apply]:
     return seeded(lambda: amaml.mlp(inputs, 1, width))
 
 
+def mlp_flow(shots: int = 6, prox: float = 0.0) -> GradientFlow:
+    """The flow of that network on regression tasks."""
+    theta, apply = mlp()
+    return GradientFlow(apply, amaml.half_mse, regression(shots=shots), theta, prox)
+
+
 @functools.cache
 def linear() -> tuple[Tensor, Apply]:
     """The smallest network, three parameters: its graphs are traced in no time."""

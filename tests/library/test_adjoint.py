@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers.problems import Quadratic, classification, convnet, mlp, regression, relative_error, slope_error
+from helpers.problems import Quadratic, classification, convnet, mlp, mlp_flow, regression, relative_error, slope_error
 
 from amaml import AMAML, half_mse
 from amaml.engine import derivatives
@@ -75,12 +75,10 @@ def test_every_solver_converges_to_the_exact_flow_of_a_quadratic(name, prox):
 
 @pytest.mark.parametrize("prox", [0.0, 0.6])
 def test_the_continuous_adjoint_converges_to_the_discrete_one_at_second_order(prox):
-    (theta, apply), tasks = mlp(), regression()
-
     def gradient(adjoint, count: int) -> torch.Tensor:
-        flow = GradientFlow(apply, half_mse, tasks, theta, prox)
+        flow = mlp_flow(prox=prox)
         trajectory = fixed_steps(flow, RK4, horizon=2.0, count=count)
-        lam, *_ = query_gradient(apply, half_mse, trajectory.final, tasks)
+        lam, *_ = query_gradient(flow.apply, flow.loss, trajectory.final, flow.tasks)
         return total(adjoint, flow, trajectory, lam)
 
     errors = [relative_error(gradient(continuous, n), gradient(discrete, n)) for n in (16, 32)]
@@ -88,10 +86,9 @@ def test_the_continuous_adjoint_converges_to_the_discrete_one_at_second_order(pr
 
 
 def test_one_hvp_for_each_stage_of_each_step_and_two_for_a_step_of_heuns():
-    (theta, apply), tasks = mlp(), regression()
     for name, stages in (("euler", 1), ("midpoint", 2), ("rk4", 4), ("rkc3", 3), ("rkc5", 5)):
         for adjoint, products in ((discrete, stages), (continuous, 2)):
-            flow = GradientFlow(apply, half_mse, tasks, theta)
+            flow = mlp_flow()
             trajectory = fixed_steps(flow, FIXED[name], 0.5, 5)
             adjoint(flow, trajectory, torch.ones_like(trajectory.final))
             assert (flow.evaluations.gradients, flow.evaluations.hvps) == (5 * stages, 5 * products)

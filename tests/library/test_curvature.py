@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.problems import Quadratic, diagonal, mlp, regression
+from helpers.problems import Quadratic, diagonal, mlp_flow
 from torch.func import jacrev, vmap
 
 from amaml import half_mse
@@ -11,10 +11,9 @@ from amaml.flow.field import GradientFlow
 
 
 def test_lambda_max_is_settled_before_it_is_believed():
-    (theta, apply), tasks = mlp(), regression(shots=20)
-    flow = GradientFlow(apply, half_mse, tasks, theta)
-    exact = vmap(jacrev(jacrev(lambda u, x, y: half_mse(apply(u, x), y))), (None, 0, 0))
-    largest = torch.linalg.eigvalsh(exact(theta, tasks.support_x, tasks.support_y))[:, -1]
+    flow = mlp_flow(shots=20)
+    exact = vmap(jacrev(jacrev(lambda u, x, y: flow.loss(flow.apply(u, x), y))), (None, 0, 0))
+    largest = torch.linalg.eigvalsh(exact(flow.theta, *flow.tasks.support))[:, -1]
     found = torch.tensor(Curvature(flow).at(flow.start), dtype=torch.float64)
     assert (found <= largest * (1 + 1e-9)).all()
     assert (found > 0.9 * largest).all()
@@ -33,8 +32,7 @@ def products(flow: GradientFlow, curvature: Curvature, u) -> int:
 
 
 def test_a_look_that_finds_nothing_changed_takes_one_product():
-    (theta, apply), tasks = mlp(), regression(shots=20)
-    flow = GradientFlow(apply, half_mse, tasks, theta)
+    flow = mlp_flow(shots=20)
     curvature = Curvature(flow)
     assert products(flow, curvature, flow.start) >= 3
     assert products(flow, curvature, flow.start) == 0
@@ -46,8 +44,7 @@ def test_a_look_that_finds_nothing_changed_takes_one_product():
 
 @pytest.mark.parametrize("factor", [1.0, 3.0, 0.3])
 def test_what_another_batch_had_is_a_direction_to_begin_from_and_no_value(factor):
-    theta, apply = mlp()
-    flow = GradientFlow(apply, half_mse, regression(shots=20), theta)
+    flow = mlp_flow(shots=20)
     look = Curvature(flow)
     look.at(flow.start)
     assert look.leading.value == max(look.found)

@@ -155,7 +155,3 @@ def test_patterns_name_what_adapts():
     meta = amaml.Adaptation(module, amaml.mse, 0.1, 2, adapt=("*.bias",))
     assert list(meta.function.shapes) == ["0.bias", "2.bias"]
     assert "method='amaml', inner_steps=2, inner_lr=0.1, solver='auto'" in repr(meta)
-
-
-def test_tasks_show_their_shapes():
-    assert repr(regression()).startswith("Tasks(3 tasks: support_x (3, 6, 2), support_y (3, 6, 1), query_x")

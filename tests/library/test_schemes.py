@@ -4,21 +4,17 @@ import math
 
 import pytest
 import torch
-from helpers.problems import cubic_step, mlp, regression, stability_value
+from helpers.problems import cubic_step, mlp_flow, stability_value
 from torchdiffeq import odeint
 
-from amaml import half_mse
 from amaml.flow.chebyshev import Chebyshev
-from amaml.flow.field import GradientFlow
 from amaml.flow.schemes import DOPRI5, EULER, MIDPOINT, RK3, RK4, Move
 from amaml.flow.trajectory import Trajectory
 
 
 @pytest.mark.parametrize("scheme", [EULER, MIDPOINT, RK4], ids=lambda scheme: scheme.name)
 def test_fixed_steps_are_torchdiffeqs(scheme):
-    (theta, apply), tasks = mlp(), regression()
-    flow = GradientFlow(apply, half_mse, tasks, theta)
-    times = torch.tensor([0.0, 0.3, 0.4, 1.0], dtype=torch.float64)
+    flow, times = mlp_flow(), torch.tensor([0.0, 0.3, 0.4, 1.0], dtype=torch.float64)
     trajectory = Trajectory(flow)
     ends = times.tolist()
     trajectory.extend([Move(scheme, a, b, b - a) for a, b in zip(ends[:-1], ends[1:], strict=True)])

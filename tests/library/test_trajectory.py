@@ -4,7 +4,7 @@ import gc
 
 import pytest
 import torch
-from helpers.problems import mlp, regression, saved
+from helpers.problems import mlp, mlp_flow, regression, saved
 from torch.nn.functional import pad
 
 from amaml import AMAML, half_mse
@@ -20,12 +20,11 @@ from amaml.learner import query_gradient
 
 
 def _kept_and_gradient(solver, checkpoints, steps=40):
-    (theta, apply), tasks = mlp(), regression()
-    flow = GradientFlow(apply, half_mse, tasks, theta)
+    flow = mlp_flow()
     trajectory = Trajectory(flow, checkpoints)
     mesh = GradedMesh(SOLVERS[solver], 1e-4) if SOLVERS[solver] else FixedMesh(steps)
     mesh.follow(trajectory, [0.05 * steps], Curvature(flow))
-    lam, *_ = query_gradient(apply, half_mse, trajectory.final, tasks)
+    lam, *_ = query_gradient(flow.apply, flow.loss, trajectory.final, flow.tasks)
     return flow.evaluations, discrete(flow, trajectory, lam)[0]
 
 
@@ -43,8 +42,7 @@ def test_recomputed_trajectories_give_the_same_bits(solver):
 
 @pytest.mark.parametrize("checkpoints", [4, 9])
 def test_no_more_states_are_alive_than_asked_for(checkpoints):
-    (theta, apply), tasks = mlp(), regression()
-    flow = GradientFlow(apply, half_mse, tasks, theta)
+    flow = mlp_flow()
     trajectory = Trajectory(flow, checkpoints)
     FixedMesh(40).follow(trajectory, [2.0])
 
@@ -55,7 +53,7 @@ def test_no_more_states_are_alive_than_asked_for(checkpoints):
 
     base = 4  # the start, the field there, the final state and its gradient
     assert alive() <= checkpoints + base
-    lam, *_ = query_gradient(apply, half_mse, trajectory.final, tasks)
+    lam, *_ = query_gradient(flow.apply, flow.loss, trajectory.final, flow.tasks)
     for i, _, stages in trajectory.backwards():
         if i % 16 == 0:
             assert alive() <= checkpoints + len(stages) + base + 1
@@ -96,8 +94,7 @@ def test_no_graph_is_kept_across_steps():
 @pytest.mark.parametrize("checkpoints", [None, 3])
 def test_a_trajectory_that_is_rewound_goes_on_as_if_nothing_had_been(checkpoints):
     """On the way forward, and in the middle of the way back."""
-    (theta, apply), tasks = mlp(), regression()
-    flow = GradientFlow(apply, half_mse, tasks, theta)
+    flow = mlp_flow()
     moves = [Move(RK4, 0.1 * i, 0.1 * (i + 1), 0.1) for i in range(12)]
     whole, turned = Trajectory(flow, checkpoints), Trajectory(flow, checkpoints)
     whole.extend(moves)
