@@ -23,6 +23,7 @@ from helpers.commands import (
 from helpers.processes import Run
 
 import run
+from data.synthetic import CosMixture
 from experiment import folder
 from experiment.evaluation import measured
 
@@ -55,17 +56,16 @@ def test_a_run_killed_in_any_of_its_writes_and_once_more_resumes_to_the_bit(tmp_
 
 def signalled(monkeypatch, step: int | None, number: int, test: int = 0, repeat: int = 1):
     """Send a signal while episode step is drawn, or (step None) in the middle of the test-th meta-test."""
-    build, tests = run.build, count()
+    draw, tests = CosMixture.episode, count()
 
     def send():
         for _ in range(repeat):
             os.kill(os.getpid(), number)
 
-    def noisy_build(*settings):
-        e = build(*settings)
-        draw = e.domain.episode
-        monkeypatch.setattr(e.domain, "episode", lambda n: (send() if n == step else None, draw(n))[1])
-        return e
+    def noisy_draw(domain, n):
+        if n == step:
+            send()
+        return draw(domain, n)
 
     def noisy_records(records):
         current = next(tests)
@@ -74,7 +74,7 @@ def signalled(monkeypatch, step: int | None, number: int, test: int = 0, repeat:
                 send()
             yield record
 
-    monkeypatch.setattr(run, "build", noisy_build)
+    monkeypatch.setattr(CosMixture, "episode", noisy_draw)
     monkeypatch.setattr("experiment.build.measured", lambda records, *of: measured(noisy_records(records), *of))
 
 

@@ -194,7 +194,7 @@ def test_a_fork_waits_for_calls_of_other_threads():
 
 def test_a_module_changed_after_wrapping_is_seen():
     module = layers()
-    meta = maml(module)
+    meta = maml(module, method="fomaml")  # of few graphs
     before = meta(regression()).item()
     for change in (
         lambda: module.append(nn.Linear(1, 1).double()),
@@ -203,7 +203,8 @@ def test_a_module_changed_after_wrapping_is_seen():
         lambda: module.__setitem__(1, nn.ReLU()),
     ):
         change()
-        assert meta(regression()).item() == pytest.approx(maml(module)(regression()).item(), rel=1e-12)
+        fresh = maml(module, method="fomaml")
+        assert meta(regression()).item() == pytest.approx(fresh(regression()).item(), rel=1e-12)
         assert abs(meta(regression()).item() - before) > 1e-6
 
 
