@@ -36,7 +36,9 @@ class Outer(torch.autograd.Function):
             gradients = ctx.pull_back(lam.detach())
         finally:
             returning.reset(token)
-        return None, None, None, *Ending.apply(SECOND, len(gradients), *gradients, *ctx.tensors, lam)
+        if torch.is_grad_enabled():  # create_graph=True
+            gradients = Ending.apply(SECOND, len(gradients), *gradients, *ctx.tensors, lam)
+        return None, None, None, *gradients
 
 
 class Ending(torch.autograd.Function):

@@ -67,7 +67,9 @@ class Passes:
     def solve(self, mesh: Mesh, curvature: Curvature) -> Solution:
         """Along a mesh and back."""
         ends = [self.rate * n for n in self.inner_steps]
-        return self.backward(mesh.follow(Trajectory(self.flow, self.checkpoints), ends, curvature))
+        trajectory = mesh.follow(Trajectory(self.flow, self.checkpoints), ends, curvature)
+        trajectory.flow.check_budget(sum(move.scheme.cost for move in trajectory.moves))  # the way back takes as much
+        return self.backward(trajectory)
 
     def backward(self, trajectory: Trajectory) -> Solution:
         """Back along a trajectory.

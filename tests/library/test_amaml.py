@@ -11,6 +11,7 @@ import amaml
 from amaml import AMAML, Diverged, InputError, OverBudget, Tasks, half_mse
 from amaml.flow.adjoint import Unstable, discrete
 from amaml.flow.curvature import Curvature
+from amaml.flow.mesh import GradedMesh
 from amaml.flow.schemes import RK4, Move
 from amaml.flow.trajectory import Trajectory
 
@@ -118,6 +119,18 @@ def test_an_absurd_inner_lr_ends_at_once_with_a_clear_line(solver):
         with pytest.raises(OverBudget, match="more than the 8000 evaluations .* try a smaller inner_lr") as refused:
             call(theta, tasks)
     assert refused.value.observation.cost < 20
+
+
+def test_a_solve_that_the_way_back_would_take_over_its_budget_ends_before_it():
+    (theta, apply), tasks = mlp(), regression(shots=20)
+    learner, mesh = AMAML(apply, half_mse, 0.01, 200, solver="rk4"), GradedMesh((RK4,), 1e-3)
+    whole = learner.passes(theta, tasks)
+    whole.solve(mesh, Curvature(whole.flow))
+    bounded = learner.passes(theta, tasks, limit=whole.flow.evaluations.total - 2)
+    with pytest.raises(OverBudget):
+        bounded.solve(mesh, Curvature(bounded.flow))
+    found, of_all = bounded.flow.evaluations, whole.flow.evaluations
+    assert (found.gradients, found.hvps) == (of_all.gradients, of_all.hvps - of_all.gradients)
 
 
 def test_a_batch_that_costs_four_times_the_median_is_left_out_and_is_not_the_next_time():
