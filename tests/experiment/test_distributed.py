@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 from helpers.commands import ROOT, TINY, assert_same_run, checkpoint, content, has_checkpoint, metrics, start, wait_for
@@ -81,14 +82,10 @@ def test_the_launcher_ends_with_one_line_and_the_status_of_the_run(tmp_path):
     assert said(stderr) == [line]
 
 
-def full(folder, checkpoint):
-    raise InputError("no space left; free some")
-
-
 @pytest.mark.parametrize(("name", "other"), [("save", 1), ("create", 2)])
 def test_a_fault_of_the_first_process_is_told_once(tmp_path, quick, monkeypatch, name, other):
     """Where it saves alone, the other one is lost; where both wait for it, it is the fault of both."""
-    monkeypatch.setattr(RunFolder, name, full)
+    monkeypatch.setattr(RunFolder, name, Mock(side_effect=InputError("no space left; free some")))
     statuses, (line,) = Run(2, tmp_path / "run", *SMALL).end()
     assert statuses == [2, other]
     assert line.startswith("run.py: no space left; free some")

@@ -1,5 +1,7 @@
 """What goes wrong: damaged files, full disks, numbers that are not finite. One line, nothing lost, a way to go on."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 from helpers.commands import checkpoint, files, metrics, refused, start, theta
@@ -106,8 +108,7 @@ def test_missing_lines_of_the_metrics_are_noticed(finished, capsys, damage, frag
     assert start(finished, "--resume", "--meta-updates", "8") == 0
 
 
-def no_space(*arguments):
-    raise OSError(28, "No space left on device")
+no_space = Mock(side_effect=OSError(28, "No space left on device"))
 
 
 def test_a_disk_that_fills_up_costs_no_checkpoint(tmp_path, quick, monkeypatch, capsys):
