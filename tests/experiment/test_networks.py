@@ -5,6 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import amaml
+from amaml.engine import derivatives
 from amaml.errors import InputError
 from experiment import methods
 from experiment.networks import conv4, fourier, resnet12
@@ -50,7 +52,18 @@ def test_resnet12_halves_once_a_block():
     assert network[4:](x).shape == (6, 7)
 
 
-@pytest.mark.parametrize("build", [lambda: conv4(IMAGE, 3, filters=4), lambda: resnet12(IMAGE, 3, 4, blocks=1)])
+NETWORKS = [lambda: conv4(IMAGE, 3, filters=4), lambda: resnet12(IMAGE, 3, 4, blocks=1)]
+
+
+@pytest.mark.parametrize("build", NETWORKS)
+def test_second_derivatives_of_all_tasks_come_from_one_pass(build):
+    """The engine compares them with autograd's, and warns where it has to go task by task."""
+    theta, apply = amaml.flatten(build().double())
+    x, phi = torch.randn(2, 5, *IMAGE, dtype=torch.float64), theta.expand(2, -1)
+    assert derivatives.hvps(apply, F.cross_entropy, phi, phi.sin(), x, torch.arange(10).view(2, 5) % 3).isfinite().all()
+
+
+@pytest.mark.parametrize("build", NETWORKS)
 def test_weights_are_xavier_uniform_and_biases_zero(build):
     with torch.random.fork_rng():
         torch.manual_seed(0)
