@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -29,13 +29,7 @@ SPLIT_SEED = 0  # of that choice, the same for every run, so that no seed trains
 
 Entry = Path | zipfile.Path
 Listing = dict[str, dict[str, list[Entry]]]  # split -> class -> images
-
-
-class Layout(NamedTuple):
-    """What was found in a folder: every file that the images depend on, and how to read them."""
-
-    files: list[Path]
-    read: Callable[[], ImageSet]
+Layout = tuple[list[Path], Callable[[], ImageSet]]  # every file that the images depend on, and how to read them
 
 
 def load(source: Source, find: Callable[[Path], Layout | None], data_root: str | None) -> ImageSet:
@@ -46,13 +40,13 @@ def load(source: Source, find: Callable[[Path], Layout | None], data_root: str |
     root = source.root(data_root)
     for folder in (root / Path(source.places[0]).parts[0], root):
         try:
-            layout = find(folder)
-            fingerprint = layout and _fingerprint(folder, layout.files)
+            files, read = find(folder) or ([], None)
+            fingerprint = _fingerprint(folder, files)
         except OSError as fault:
             raise source.missing(root, fault.filename) from None
-        if layout:
+        if read:
             name = f"{source.name}-{_digest(str(folder.resolve()))[:8]}"  # several roots share the user's cache
-            return cached([folder, cache_folder()], name, fingerprint, layout.read)
+            return cached([folder, cache_folder()], name, fingerprint, read)
     raise source.missing(root)
 
 
@@ -91,7 +85,7 @@ def _decode(entry: Entry, shape: tuple[int, int, int]) -> np.ndarray:
 def omniglot(folder: Path) -> Layout | None:
     """28 x 28, ink 255, a random share of the characters for meta-training, the others for meta-testing."""
     zips = [path for name in sources.OMNIGLOT_ZIPS if (path := folder / name).is_file()]
-    return Layout(zips, partial(_read_omniglot, zips)) if zips else None
+    return (zips, partial(_read_omniglot, zips)) if zips else None
 
 
 def _read_omniglot(zips: list[Path]) -> ImageSet:
@@ -120,7 +114,7 @@ def mini_imagenet(folder: Path) -> Layout | None:
     """84 x 84 in colour, in pickles, or images by tables or by folders, in the published splits."""
     pickles = {split: folder / f"mini-imagenet-cache-{part}.pkl" for split, part in PARTS.items()}
     if any(path.is_file() for path in pickles.values()):
-        return Layout(list(pickles.values()), partial(_read_pickles, pickles))
+        return list(pickles.values()), partial(_read_pickles, pickles)
     for place in (folder, folder / "images"):
         tables = {split: place / f"{part}.csv" for split, part in PARTS.items()}
         if any(path.is_file() for path in tables.values()):
@@ -144,7 +138,7 @@ def cifar_fs(folder: Path) -> Layout | None:
 
 def _listed(listing: Listing, shape: tuple[int, int, int], others: list[Path]) -> Layout:
     files = [entry for classes in listing.values() for images in classes.values() for entry in images]
-    return Layout([*others, *files], partial(_decoded, listing, shape))
+    return [*others, *files], partial(_decoded, listing, shape)
 
 
 def _classes(folder: Path) -> dict[str, list[Entry]]:
