@@ -59,7 +59,9 @@ class Grid:
         return self.records / f"{cell.name}.{kind}"
 
     def record(self, cell: Cell) -> dict[str, Any]:
-        """Of the last attempt: when it started, its exit status, None before its end; seconds of all; empty before."""
+        """How many attempts there were, their seconds; when the last one started, its exit status, None before its
+        end. Empty before the first.
+        """
         with contextlib.suppress(OSError, ValueError):
             return json.loads(self.file(cell, "json").read_text())
         return {}
