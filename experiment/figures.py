@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from experiment.figures_compare import curve
+from experiment.drawing import curve
 
 POINTS = {
     "test": {"label": "test points", "color": "C0", "marker": "o"},
