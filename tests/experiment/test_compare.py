@@ -77,7 +77,11 @@ def test_runs_are_gathered_by_their_test_and_by_what_differs_between_them(runs):
     assert panel.title == "CosMixture, 10 shots, 10 queries, 5 inner steps, fine-tuned, 4 seeds"
     fomaml = [("fomaml, inner_lr 0.01", [0]), ("fomaml, inner_lr 0.02", [0])]
     assert seeds(panel) == [("amaml", [0, 1, 2]), ("maml", [0, 1, 7]), *fomaml]
-    assert panel.differences == ["inner_lr: 0.01 (amaml, maml, fomaml, inner_lr 0.01); 0.02 (fomaml, inner_lr 0.02)"]
+    others = "maml, fomaml, inner_lr 0.01"
+    assert panel.differences == [
+        f"inner_lr: 0.01 (amaml, {others}); 0.02 (fomaml, inner_lr 0.02)",
+        f"prox: 0.1 (amaml); None ({others}, fomaml, inner_lr 0.02)",
+    ]
     write_run(runs / "other", [1.0], [1.0], method="amaml", shots=20)
     write_run(runs / "inner", [1.0], [1.0], method="amaml", protocol="inner", unit="inner step")
     sizes = {"10-10-epochs": 4, "10-10-inner-steps": 1, "20-10-epochs": 1}
