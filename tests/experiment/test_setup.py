@@ -156,7 +156,7 @@ def test_a_grid_and_a_comparison_are_looked_for_where_the_user_is(machine):
 
 
 def test_the_checks_are_ruff_and_pytest_and_stop_at_the_first_fault(machine):
-    tools = CORE + " pytest xdist hypothesis hatchling ruff skimage mypy"
+    tools = CORE + " pytest xdist hatchling ruff skimage mypy"
     ended = machine.start("tests/run.sh", "-k", "a b", HAS=tools)
     assert (ended.returncode, ended.stdout) == (0, f"in {machine.root}\n")
     checks = ["ruff format --check .", "ruff check .", "pytest -n auto --dist worksteal -k a b"]
