@@ -7,6 +7,15 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from amaml import Adaptation, mse
+
+LR, STEPS = 0.03, 3
+
+
+def maml(module, loss=mse, **options) -> Adaptation:
+    """By a few steps of gradient descent themselves."""
+    return Adaptation(module, loss, LR, STEPS, **{"method": "maml"} | options)
+
 
 class Forward(nn.Module):
     """Parts, and what forward does with them."""

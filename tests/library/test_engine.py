@@ -1,19 +1,15 @@
-"""Modules of any kind, batched or task by task, against unrolled autograd of the test's own; all given back."""
+"""Modules of any kind, batched or task by task, against unrolled autograd of the test's own."""
 
 import contextlib
 import copy
-import os
-import sys
-import threading
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
 import pytest
 import torch
-from helpers.modules import CASES, ONE_BY_ONE, OTHERWISE, Forward, layers, two_layers
-from helpers.problems import generator, mlp, regression
+from helpers.modules import CASES, LR, ONE_BY_ONE, OTHERWISE, STEPS, Forward, layers, maml, two_layers
+from helpers.problems import generator, regression
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import save_on_cpu
@@ -23,12 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 import amaml
-from amaml import Adaptation, InputError, Tasks, half_mse, mse
-from amaml.engine import derivatives, first_look, graphs, task
-from amaml.engine.calling import exclusive
-from amaml.engine.task import Definition
-
-LR, STEPS = 0.03, 3
+from amaml import InputError, Tasks, mse
+from amaml.engine import derivatives
 
 
 def loss_at(module, phi, x, y):
@@ -48,10 +40,6 @@ def unrolled(module, tasks, of):
             phi = {name: p - LR * g for (name, p), g in zip(phi.items(), gradients, strict=True)}
         value = value + of(phi, tasks.query_x[i], tasks.query_y[i]) / len(tasks)
     return value.item(), dict(zip(start, torch.autograd.grad(value, start.values()), strict=True))
-
-
-def maml(module, loss=mse, **options) -> Adaptation:
-    return Adaptation(module, loss, LR, STEPS, **{"method": "maml"} | options)
 
 
 def switches() -> tuple[bool, bool, bool]:
@@ -131,96 +119,6 @@ def test_batched_insists():
         maml(module, batched=True)(regression())
 
 
-def test_a_call_that_fails_or_is_interrupted_gives_the_module_back():
-    def forward(m, h, x):
-        m.kept.append(h)
-        if len(m.kept) > 1:
-            raise m.ends
-        return h
-
-    module = two_layers(forward).double()
-    module.ends, module.kept = None, []
-    meta, kinds = maml(module), [type(p) for p in module.parameters()]
-    for ends, expected in ((KeyboardInterrupt(), KeyboardInterrupt), (RuntimeError("broken"), InputError)):
-        module.kept, module.ends = [torch.zeros(1)], ends
-        with pytest.raises(expected, match="test_engine.py line .*broken" if expected is InputError else None):
-            meta(regression())
-        assert [type(p) for p in module.parameters()] == kinds
-        assert len(module.kept) == 1
-
-
-def test_threads_wait_for_each_other():
-    module = two_layers(lambda m, h, x: h.tanh()).double()
-    meta, traced, interval, wrong = maml(module), maml(module), sys.getswitchinterval(), []
-    phi = torch.randn(4, 1, 17, generator=generator(), dtype=torch.float64)
-    tasks = [regression(tasks=1, seed=seed) for seed in range(4)]
-    expected = [meta.predict(phi[k], tasks[k].query_x) for k in range(4)]
-
-    def work(k):
-        if k == 0:
-            traced(tasks[0])
-        wrong.extend(k for _ in range(20) if not torch.equal(meta.predict(phi[k], tasks[k].query_x), expected[k]))
-
-    try:
-        sys.setswitchinterval(1e-5)
-        with ThreadPoolExecutor() as threads:
-            list(threads.map(work, range(4)))
-    finally:
-        sys.setswitchinterval(interval)
-    assert not wrong
-    assert all(isinstance(p, nn.Parameter) for p in module.parameters())
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="without os.fork")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_a_fork_waits_for_calls_of_other_threads():
-    taken, forked = threading.Event(), threading.Event()
-
-    def work():
-        with exclusive:
-            taken.set()
-            forked.wait(0.2)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    taken.wait()
-    child = os.fork()
-    if not child:
-        os._exit(0 if exclusive.acquire(timeout=5) else 1)
-    forked.set()
-    thread.join()
-    assert os.waitpid(child, 0)[1] == 0
-
-
-def test_a_module_changed_after_wrapping_is_seen():
-    module = layers()
-    meta = maml(module, method="fomaml")  # of few graphs
-    before = meta(regression()).item()
-    for change in (
-        lambda: module.append(nn.Linear(1, 1).double()),
-        lambda: module[0].requires_grad_(False),
-        lambda: module[0].requires_grad_(True),
-        lambda: module.__setitem__(1, nn.ReLU()),
-    ):
-        change()
-        fresh = maml(module, method="fomaml")
-        assert meta(regression()).item() == pytest.approx(fresh(regression()).item(), rel=1e-12)
-        assert abs(meta(regression()).item() - before) > 1e-6
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-def test_compiled_and_parallel_modules_are_unwrapped_and_scripted_ones_refused():
-    module = layers()
-    inside = nn.Sequential(torch.compile(module[0]), module[1], module[2])
-    found = [
-        maml(one, adapt=("2",))(regression()).item()
-        for one in (module, torch.compile(module), nn.DataParallel(module), inside)
-    ]
-    assert len(set(found)) == 1
-    with pytest.raises(InputError, match="is scripted.*give the module that was scripted"):
-        maml(torch.jit.script(module))
-
-
 def test_a_loss_that_reads_the_module_sees_the_parameters_of_the_task():
     module, tasks = layers(), regression()
 
@@ -261,19 +159,6 @@ def test_a_scalar_that_is_shared_and_a_loss_of_probabilities_are_batched():
     tasks = replace(tasks, support_y=tasks.support_y.sigmoid(), query_y=tasks.query_y.sigmoid())
     maml(module, F.binary_cross_entropy, adapt=("net",), batched=True)(tasks).backward()
     assert module.scale.grad != 0
-
-
-def test_a_graph_is_compared_with_autograd_beside_the_start_too():
-    """Where symmetric weights hide an error, as that of a determinant; what is not finite is none of rounding."""
-    (theta, apply), tasks, define = mlp(), regression(), Definition(task.gradient)
-    root, arguments = (apply, mse), (theta.expand(3, -1), *tasks.support)
-    right, expected = define.one_by_one(*root), define.of_row(*root, arguments, 0)
-    for graph, agrees in (
-        (right, True),
-        (lambda phi, x, y: right(phi, x, y) * (1 + phi - theta), False),
-        (lambda phi, x, y: right(phi, x, y) + 0 / (phi != theta), False),
-    ):
-        assert first_look.agrees(graph, define, root, arguments, expected) == agrees
 
 
 class Gated(nn.Module):
@@ -366,13 +251,3 @@ def test_hooks_of_saved_tensors_are_for_the_graph_around(within):
     expected = torch.autograd.grad(meta(tasks), list(meta.parameters()))
     value = within(lambda: mse(meta.predict(meta.adapt(tasks), tasks.query_x), tasks.query_y))
     torch.testing.assert_close(torch.autograd.grad(value, list(meta.parameters())), expected)
-
-
-def test_the_least_recently_used_graphs_go(monkeypatch):
-    monkeypatch.setattr(graphs, "MOST_GRAPHS", 3)
-    (theta, apply), loss = mlp(), lambda p, y: half_mse(p, y)
-    for shots in (2, 3, 4, 2, 5):
-        derivatives.gradients(apply, loss, theta.expand(3, -1), *regression(shots=shots).support)
-    (family,) = (families for key, (*_, families) in graphs._families.items() if key == (id(apply), id(loss)))
-    kept = [key.signature[1][0][1] for found in family.values() for key in found.graphs]
-    assert kept == [4, 2, 5]

@@ -11,12 +11,13 @@ import pytest
 import torch
 from helpers import problems
 from helpers.changes import CHANGES, attribute, other_dtype, rebound_tensor
-from helpers.problems import linear, regression, relative_error
+from helpers.problems import linear, mlp, regression, relative_error
 from torch.nn import functional as F
 
-from amaml import InputError, compiled, half_mse
-from amaml.engine import derivatives, graphs, tracing
+from amaml import InputError, compiled, half_mse, mse
+from amaml.engine import derivatives, first_look, graphs, task, tracing
 from amaml.engine.compiling import compiler_found
+from amaml.engine.task import Definition
 from baselines import FOMAML
 
 METHODS = {name: method for name, method in problems.METHODS.items() if name != "AMAML"}  # whose euler is one
@@ -227,3 +228,26 @@ def test_data_is_detached():
         v, expected = (torch.tensor([row], dtype=torch.float64) for row in (v, expected))
         hvp = derivatives.hvps(lambda u, x: u[0] * u[1].data * x, half_mse, theta, v, x, 0 * x)
         torch.testing.assert_close(hvp, expected)
+
+
+def test_a_graph_is_compared_with_autograd_beside_the_start_too():
+    """Where symmetric weights hide an error, as that of a determinant; what is not finite is none of rounding."""
+    (theta, apply), tasks, define = mlp(), regression(), Definition(task.gradient)
+    root, arguments = (apply, mse), (theta.expand(3, -1), *tasks.support)
+    right, expected = define.one_by_one(*root), define.of_row(*root, arguments, 0)
+    for graph, agrees in (
+        (right, True),
+        (lambda phi, x, y: right(phi, x, y) * (1 + phi - theta), False),
+        (lambda phi, x, y: right(phi, x, y) + 0 / (phi != theta), False),
+    ):
+        assert first_look.agrees(graph, define, root, arguments, expected) == agrees
+
+
+def test_the_least_recently_used_graphs_go(monkeypatch):
+    monkeypatch.setattr(graphs, "MOST_GRAPHS", 3)
+    (theta, apply), loss = mlp(), lambda p, y: half_mse(p, y)
+    for shots in (2, 3, 4, 2, 5):
+        derivatives.gradients(apply, loss, theta.expand(3, -1), *regression(shots=shots).support)
+    (family,) = (families for key, (*_, families) in graphs._families.items() if key == (id(apply), id(loss)))
+    kept = [key.signature[1][0][1] for found in family.values() for key in found.graphs]
+    assert kept == [4, 2, 5]
