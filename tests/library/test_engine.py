@@ -88,8 +88,7 @@ def test_a_module_of_any_kind(name):
     assert switches() == settings
 
 
-@pytest.mark.parametrize("later", [False, True])
-@pytest.mark.parametrize("wrong", range(4))
+@pytest.mark.parametrize(("wrong", "later"), [(0, False), (1, True), (2, True), (3, False)])
 def test_a_token_that_there_is_not_is_told_and_is_no_fault_of_batching(wrong, later):
     parts = {"table": nn.Embedding(3, 4), "out": nn.Linear(4, 3)}
     meta = maml(Forward(lambda m, x: m.out(m.table(x).mean(1)), **parts).double(), F.cross_entropy)
