@@ -77,13 +77,11 @@ class Measuring:
         """The gradient with finer steps, once or until its error is tolerated; its error, and the first one's.
 
         The controller's ceiling is tolerated where errors were measured before, as for calls between two measurements;
-        more of a robust mean.
+        of a robust mean, of which a rough task is a small part, an error of 1, at which a gradient tells nothing.
         """
-        passes, flow, ceiling = self.passes, self.passes.flow, self.controller.ceiling * self.rtol
-        spent = flow.evaluations
-        times = self.controller.finer if self.memory.errors else 2
-        before = []  # evaluations before each solve
-        least = 2 * spent.total  # what finer steps than the first ones take
+        passes, flow, known = self.passes, self.passes.flow, bool(self.memory.errors)
+        spent, times = flow.evaluations, self.controller.finer if known else 2
+        least, before = 2 * spent.total, []  # what finer steps than the first ones take; evaluations before each solve
 
         def finer(coarse: Solution) -> Solution:
             limit = spent.total + max(least if coarse is first else 0, (1 if self.solver == "auto" else 2) * flow.limit)
@@ -94,12 +92,10 @@ class Measuring:
 
         heun = [HEUN.order] if passes.adjoint == "continuous" else []
         order = min(heun + [move.scheme.order for move in first.trajectory.moves])
-        usual, known = ceiling, bool(self.memory.errors)
-        if first.weighing.weights is not None:
-            usual = max(ceiling, self.controller.rough)
-        enough = usual if known else self.rtol
+        ceiling = max(self.controller.ceiling * self.rtol, 0.0 if first.weighing.weights is None else 1.0)
+        enough = ceiling if known else self.rtol
         return refined(
-            first, finer, lambda one: (one.value, len(one.trajectory.moves)), order, enough, usual, known, self._noise
+            first, finer, lambda one: (one.value, len(one.trajectory.moves)), order, enough, ceiling, known, self._noise
         )
 
     def _finite(self, found: Solution) -> tuple[float, float]:

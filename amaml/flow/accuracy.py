@@ -139,8 +139,6 @@ class Controller:
     first: the same of a first call, at least. Not varied.
     window: measurements and calls that are remembered. 12: 5% of the errors above 3.2 rtol in place of 2.8, where they
     scatter by a factor of e.
-    rough: in place of ceiling times rtol where the mean over the tasks is robust, and a rough task a small part of it;
-    beyond it a gradient tells nothing. 0.5: 4 of 15,000 updates of Alpine2D took more than 3 usual ones.
     rounding: in units of the dtype, what is left of a relative accuracy. Not varied.
     """
 
@@ -155,7 +153,6 @@ class Controller:
     budget: float = 4.0
     first: int = 8000
     window: int = 16
-    rough: float = 1.0
     rounding: float = 1e3
 
     def noise(self, values: Tensor) -> float:
