@@ -236,14 +236,9 @@ GRID = """
 out = "grid/{method}/seed{seed}"
 seed = [0, 1, 2]
 method = ["amaml", "maml"]
-domain = "CosMixture"
-shots = 10
-queries = 10
-inner_steps = 5
-meta_updates = 20
-test_tasks = 4
 then = [{ out = "{out}-inner", protocol = "inner" }]
 """
+GRID += "\n".join(f"{name} = {value!r}" for name, value in SIZES.items())
 
 
 def test_a_csv_says_what_the_runs_say_that_it_was_made_of(tmp_path, monkeypatch):
