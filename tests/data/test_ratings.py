@@ -205,7 +205,7 @@ def test_unseen_items_are_unseen_and_test_users_in_no_training(root, domain):
 
 
 @pytest.mark.parametrize("what", ["ratings", "items"])
-def test_nothing_is_learned_from_test_users(tmp_path, root, domain, what):
+def test_nothing_is_learned_from_test_users(tmp_path, domain, what):
     """They rate the other way round, or also the items that are rated least: nothing of training changes."""
     changed = made_up_ratings()
     if what == "ratings":

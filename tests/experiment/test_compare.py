@@ -269,7 +269,7 @@ def test_a_csv_says_what_the_runs_say_that_it_was_made_of(tmp_path, monkeypatch)
         (["a.csv", "--only", "method=mml"], "unknown method of --only 'mml'; did you mean 'maml'"),
     ],
 )
-def test_a_mistake_gets_one_line(runs, tmp_path, monkeypatch, capsys, flags, message):
+def test_a_mistake_gets_one_line(tmp_path, monkeypatch, capsys, flags, message):
     monkeypatch.chdir(tmp_path)
     Path("a.csv").write_text(f"{','.join(['method', *results.FACTS])}\nmaml{',' * len(results.FACTS)}\n")
     assert reproduce.main(["compare", *flags, "--out", "out"]) == 2
