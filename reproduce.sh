@@ -30,7 +30,7 @@ module() {
 
 # What `efficiency` measures once its network is trained; PEERS: a Python that has benchmarks/peers/requirements.txt.
 benchmarks() {
-    local theta measure=(benchmarks.peers --seconds 1 --out results/efficiency/peers.csv)
+    local theta measure=(benchmarks.peers --rounds 3 --turn 0.3 --out results/efficiency/peers.csv)
     if [ -n "${PEERS:-}" ]; then measure+=(--python "$PEERS"); else measure+=(--libraries amaml); fi
     export OMP_NUM_THREADS=1
     rm -f results/efficiency/peers.csv

@@ -77,7 +77,7 @@ for way in $ways; do
     for network in $networks; do
         section table 60 "$python" -m benchmarks.peers --libraries amaml --device "$device" --networks "$network" \
             --dtypes "$([ "$network" = conv ] && echo float32 || echo float64)" --ways "$way" "${sizes[@]}" \
-            --batches 3 --seconds 0.5 --limit 50 --out "$out/table.csv"
+            --batches 3 --rounds 1 --limit 40 --out "$out/table.csv"
     done
 done
 # all updates of the first command, where those of "update" were fast enough

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from amaml import Adaptation, Tasks, half_mse, mlp
-from benchmarks.peers.measure import Processor
+from benchmarks.peers.turns import Processor
 from data.files import write_atomically
 from experiment.tables import as_markdown
 

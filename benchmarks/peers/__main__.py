@@ -3,11 +3,11 @@
     python -m benchmarks.peers --python PYTHON-WITH-THE-PEERS --networks small wide conv --steps 200 --out peers.csv
     python -m benchmarks.peers --libraries amaml --device cuda:0 --ways graphs compiled --tasks 5 500
 
-PYTHON-WITH-THE-PEERS: one that benchmarks/peers/requirements.txt is installed for. A process a library, one after the
-other, one thread each. gradient, product: of the support losses of all tasks at theta. The rest: a meta-update of so
-many inner steps. seconds: the median of the calls after one that traces and compiles (first). memory: what a call adds
-to the memory of its process or, on CUDA, its device. waits: how often the host waits for a device in a call. off: the
-relative distance of the result from ours, where both compute the same.
+PYTHON-WITH-THE-PEERS: one that benchmarks/peers/requirements.txt is installed for. A process a library, one thread
+each; rounds take each quantity from every library in turn, after a call of each that traces and compiles (first);
+medians of the rounds. gradient, product: of the support losses of all tasks at theta. The rest: a meta-update of so
+many inner steps. memory: what a call adds to the memory of its process or, on CUDA, its device. waits: how often the
+host waits for a device in a call. off: the relative distance of the result from ours, where both compute the same.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import csv
 import itertools
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,36 +25,62 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.measure import result_file
 from benchmarks.peers.ours import WAYS
 from benchmarks.peers.problems import NETWORKS, problem, write
 
 HERE = Path(__file__).parent
 OURS = "amaml"
-LIBRARIES = (OURS, "JAX", "PyTorch")  # ours first, from whose results the others' distances are taken
+LIBRARIES = (OURS, "JAX", "PyTorch")
 QUANTITIES = ("gradient", "product", "FOMAML", "MAML", "A-MAML")
 PLACE = ("network", "dtype", "tasks", "steps", "theta", "device", "way", "library", "quantity")
 COLUMNS = (*PLACE, "seconds", "first", "memory_mib", "waits", "off", "fault")
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
-    "PYTHONPATH": str(HERE.parent.parent),
-}
+
+
+class Peer:
+    """A library's process (benchmarks.peers.turns)."""
+
+    def __init__(self, name: str, command: list[str]) -> None:
+        flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "XLA_FLAGS": flags, "PYTHONPATH": str(HERE.parent.parent)}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+        self.name, self.process = name, subprocess.Popen(command, **pipes)
+        self.quantities: list[str] = self._answer()
+
+    def call(self, name: str, seconds: float, limit: int, file: Path) -> dict[str, Any]:
+        """What it answers with; the result lies in the file."""
+        told = {"name": name, "seconds": seconds, "limit": limit, "file": str(file)}
+        self.process.stdin.write(json.dumps(told) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def end(self) -> int:
+        """Let it end; its status."""
+        with self.process:
+            self.process.stdin.close()
+        return self.process.returncode
+
+    def _answer(self) -> Any:
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.name} has ended with status {self.process.wait()}")
+        return json.loads(line)
 
 
 def main() -> None:
     a = arguments()
     new = a.out and not Path(a.out).exists()
     with open(a.out or os.devnull, "a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         if new:
             writer.writeheader()
         for network, dtype, steps, tasks, way in itertools.product(a.networks, a.dtypes, a.steps, a.tasks, a.ways):
-            place = {"network": network, "dtype": dtype, "tasks": tasks or NETWORKS[network], "device": a.device}
-            for row in measured(a, place | {"trained": a.trained}, steps, way):
-                writer.writerow(row)
-                file.flush()
-                print(*(shown(row.get(name)) for name in COLUMNS), sep="; ", flush=True)
+            told = {"network": network, "dtype": dtype, "tasks": tasks or NETWORKS[network]}
+            told |= {"device": a.device, "trained": a.trained}
+            with tempfile.TemporaryDirectory() as folder:
+                for row in measured(a, told, steps, way, Path(folder)):
+                    writer.writerow(row)
+                    file.flush()
+                    print(*(shown(row.get(name)) for name in COLUMNS), sep="; ", flush=True)
 
 
 def arguments() -> argparse.Namespace:
@@ -69,8 +96,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--trained", help="checkpoint.pt of a run; its theta instead of an untrained one")
     parser.add_argument("--quantities", nargs="+", default=QUANTITIES, help="the beginnings of their names")
     parser.add_argument("--batches", type=int, default=50, help="of A-MAML's long run")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of a quantity; two calls at least")
-    parser.add_argument("--limit", type=int, default=600, help="seconds, after which a quantity is given up")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--turn", type=float, default=0.5, help="seconds of a turn, one call at least")
+    parser.add_argument("--limit", type=int, default=600, help="seconds, after which a turn is given up")
     parser.add_argument("--out", help="the CSV file, to which lines are added")
     a = parser.parse_args()
     if a.device != "cpu" and set(a.libraries) != {OURS}:
@@ -78,38 +106,54 @@ def arguments() -> argparse.Namespace:
     return a
 
 
-def measured(a: argparse.Namespace, place: dict[str, Any], steps: int, way: str) -> Iterator[dict[str, Any]]:
+def measured(a: argparse.Namespace, told: dict[str, Any], steps: int, way: str, folder: Path) -> Iterator[dict]:
     """A row a library and quantity of one problem, as they come."""
-    row = place | {"steps": steps, "theta": "trained" if a.trained else "untrained"}
-    with tempfile.TemporaryDirectory() as folder:
-        if set(a.libraries) != {OURS}:
-            write(problem(**place), f"{folder}/problem.npz")
-        for library in (name for name in LIBRARIES if name in a.libraries):
-            told = {"problem": place, "steps": steps, "batches": a.batches, "way": way, "names": a.quantities}
-            told |= {"seconds": a.seconds, "limit": a.limit, "folder": folder, "library": library}
-            for line in lines(library, a.python, told):
-                off = distance(folder, library, line["quantity"])
-                yield row | {"way": way if library == OURS else "", "library": library} | line | {"off": off}
+    peers = started(a, told, steps, way, folder)
+    place = told | {"steps": steps, "theta": "trained" if told["trained"] else "untrained"}
+    del place["trained"]
+    names = dict.fromkeys(n for peer in peers for n in peer.quantities if n.startswith(tuple(a.quantities)))
+    for name in names:
+        having = [peer for peer in peers if name in peer.quantities]
+        answers = {peer: [peer.call(name, 0, a.limit, folder / f"{peer.name} {name}.npy")] for peer in having}
+        for _ in range(a.rounds):
+            for peer, own in answers.items():
+                if "fault" not in own[-1]:
+                    own.append(peer.call(name, a.turn, a.limit, folder / f"{peer.name} {name}.npy"))
+        for peer, own in answers.items():
+            row = place | {"way": way if peer.name == OURS else "", "library": peer.name, "quantity": name}
+            yield row | numbers(own) | {"off": distance(folder, peer.name, name)}
+    for peer in peers:
+        peer.end()
 
 
-def lines(library: str, python: str, told: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What the program of a library says (benchmarks.peers.measure)."""
-    program = {
-        OURS: [sys.executable, "-m", "benchmarks.peers.ours"],
-        "JAX": [python, str(HERE / "xla.py")],
-        "PyTorch": [python, "-W", "ignore", "-m", "benchmarks.peers.pytorch"],
-    }[library]
-    options = {"stdout": subprocess.PIPE, "text": True, "env": os.environ | ENVIRONMENT}
-    with subprocess.Popen([*program, json.dumps(told)], **options) as process:
-        yield from map(json.loads, process.stdout)
-    if process.returncode:
-        raise SystemExit(f"{library} has ended with status {process.returncode}")
+def started(a: argparse.Namespace, told: dict[str, Any], steps: int, way: str, folder: Path) -> list[Peer]:
+    """The processes of the libraries that are asked for, on one problem."""
+    file = str(folder / "problem.npz")
+    if set(a.libraries) != {OURS}:
+        write(problem(**told), file)
+    ours = json.dumps(told | {"steps": steps, "batches": a.batches, "way": way})
+    given = [file, told["network"], str(steps)]
+    commands = {
+        OURS: [sys.executable, "-m", "benchmarks.peers.ours", ours],
+        "JAX": [a.python, str(HERE / "xla.py"), *given],
+        "PyTorch": [a.python, "-W", "ignore", "-m", "benchmarks.peers.pytorch", *given],
+    }
+    return [Peer(name, commands[name]) for name in LIBRARIES if name in a.libraries]
 
 
-def distance(folder: str | Path, library: str, name: str) -> float | None:
+def numbers(answers: list[dict[str, Any]]) -> dict[str, Any]:
+    """The columns of a row: the medians of the answers but the first, or the fault."""
+    if "fault" in answers[-1]:
+        return {"fault": answers[-1]["fault"]}
+    later = answers[1:] or answers
+    seconds, memory = (statistics.median(one[name] for one in later) for name in ("seconds", "memory_mib"))
+    return {"seconds": seconds, "first": answers[0]["seconds"], "memory_mib": memory, "waits": later[-1]["waits"]}
+
+
+def distance(folder: Path, library: str, name: str) -> float | None:
     """From our result of the same kind, relative to it; every MAML computes the same."""
-    ours = result_file(folder, OURS, "MAML, checkpointed" if name.startswith("MAML") else name)
-    own = result_file(folder, library, name)
+    ours = folder / f"{OURS} {'MAML, checkpointed' if name.startswith('MAML') else name}.npy"
+    own = folder / f"{library} {name}.npy"
     if own == ours or not (own.exists() and ours.exists()):
         return None
     expected = np.load(ours)

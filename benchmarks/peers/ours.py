@@ -1,5 +1,7 @@
 """This library: the same quantities, other methods, and A-MAML's gradient of the flow.
 
+    python -m benchmarks.peers.ours ARGUMENTS-AS-JSON        (those of quantities, of problem, and the way)
+
 A-MAML's seconds are those of a long run: a call is one for each of several batches, by a learner that has settled on
 as many others; measuring its error is counted in.
 """
@@ -7,7 +9,9 @@ as many others; measuring its error is counted in.
 import copy
 import importlib.util
 import itertools
+import json
 import os
+import sys
 import time
 import warnings
 from functools import partial
@@ -20,9 +24,9 @@ from torch import Tensor
 from amaml import AMAML, Adaptation, Tasks, compiled
 from amaml.engine import derivatives
 from baselines import FOMAML, IMAML, MAML, Reptile
-from benchmarks.peers.measure import Processor, Quantity, measure, told
 from benchmarks.peers.problems import PARTS, Problem, direction, problem
 from benchmarks.peers.released import released
+from benchmarks.peers.turns import Processor, Quantity, serve
 
 MOST_UNROLLED = 500  # steps, beyond which what keeps all of them takes minutes or the memory
 MOST_RELEASED = 200
@@ -134,18 +138,17 @@ def _requiring(t: Tensor) -> Tensor:
 
 
 def main() -> None:
-    asked = told()
-    given, batches, way = (asked[name] for name in ("problem", "batches", "way"))
+    told = json.loads(sys.argv[1])
+    steps, batches, way = (told.pop(name) for name in ("steps", "batches", "way"))
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     os.environ["TORCHINDUCTOR_CUDAGRAPHS"] = str(int(way == "graphs"))
-    cuda = given["device"].startswith("cuda")
+    cuda = told["device"].startswith("cuda")
     if cuda:
-        torch.cuda.set_device(given["device"])
+        torch.cuda.set_device(told["device"])
     with compiled(way != "traced"):
         share = {f"A-MAML, {rtol}": batches for rtol in ("1e-2", "1e-3")}
-        found = quantities(problem(**given), asked["steps"], batches)
-        measure(found, asked, lambda name: share.get(name, 1), Cuda() if cuda else None)
+        serve(quantities(problem(**told), steps, batches), lambda name: share.get(name, 1), Cuda() if cuda else None)
 
 
 if __name__ == "__main__":

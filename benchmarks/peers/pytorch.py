@@ -1,5 +1,7 @@
 """What users of PyTorch write themselves, and its packages: unrolled MAML in one process, whichever is installed.
 
+    python -m benchmarks.peers.pytorch PROBLEM.npz NETWORK STEPS
+
 torch.func: gradients vmapped over the tasks, autograd through the steps, plain or under torch.utils.checkpoint in
 segments of sqrt(steps). higher 0.2.1: a monkey-patched copy of the network and a differentiable SGD for each task.
 TorchOpt 0.7.3: a differentiable SGD whose steps are taken back after each task.
@@ -7,6 +9,7 @@ TorchOpt 0.7.3: a differentiable SGD whose steps are taken back after each task.
 
 import importlib.util
 import math
+import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -18,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from amaml import Tasks, half_mse, mlp
-from benchmarks.peers.measure import Quantity, measure, told
+from benchmarks.peers.turns import Quantity, serve
 from experiment.networks import conv4
 
 MOST_MAML = 500  # steps
@@ -26,10 +29,9 @@ MOST_UNROLLED = 200
 
 
 def main() -> None:
-    asked = told()
-    network, steps = asked["problem"]["network"], asked["steps"]
+    file, network, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
     torch.set_num_threads(1)
-    given = {name: torch.from_numpy(value) for name, value in np.load(f"{asked['folder']}/problem.npz").items()}
+    given = {name: torch.from_numpy(value) for name, value in np.load(file).items()}
     tasks = Tasks(*(given[name] for name in ("support_x", "support_y", "query_x", "query_y")))
     if network == "conv":
         module, loss = conv4(tasks.support_x.shape[2:], 5, strided=True, activation="gelu"), cross_entropy
@@ -43,7 +45,7 @@ def main() -> None:
             quantities[f"MAML, {name}"] = partial(
                 by_package, PACKAGES[name], module, theta, tasks, loss, inner_lr, steps
             )
-    measure(quantities, asked)
+    serve(quantities)
 
 
 def by_torch(module, loss, tasks, theta, v, inner_lr, steps) -> dict[str, Quantity]:

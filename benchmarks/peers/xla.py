@@ -1,16 +1,20 @@
-"""JAX: jit, vmap over the tasks, lax.scan over the steps, jax.checkpoint around each."""
+"""JAX: jit, vmap over the tasks, lax.scan over the steps, jax.checkpoint around each.
+
+python benchmarks/peers/xla.py PROBLEM.npz NETWORK STEPS
+"""
+
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from measure import measure, told
+from turns import serve
 
 
 def main() -> None:
-    asked = told()
-    network, steps = asked["problem"]["network"], asked["steps"]
+    file, network, steps = sys.argv[1:]
     jax.config.update("jax_enable_x64", True)
-    given = {name: jnp.asarray(value) for name, value in np.load(f"{asked['folder']}/problem.npz").items()}
+    given = {name: jnp.asarray(value) for name, value in np.load(file).items()}
     shapes = [tuple(int(n) for n in shape if n) for shape in np.asarray(given["shapes"])]
     theta, v, inner_lr = given["theta"], given["v"], given["inner_lr"].item()
     support, query = ((given[f"{part}_x"], given[f"{part}_y"]) for part in ("support", "query"))
@@ -24,7 +28,7 @@ def main() -> None:
 
     def adapted(theta, x, y):
         step = jax.checkpoint(lambda p, _: (p - inner_lr * gradient(p, x, y), None))
-        return jax.lax.scan(step, theta, None, length=steps)[0]
+        return jax.lax.scan(step, theta, None, length=int(steps))[0]
 
     def outer(theta):
         return jax.vmap(lambda x, y, x_q, y_q: value(adapted(theta, x, y), x_q, y_q))(*support, *query).mean()
@@ -38,13 +42,14 @@ def main() -> None:
 
     of_all = jax.jit(jax.vmap(gradient)), jax.jit(jax.vmap(hvp)), jax.jit(first_order), jax.jit(jax.grad(outer))
     v = jnp.tile(v, (tasks, 1))
-    quantities = {
-        "gradient": lambda: np.asarray(of_all[0](phi, *support)),
-        "product": lambda: np.asarray(of_all[1](phi, v, *support)),
-        "FOMAML": lambda: np.asarray(of_all[2](theta)),
-        "MAML, checkpointed": lambda: np.asarray(of_all[3](theta)),
-    }
-    measure(quantities, asked)
+    serve(
+        {
+            "gradient": lambda: np.asarray(of_all[0](phi, *support)),
+            "product": lambda: np.asarray(of_all[1](phi, v, *support)),
+            "FOMAML": lambda: np.asarray(of_all[2](theta)),
+            "MAML, checkpointed": lambda: np.asarray(of_all[3](theta)),
+        }
+    )
 
 
 def cut(theta, shapes):

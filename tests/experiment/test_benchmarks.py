@@ -1,7 +1,6 @@
 """What benchmarks measures side by side, and what it says beside the committed results."""
 
 import copy
-import json
 import sys
 import time
 from functools import partial
@@ -14,8 +13,8 @@ from helpers.commands import start, theta
 
 from amaml.engine import derivatives
 from benchmarks import paper
-from benchmarks.peers import measure
-from benchmarks.peers.__main__ import distance, lines, main
+from benchmarks.peers import turns
+from benchmarks.peers.__main__ import Peer, distance, main
 from benchmarks.peers.ours import quantities
 from benchmarks.peers.problems import problem, write
 from benchmarks.peers.pytorch import by_package
@@ -48,14 +47,16 @@ def ours():
 def test_a_library_answers_with_seconds_memory_and_our_gradient(ours, tmp_path):
     p, mine = ours
     write(p, str(tmp_path / "problem.npz"))
-    asked = {"problem": {"network": "small"}, "steps": 2, "names": ["gradient", "product", "FOMAML", "MAML, "]}
-    asked |= {"seconds": 0, "limit": 60, "folder": str(tmp_path), "library": "PyTorch"}
-    answers = {line.pop("quantity"): line for line in lines("PyTorch", sys.executable, asked)}
-    assert [*answers][:5] == ["gradient", "product", "FOMAML", "MAML, checkpointed", "MAML, unrolled"]
-    for name in [*answers][:5]:
-        assert answers[name]["seconds"] > 0
+    module = [sys.executable, "-W", "ignore", "-m", "benchmarks.peers.pytorch"]
+    peer = Peer("PyTorch", [*module, str(tmp_path / "problem.npz"), "small", "2"])
+    assert peer.quantities[:5] == ["gradient", "product", "FOMAML", "MAML, checkpointed", "MAML, unrolled"]
+    for name in peer.quantities[:5]:
+        answer = peer.call(name, 0, 60, tmp_path / f"PyTorch {name}.npy")
+        assert answer["seconds"] > 0
         np.save(tmp_path / f"amaml {name}.npy", mine[name]())
         assert distance(tmp_path, "PyTorch", name) < 1e-12
+    assert peer.call("MAML", 0, 60, tmp_path / "none") == {"fault": "KeyError: 'MAML'"}
+    assert peer.end() == 0
 
 
 def test_our_maml_and_what_is_asked_of_it_are_one_gradient(ours):
@@ -101,15 +102,16 @@ def test_the_trained_network_is_that_of_a_run(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a finalizer that the alarm met
-def test_a_call_that_takes_too_long_or_fails_is_told(capsys, tmp_path):
-    asked = {"seconds": 0, "limit": 1, "names": ["a", "b", "c"], "folder": str(tmp_path), "library": "x"}
-    quantities = {"a": partial(time.sleep, 60), "b": partial(int, "no number"), "c": lambda: 3.0, "d": None}
-    measure.measure(quantities, asked)
-    late, failed, good = map(json.loads, capsys.readouterr().out.splitlines())
-    assert late == {"quantity": "a", "fault": "over 1 s"}
+def test_a_call_that_takes_too_long_or_fails_is_told(capsys, monkeypatch, tmp_path):
+    told, limits = {"seconds": 0, "file": str(tmp_path / "x")}, {"a": 1, "b": 60, "c": 60}
+    lines = [turns.json.dumps(told | {"name": name, "limit": limit}) for name, limit in limits.items()]
+    monkeypatch.setattr(sys, "stdin", lines)
+    turns.serve({"a": partial(time.sleep, 60), "b": partial(int, "no number"), "c": lambda: 3.0})
+    names, late, failed, good = map(turns.json.loads, capsys.readouterr().out.splitlines())
+    assert (names, late) == (["a", "b", "c"], {"fault": "over 1 s"})
     assert failed["fault"].startswith("ValueError: invalid literal")
     assert good["seconds"] < 1
-    assert np.load(tmp_path / "x c.npy") == 3.0
+    assert np.load(tmp_path / "x.npy") == 3.0
 
 
 def test_peers_are_measured_on_the_cpu_alone(monkeypatch, capsys):
