@@ -177,7 +177,7 @@ class Adaptation(nn.Module):
         """
         theta, tasks = self.function.theta(), self._with_shared(tasks)
         learner = self._at(theta, inner_lr, prox, at, weights)
-        request = _requested({"theta": theta} | check_unused(entering(learner)) | tasks.leaves())
+        request = check_unused(_requested({"theta": theta} | entering(learner) | tasks.leaves()))
         check_defined(learner, self.method, request)
         if not request:
             return self._evaluated(learner, theta.detach(), tasks.detach()).mean()
@@ -261,7 +261,7 @@ class Adaptation(nn.Module):
 
     def _path(self, learner: MetaLearner, theta: Tensor, tasks: Tasks, at: Sequence[int]) -> Tensor:
         """The parameters after `at` inner steps, (times, tasks, P), in autograd's graph where one is asked for."""
-        request = _requested({"theta": theta} | check_unused(entering(learner)) | tasks.support_leaves())
+        request = check_unused(_requested({"theta": theta} | entering(learner) | tasks.support_leaves()))
         if not request:
             return followed(learner, theta, tasks, self.memory, at).path
         adapted = {id(p) for p in self.module.parameters()} - {id(p) for p in (tasks.shared or {}).values()}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from amaml.amaml import AMAML
 from amaml.engine.derivatives import Loss
-from amaml.engine.first_look import nodes
+from amaml.engine.first_look import is_freed, nodes
 from amaml.errors import InputError, unknown
 from amaml.first_order import FOMAML, Reptile
 from amaml.flow.optimizers import KEYWORDS, Optimizer
@@ -74,18 +74,15 @@ def entering(learner: MetaLearner) -> dict[str, Any]:
     return {name: getattr(learner, name, None) for name in ("inner_lr", "prox", "schedule")} | numbers(learner)
 
 
-def check_unused(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings; raises InputError for a computed one whose graph a backward pass has freed."""
-    for name, value in settings.items():
-        for node in nodes(value) if isinstance(value, Tensor) else ():
-            try:
-                [getattr(node, saved) for saved in dir(node) if saved.startswith("_saved_")]
-            except RuntimeError as fault:
-                raise InputError(
-                    f"{name} was computed once, and backward() has freed its graph; compute it for every update, in "
-                    "the call: meta(tasks, inner_lr=log_lr.exp()), or by setting the attribute"
-                ) from fault
-    return settings
+def check_unused(request: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that are to get a gradient; raises InputError for one whose graph a backward pass has freed."""
+    for name, tensor in request.items():
+        if any(map(is_freed, nodes(tensor))):
+            raise InputError(
+                f"{name} was computed once, and backward() has freed its graph; compute it for every update, as in "
+                "meta(tasks, inner_lr=log_lr.exp()), or .detach() it"
+            )
+    return request
 
 
 def numbers(learner: MetaLearner) -> dict[str, Any]:

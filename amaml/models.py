@@ -29,7 +29,7 @@ def flatten(module: nn.Module) -> tuple[Tensor, "Flattened"]:
     apply(theta, x) differ from module(x), flatten warns.
 
     Raises InputError for a module without trainable parameters, of mixed dtypes or devices, with parameters that have
-    no shape yet or of inference mode, that is scripted, or with active dropout, which has no deterministic gradient.
+    no shape yet, that is scripted, or with active dropout, which has no deterministic gradient.
     """
     check_module(module)
     kept = (value for part in module.modules() for value in vars(part).values())
@@ -56,8 +56,7 @@ class _Layout(NamedTuple):
                     places.setdefault(name, []).append((part._parameters, key))
         own = {name: owner[key] for name, ((owner, key), *_) in places.items()}
         trainable = {name: parameter for name, parameter in own.items() if parameter.requires_grad}
-        if not trainable:
-            raise InputError("no parameter of the module requires a gradient; thaw what adapts: .requires_grad_(True)")
+        _check_parameters(own, trainable)
         chosen = _named(module, adapt) if adapt is not None else {id(parameter) for parameter in trainable.values()}
         return cls({name: p.shape for name, p in trainable.items() if id(p) in chosen}, places)
 
@@ -215,20 +214,6 @@ def check_module(module: nn.Module) -> None:
         raise InputError(
             f"module must be an nn.Module, got {type(module).__name__}; a function becomes one as its forward"
         )
-    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    for name, p in parameters.items():
-        if nn.parameter.is_lazy(p):
-            raise InputError(f"parameter {name!r} has no shape yet (a lazy layer); call module(x) once before flatten")
-        if p.is_inference():
-            raise InputError(f"parameter {name!r} was made in torch.inference_mode(); make the module outside of it")
-        if p.is_complex():
-            raise InputError(
-                f"parameter {name!r} is complex; keep real numbers (..., 2), and use torch.view_as_complex(it)"
-            )
-    kinds = {(p.dtype, p.device) for p in parameters.values()}
-    if len(kinds) != 1:
-        found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds)) or "none"
-        raise InputError(f"a module needs trainable parameters of one dtype on one device, found: {found}")
     for name, part in module.named_modules():
         if isinstance(part, torch.jit.ScriptModule):
             raise InputError(
@@ -237,6 +222,15 @@ def check_module(module: nn.Module) -> None:
             )
         if part.training and _dropout(part) > 0:
             raise InputError(f"dropout {name!r} is active and has no deterministic gradient; call .eval() or drop it")
+        if part.training and any(
+            buffer.endswith("_u") and f"{buffer[:-1]}v" in part._buffers for buffer in part._buffers
+        ):
+            warnings.warn(
+                f"spectral norm {name!r} iterates in every call in train mode, and calls through amaml leave it as it "
+                "was; before eval mode call module(x) in train mode until it has converged",
+                UserWarning,
+                stacklevel=3,
+            )
         if isinstance(part, nn.modules.batchnorm._NormBase) and not part.training and part.running_mean is not None:
             warnings.warn(
                 f"batch norm {name!r} is in eval mode; apply uses the statistics of each batch, not the running ones, "
@@ -244,6 +238,26 @@ def check_module(module: nn.Module) -> None:
                 UserWarning,
                 stacklevel=3,
             )
+
+
+def _check_parameters(own: Mapping[str, Tensor], trainable: Mapping[str, Tensor]) -> None:
+    """Raise InputError for what cannot be exchanged."""
+    if not trainable:
+        raise InputError("no parameter of the module requires a gradient; thaw what adapts: .requires_grad_(True)")
+    for name, p in own.items():
+        if nn.parameter.is_lazy(p):
+            raise InputError(f"parameter {name!r} has no shape yet (a lazy layer); call module(x) once before")
+    for name, p in trainable.items():
+        if p.is_inference():
+            raise InputError(f"parameter {name!r} was made in torch.inference_mode(); make the module outside of it")
+        if p.is_complex():
+            raise InputError(
+                f"parameter {name!r} is complex; keep real numbers (..., 2), and use torch.view_as_complex(it)"
+            )
+    kinds = {(p.dtype, p.device) for p in trainable.values()}
+    if len(kinds) != 1:
+        found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
+        raise InputError(f"a module needs trainable parameters of one dtype on one device, found: {found}")
 
 
 def _dropout(part: nn.Module) -> float:

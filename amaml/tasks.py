@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -85,7 +85,7 @@ class Tasks:
             )
 
     @classmethod
-    def ragged(cls, tasks: Sequence[tuple[Points, Points, Points, Points]]) -> Tasks:
+    def ragged(cls, tasks: Iterable[tuple[Points, Points, Points, Points]]) -> Tasks:
         """Tasks of different numbers of points as one batch with weights: one for points, zero for padding.
 
         Sets are padded to a power of two, so that batches of many sizes share a few graphs. Padding repeats the first
@@ -96,7 +96,8 @@ class Tasks:
             tasks: of each task (support_x, support_y, query_x, query_y), support_x (shot, *input) and so on, without an
                 axis of tasks. Tensors without axes, as arguments of the loss, are stacked.
         """
-        if not tasks or any(not isinstance(task, tuple) or len(task) != 4 for task in tasks):
+        tasks = list(tasks)
+        if not tasks or any(not isinstance(task, tuple | list) or len(task) != 4 for task in tasks):
             raise InputError(
                 "ragged takes tuples (support_x, support_y, query_x, query_y), one for each of 1 or more tasks"
             )
@@ -207,7 +208,12 @@ def _padded(rows: Sequence[Points], counts: list[int]) -> Points:
         most = _room(counts)
         return torch.stack([torch.cat([t, t[:1].expand(most - len(t), *t.shape[1:])]) for t in leaves])
 
-    return tree_map(stack, *rows)
+    try:
+        return tree_map(stack, *rows)
+    except (RuntimeError, ValueError) as fault:
+        raise InputError(
+            f"ragged tasks differ in their numbers of points alone, not in keys, other sizes or device: {fault}"
+        ) from fault
 
 
 def _weights(x: Tensor, counts: list[int]) -> Tensor:

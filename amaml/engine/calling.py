@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.distributions import Distribution
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
@@ -244,12 +245,14 @@ def given_back(module: nn.Module) -> Iterator[None]:
     held = (one for part in parts for one in part.values() if not isinstance(one, type | ModuleType | nn.Module))
     objects = [vars(one) for one in held if hasattr(one, "__dict__")]
     before = [(kept, kept.copy()) for kept in _containers(parts + objects)]
+    parametrize._cache.clear()  # of what was computed at other parameters
     try:
         copies: dict[int, Tensor] = {}
         for part in list(module.modules()):
             _make_pure(part, copies)
         yield
     finally:
+        parametrize._cache.clear()
         for kept, then in before:
             if (kept or then) and not _same(kept, then):
                 kept.clear()

@@ -1,12 +1,14 @@
 """What is looked at before a loss gets a graph: whether it can have one, and whether the graph computes the loss."""
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node, get_gradient_edge
 
 from amaml.engine import task
@@ -59,10 +61,24 @@ def check_gradient(root: tuple, *arguments: Any) -> None:
 
 def check_twice(root: tuple, *arguments: Any) -> None:
     """Raise, as torch does in a backward pass to everything and not in one to phi, where a function that the loss uses
-    is marked as differentiable once."""
+    is marked as differentiable once; and where its backward has left autograd, as by NumPy or torch.no_grad()."""
     theta, x, y = row_of(arguments, 0)
-    gradient = Definition(task.gradient).recorded(*root, (theta.requires_grad_(), x, y))
-    if any(node.name() == "torch::autograd::Error" for node in nodes(gradient)):
+
+    def look(name: str, found: tuple, given: tuple) -> None:
+        if any(f is not None and not f.requires_grad and f.any() for f in found) and any(
+            g.requires_grad for g in given
+        ):
+            raise RuntimeError(f"{name} leaves autograd, and has no double backward")
+
+    def gradient(vjp: Any, value: Callable, wanted: tuple, phi: Tensor, x: Any, y: Any) -> Tensor:
+        loss = value(phi, x, y)
+        for node in nodes(loss):
+            if isinstance(node, BackwardCFunction):
+                node.register_hook(functools.partial(look, node.name()))
+        return vjp(lambda _: loss, phi)[1](torch.ones_like(loss))[0]
+
+    found = Definition(gradient).recorded(*root, (theta.requires_grad_(), x, y))
+    if any(node.name() == "torch::autograd::Error" for node in nodes(found)):
         raise RuntimeError("trying to differentiate twice a function that was marked with @once_differentiable")
 
 
@@ -75,6 +91,24 @@ def nodes(value: Tensor) -> set[Node]:
             seen.add(node)
             queue += [following for following, _ in node.next_functions]
     return seen
+
+
+def is_freed(node: Node) -> bool:
+    """Whether a backward pass has freed what the node saved; of what hooks keep, and may compute again, that is not
+    looked at."""
+    try:
+        for name in _saved_by(type(node)):
+            kept = getattr(node, name)
+            if not any(getattr(one, "unpack_hook", None) for one in (kept if isinstance(kept, tuple) else (kept,))):
+                getattr(node, name.removeprefix("_raw"), None)
+    except RuntimeError as fault:
+        return "second time" in str(fault)
+    return False
+
+
+@functools.lru_cache
+def _saved_by(kind: type) -> list[str]:
+    return [name for name in dir(kind) if name.startswith("_raw_saved_")]
 
 
 def points_meet(root: tuple, arguments: tuple) -> bool:
@@ -117,7 +151,7 @@ def agrees(call: Callable[..., Result], define: Definition, root: tuple, argumen
 def _moved(arguments: tuple) -> tuple:
     """The arguments at a phi (and v) nearby."""
     generator = torch.Generator().manual_seed(0)
-    moved = (a + 0.1 * torch.randn(a.shape, generator=generator).to(a) for a in arguments[:-2])
+    moved = (a + 0.1 * torch.randn(a.shape, generator=generator, device="cpu").to(a) for a in arguments[:-2])
     return *moved, *arguments[-2:]
 
 

@@ -91,5 +91,6 @@ class Curvature:
 @functools.lru_cache(maxsize=1)  # a training asks for the same one at every update
 def _noise(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A random direction (size,), always the same."""
-    noise = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device, dtype)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(size, generator=generator, dtype=torch.float64, device="cpu").to(device, dtype)
     return noise / vector_norm(noise)

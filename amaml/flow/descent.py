@@ -66,7 +66,7 @@ class FixedMesh:
         if isinstance(n, Tensor):
             return n[k].to(tasks.device)
         rounds, place = divmod(k, shot // int(n))
-        order = torch.randperm(shot, generator=torch.Generator().manual_seed(rounds))
+        order = torch.randperm(shot, generator=torch.Generator().manual_seed(rounds), device="cpu")
         return order[place * n : (place + 1) * n].to(tasks.device, non_blocking=True)
 
 

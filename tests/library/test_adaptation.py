@@ -185,6 +185,11 @@ def test_rates_and_prox_that_are_parameters_are_trained():
         meta(tasks, inner_lr=logarithm.exp()).backward()
     scalar = sum((p.grad * p.detach()).sum().item() for p in meta.inner_lr.parameters())
     assert abs(logarithm.grad.item() / (2 * scalar) - 1) < 1e-5  # float32 rates
+    given = replace(tasks, support_x=tasks.support_x * logarithm.exp())
+    meta(given).backward()
+    for call in (meta, meta.adapt):
+        with pytest.raises(InputError, match="support_x was computed once, and backward.. has freed its graph"):
+            call(given)
     meta.inner_lr = logarithm.exp()
     meta(tasks).backward(retain_graph=True)
     meta(tasks).backward()

@@ -16,11 +16,14 @@ from torch.autograd.graph import save_on_cpu
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
 import amaml
-from amaml import InputError, Tasks, mse
+from amaml import Adaptation, InputError, Tasks, mse
 from amaml.engine import derivatives
+from amaml.flow import curvature
 
 
 def loss_at(module, phi, x, y):
@@ -49,7 +52,7 @@ def switches() -> tuple[bool, bool, bool]:
 
 
 @pytest.mark.parametrize("name", [*CASES, *ONE_BY_ONE])
-@pytest.mark.filterwarnings("ignore:.*non-contiguous", "ignore:.torch.jit.script:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*non-contiguous", "ignore:spectral", "ignore:.torch.jit.script:DeprecationWarning")
 def test_a_module_of_any_kind(name):
     batched, other = name in CASES, OTHERWISE.get(name)
     with torch.random.fork_rng():
@@ -207,8 +210,9 @@ def test_what_has_no_second_derivative_names_the_operation_and_the_way_out():
     maml(module, F.cross_entropy, method="fomaml")(tasks).backward()
 
 
+@pytest.mark.parametrize(("way", "name"), [(once_differentiable, "function"), (torch.no_grad(), "MeanBackward")])
 @pytest.mark.filterwarnings("ignore:torch cannot batch:RuntimeWarning")
-def test_a_function_that_is_differentiable_once_is_refused_though_its_gradient_is_constant():
+def test_a_function_that_is_differentiable_once_is_refused_though_its_gradient_is_constant(way, name):
     class Mean(torch.autograd.Function):
         @staticmethod
         def forward(ctx, p, y):
@@ -216,11 +220,11 @@ def test_a_function_that_is_differentiable_once_is_refused_though_its_gradient_i
             return ctx.difference.square().mean()
 
         @staticmethod
-        @once_differentiable
+        @way
         def backward(ctx, g):
             return 2 * g * ctx.difference / ctx.difference.numel(), None
 
-    with pytest.raises(InputError, match="function has no second derivative in torch.*'fomaml'"):
+    with pytest.raises(InputError, match=f"{name} has no second derivative in torch.*'fomaml'"):
         maml(layers(), Mean.apply)(regression())
     maml(layers(), Mean.apply, method="fomaml")(regression()).backward()
 
@@ -233,10 +237,22 @@ def test_a_loss_without_a_gradient_is_refused(loss):
         maml(layers(), lambda p, y: mse(p.round(), y))(regression())
 
 
-def test_anomaly_detection_changes_nothing():
-    with torch.autograd.set_detect_anomaly(True):
-        assert maml(layers())(regression()).isfinite()
-        assert torch.is_anomaly_enabled()
+AROUND = lambda: torch.autograd.set_detect_anomaly(True), parametrize.cached, lambda: torch.device("meta")
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_what_stands_around_a_call_changes_nothing(around):
+    def gradients() -> list[torch.Tensor]:
+        curvature._noise.cache_clear()
+        ways = maml(module, inner_batch=2), Adaptation(module, mse, 0.1, 40, solver="rkc")
+        return [gradient for meta in ways for gradient in torch.autograd.grad(meta(tasks), list(module.parameters()))]
+
+    module, tasks = layers(), regression()
+    weight_norm(module[0])
+    expected = gradients()
+    with around():
+        found = gradients()
+    torch.testing.assert_close(found, expected)
 
 
 def saved_on_cpu(function):

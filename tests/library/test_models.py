@@ -35,6 +35,13 @@ def test_batch_norm_in_eval_mode_warns_and_names_the_layer():
     torch.testing.assert_close(apply(theta, x), module(x), rtol=1e-12, atol=0)
 
 
+def test_spectral_norm_is_told_to_stay_as_it_was():
+    with pytest.warns(
+        UserWarning, match="spectral norm 'parametrizations.weight.0' iterates in every call in train mode"
+    ):
+        amaml.flatten(nn.utils.parametrizations.spectral_norm(nn.Linear(2, 3)))
+
+
 def test_one_point_with_batch_norm_is_refused():
     theta, apply = amaml.flatten(normed()[0])
     with pytest.raises(InputError, match="batch norm needs more than one value a channel.*more support"):

@@ -62,9 +62,9 @@ def buffered() -> nn.Module:
     return module
 
 
-def frozen_later() -> None:
+def changed_later(change) -> None:
     meta, given = small(adapt=None)
-    meta.module.requires_grad_(False)
+    change(meta.module)
     meta(given)
 
 
@@ -79,6 +79,7 @@ OF_TASKS = [
     (lambda: tasks(support_x=torch.zeros(3, 0, 2), support_y=torch.zeros(3, 0, 1)), r"\(3, 0, 2\) has no points"),
     (lambda: tasks(support_weight=torch.ones(3, 5)), r"support_weight must .* each point, \(3, 6\), got \(3, 5\)"),
     (lambda: TASKS[1], r"take tasks\[1 : 2\]"),  # which takes the axis of tasks away, and points for tasks
+    (lambda: Tasks.ragged((torch.zeros(2, n),) * 4 for n in (1, 2)), "numbers of points alone, not in keys"),
     (lambda: ragged(2, 3), r"query set of task 1 \(from 0\) has tensors of \[2, 3\] points"),
     (lambda: small()[0]((1, 2)), "tasks must be amaml.Tasks, got tuple"),
     (lambda: learner(FOMAML).adapt(THETA, (TASKS.support_x, TASKS.support_y)), "tasks must be amaml.Tasks, got tuple"),
@@ -129,7 +130,9 @@ OF_ADAPTATION = [
     (lambda: small(loss=nn.PReLU()), "the parameter weight of the loss requires a gradient"),
     (lambda: Adaptation(buffered(), half_mse, 0.1, 5), "the buffer scale of the module requires a gradient"),
     (lambda: Adaptation(lambda x: x, half_mse, 0.1, 3), "module must be an nn.Module, got function"),
-    (frozen_later, "no parameter of the module requires a gradient; thaw what adapts"),
+    (lambda: changed_later(lambda m: m.requires_grad_(False)), "no parameter of the module requires a gradient; thaw"),
+    (lambda: changed_later(lambda m: setattr(m, "head", nn.LazyLinear(1))), "parameter 'head.weight' has no shape yet"),
+    (lambda: changed_later(lambda m: m.head.float()), "one dtype on one device, found: torch.float32 on cpu, torch"),
     (lambda: small()[0](TASKS, at=(1, 2), weights=LEARNED), "query_weights require a gradient and would get none"),
     *((lambda way=way: transformed(way), "no transform of torch.func") for way in WAYS),
     (lambda: transformed(batched_back), "is_grads_batched and vectorize=True cannot batch this backward pass"),
@@ -175,7 +178,10 @@ OF_MODULES = [
     (lambda: amaml.flatten(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))), f"dropout '1' {DROPOUT}"),
     (lambda: amaml.flatten(nn.TransformerEncoderLayer(4, 2)), f"dropout 'self_attn' {DROPOUT}"),
     (lambda: amaml.flatten(nn.Sequential(nn.LazyLinear(3), nn.Tanh())), "parameter '0.weight' has no shape yet"),
-    (lambda: amaml.flatten(of_inference()), r"parameter 'body.0.weight' was made in torch.inference_mode\(\)"),
+    (
+        lambda: Adaptation(of_inference(), half_mse, 0.1, 3),
+        r"parameter 'body.0.weight' was made in torch.inference_mode\(\)",
+    ),
     (lambda: amaml.predict(APPLY, THETA, TASKS.query_x), r"phi must be \(tasks, P\).*predict\(apply, phi\[None\]"),
     (lambda: amaml.predict(APPLY, THETA.expand(2, -1), TASKS.query_x), r"phi must be \(tasks, P\)"),
     (lambda: amaml.predict(APPLY, THETA[None], (TASKS.query_x.numpy(),)), "x.0 must be a torch.Tensor, got ndarray"),
