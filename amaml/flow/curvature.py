@@ -34,7 +34,7 @@ class Curvature:
     """
 
     def __init__(self, flow: GradientFlow, start: Tensor | None = None, known: Leading | None = None) -> None:
-        self.flow, self.vectors, self.known = flow, start, known if start is None else None
+        self.flow, self.vectors, self.known = flow, start, known
         self.found, self.where = [0.0] * len(flow.tasks), None
 
     @property
