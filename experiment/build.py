@@ -26,21 +26,24 @@ IMAGES_AT_ONCE = 50  # meta-test tasks of images that go through a network toget
 class Experiment:
     """What is trained and tested.
 
-    model: {"meta": meta, an amaml.Adaptation, "log_rates": the logarithms of factors of inner_lr, see rates,
+    model: {"meta": an amaml.Adaptation of the network, "log_rates": the logarithms of factors of inner_lr, see rates,
     "first": for --reptile-first Reptile's Adaptation of the same network}; its parameters are trained, its state_dict
     makes a checkpoint. initial: that state before any training.
-    meta: the network as it adapts to tasks. whole: an Adaptation of all its parameters, for fine-tuning; meta itself
-    where all of them adapt.
+    whole: an Adaptation of all parameters of the network, for fine-tuning; meta itself where all of them adapt.
     group: the processes that the meta-test tasks are shared among.
     """
 
     settings: Settings
     domain: Domain
     model: nn.ModuleDict
-    meta: Adaptation
     whole: Adaptation
     initial: dict[str, Any]
     group: Group
+
+    @property
+    def meta(self) -> Adaptation:
+        """The network as it adapts to tasks."""
+        return self.model["meta"]
 
     @property
     def title(self) -> str:
@@ -194,7 +197,7 @@ def build(s: Settings, group: Group) -> Experiment:
         shared = {"adapt": adapt, "task_chunk": s.task_chunk, "each": group.map_chunks, "robust": s.robust}
         parts["first"] = Adaptation(network, loss, s.inner_lr, s.inner_steps, method=Reptile, **shared)
     model = nn.ModuleDict(parts)
-    return Experiment(s, domain, model, meta, whole, copy.deepcopy(model.state_dict()), group)
+    return Experiment(s, domain, model, whole, copy.deepcopy(model.state_dict()), group)
 
 
 def build_network(s: Settings, domain: Domain) -> nn.Module:

@@ -20,10 +20,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
+
 from amaml.errors import Diverged
 from amaml.flow.chebyshev import Chebyshev
 from amaml.flow.curvature import LEFT, Curvature
-from amaml.flow.schemes import DOPRI5, MIDPOINT, RK3, RK4, Move, Scheme
+from amaml.flow.schemes import DOPRI5, MIDPOINT, RK3, RK4, Move, Scheme, cost
 from amaml.flow.trajectory import Trajectory
 
 
@@ -49,7 +51,7 @@ class GivenMesh:
         if trajectory.moves:
             return self.beyond.follow(trajectory, ends, curvature)
         trajectory.begin(self, ends)
-        trajectory.flow.check_budget(sum(move.scheme.cost for move in self.moves))
+        trajectory.flow.check_budget(cost(self.moves))
         trajectory.extend(self.moves)
         return trajectory
 
@@ -116,25 +118,25 @@ class GradedMesh:
 
     def forecast(self, horizon: float, sharp: float, most: float = math.inf) -> int:
         """Gradients of the steps to the horizon, should lambda_max stay as it is at the start; counted up to most."""
-        t, cost = 0.0, 0
-        while t < horizon and cost < most:
+        t, total = 0.0, 0
+        while t < horizon and total < most:
             block = self.block(t, [horizon], sharp, sharp)
-            t, cost = block[-1].end, cost + sum(move.scheme.cost for move in block)
-        return cost
+            t, total = block[-1].end, total + cost(block)
+        return total
 
     def block(self, t: float, ends: Sequence[float], start: float, sharp: float, rate: float = 0.0) -> list[Move]:
         """The next moves from t towards the last of ends, landing on each, until lambda_max is worth another look.
 
         It was start at time 0 and is sharp now; rate: of change of log lambda_max as seen last, 1 / time.
         """
-        moves, cost, since = [], 0, t
+        moves, total, since = [], 0, t
         for end in (one for one in ends if one > since):
             sizes, reached = [], t
-            while reached < end and cost < self.frequency:
+            while reached < end and total < self.frequency:
                 options = [self._longest(one, since, reached, ends[-1], start, sharp, rate) for one in self.schemes]
                 scheme, h = min(options, key=lambda option: self._price(*option, end - reached))
                 sizes.append((scheme, h))
-                reached, cost = reached + h, cost + scheme.cost
+                reached, total = reached + h, total + scheme.cost
             shorter = (end - t) / (reached - t) if reached > end else 1.0  # so that the last step ends on the end
             for i, (scheme, h) in enumerate(sizes, 1):
                 after = end if reached >= end and i == len(sizes) else t + h * shorter
@@ -195,18 +197,12 @@ def divided(trajectory: Trajectory, times: float) -> tuple[Move, ...]:
     moves = []
     for run in trajectory.runs(trajectory.moves):
         count = math.ceil(times * len(run))
-        times_of = [run[0].start, *(move.end for move in run)]
-        ends = [_between(times_of, i * len(run), count) for i in range(count + 1)]
+        known = [run[0].start, *(move.end for move in run)]
+        ends = np.interp(np.arange(count + 1) * len(run) / count, np.arange(len(run) + 1), known).tolist()
         for i, (start, end) in enumerate(itertools.pairwise(ends)):
             parts = run[i * len(run) // count : -(-(i + 1) * len(run) // count)]
             moves.append(Move(max(parts, key=lambda move: move.h).scheme, start, end, end - start))
     return tuple(moves)
-
-
-def _between(values: Sequence[float], whole: int, of: int) -> float:
-    """values at the fractional index whole / of."""
-    index, rest = divmod(whole, of)
-    return values[index] + (rest / of * (values[index + 1] - values[index]) if rest else 0.0)
 
 
 SOLVERS: dict[str, tuple[Scheme, ...]] = {

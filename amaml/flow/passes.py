@@ -12,6 +12,7 @@ from amaml.flow.curvature import Curvature
 from amaml.flow.field import GradientFlow
 from amaml.flow.mesh import Mesh
 from amaml.flow.quadrature import Requested
+from amaml.flow.schemes import cost
 from amaml.flow.trajectory import Trajectory
 from amaml.robust import Weighing, weighted_mean
 
@@ -68,7 +69,7 @@ class Passes:
         """Along a mesh and back."""
         ends = [self.rate * n for n in self.inner_steps]
         trajectory = mesh.follow(Trajectory(self.flow, self.checkpoints), ends, curvature)
-        trajectory.flow.check_budget(sum(move.scheme.cost for move in trajectory.moves))  # the way back takes as much
+        trajectory.flow.check_budget(cost(trajectory.moves))  # the way back takes as much
         return self.backward(trajectory)
 
     def backward(self, trajectory: Trajectory) -> Solution:

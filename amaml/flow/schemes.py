@@ -7,7 +7,7 @@ evaluated. No autograd graph exists at any time.
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -28,6 +28,11 @@ class Move(NamedTuple):
     start: float
     end: float
     h: float
+
+
+def cost(moves: Iterable[Move]) -> int:
+    """Gradients that they take, and as many products on the way back."""
+    return sum(move.scheme.cost for move in moves)
 
 
 class Scheme(Protocol):
