@@ -12,7 +12,7 @@ from amaml import Adaptation, Diverged, InputError
 from baselines import Reptile
 from data import Domain, of_settings
 from experiment.distributed import Group
-from experiment.evaluation import Curves, Record, fine_tune, inner_loop, measured, task_lines, test_entry
+from experiment.evaluation import Curves, Model, Record, measured, task_lines, test_entry
 from experiment.folder import Checkpoint
 from experiment.machine import check_device, memory_of
 from experiment.methods import METHODS, NETWORKS, PROTOCOLS, UNITS, protocols
@@ -91,14 +91,11 @@ class Experiment:
 
     def adapt(self, tasks: Any, protocol: str) -> tuple[Curves, Record]:
         """Adapt to tasks by a protocol; its curves, and what it ends with. A stop is met between two records."""
-        s, objective = self.settings, self.domain.objective
-        if protocol == "finetune":
-            made = fine_tune(self.whole, objective.loss, tasks, s.test_epochs)
-        else:
-            made = inner_loop(self.meta, tasks, s.test_steps or s.inner_steps, **self.rates())
+        s, chosen, objective = self.settings, PROTOCOLS[protocol], self.domain.objective
+        model = Model(self.meta, self.whole, self.rates(), objective.loss, s.inner_steps)
 
         def records() -> Iterator[Record]:
-            for record in made:
+            for record in chosen.make(model, tasks, **chosen.options(s)):
                 yield record
                 self.group.stop.check()
 

@@ -19,6 +19,16 @@ RECORDED_STEPS = (0, 1, 5, 10, 20, 50, 100, 200, 500)  # of the inner loop, and 
 TASK_COLUMNS = "update,unit,epoch,task,support,test"
 
 
+class Model(NamedTuple):
+    """What is adapted: meta as it was trained, with the keywords rates of its calls; whole: with all parameters."""
+
+    meta: Adaptation
+    whole: Adaptation
+    rates: dict[str, Any]
+    loss: Loss
+    inner_steps: int
+
+
 class Record(NamedTuple):
     """After so many epochs or inner steps: the network, and its adapted parameters phi (tasks, P)."""
 
@@ -27,31 +37,33 @@ class Record(NamedTuple):
     phi: Tensor
 
 
-def fine_tune(whole: Adaptation, loss: Loss, tasks: Tasks, epochs: int) -> Iterator[Record]:
+def fine_tune(model: Model, tasks: Tasks, epochs: int) -> Iterator[Record]:
     """Adapt all parameters to each task by full-batch Adam (lr 1e-3, weight decay 1e-6) on its support set.
 
     The same for every method, as in the A-MAML experiments. Adam works element by element, so one optimiser over
     phi (tasks, P) is one optimiser a task. Records epoch 0, every tenth epoch and the end.
     """
+    whole = model.whole
     phi = whole.function.theta().detach().repeat(len(tasks), 1)
     optimizer = torch.optim.Adam([phi], lr=1e-3, weight_decay=1e-6, fused=True)
     for epoch in range(epochs + 1):
         if epoch % RECORDED_EPOCHS == 0 or epoch == epochs:
             yield Record(epoch, whole, phi)
         if epoch < epochs:
-            phi.grad = derivatives.gradients(whole.function, loss, phi, tasks.support_x, tasks.support_y)
+            phi.grad = derivatives.gradients(whole.function, model.loss, phi, tasks.support_x, tasks.support_y)
             optimizer.step()
 
 
-def inner_loop(meta: Adaptation, tasks: Tasks, steps: int, **rates: Any) -> Iterator[Record]:
-    """Adapt to each task by the method's own inner loop of so many steps; rates: the keywords of the call.
+def inner_loop(model: Model, tasks: Tasks, steps: int | None = None) -> Iterator[Record]:
+    """Adapt to each task by the method's own inner loop of so many steps (None: as many as the run has).
 
     The few-shot protocol: records 0, 1, 5, 10, 20, ... and all steps.
     """
-    recorded = sorted({n for n in RECORDED_STEPS if n < steps} | {steps})
+    last = steps or model.inner_steps
+    recorded = sorted({n for n in RECORDED_STEPS if n < last} | {last})
     with torch.no_grad():
-        path = meta.adapt(tasks, at=recorded, inner_steps=steps, **rates)
-    yield from (Record(n, meta, phi) for n, phi in zip(recorded, path, strict=True))
+        path = model.meta.adapt(tasks, at=recorded, inner_steps=last, **model.rates)
+    yield from (Record(n, model.meta, phi) for n, phi in zip(recorded, path, strict=True))
 
 
 @dataclass(frozen=True)

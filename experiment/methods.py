@@ -116,8 +116,8 @@ META_SCHEDULES = ("constant", "cosine")  # of their step size
 LEARN_RATES = ("none", "scalar", "parameter")  # what is learned of inner_lr, see experiment.build
 
 PROTOCOLS = {  # how theta is adapted at meta-test
-    "finetune": Choice(fine_tune, also=("test_epochs",)),
-    "inner": Choice(inner_loop, also=("test_steps",)),
+    "finetune": Choice(fine_tune, {"test_epochs": "epochs"}),
+    "inner": Choice(inner_loop, {"test_steps": "steps"}),
 }
 UNITS = {"finetune": "epoch", "inner": "inner step"}  # in which a protocol is recorded
 BOTH = "both"  # of these protocols, one after the other from the same theta

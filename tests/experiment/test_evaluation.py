@@ -13,7 +13,7 @@ from amaml import Adaptation, Diverged, Tasks, half_mse, mlp, rmse
 from data.synthetic import CosMixture
 from experiment import results
 from experiment.build import Experiment
-from experiment.evaluation import Curves, fine_tune, inner_loop, measured, test_entry
+from experiment.evaluation import Curves, Model, fine_tune, inner_loop, measured, test_entry
 from experiment.summary import at_epochs, table
 
 test_entry.__test__ = False  # it is no test
@@ -31,7 +31,7 @@ def problem():
         return x, scale * x.sin().sum(-1, keepdim=True)
 
     theta = meta.function.theta().detach()
-    return meta, theta, Tasks(*points(6), *points(4), *points(9))
+    return Model(meta, meta, {}, half_mse, 3), theta, Tasks(*points(6), *points(4), *points(9))
 
 
 def by_hand(phi, apply, tasks, task, optimizer, steps):
@@ -48,7 +48,6 @@ def by_hand(phi, apply, tasks, task, optimizer, steps):
     return np.array(rows), phi.detach()
 
 
-TUNED = lambda meta, tasks, steps: fine_tune(meta, half_mse, tasks, steps)  # noqa: E731
 ADAM = lambda phi: torch.optim.Adam([phi], lr=1e-3, weight_decay=1e-6)  # noqa: E731
 DESCENT = lambda phi: torch.optim.SGD([phi], lr=0.1)  # noqa: E731
 
@@ -56,22 +55,23 @@ DESCENT = lambda phi: torch.optim.SGD([phi], lr=0.1)  # noqa: E731
 @pytest.mark.parametrize(
     ("protocol", "optimizer", "steps", "records"),
     [
-        (TUNED, ADAM, 25, [0, 10, 20, 25]),
-        (TUNED, ADAM, 20, [0, 10, 20]),
-        (TUNED, ADAM, 0, [0]),
+        (fine_tune, ADAM, 25, [0, 10, 20, 25]),
+        (fine_tune, ADAM, 20, [0, 10, 20]),
+        (fine_tune, ADAM, 0, [0]),
         (inner_loop, DESCENT, 6, [0, 1, 5, 6]),
+        (inner_loop, DESCENT, None, [0, 1, 3]),
         (inner_loop, DESCENT, 1, [0, 1]),
     ],
 )
 def test_all_tasks_at_once_are_what_each_would_be_alone(problem, protocol, optimizer, steps, records):
-    meta, theta, tasks = problem
-    curves, last = measured(protocol(meta, tasks, steps), tasks, rmse, "a unit")
+    model, theta, tasks = problem
+    curves, last = measured(protocol(model, tasks, steps), tasks, rmse, "a unit")
     assert (curves.epochs, curves.unit) == (records, "a unit")
-    assert torch.equal(meta.function.theta(), theta)
+    assert torch.equal(model.meta.function.theta(), theta)
     assert last.phi.shape == (3, len(theta))
     for task in range(3):
         phi = theta.clone().requires_grad_()
-        rows, alone = by_hand(phi, meta.function, tasks, task, optimizer(phi), steps)
+        rows, alone = by_hand(phi, model.meta.function, tasks, task, optimizer(phi), 3 if steps is None else steps)
         np.testing.assert_allclose(curves.support[:, task], rows[records, 0], rtol=1e-12)
         np.testing.assert_allclose(curves.test[:, task], rows[records, 1], rtol=1e-12)
         torch.testing.assert_close(last.phi[task], alone, rtol=1e-12, atol=1e-14)
@@ -79,10 +79,10 @@ def test_all_tasks_at_once_are_what_each_would_be_alone(problem, protocol, optim
 
 @pytest.mark.parametrize("part", ["support_y", "test_y"])
 def test_errors_that_are_not_finite_are_reported(problem, part):
-    meta, _, tasks = problem
+    model, theta, tasks = problem
     getattr(tasks, part)[1, 0] = torch.inf
     with pytest.raises(Diverged, match="not finite"):
-        measured(fine_tune(meta, half_mse, tasks, 0), tasks, rmse, "epoch")
+        measured(fine_tune(model, tasks, epochs=0), tasks, rmse, "epoch")
 
 
 def test_an_entry_and_its_table_average_over_tasks_and_not_over_epochs():
