@@ -18,7 +18,6 @@ from scipy.ndimage import distance_transform_edt
 from torch.nn.functional import affine_grid, grid_sample
 
 from data.episodes import generator
-from data.files import cache_folder
 from data.image_cache import ImageSet, cached
 
 FACES = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "STIXGeneral")
@@ -63,7 +62,7 @@ def load() -> ImageSet:
     digest = hashlib.sha256(f"{PIL.__version__} {unicodedata.unidata_version}".encode())
     for part in (Path(__file__), *fonts):  # what is drawn depends on this file too
         digest.update(part.read_bytes())
-    return cached([cache_folder()], "Glyphs", digest.hexdigest(), lambda: draw(distinct(letters(fonts, SCRIPTS))))
+    return cached("Glyphs", digest.hexdigest(), lambda: draw(distinct(letters(fonts, SCRIPTS))))
 
 
 def font_files() -> list[Path]:

@@ -2,13 +2,14 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from data.files import replacing
+from data.files import cache_folder, replacing
 
 
 @dataclass(frozen=True)
@@ -29,29 +30,20 @@ class ImageSet:
         return self.images[first : first + counts.sum()], counts
 
 
-def cached(folders: Sequence[Path | None], name: str, fingerprint: str, build: Callable[[], ImageSet]) -> ImageSet:
-    """What build() returns, from NAME.npz in the first folder where it is whole and of this fingerprint.
+def cached(name: str, fingerprint: str, build: Callable[[], ImageSet]) -> ImageSet:
+    """What build() returns, from NAME.npz in the user's cache where that is whole and of this fingerprint.
 
-    Otherwise it is built, and written to the first folder that takes it; where none does, it stays in memory alone.
+    Otherwise it is built, and kept there; where nothing can be written, it stays in memory alone.
     """
-    paths = [folder / f"{name}.npz" for folder in folders if folder is not None]
-    for path in paths:
-        # a damaged file raises whatever its bytes happen to say, or a member's checksum differs
-        with contextlib.suppress(Exception), open(path, "rb") as raw, np.load(raw) as file:
-            written, splits = json.loads(str(file["about"]))
-            if written == fingerprint and file.zip.testzip() is None:
-                return ImageSet(file["images"], splits)
+    path = (cache_folder() or Path(os.devnull)) / f"{name}.npz"
+    # a damaged file raises whatever its bytes happen to say, or a member's checksum differs
+    with contextlib.suppress(Exception), open(path, "rb") as raw, np.load(raw) as file:
+        written, splits = json.loads(str(file["about"]))
+        if written == fingerprint and file.zip.testzip() is None:
+            return ImageSet(file["images"], splits)
     built = build()
-    for path in paths:
-        with contextlib.suppress(OSError):  # a read-only or full place: the next one may do
-            _save(path, fingerprint, built)
-            break
+    with contextlib.suppress(OSError):  # a full or read-only place, or none
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            np.savez(file, images=built.images, about=json.dumps([fingerprint, built.splits]))
     return built
-
-
-def _save(path: Path, fingerprint: str, content: ImageSet) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.parent.stat().st_mode & 0o222:  # the superuser may write there, and should not either
-        raise PermissionError(f"{path.parent} is read-only")
-    with replacing(path) as file:
-        np.savez(file, images=content.images, about=json.dumps([fingerprint, content.splits]))

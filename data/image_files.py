@@ -17,7 +17,6 @@ from tqdm import tqdm
 from amaml.errors import InputError
 from data import sources
 from data.episodes import generator
-from data.files import cache_folder
 from data.image_cache import ImageSet, cached
 from data.sources import Source
 
@@ -46,7 +45,7 @@ def load(source: Source, find: Callable[[Path], Layout | None], data_root: str |
             raise source.missing(root, fault.filename) from None
         if read:
             name = f"{source.name}-{_digest(str(folder.resolve()))[:8]}"  # several roots share the user's cache
-            return cached([folder, cache_folder()], name, fingerprint, read)
+            return cached(name, fingerprint, read)
     raise source.missing(root)
 
 

@@ -44,15 +44,6 @@ def test_the_data_root_is_the_one_given_else_the_environments(monkeypatch):
         sources.JESTER.root(None)
 
 
-def test_the_first_place_that_is_a_file_is_read(tmp_path):
-    with pytest.raises(InputError, match="MovieLens100K is not in .* expected there is one of ml-100k/u.data, u.data"):
-        sources.MOVIELENS_100K.find(str(tmp_path))
-    (tmp_path / "ml-100k").mkdir()
-    for place in ("ml-100k.zip", "ml-100k/u.data"):
-        (tmp_path / place).touch()
-        assert sources.MOVIELENS_100K.find(str(tmp_path)) == tmp_path / place
-
-
 class Wire(io.BytesIO):
     """A socket that holds what a server sent before it closed the connection."""
 

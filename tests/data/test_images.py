@@ -56,14 +56,6 @@ def test_tasks_are_of_their_split_with_distinct_classes_and_images(split):
         assert len(shown[task, :, 1].unique()) == 3  # one class a label
 
 
-def test_every_class_has_every_label_and_every_image_is_drawn():
-    tasks = domain(meta_batch=400).episode(0)
-    pairs = torch.stack([told(tasks.support_x)[..., 1], tasks.support_y], -1).flatten(0, 1)
-    assert len(pairs.unique(dim=0)) == 7 * 3
-    drawn = torch.cat([told(tasks.support_x), told(tasks.query_x)], 1).flatten(0, 1).unique(dim=0)
-    assert drawn.tolist() == [[0, c, d] for c in range(7) for d in range((4, 6, 5)[c % 3])]
-
-
 def test_a_slice_of_the_meta_test_reads_no_other_images(monkeypatch):
     images, read = domain(), []
     select = torch.Tensor.index_select
@@ -83,13 +75,6 @@ def test_turned_images_are_new_training_classes():
     assert found == expected
     test = domain(content, turned=True).meta_test(50)
     assert (told(test.test_x)[..., 0] == 2).all()  # none of them is turned
-
-
-def test_pixels_are_between_0_and_1():
-    content = ImageSet(np.full((12, 3, 2, 2), 255, np.uint8), {"train": {"a": 3, "b": 3}, "test": {"c": 3, "d": 3}})
-    images = domain(content, ways=2, dtype=torch.float32)
-    assert (images.outputs, images.input_shape) == (2, (3, 2, 2))
-    assert (images.episode(0).support_x == 1).all()
 
 
 @pytest.mark.parametrize(

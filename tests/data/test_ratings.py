@@ -12,7 +12,7 @@ from helpers.archives import REAL, movielens
 
 from amaml.errors import InputError
 from data import Sampling, rating_files
-from data.ratings import SHRINKAGES, Jester, MovieLens100K, Ratings
+from data.ratings import Jester, MovieLens100K, Ratings
 
 NONE = ",".join(["99"] * 100)
 LAYOUTS = {  # reader: the archive's member, two lines, where they may lie, what they say
@@ -179,16 +179,6 @@ def test_episodes_are_different_users_and_items_with_their_ratings(root, domain)
     assert set(users_of(everyone.episode(0), ratings, domain.train_users)) == set(domain.train_users)
 
 
-def test_every_item_of_a_user_is_drawn(root):
-    domain = make(root, train_users=2, test_users=1, meta_batch=2)
-    ratings, drawn = standardised(domain, users=2), {}
-    for step in range(300):
-        tasks = domain.episode(step)
-        for user, items in zip(users_of(tasks, ratings, domain.train_users), items_of(tasks.support_x), strict=True):
-            drawn.setdefault(user, set()).update(items)
-    assert drawn == {user: set(np.flatnonzero(~np.isnan(ratings[user]))) for user in domain.train_users}
-
-
 def test_unseen_items_are_unseen_and_test_users_in_no_training(root, domain):
     assert len(set(domain.train_users) | set(domain.test_users)) == 200
     assert set(make(root, seed=1).test_users) != set(domain.test_users)
@@ -236,16 +226,6 @@ def test_predictors(domain):
         expected.append(np.sqrt(((guesses - target[:, None]) ** 2).mean(0)))
     assert list(found) == ["zero", "user mean", "item mean", "item mean + user offset"]
     np.testing.assert_allclose(np.array(list(found.values())).T, expected, rtol=1e-12)
-
-
-def test_the_shrinkage_fits_the_spread_of_users(tmp_path):
-    """Users without a taste of their own call for none of it, users that differ by a constant for all."""
-    rng = np.random.default_rng(0)
-    noise = np.clip(rng.integers(1, 6, (USERS, ITEMS)), 1, 5).astype(float)
-    assert make(write(tmp_path, noise)).shrinkage >= SHRINKAGES[-2]
-    constant = np.tile(rng.integers(1, 6, (USERS, 1)), (1, ITEMS)).astype(float)
-    constant[:, ::2] = np.clip(constant[:, ::2] + rng.integers(0, 2, (USERS, ITEMS // 2)), 1, 5)
-    assert make(write(tmp_path, constant)).shrinkage <= SHRINKAGES[1]
 
 
 def test_too_much_asked(root):
