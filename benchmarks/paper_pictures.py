@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, StrMethodFormatter
 
-from experiment.drawing import curve, legend, plain, save, style
+from experiment.figures import curve, legend, plain, save, style
 from experiment.results import POINTS
 
 NAMES = {

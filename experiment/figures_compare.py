@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from experiment.compare import Panel
-from experiment.drawing import curve, legend, plain, save, style
+from experiment.figures import curve, legend, plain, save, style
 
 FRAME = 2.5  # a curve that ends above so many times the median end leaves the frame
 START = 1.1  # times the height of what follows: a start further from its middle leaves the frame

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from data.files import write_atomically
-from experiment.drawing import save
+from experiment.figures import save
 from experiment.tables import as_markdown
 
 CSV = Path("results/efficiency/peers.csv")
