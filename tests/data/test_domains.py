@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers.problems import checksum
 
 import data
 from amaml import InputError
@@ -96,12 +97,6 @@ def test_shapes_and_types(make, name, dtype):
     assert all(len(values) == 3 for values in domain.predictors(3).values())
     x, y = domain.in_units(test.test_x, test.test_y)
     assert (x.shape[-1], y.shape, x.dtype) == (test.test_x.shape[-1], test.test_y.shape, dtype)
-
-
-def checksum(*arrays) -> float:
-    """A sum that every number enters, each with a weight of its own."""
-    flat = torch.cat([torch.as_tensor(part).double().flatten() for part in arrays])
-    return (flat * torch.linspace(1, 2, len(flat), dtype=torch.float64)).sum().item()
 
 
 # checksums of an episode, of the meta-test, of the predictors; Omniglot and Glyphs are as Pillow and FreeType draw
