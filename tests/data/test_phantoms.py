@@ -32,14 +32,6 @@ def test_projections_are_the_line_integrals():
     np.testing.assert_allclose(some().projections(angles, offsets), expected, atol=5e-4)  # a piece of 1e-4 at each edge
 
 
-def test_the_plain_phantom_is_shepp_and_logans():
-    plain = Ellipses.jittered(np.full((1, 10, 6), 0.5), TRAIN)
-    places = {(0, 0.8): 1.0, (0, 0.75): 0.2, (0, 0.9): 0.0, (0.2, 0): 0.0, (-0.2, 0): 0.0, (0, 0.35): 0.3}
-    found = plain.at(np.array(list(places))[None])[0]
-    for (place, expected), value in zip(places.items(), found, strict=True):
-        assert value == pytest.approx(expected, abs=1e-12), place
-
-
 def test_a_ray_is_measured_where_the_network_is_asked():
     tasks = make().meta_test(2)
     assert tasks.support_x.shape == (2, 3 * RAYS, phantoms.SAMPLES, 2)

@@ -26,23 +26,6 @@ def drawn(name, stream=META_TRAIN_TASKS, seed=0, tasks=100):
 
 
 @every_family
-def test_an_episode_holds_different_tasks_and_points_of_their_pools(name):
-    domain = make(name, shots=1000, queries=1000, meta_batch=100)  # all of both pools
-    tasks = domain.episode(0)
-    pools = [{tuple(point) for point in pool.tolist()} for pool in domain.pools.support_x]
-    owners = []
-    for task in range(100):
-        support = {tuple(point) for point in tasks.support_x[task].tolist()}
-        query = {tuple(point) for point in tasks.query_x[task].tolist()}
-        assert (len(support), len(query)) == (1000, 1000)  # without replacement
-        assert not support & query
-        (owner,) = [i for i, pool in enumerate(pools) if next(iter(support)) in pool]
-        assert support == pools[owner]
-        owners.append(owner)
-    assert sorted(owners) == list(range(100))
-
-
-@every_family
 def test_scalers_are_fitted_on_the_meta_train_tasks_alone(name):
     domain, draws = make(name), []
 
