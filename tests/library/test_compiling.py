@@ -1,6 +1,7 @@
 """Compiled graphs compute what the traced ones do; where torch.compile fails or errs, the traced graphs go on."""
 
 import functools
+import itertools
 from contextlib import nullcontext
 
 import numpy as np
@@ -89,14 +90,29 @@ def test_the_lowered_tanh_is_exact_relative_to_itself(dtype):
     assert torch.equal(1 / compiling.tanh(zero), 1 / zero)
 
 
-@pytest.mark.parametrize("kind", [torch.float32, torch.int64])
-def test_a_product_with_one_column_is_one_with_two_rows(kind):
-    a, b = ((9 * torch.rand(3, *shape, generator=generator())).to(kind) for shape in ((5, 4), (4, 1)))
-    if kind.is_floating_point:
-        torch.testing.assert_close(compiling.bmm(a, b), torch.bmm(a, b))
-    else:
-        assert compiling.bmm(a, b) is NotImplemented
-    assert compiling.bmm(a[:, :1], b) is compiling.bmm(a, b.expand(3, 4, 2)) is NotImplemented
+@pytest.mark.parametrize("capability", ["AVX512", "AVX2"])
+@pytest.mark.parametrize("k", [2, 5, 100])
+@pytest.mark.parametrize(("m", "n"), [(40, 20), (40, 3), (3, 40), (40, 1), (1, 40)])
+def test_small_products_are_loops(m, n, k, capability, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    a, b = (torch.randn(3, *shape, generator=generator()).double() for shape in ((m, k), (k, n)))
+    for x, y in itertools.product((a, a.mT.contiguous().mT), (b, b.mT.contiguous().mT)):
+        found = compiling.bmm(x, y)
+        if capability == "AVX512" or n == 1:
+            torch.testing.assert_close(found, x @ y, rtol=1e-14, atol=1e-13)
+            assert found.is_contiguous()  # as what is traced after it expects
+        else:
+            assert found is NotImplemented
+
+
+def test_large_products_and_those_of_integers_are_not_loops():
+    a = torch.ones(1, 64, 64, dtype=torch.float64)
+    assert (
+        compiling.bmm(a, a)
+        is compiling.bmm(a.long(), a.long())
+        is compiling.bmm(a[:, :, :1], a[:, :1])
+        is NotImplemented
+    )
 
 
 def test_the_compiler_gets_the_lowered_tanh(compiler):
