@@ -6,35 +6,16 @@ import time
 from functools import partial
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from helpers.commands import start, theta
 
 from amaml.engine import derivatives
-from benchmarks import paper
 from benchmarks.peers import turns
 from benchmarks.peers.__main__ import Peer, distance, main
 from benchmarks.peers.ours import quantities
 from benchmarks.peers.problems import problem, write
 from benchmarks.peers.pytorch import by_package
-
-
-def test_a_number_of_the_tables_is_reproduced_where_unseen_ratings_have_it():
-    for unseen, seen, passed, verdict in (
-        (0.11, 0.5, [10.0], "reproduced"),
-        (0.13, 0.09, [10.0], "seen only, inner loop"),
-        (0.13, 0.11, [10.0, 20.0], "seen only, Adam"),
-        (0.13, 0.11, [10.0, float("inf")], "not"),
-    ):
-        inner = pd.DataFrame({"support": [seen], "test": [unseen]})
-        assert paper._table_verdict((0.1, 0.01), inner, pd.Series(passed)) == verdict
-
-
-def test_a_method_is_compared_with_reptile_on_the_seeds_that_both_have():
-    runs = [{"seed": [0, 1], "test": [0.5, 0.6]}, {"seed": [0, 2], "test": [0.7, 0.2]}]
-    own, reptile = (pd.DataFrame(run | {"update": 100, "work": 50.0, "final": True}) for run in runs)
-    assert paper._horizon_row(own, reptile) == ["0, 1", "100", "50", "0.500, 0.600", "0.200"]
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import sys
 from unittest.mock import Mock
 
 import pytest
-from helpers.commands import ROOT, TINY, assert_same_run, checkpoint, content, has_checkpoint, metrics, start, wait_for
+from helpers.commands import ROOT, TINY, assert_same_run, checkpoint, content, has_checkpoint, start, wait_for
 from helpers.processes import Run, said
 
 import run
@@ -57,17 +57,6 @@ def test_a_process_that_does_not_answer_is_given_up(tmp_path, quick, monkeypatch
     statuses, (line,) = group.end()
     assert statuses[0] == 1
     assert "has not answered" in line
-
-
-def test_a_stop_of_one_process_is_met_by_all(tmp_path, quick):
-    group = Run(2, tmp_path / "run", *ENDLESS)
-    wait_for(has_checkpoint(tmp_path / "run"), "checkpoint")
-    os.kill(group.ranks[1].pid, signal.SIGTERM)
-    statuses, lines = group.end()
-    assert statuses == [128 + signal.SIGTERM] * 2
-    update = checkpoint(tmp_path / "run")["update"]
-    assert lines == [f"run.py: stopped after update {update}; go on with --resume"]
-    assert len(metrics(tmp_path / "run")) == update
 
 
 def test_the_launcher_ends_with_one_line_and_the_status_of_the_run(tmp_path):
@@ -130,12 +119,3 @@ def test_a_signal_counts_once_all_processes_know():
     group.check_stop()  # what it was asked for itself is told in the next exchange
     with pytest.raises(Stopped):
         group.map_chunks(lambda part: None, [0])
-
-
-def test_a_stop_before_the_first_update_is_a_stop():
-    group = Group()
-    with group.stop:
-        signal.raise_signal(signal.SIGINT)
-        with pytest.raises(Stopped) as stopped:
-            group.of_first(lambda: 1)
-    assert stopped.value.number == signal.SIGINT

@@ -105,21 +105,3 @@ def test_settings_must_be_complete_and_known():
             checked({k: v for k, v in whole.items() if k != name}, " in the file")
         with pytest.raises(InputError, match=name.replace("_", ".")):
             checked(whole | {name: None})
-
-
-@pytest.mark.parametrize(
-    ("flags", "fragment"),
-    [
-        ({"method": "reptile", "cg_steps": 9}, "--cg-steps 9 is for --method imaml, not for reptile; leave it out"),
-        ({"method": "fomaml", "solver": "rk4"}, "--solver rk4 is for --method amaml"),
-        ({"method": "maml", "learn_rates": "scalar"}, "is for --method amaml or anil, not for maml"),
-        ({"inner_batch": 2}, "--inner-batch 2 is for --method maml or maml1, not for amaml"),
-        ({"network": "linear", "width": 9}, "--width 9 is for --network mlp or conv4"),
-        ({"protocol": "finetune", "test_steps": 9}, "--test-steps 9 is for --protocol inner or both, not for finetune"),
-        ({"ways": 9}, "--ways 9 is for --domain Omniglot or MiniImageNet"),
-    ],
-    ids=str,
-)
-def test_a_flag_that_nothing_chosen_uses_is_refused(flags, fragment):
-    with pytest.raises(InputError, match=re.escape(fragment)):
-        merged({"domain": "Alpine2D"} | flags)
