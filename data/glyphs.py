@@ -18,7 +18,7 @@ from scipy.ndimage import distance_transform_edt
 from torch.nn.functional import affine_grid, grid_sample
 
 from data.episodes import generator
-from data.image_cache import ImageSet, cached
+from data.image_files import ImageSet, cached
 
 FACES = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "STIXGeneral")
 Scripts = dict[str, tuple[str, ...]]

@@ -1,11 +1,15 @@
-"""Few-shot image sets in their publishers' layouts, decoded once (data.image_cache). Nothing is downloaded here."""
+"""Few-shot image sets in their publishers' layouts, decoded once and kept. Nothing is downloaded here."""
 
+import contextlib
 import csv
 import hashlib
+import json
+import os
 import pickle
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,7 @@ from tqdm import tqdm
 from amaml.errors import InputError
 from data import sources
 from data.episodes import generator
-from data.image_cache import ImageSet, cached
+from data.files import cache_folder, replacing
 from data.sources import Source
 
 VERSION = 1  # part of every fingerprint; a change in how pixels are made needs another
@@ -28,6 +32,26 @@ SPLIT_SEED = 0  # of that choice, the same for every run, so that no seed trains
 
 Entry = Path | zipfile.Path
 Listing = dict[str, dict[str, list[Entry]]]  # split -> class -> images
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images uint8 (images, channels, height, width), a class's beside each other, and splits in the same order.
+
+    splits maps "train", "validation" (where there is one) and "test" to {class: its number of images}.
+    """
+
+    images: np.ndarray
+    splits: dict[str, dict[str, int]]
+
+    def split(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """The images of a split, as a view, and how many each class has (classes,)."""
+        before = list(self.splits)[: list(self.splits).index(name)]
+        first = sum(sum(self.splits[split].values()) for split in before)
+        counts = np.array(list(self.splits[name].values()), np.int64)
+        return self.images[first : first + counts.sum()], counts
+
+
 Layout = tuple[list[Path], Callable[[], ImageSet]]  # every file that the images depend on, and how to read them
 
 
@@ -47,6 +71,25 @@ def load(source: Source, find: Callable[[Path], Layout | None], data_root: str |
             name = f"{source.name}-{_digest(str(folder.resolve()))[:8]}"  # several roots share the user's cache
             return cached(name, fingerprint, read)
     raise source.missing(root)
+
+
+def cached(name: str, fingerprint: str, build: Callable[[], ImageSet]) -> ImageSet:
+    """What build() returns, from NAME.npz in the user's cache where that is whole and of this fingerprint.
+
+    Otherwise it is built, and kept there; where nothing can be written, it stays in memory alone.
+    """
+    path = (cache_folder() or Path(os.devnull)) / f"{name}.npz"
+    # a damaged file raises whatever its bytes happen to say, or a member's checksum differs
+    with contextlib.suppress(Exception), open(path, "rb") as raw, np.load(raw) as file:
+        written, splits = json.loads(str(file["about"]))
+        if written == fingerprint and file.zip.testzip() is None:
+            return ImageSet(file["images"], splits)
+    built = build()
+    with contextlib.suppress(OSError):  # a full or read-only place, or none
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            np.savez(file, images=built.images, about=json.dumps([fingerprint, built.splits]))
+    return built
 
 
 def _digest(text: str) -> str:

@@ -12,8 +12,7 @@ from amaml.tasks import Tasks
 from data import glyphs, image_files, sources
 from data.domain import CLASSES, Endless, check_pool
 from data.episodes import Sampling, smallest
-from data.image_cache import ImageSet
-from data.image_files import Layout
+from data.image_files import ImageSet, Layout
 from data.sources import Source
 
 

@@ -18,8 +18,8 @@ from filelock import AsyncFileLock
 
 from amaml.errors import InputError
 from experiment import results
-from experiment.cells import Cell, Grid, hours_left, in_words, states
 from experiment.folder import LOCK, held
+from experiment.grid import Cell, Grid, hours_left, in_words, states
 
 FINAL = 2  # run.py's exit status for a mistake or a diverged run
 ATTEMPTS = 3

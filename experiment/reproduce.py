@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from amaml.errors import InputError
-from experiment import cells, parallel, results
-from experiment.grid import Grid, read_grid, target_path
+from experiment import parallel, results
+from experiment.grid import Grid, describe, read_grid, states, target_path
 from experiment.launch import Ending
 from experiment.settings import Parser
 
@@ -68,7 +68,7 @@ def reproduce(given: Namespace) -> int:
     """Run, print or describe the cells that are asked for."""
     grid = grid_of(given)
     if given.status:
-        print(cells.describe(cells.states(grid), given.workers or parallel.free_cores()))
+        print(describe(states(grid), given.workers or parallel.free_cores()))
         return 0
     if given.dry_run:
         todo = (cell for cell in grid.cells if cell.name not in grid.done)

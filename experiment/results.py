@@ -18,13 +18,12 @@ from filelock import FileLock
 
 from amaml.errors import InputError, unknown
 from data.files import write_atomically
-from experiment.cells import Cell, Grid, Step
+from experiment.grid import FACTS, Cell, Grid, Step
 from experiment.settings import merged, parse_flags
 
 POINTS = ("support", "test")
 UNITS = {"epoch": "epoch", "step": "inner step"}  # in a column's name, and in a meta-test's entry
 RECORD = re.compile(r"(support|test)_(epoch|step)_(\d+)(_ci95)?")
-FACTS = ("then", "update", "tasks", "metric", "seconds", "gradients", "hvps", "commit", "machine", "command")
 DIGITS, INTERVAL_DIGITS = 7, 4  # significant ones that are kept: those of float32, and of an interval
 
 

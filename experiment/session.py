@@ -16,7 +16,7 @@ from experiment.folder import Checkpoint, RunFolder
 from experiment.machine import peak_memory_mib
 from experiment.methods import META_OPTIMIZERS
 from experiment.opening import Opening
-from experiment.progress import Progress
+from experiment.summary import Progress
 
 READ_EVERY, READ_SECONDS = 20, 1.0  # at most, between two looks at the numbers on the device
 SAVE_SECONDS = 30.0

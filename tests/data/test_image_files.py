@@ -12,7 +12,7 @@ from PIL import Image
 
 from amaml.errors import InputError
 from data import Sampling, image_files
-from data.image_cache import ImageSet, cached
+from data.image_files import ImageSet, cached
 from data.images import CIFARFS, Images, MiniImageNet, Omniglot
 
 

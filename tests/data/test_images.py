@@ -6,7 +6,7 @@ import torch
 
 from amaml.errors import InputError
 from data import Sampling
-from data.image_cache import ImageSet
+from data.image_files import ImageSet
 from data.images import Images
 
 SPLITS = ("train", "validation", "test")

@@ -12,8 +12,8 @@ from unittest.mock import Mock
 
 from helpers.commands import ROOT, content, files, start, wait_for
 
-from experiment import machine, progress
-from experiment.progress import Progress
+from experiment import machine, summary
+from experiment.summary import Progress
 
 
 def test_a_run_in_a_thread_is_that_of_the_main_one(tmp_path, quick):
@@ -31,11 +31,11 @@ def test_the_first_process_prints_a_line_at_every_meta_test_and_about_every_minu
     known, test = "query loss 0.2500, 8 updates/s, 0:00:38 left", "meta-test after update 200: nRMSE 0.9000"
     for first in (True, False):
         with Progress(500, 100, first) as shown:
-            monkeypatch.setattr(progress, "EVERY", 60.0)
+            monkeypatch.setattr(summary, "EVERY", 60.0)
             shown.trained([{"update": n, "query_loss": 0.25} for n in range(101, 201)], 0.125)
             assert capsys.readouterr().err == ""
             shown.tested(last | {"update": 200})
-            monkeypatch.setattr(progress, "EVERY", 0.0)
+            monkeypatch.setattr(summary, "EVERY", 0.0)
             shown.trained([{"update": 201, "query_loss": 0.5}], 0.1)
             said = f"update 200/500, {known}, {test} after 10 epochs\nupdate 201/500, query loss 0.5000, 10 updates/s"
             assert capsys.readouterr().err.partition(", 0:00:30 left")[0] == (said if first else "")

@@ -12,7 +12,8 @@ from helpers.grids import TINY, write_grid
 
 import run
 from amaml import InputError
-from experiment import cells, parallel, reproduce, results
+from experiment import grid as grids
+from experiment import parallel, reproduce, results
 from experiment.grid import TARGETS, Cell, Grid, read_grid
 
 
@@ -170,7 +171,7 @@ def test_what_stands_in_the_csv_is_done_unless_it_is_asked_for_otherwise(tmp_pat
 
 
 def test_status_counts_and_estimates_from_the_finished_cells_most_alike(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cells.time, "time", lambda: 1000.0)
+    monkeypatch.setattr(grids.time, "time", lambda: 1000.0)
     path = write_grid(tmp_path, TINY + 'method = ["fomaml", "imaml"]\nseed = [0, 1, 2]')
     grid, unknown = read_grid(path), "time left: unknown until the first cell is done"
     assert printed(capsys, str(path), "--status") == ["6 cells: 6 waiting", unknown]
@@ -196,4 +197,4 @@ def test_status_counts_and_estimates_from_the_finished_cells_most_alike(tmp_path
     grid.done.update(results.done(grid))
     hours = (7200 - 1800 + 7200 - 500 + 3600) / 3600
     for workers in (1, 4):
-        assert cells.hours_left(cells.states(grid), workers) == pytest.approx(hours / workers)
+        assert grids.hours_left(grids.states(grid), workers) == pytest.approx(hours / workers)

@@ -15,8 +15,8 @@ from helpers.grids import TINY, scripts, write_grid
 
 import run
 from amaml import InputError
-from experiment import cells, parallel, reproduce, results
-from experiment.grid import read_grid
+from experiment import parallel, reproduce, results
+from experiment.grid import read_grid, states
 from experiment.parallel import Place
 
 
@@ -43,7 +43,7 @@ def test_what_may_pass_is_tried_again_and_nothing_else(tmp_path, capsys):
     )
     assert parallel.run(grid, Place(workers=2)) == 2
     seconds = grid.record(grid.cells[1])["seconds"]
-    assert [state.name for state in cells.states(grid)] == ["done", "failed", "failed", "done"]
+    assert [state.name for state in states(grid)] == ["done", "failed", "failed", "done"]
     assert [log("good"), log("mistake"), log("broken")] == [["one 1"], ["a mistake", ERROR], ["broken"] * 3]
     printed = capsys.readouterr().out
     assert printed.startswith("scripts: 0 of 4 cells are done\n")
@@ -98,7 +98,7 @@ def test_a_cell_waits_for_another_start_and_for_a_run_that_a_killed_one_left_beh
     log, held = grid.file(grid.cells[0], "log"), FileLock(tmp_path / place, thread_local=False)
     log.parent.mkdir(parents=True)
     held.acquire()
-    assert [state.name for state in cells.states(grid)] == ["running"]
+    assert [state.name for state in states(grid)] == ["running"]
     threading.Timer(0.5, lambda: (log.write_text("end\n"), held.release())).start()
     assert parallel.run(grid, Place(1)) == 0
     assert log.read_text() == "end\nagain\n"
@@ -120,7 +120,7 @@ def test_a_stop_is_told_to_what_runs_and_starts_nothing_more(tmp_path, number):
         parallel.run(grid, Place(1))
     signal.signal(number, before)
     assert grid.file(grid.cells[0], "log").read_text() == "checkpoint\n"
-    assert [state.name for state in cells.states(grid)] == ["stopped", "waiting"]
+    assert [state.name for state in states(grid)] == ["stopped", "waiting"]
 
 
 def test_a_grid_whose_run_is_killed_ends_with_the_files_of_an_undisturbed_one(tmp_path, monkeypatch):

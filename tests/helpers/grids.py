@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from experiment.cells import Cell, Grid, Step
+from experiment.grid import Cell, Grid, Step
 from helpers.commands import SIZES
 
 TINY = 'domain = "CosMixture"\ntest_interval = 0\ncompile = "off"\n'
