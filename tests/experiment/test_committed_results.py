@@ -1,8 +1,6 @@
-"""The tables and pictures of results/ come out of its CSVs again: every digit of a table, every point of a curve."""
+"""The tables and pictures of results/ come out of its CSVs again, to the digit and to the byte."""
 
-import csv
-import re
-
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +8,7 @@ from helpers.commands import ROOT
 
 from benchmarks import paper, paper_pictures
 from benchmarks.peers import report
-from experiment import compare, results, tables
+from experiment import compare, figures, figures_compare, results, tables
 from experiment.evaluation import mean_and_interval
 from experiment.grid import TARGETS, read_grid
 from experiment.reproduce import main
@@ -67,47 +65,20 @@ def test_the_tables_of_tomography_come_out_again():
             assert tables.as_markdown(table) in text
 
 
-def test_the_picture_of_the_peers_draws_the_numbers_of_its_csv():
-    axis = report.figure(pd.read_csv(report.CSV)).axes[0]
-    names, widths = [t.get_text() for t in axis.get_yticklabels()], [b.get_width() for b in axis.patches]
-    place = {"network": "small", "dtype": "float64", "theta": "untrained", "steps": "200", "quantity": "A-MAML, 1e-2"}
-    (line,) = lines("efficiency/peers.csv", **place)
-    assert len(names) == len(widths)
-    assert widths[names.index("A-MAML, rtol 1e-2: amaml")] == pytest.approx(1000 * float(line["seconds"]))
-
-
-def lines(csv_file: str, **place: str) -> list[dict[str, str]]:
-    """The lines of a CSV of results/ at a place, read without pandas."""
-    with open(RESULTS / csv_file) as file:
-        return [line for line in csv.DictReader(file) if place.items() <= line.items()]
-
-
-def test_the_papers_figure_draws_the_numbers_of_its_csv(found):
-    shown = found["figure"].query("setting == 'ours' and unit == 'epoch' and final")
-    for panel, points in (("CosMixture-50", "support"), ("Alpine2D-100", "test")):
-        axes = paper_pictures.panels(shown, "ours", points, paper.PAPER).axes
-        (axis,) = [a for a in axes if a.get_title() == f"{panel.replace('-', ', ')} support points"]
-        own = lines("paper/paper-figure.csv", panel=panel, setting="ours", method="imaml")
-        assert len(own) == 3
-        names = [name for name in own[0] if re.fullmatch(rf"{points}_epoch_\d+", name)]
-        mean = np.mean([[float(line[name]) for name in names] for line in own], axis=0)
-        curves = [line for line in axis.lines if len(line.get_xdata()) == len(names)]
-        assert any(np.allclose(line.get_ydata(), mean, rtol=1e-12) for line in curves)
-        np.testing.assert_array_equal(curves[0].get_xdata(), [int(name.split("_")[-1]) for name in names])
-
-
-def test_the_pictures_of_horizons_draw_the_numbers_of_their_csvs(found):
-    frame = paper.along(found["horizons"])
-    own = lines("paper/horizons.csv", domain="CosMixture2D", run="amaml", inner_steps="200", update="450")
-    assert len(own) == 5
-    test = np.mean([float(line["test_step_200"]) for line in own])
-    work = np.mean([0.45 * (float(line["gradients"]) + 2 * float(line["hvps"])) for line in own])
-    over_steps = paper_pictures.over_horizons(frame[frame["final"]])
-    over_work = paper_pictures.over_work(frame)
-    for drawn, x in ((over_steps, 200), (over_work, work)):
-        (axis,) = [axis for axis in drawn.axes if axis.get_title() == "CosMixture2D"]
-        points = np.concatenate([line.get_xydata() for line in axis.lines])
-        assert np.isclose(points, (x, test), rtol=1e-9).all(axis=1).any()
+def test_every_picture_comes_out_again(found, tmp_path, monkeypatch):
+    """To the byte, in the version of matplotlib that they name."""
+    monkeypatch.setattr(figures, "METADATA", {"svg": {"Date": None}})
+    paper_pictures.draw(found["figure"], paper.along(found["horizons"]), paper.PAPER, tmp_path)
+    figures.save(report.figure(pd.read_csv(RESULTS / "efficiency" / "peers.csv")), tmp_path / "meta-update")
+    only = {"setting": ["ours"], "panel": ["CosMixture-50"], "seed": ["0"]}
+    for csv, places in (("tomography/tomography", {}), ("paper/paper-figure", only)):
+        for panel in compare.panels(*compare.read_runs([RESULTS / f"{csv}.csv"], places)):
+            figures_compare.draw(panel, tmp_path)
+    (tmp_path / "CosMixture-50-50-epochs-adaptation.svg").rename(tmp_path / "methods-CosMixture-50.svg")
+    committed = {path.name: path.read_text() for path in RESULTS.rglob("*.svg")}
+    for name, text in committed.items():
+        same = text == (tmp_path / name).read_text()
+        assert same or f"Matplotlib v{matplotlib.__version__}" not in text, name
 
 
 @pytest.mark.parametrize("target", ["paper-figure", "paper-tables", "images"])

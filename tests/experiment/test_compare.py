@@ -190,24 +190,6 @@ def test_the_files_hold_the_same_numbers(runs, tmp_path, capsys):
     assert cells[2] == place | {"support": "0.1", "test": "0.5", "command": "python run.py --seed 0"}
 
 
-def test_the_pictures_show_every_curve_under_its_name(runs):
-    (panel,) = panels(runs)
-    figures = adaptation, training = figures_compare.adaptation(panel), figures_compare.training(panel)
-    for figure in figures:
-        assert "CosMixture, 10 shots, 10 queries, 5 inner steps, fine-tuned, 4 seeds" in figure.get_suptitle()
-        assert [text.get_text() for text in figure.legends[0].texts] == panel.labels
-        assert all([line.get_label() for line in axis.lines] == panel.labels for axis in figure.axes)
-    test, support = adaptation.axes
-    np.testing.assert_allclose(test.lines[0].get_ydata(), [0.9, 0.8, 0.6])
-    np.testing.assert_allclose(support.lines[1].get_ydata(), [0.9, 0.5, 0.2])
-    for variant, ends in ((0, [0.5, 0.7]), (2, [0.5, 1.5])):  # amaml, of three seeds; fomaml, of one
-        (band,) = test.collections[variant].get_paths()
-        assert sorted({*band.vertices[band.vertices[:, 0] == 100, 1].round(9)}) == ends
-    updates, seconds = training.axes
-    np.testing.assert_allclose(updates.lines[0].get_xydata(), [[10, 1.6], [20, 0.6]])
-    np.testing.assert_allclose(seconds.lines[0].get_xdata(), [2.5, 5.0])
-
-
 def test_a_curve_that_leaves_the_frame_says_where_it_ends(runs):
     write_run(runs / "far", [0.9, 5.0, 9.0], [0.9, 5.0, 9.0], method="reptile")
     (panel,) = panels(runs)
