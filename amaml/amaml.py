@@ -272,7 +272,7 @@ class AMAML:
 
     def flow(self, theta: Tensor, tasks: Tasks, limit: float = math.inf) -> GradientFlow:
         """The vector field of the inner loop, that takes at most so many evaluations."""
-        prox = number(self.prox)
+        prox = float(number(self.prox))
         return GradientFlow(self.apply, self.loss, tasks.detach(), theta, prox, Evaluations(), limit, self._rates)
 
     def _limit(self, memory: Memory) -> float:

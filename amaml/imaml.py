@@ -48,7 +48,7 @@ class IMAML(Descending):
 
     def flow(self, theta: Tensor, tasks: Tasks) -> GradientFlow:
         """With the pull of the regulariser."""
-        return replace(super().flow(theta, tasks), prox=number(self.prox))
+        return replace(super().flow(theta, tasks), prox=float(number(self.prox)))
 
     def request(self, tasks: Tasks) -> Requested:
         """Of what a gradient is wanted, beside theta."""

@@ -127,7 +127,7 @@ class Flattened:
         """The module's own parameters that adapt, (P,), with their graph."""
         with exclusive:
             layout = self._layout()
-            return torch.cat([layout.tensor(name).reshape(-1) for name in layout.shapes])
+            return torch.cat([layout.tensor(name).reshape(-1) for name in layout.shapes]).as_subclass(Tensor)
 
     def shared(self) -> dict[str, Tensor]:
         """All other parameters of the module, by name."""
@@ -242,11 +242,11 @@ def check_module(module: nn.Module) -> None:
 
 def _check_parameters(own: Mapping[str, Tensor], trainable: Mapping[str, Tensor]) -> None:
     """Raise InputError for what cannot be exchanged."""
-    if not trainable:
-        raise InputError("no parameter of the module requires a gradient; thaw what adapts: .requires_grad_(True)")
     for name, p in own.items():
         if nn.parameter.is_lazy(p):
             raise InputError(f"parameter {name!r} has no shape yet (a lazy layer); call module(x) once before")
+    if not any(p.numel() for p in trainable.values()):
+        raise InputError("no parameter of the module requires a gradient; thaw what adapts: .requires_grad_(True)")
     for name, p in trainable.items():
         if p.is_inference():
             raise InputError(f"parameter {name!r} was made in torch.inference_mode(); make the module outside of it")

@@ -40,7 +40,7 @@ class FixedMesh:
     def follow(self, trajectory: Trajectory, ends: Sequence[float], curvature: Curvature | None = None) -> Trajectory:
         """Without a limit of the flow's evaluations: these steps are what is asked for."""
         trajectory.flow = trajectory.flow.limited(math.inf)
-        check_batch(self.batch, self.steps, trajectory.flow.tasks.shot)
+        check_batch(self.batch, self.steps, trajectory.flow.tasks)
         trajectory.begin(self, ends)
         times = [ends[-1] * i / max(self.steps, 1) for i in range(self.steps + 1)]
         for end in ends if self.steps else ():
@@ -70,9 +70,9 @@ class FixedMesh:
         return order[place * n : (place + 1) * n].to(tasks.device, non_blocking=True)
 
 
-def check_batch(batch: int | Tensor | None, steps: int, shot: int) -> None:
+def check_batch(batch: int | Tensor | None, steps: int, tasks: Tasks) -> None:
     """Raise InputError unless so many steps can see such batches of a task's support points."""
-    given = batch
+    given, shot = batch, tasks.shot
     if isinstance(batch, Tensor):
         given = f"{batch.dtype} of shape {tuple(batch.shape)}"
         good = batch.dtype is torch.int64 and batch.ndim == 2 and len(batch) >= steps and batch.numel()
@@ -84,6 +84,12 @@ def check_batch(batch: int | Tensor | None, steps: int, shot: int) -> None:
             f"inner_batch must be 1 to {shot} support points, or an int64 tensor ({steps} steps, n) of their numbers "
             f"from 0 to {shot - 1}, got {given}"
         )
+    for name, tensor in tasks.support_leaves().items() if batch is not None else ():
+        if tensor.ndim > 1 and tensor.shape[1] != shot and not name.startswith("shared."):
+            raise InputError(
+                f"inner_batch takes some of the {shot} points of every tensor, and {name} {tuple(tensor.shape)} has "
+                "another number; leave inner_batch out, or choose the points in an objective"
+            )
 
 
 def descends(

@@ -62,6 +62,12 @@ def buffered() -> nn.Module:
     return module
 
 
+def empty() -> nn.Module:
+    module = nn.Module()
+    module.none = nn.Parameter(torch.zeros(0))
+    return module
+
+
 def changed_later(change) -> None:
     meta, given = small(adapt=None)
     change(meta.module)
@@ -133,6 +139,11 @@ OF_ADAPTATION = [
     (lambda: changed_later(lambda m: m.requires_grad_(False)), "no parameter of the module requires a gradient; thaw"),
     (lambda: changed_later(lambda m: setattr(m, "head", nn.LazyLinear(1))), "parameter 'head.weight' has no shape yet"),
     (lambda: changed_later(lambda m: m.head.float()), "one dtype on one device, found: torch.float32 on cpu, torch"),
+    (
+        lambda: small(inner_batch=2)[0](tasks(support_x=(TASKS.support_x, torch.zeros(3, 2, 7).double()))),
+        r"inner_batch takes some of the 6 points.* support_x.1 \(3, 2, 7\) has another number; leave inner_batch out",
+    ),
+    (lambda: Adaptation(empty(), half_mse, 0.1, 3), "no parameter of the module requires a gradient; thaw"),
     (lambda: small()[0](TASKS, at=(1, 2), weights=LEARNED), "query_weights require a gradient and would get none"),
     *((lambda way=way: transformed(way), "no transform of torch.func") for way in WAYS),
     (lambda: transformed(batched_back), "is_grads_batched and vectorize=True cannot batch this backward pass"),
