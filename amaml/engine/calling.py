@@ -238,8 +238,8 @@ def given_back(module: nn.Module) -> Iterator[None]:
     """Within this context a module is a function without traces; afterwards all that its parts hold is as it was, and
     what objects in their attributes hold.
 
-    Buffers are copies, which forward may write into; layers that keep running statistics use those of the batch;
-    what is compiled or parallel is the plain module.
+    Buffers and other tensors in attributes are copies, which forward may write into; layers that keep running
+    statistics use those of the batch; what is compiled or parallel is the plain module.
     """
     parts = [vars(part) for part in module.modules()]
     held = (one for part in parts for one in part.values() if not isinstance(one, type | ModuleType | nn.Module))
@@ -248,8 +248,10 @@ def given_back(module: nn.Module) -> Iterator[None]:
     parametrize._cache.clear()  # of what was computed at other parameters
     try:
         copies: dict[int, Tensor] = {}
+        for kept, _ in before:
+            _own_tensors(kept, copies)
         for part in list(module.modules()):
-            _make_pure(part, copies)
+            _make_pure(part)
         yield
     finally:
         parametrize._cache.clear()
@@ -281,13 +283,17 @@ def own_copy(tensor: Tensor) -> Tensor:
     return tensor if _sharing.get() else tensor.clone()
 
 
-def _make_pure(part: nn.Module, copies: dict[int, Tensor]) -> None:
+def _own_tensors(kept: Any, copies: dict[int, Tensor]) -> None:
+    for key in kept if isinstance(kept, dict) else range(len(kept) * isinstance(kept, list)):
+        value = kept[key]
+        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+            kept[key] = copies[id(value)] if id(value) in copies else copies.setdefault(id(value), value.clone())
+
+
+def _make_pure(part: nn.Module) -> None:
     for name, child in part._modules.items():
         if child is not None:
             part._modules[name] = unwrapped(child)
-    for name, buffer in part._buffers.items():
-        if buffer is not None:
-            part._buffers[name] = copies.setdefault(id(buffer), buffer.clone())
     if isinstance(part, nn.modules.batchnorm._NormBase):
         part.track_running_stats = False
         part._buffers.update(dict.fromkeys(part._buffers))

@@ -33,6 +33,21 @@ def test_a_call_that_fails_or_is_interrupted_gives_the_module_back():
         assert len(module.kept) == 1
 
 
+def test_tensors_in_attributes_are_given_back_and_written_into_in_a_batch():
+    def forward(m, h, x):
+        m.calls += 1
+        m.kept["calls"].add_(1)
+        return h.tanh()
+
+    module = two_layers(forward).double()
+    module.calls, module.kept = torch.zeros(1), {"calls": torch.zeros(1)}
+    meta = maml(module, batched=True)
+    meta(regression()).backward()
+    meta.predict(meta.adapt(regression()), regression().query_x)
+    assert not module.calls
+    assert not module.kept["calls"]
+
+
 def test_threads_wait_for_each_other():
     module = two_layers(lambda m, h, x: h.tanh()).double()
     meta, traced, interval, wrong = maml(module), maml(module), sys.getswitchinterval(), []
