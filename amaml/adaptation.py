@@ -16,6 +16,7 @@ from amaml.engine import derivatives
 from amaml.engine.calling import announce_backward, check_surroundings, uncompiled
 from amaml.engine.closures import Watched
 from amaml.engine.derivatives import Loss
+from amaml.engine.graphs import in_use
 from amaml.errors import Diverged, InputError
 from amaml.flow.field import Evaluations
 from amaml.learner import Memory, MetaGradient, MetaLearner, followed, outer_steps
@@ -268,6 +269,8 @@ class Adaptation(nn.Module):
         used = Watched((learner, tasks.support_leaves()), adapted)  # but for these, of which theta is a copy
         run = followed(learner, theta, tasks, self.memory, at)
         used.changed()  # by the network itself
+        if (tensors := in_use(learner.apply, learner.loss)) is not None:
+            used.narrow(("apply", "loss", "query_loss"), tensors)
 
         def pull_back(lam: Tensor) -> list[Tensor]:
             check_defined(learner, self.method, ["phi", *request])

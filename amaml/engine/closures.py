@@ -8,6 +8,7 @@ import dis
 import functools
 from collections import deque
 from collections.abc import Container, Iterable, Iterator, Sequence
+from itertools import islice
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
@@ -21,10 +22,11 @@ Step = tuple[bool, Any]  # whether an attribute, and its name; otherwise an item
 Path = tuple[Step, ...]
 
 MOST_OBJECTS = 20_000  # looked at in one search; a tensor farther away stays a constant of its graph
-MOST_ITEMS = 100  # of a list that are looked at for values that change
+MOST_ITEMS = 100  # of a list or dict of data that are looked at for values that change
 PLAIN = (str, bytes, int, float, complex, type(None), np.generic, BuiltinFunctionType, CodeType)
 PLAIN += (torch.dtype, torch.device)
 BOOKS = vars(nn.Module()).keys() - {"training"}  # what every module keeps of its own, mostly empty
+ATTRIBUTES = BOOKS | {"__dict__", "__globals__"}  # where the keys of a dict are names in a program, not data
 HOLDING = (Tensor, np.ndarray, set, frozenset, bytearray)  # and no tensors
 CONTENT: Step = (True, "content")  # at the end of a path to one of them: what is in it
 LEAVES = (*HOLDING, *PLAIN)
@@ -64,6 +66,14 @@ class Watched:
             found = ((path, child) for path, child in _walk(root, MOST_ITEMS) if isinstance(child, Tensor))
             self.seen = {p: (t, _version(t)) for p, t in found if id(t) not in out and p[-1][1] not in STATISTICS}
         self.root = root
+
+    def narrow(self, names: Container[str], tensors: Container[int]) -> None:
+        """Look at these tensors alone, by their identities, and at what is reached by no attribute of these names."""
+        self.seen = {
+            path: (tensor, version)
+            for path, (tensor, version) in self.seen.items()
+            if id(tensor) in tensors or not any(key in names for _, key in path[:3])
+        }
 
     def changed(self) -> list[Path]:
         """Where another tensor stands now, or the same was written into; looks there no more."""
@@ -106,10 +116,19 @@ def _content(child: Any) -> Any:
 
 
 def changed(then: dict[Path, Any], now: dict[Path, Any], inputs: Iterable[Path] = ()) -> set[Path]:
-    """Where two of them differ, but in the numbers of tensors that are inputs; of a list the list, which may grow."""
+    """Where two of them differ, but in the numbers of tensors that are inputs; where a list or dict of data has grown,
+    or a list holds other numbers, that list or dict, which may go on so."""
     paths = {path for path in then.keys() | now.keys() if then.get(path, then) != now.get(path, now)}
     paths -= {(*path, CONTENT) for path in inputs}
-    return {path[:-1] if path and type(path[-1][1]) is int else path for path in paths}
+    grown = {path for path in paths if (path in then) != (path in now)}
+    common = set.intersection(*({path[:n] for path in one if grown for n in range(len(path))} for one in (then, now)))
+
+    def place(path: Path) -> Path:
+        n = max(n for n in range(len(path)) if path[:n] in common) if path in grown else len(path) - 1
+        of_data = n > 0 and path[n - 1][1] not in ATTRIBUTES
+        return path[:n] if of_data and (path in grown or type(path[n][1]) is int) else path[: n + 1]
+
+    return set(map(place, paths))
 
 
 def follow(path: Path, root: object) -> Any:
@@ -136,7 +155,7 @@ def _walk(root: object, most_items: int | None = None) -> Iterator[tuple[Path, o
     seen, queue = {id(root)}, deque([((), root)])
     while queue and len(seen) < MOST_OBJECTS:
         path, owner = queue.popleft()
-        for step, child in _children(owner, most_items):
+        for step, child in _children(owner, None if path and path[-1][1] in ATTRIBUTES else most_items):
             if isinstance(child, LEAVES):
                 yield (*path, *step), child
             elif id(child) not in seen:
@@ -151,7 +170,7 @@ def _children(owner: object, most_items: int | None) -> Iterator[tuple[Path, obj
     if isinstance(owner, list | tuple | deque):
         yield from ((((False, i),), child) for i, child in zip(range(most_items or len(owner)), owner, strict=False))
     elif isinstance(owner, dict | MappingProxyType):
-        yield from ((((False, key),), child) for key, child in list(owner.items()))
+        yield from ((((False, key),), child) for key, child in list(islice(owner.items(), most_items)))
     elif isinstance(owner, FunctionType):
         if not _foreign(owner):
             yield from _attributes(owner, "__closure__", "__defaults__", "__kwdefaults__", "__dict__", "__code__")

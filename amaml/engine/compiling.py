@@ -22,9 +22,11 @@ import torch
 from torch import Tensor
 from torch._guards import TracingContext, tracing
 from torch._subclasses import FakeTensorMode
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from amaml.engine.tracing import rounding, values
 
 Result = Tensor | tuple[Tensor, ...]
 
@@ -35,7 +37,6 @@ CONTIGUOUS = {"memory_format": torch.contiguous_format}
 ROUNDINGS = 10  # so many times what one rounding of every input changes is rounding, too
 COLUMNS = 16  # where b of a product has fewer, the transposed product has longer loops
 LARGEST = 2**15  # bytes of the matrix whose rows a product runs over again and again, which stay in the nearest cache
-TF32 = 2.0**-11  # the rounding of products of float32 on CUDA, where the tensor cores make them
 
 compiling: ContextVar[bool] = ContextVar("compiling", default=False)  # graphs that are made from here on
 
@@ -63,8 +64,8 @@ def compile_graph(traced: GraphModule, examples: list[Tensor], apply: Any) -> Ca
     As it was traced where it holds complex numbers; with one warning, where the device's compiler or its CUDA graphs
     fail; with one warning that names the network in apply, where the compiled graph gives another result.
     """
-    device, values = examples[0].device.type, [value for node in traced.graph.nodes for value in _values(node)]
-    if device in _without_compiler or any(value.is_complex() for value in values):
+    device = examples[0].device.type
+    if device in _without_compiler or any(value.is_complex() for node in traced.graph.nodes for value in values(node)):
         return traced
     _own_what_is_written(traced)
     # a direction of zeros would hide every error
@@ -79,7 +80,7 @@ def compile_graph(traced: GraphModule, examples: list[Tensor], apply: Any) -> Ca
         reason = next((line for line in str(fault).splitlines() if line.strip()), type(fault).__name__)
         _warn(f"torch.compile fails on this {device} device ({reason.strip()})")
         return traced
-    error = _error(traced, found, examples, values)
+    error = _error(traced, found, examples)
     if error and (name := _name(apply)) not in _wrongly_compiled:
         _wrongly_compiled.add(name)
         _warn(f"torch.compile makes wrong numbers of {name}, off by {error:.1e} of the largest")
@@ -160,34 +161,26 @@ LOWERED = {
 }
 
 
-def _values(node: Node) -> list[Tensor]:
-    """The tensors that a node makes, without their numbers, as tracing noted them."""
-    made = node.meta.get("val")
-    return [value for value in (made if isinstance(made, list | tuple) else [made]) if isinstance(value, Tensor)]
-
-
 def _own_what_is_written(traced: GraphModule) -> None:
     """Copy every expanded tensor before an operation of WRITING."""
     for node in traced.graph.nodes:
         if getattr(getattr(node.target, "overloadpacket", None), "__name__", None) in WRITING:
             base = node.args[0]
-            if any(0 in value.stride() for value in _values(base)):
+            if any(0 in value.stride() for value in values(base)):
                 with traced.graph.inserting_before(node):
                     node.update_arg(0, traced.graph.call_function(torch.ops.aten.clone.default, (base,), CONTIGUOUS))
     traced.recompile()
 
 
-def _error(traced: GraphModule, found: Result, examples: list[Tensor], values: list[Tensor]) -> float:
+def _error(traced: GraphModule, found: Result, examples: list[Tensor]) -> float:
     """The distance of found from the traced result; 0 where rounding in the values on the way to it explains that."""
     expected = traced(*examples)
-    error = _distance(found, expected)
-    kinds = {(value.dtype, value.is_cuda) for value in values if value.is_floating_point()}
-    rounding = max(TF32 if kind == (torch.float32, True) else torch.finfo(kind[0]).eps for kind in kinds)
-    if error <= rounding ** (2 / 3):  # 4e-11 in float64, 2e-5 in float32
+    error, eps = _distance(found, expected), rounding(traced.graph)
+    if error <= eps ** (2 / 3):  # 4e-11 in float64, 2e-5 in float32
         return 0.0
     seed = torch.Generator(examples[0].device).manual_seed(0)
     random = [torch.zeros_like(a).uniform_(-1, 1, generator=seed) if a.is_floating_point() else None for a in examples]
-    moved = [a if r is None else a * (1 + rounding * r) for a, r in zip(examples, random, strict=True)]
+    moved = [a if r is None else a * (1 + eps * r) for a, r in zip(examples, random, strict=True)]
     return 0.0 if error <= ROUNDINGS * _distance(traced(*moved), expected) else error
 
 

@@ -43,7 +43,7 @@ class told:
         pass
 
     def __exit__(self, kind: Any, fault: BaseException | None, trace: Any) -> None:
-        if isinstance(fault, Exception) and not is_mistake(fault):
+        if isinstance(fault, Exception) and not (is_mistake(fault) or isinstance(fault, Warning)):  # where these raise
             raise explained(fault, self.apply) from fault
 
 

@@ -14,6 +14,7 @@ from torch.autograd.graph import Node, get_gradient_edge
 from amaml.engine import task
 from amaml.engine.calling import differentiable_twice
 from amaml.engine.closures import find_requiring, spelled
+from amaml.engine.compiling import ROUNDINGS
 from amaml.engine.task import Definition, Result, called, row_of
 from amaml.errors import InputError
 from amaml.losses import of_points
@@ -111,9 +112,9 @@ def _saved_by(kind: type) -> list[str]:
     return [name for name in dir(kind) if name.startswith("_raw_saved_")]
 
 
-def points_meet(root: tuple, arguments: tuple) -> bool:
+def points_meet(root: tuple, arguments: tuple, rounding: float) -> bool:
     """Whether the loss of a point depends on others of its task, before it or after: of that with the most points that
-    are no padding, near its phi (a layer in which points meet may begin at zero)."""
+    are no padding, near its phi (a layer in which points meet may begin at zero). rounding: of what it computes."""
     count = (arguments[-1].weight != 0).sum(1)
     theta, *_, x, y = _moved(row_of(arguments, int(count.argmax())))
 
@@ -126,36 +127,49 @@ def points_meet(root: tuple, arguments: tuple) -> bool:
         x, y = without_padding(x, y)
         with differentiable_twice():
             of_all, halves = losses(slice(None)), (slice(0, None, 2), slice(1, None, 2))
-            return len(of_all) == 1 or not all(_close(losses(half), of_all[half]) for half in halves)
+            return len(of_all) == 1 or not all(_close(losses(half), of_all[half], rounding) for half in halves)
     except Exception:  # so few points do not go through by themselves
         return True
 
 
-def agrees(call: Callable[..., Result], define: Definition, root: tuple, arguments: tuple, expected: Result) -> bool:
-    """Whether a graph gives the first task what autograd expects, here and at a phi nearby: here, what is symmetric or
-    zero at the start may hide an error, and rounding may be all there is."""
+def agrees(
+    call: Callable[..., Result], define: Definition, root: tuple, arguments: tuple, expected: Result, rounding: float
+) -> bool:
+    """Whether a graph of such rounding gives the first task what autograd expects, here and at a phi nearby: here, what
+    is symmetric or zero at the start may hide an error, and rounding may be all there is. An error is none where one
+    rounding of phi changes as much."""
     places, nearby = [(arguments, expected)], _moved(arguments)
     with contextlib.suppress(Exception):  # the loss may not be defined there
         places.append((nearby, define.of_row(*root, nearby, 0)))
     pairs = []
     for given, right in places:
-        found, right = (result if isinstance(result, tuple) else (result,) for result in (call(*given), right))
-        pairs.append([(f[0], e) for f, e in zip(found, right, strict=True) if f.ndim > e.ndim])  # no sums over tasks
-    for of_result in zip(*pairs, strict=True):
-        size = max(e.norm().nan_to_num(0.0, 0.0) for _, e in of_result)
-        if not all(_close(f, e, size) for f, e in of_result):
+        of_results = enumerate(zip(_tuple(call(*given)), _tuple(right), strict=True))
+        pairs.append([(i, f[0], e) for i, (f, e) in of_results if f.ndim > e.ndim])  # no sums over tasks
+    sizes = [max(e.norm().nan_to_num(0.0, 0.0) for *_, e in of_result) for of_result in zip(*pairs, strict=True)]
+    for (given, _), found in zip(places, pairs, strict=True):
+        off = [(i, f, e) for (i, f, e), size in zip(found, sizes, strict=True) if not _close(f, e, rounding, size)]
+        rounded = _tuple(define.of_row(*root, _moved(given, rounding), 0)) if off else ()
+        if not all((f - e).norm() <= ROUNDINGS * (rounded[i] - e).norm() for i, f, e in off):
             return False
     return True
 
 
-def _moved(arguments: tuple) -> tuple:
-    """The arguments at a phi (and v) nearby."""
+def _tuple(result: Result) -> tuple[Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+def _moved(arguments: tuple, relative: float | None = None) -> tuple:
+    """The arguments at a phi (and v) nearby; relative: of so many parts of each number."""
     generator = torch.Generator().manual_seed(0)
-    moved = (a + 0.1 * torch.randn(a.shape, generator=generator, device="cpu").to(a) for a in arguments[:-2])
-    return *moved, *arguments[-2:]
+
+    def moved(a: Tensor) -> Tensor:
+        random = torch.randn(a.shape, generator=generator, device="cpu").to(a)
+        return a + (0.1 * random if relative is None else relative * a * random)
+
+    return *map(moved, arguments[:-2]), *arguments[-2:]
 
 
-def _close(found: Tensor, expected: Tensor, size: Tensor | None = None) -> bool:
+def _close(found: Tensor, expected: Tensor, rounding: float, size: Tensor | None = None) -> bool:
     """To half the digits of the expected size; where nothing finite is expected nothing can be told."""
     error, size = (found - expected).norm(), expected.norm() if size is None else size
-    return bool((error <= torch.finfo(expected.dtype).eps ** 0.5 * size) | ~expected.isfinite().all())
+    return bool((error <= max(rounding, torch.finfo(expected.dtype).eps) ** 0.5 * size) | ~expected.isfinite().all())

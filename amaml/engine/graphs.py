@@ -21,25 +21,25 @@ import contextlib
 import warnings
 import weakref
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten
 
 from amaml.engine import task
 from amaml.engine.calling import check_surroundings, exclusive, no_random_draws, returning
-from amaml.engine.closures import Path, changed, find_values, follow
-from amaml.engine.compiling import compile_graph, compiling
+from amaml.engine.closures import Path, changed, find_values
+from amaml.engine.compiling import compiling
 from amaml.engine.faults import described, go_apart, is_mistake, told
 from amaml.engine.first_look import agrees, check_gradient, check_repeats, check_twice, points_meet
+from amaml.engine.graph import Graph, Key, Probe
 from amaml.engine.task import Definition, Function, Result, row_of
-from amaml.engine.tracing import Trace, examples_of, kind_of, trace
+from amaml.engine.tracing import kind_of
 from amaml.errors import changed_meanwhile
 from amaml.points import Weighted
 
-ROUNDINGS = 100  # a relative difference of so many eps between a traced and an untraced loss is none
 RENEWALS = 3  # after so many times that graphs were out of date a warning says what it costs
 MOST_GRAPHS = 64  # of one apply and loss, of which the least recently used goes: up to 1 MiB each for small networks
 
@@ -74,6 +74,16 @@ def refresh(apply: Any, loss: Any, theta: Tensor) -> None:
         _family((apply, loss), theta[None]).refresh((apply, loss), theta)
 
 
+def in_use(apply: Any, loss: Any) -> set[int] | None:
+    """The tensors that the graphs of apply and loss use without being given them, by their identities; None where one
+    goes task by task, and may use any."""
+    families = _families.get((id(apply), id(loss)), (None, None, {}))[2].values()
+    made = [graph for family in families for graph in family.graphs.values()]
+    if not made or any(graph.call is None or graph.points_meet for graph in made):
+        return None
+    return {id(tensor) for graph in made for tensor in graph.used((apply, loss)) or ()}
+
+
 @torch.inference_mode(False)
 @torch.no_grad()
 def _looked_up(define: Definition, root: tuple, arguments: tuple) -> Function:
@@ -99,91 +109,6 @@ def _looked_up(define: Definition, root: tuple, arguments: tuple) -> Function:
     return graph.of_own(tensors[len(own) :], used)
 
 
-class Key(NamedTuple):
-    """What a graph is for."""
-
-    define: Definition
-    compiling: bool
-    structure: Any  # of the arguments' tree
-    signature: tuple[tuple, ...]  # shape, dtype and device of each tensor
-
-    def trace(self, root: tuple) -> Trace:
-        """define as apply and loss are now, at examples: one tensor in two places would tie these for good."""
-        function = _of_tensors(self.define.batched(*root), self.structure)
-        return trace(function, examples_of(self.signature), root)
-
-
-class Graph(NamedTuple):
-    """A traced function; its last arguments are the tensors that apply and loss use without being given them."""
-
-    call: Function | None  # None: task by task
-    paths: tuple[Path, ...] = ()  # from (apply, loss) to those tensors
-    layout: tuple[tuple, ...] = ()  # of each: size, strides, dtype, device, and whether it requires a gradient
-    traced: Trace | None = None
-    points_meet: bool = False  # whether predictions depend on the other points of their task, so that padding matters
-
-    @classmethod
-    def of(cls, traced: Trace, root: tuple, examples: Sequence[Tensor] = ()) -> "Graph":
-        """Compiled where there are examples of its arguments, on which it is compared with what was traced."""
-        used = [follow(path, root) for path in traced.paths]
-        met = [a.clone(memory_format=torch.contiguous_format) for a in examples]
-        call = compile_graph(traced.module, [*met, *used], root[0]) if examples else traced.lean()
-        return cls(call, traced.paths, tuple(map(_layout, used)), traced._replace(module=None))
-
-    def used(self, root: tuple) -> list[Tensor] | None:
-        """Those tensors as they are now; None where one has gone, or has another layout."""
-        try:
-            tensors = [follow(path, root) for path in self.paths]
-            return tensors if tuple(map(_layout, tensors)) == self.layout else None
-        except (AttributeError, LookupError, TypeError, ValueError):
-            return None
-
-    def of_own(self, points: Sequence[Tensor], used: list[Tensor]) -> Function:
-        """It as a function of all but the points; what is compiled holds for the layout of its examples."""
-        call, rest = self.call, [*(tensor.contiguous() for tensor in points), *used]
-        return lambda *own: call(*[tensor.contiguous() for tensor in own], *rest)
-
-    def is_up_to_date(self, key: Key, root: tuple) -> bool:
-        """Whether it is what would be traced now."""
-        try:
-            return self.call is None or key.trace(root).same(self.traced)
-        except Exception:  # apply and loss do not take such points any more
-            return False
-
-
-class Probe(NamedTuple):
-    """The points of one task, and the graph of its loss."""
-
-    graph: Graph
-    x: Any
-    y: Any
-
-    @classmethod
-    def of(cls, root: tuple, theta: Tensor, x: Any, y: Any) -> "Probe | None":
-        """None where the loss cannot be traced, or needs autograd."""
-        tensors, structure = tree_flatten((theta, x, y))
-        function = _of_tensors(Definition(task.loss).of_one(*root), structure)
-        try:
-            probe = cls(Graph.of(trace(function, examples_of(map(kind_of, tensors)), root), root), x, y)
-        except Exception:
-            return None
-        return probe if probe.agrees(root, theta) else None
-
-    def agrees(self, root: tuple, theta: Tensor) -> bool:
-        """Whether the graph still computes the loss; waits for the device."""
-        used = self.graph.used(root)
-        if used is None:
-            return False
-        try:
-            row = tree_map(Tensor.clone, (theta, self.x, self.y))
-            now = Definition(task.loss).of_own(*root, row, graph=False)
-        except Exception:  # apply and loss do not take the old points any more
-            return False
-        then = self.graph.of_own((), used)(*tree_flatten((theta, self.x, self.y))[0])
-        tolerance = ROUNDINGS * torch.finfo(now.dtype).eps if now.dtype.is_floating_point else 0.0
-        return torch.allclose(now, then, rtol=tolerance, atol=0.0, equal_nan=True)
-
-
 class Family:
     """The graphs of one apply and loss for one size, dtype and device of theta, all of one state of these."""
 
@@ -192,7 +117,7 @@ class Family:
         self.probe: Probe | None = None
         self.values: dict[Path, Any] = {}
         self.without_effect: set[Path] = set()  # values that changed, and no graph with them
-        self.apart: set[Definition] = set()  # what goes task by task
+        self.apart: dict[Definition, Graph] = {}  # what goes task by task
         self.has_gradient = False  # as far as was looked
         self.renewals = 0
 
@@ -219,6 +144,7 @@ class Family:
             if returning.get():
                 raise changed_meanwhile("the module or the loss")
             self.graphs.clear()
+            self.apart.clear()
             self.probe, self.has_gradient, self.renewals = None, False, self.renewals + 1
             if self.renewals == RENEWALS:
                 warnings.warn(
@@ -242,9 +168,10 @@ class Family:
                 self.has_gradient = True
             if key.define.kind in (task.hvp, task.pull_back):
                 check_twice(root, arguments[0], *arguments[-2:])
-            meet = isinstance(y, Weighted) and points_meet(root, arguments)
             expected = key.define.of_row(*root, arguments, 0)
         graph = self._traced(key, root, arguments, expected)
+        rounding = 0.0 if graph.traced is None else graph.traced.rounding
+        meet = isinstance(y, Weighted) and points_meet(root, arguments, rounding)
         if self.probe is None and graph.call is not None:
             self.probe = Probe.of(root, theta, x, y)
         self.without_effect = set()  # on the other graphs
@@ -256,21 +183,22 @@ class Family:
     def _traced(self, key: Key, root: tuple, arguments: tuple, expected: Result) -> Graph:
         """A graph without a call where torch cannot batch or trace it, or does so wrongly."""
         if key.define in self.apart:
-            return Graph(None)
+            return self.apart[key.define]
+        wrong = False
         try:
             graph = Graph.of(key.trace(root), root, tree_flatten(arguments)[0] if key.compiling else ())
-            call = graph.of_own((), graph.used(root))
-            if agrees(lambda *a: call(*tree_flatten(a)[0]), key.define, root, arguments, expected):
+            call, rounding = graph.of_own((), graph.used(root)), graph.traced.rounding
+            if agrees(lambda *a: call(*tree_flatten(a)[0]), key.define, root, arguments, expected, rounding):
                 return graph
-            reason = "its batched numbers are not those of a single task"
+            reason, wrong = "its batched numbers are not those of a single task", True
         except Exception as fault:
             if is_mistake(fault):
                 raise
             reason = described(fault, root[0])
         key.define.one_by_one(*root)(*arguments)  # which raises where it is no fault of batching
         go_apart(root[0], reason, len(arguments[0]))
-        self.apart.add(key.define)
-        return Graph(None)
+        self.apart[key.define] = Graph(None, wrong=wrong)
+        return self.apart[key.define]
 
 
 # by the identities of apply and loss, each entry with weak references to them
@@ -289,11 +217,3 @@ def _weak(part: object, when_gone: Callable[[Any], Any]) -> Callable[[], object]
         return weakref.ref(part, when_gone)
     except TypeError:  # an object that cannot be referred to weakly keeps its graphs for good
         return lambda: part
-
-
-def _of_tensors(function: Function, structure: Any) -> Function:
-    return lambda *flat: function(*tree_unflatten(flat, structure))
-
-
-def _layout(tensor: Tensor) -> tuple:
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad

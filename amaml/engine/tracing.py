@@ -16,6 +16,8 @@ from amaml.engine.closures import Path, find_paths
 from amaml.engine.faults import is_mistake
 from amaml.engine.simplifying import memory, simplify, writing
 
+TF32 = 2.0**-11  # the rounding of products of float32 on CUDA, where the tensor cores make them
+
 
 class Trace(NamedTuple):
     """A traced function; its last arguments are the tensors that root holds at the paths."""
@@ -24,10 +26,15 @@ class Trace(NamedTuple):
     code: str
     paths: tuple[Path, ...]
     constants: dict[str, Any]
+    rounding: float
 
-    def same(self, other: "Trace") -> bool:
+    def same(self, other: "Trace | None") -> bool:
         """Whether both compute the same."""
-        if (self.code, self.paths, self.constants.keys()) != (other.code, other.paths, other.constants.keys()):
+        if other is None or (self.code, self.paths, self.constants.keys()) != (
+            other.code,
+            other.paths,
+            other.constants.keys(),
+        ):
             return False
         return all(_equal(constant, other.constants[name]) for name, constant in self.constants.items())
 
@@ -49,7 +56,21 @@ def trace(function: Callable, examples: Sequence[Tensor], root: object) -> Trace
     simplify(traced)
     paths = _lift(traced, root)
     targets = (node.target for node in traced.graph.nodes if node.op == "get_attr")
-    return Trace(traced, traced.code, paths, {target: getattr(traced, target) for target in targets})
+    constants = {target: getattr(traced, target) for target in targets}
+    return Trace(traced, traced.code, paths, constants, rounding(traced.graph))
+
+
+def values(node: Node) -> list[Tensor]:
+    """The tensors that a node makes, without their numbers, as tracing noted them."""
+    made = node.meta.get("val")
+    return [value for value in (made if isinstance(made, list | tuple) else [made]) if isinstance(value, Tensor)]
+
+
+def rounding(graph: Graph) -> float:
+    """The coarsest among the numbers of a graph, relative to these: parts of a network may be of half precision."""
+    made = (value for node in graph.nodes for value in values(node) if value.is_floating_point() or value.is_complex())
+    kinds = {(value.dtype, value.is_cuda) for value in made}
+    return max((TF32 if kind == (torch.float32, True) else torch.finfo(kind[0]).eps for kind in kinds), default=0.0)
 
 
 def kind_of(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:

@@ -3,6 +3,7 @@
 import functools
 import itertools
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -168,3 +169,21 @@ def test_a_difference_that_rounding_does_not_explain_is_an_error(function, x, be
     assert (found is not traced) == right
     assert compiler.calls == 1
     assert type(found(x, ALL)) is type(traced(x, ALL))
+
+
+def test_compiled_code_meets_no_number_of_which_torch_only_notes_the_sign(compiler):
+    def plain(a):
+        assert not a.is_neg()
+        return a.clone()
+
+    compiler.before, used = plain, SimpleNamespace(scale=torch.ones(1).double())
+    apply, (x, y) = lambda theta, x: theta[0] * x * used.scale, torch.rand(2, 3, 4, 1, generator=generator()).double()
+
+    def losses(x):
+        with amaml.compiled():
+            return derivatives.losses(apply, amaml.mse, torch.ones(3, 1).double(), x, y)
+
+    expected = losses(x)
+    used.scale = torch._neg_view(-used.scale)
+    torch.testing.assert_close(losses(torch._neg_view(-x)), expected, rtol=0, atol=0)
+    assert compiler.calls > 1

@@ -3,6 +3,7 @@
 import copy
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -187,6 +188,17 @@ def test_what_changed_before_the_way_back_is_refused(change):
     change(module, held, meta)
     with pytest.raises(InputError, match="changed between adapt.. and backward.., which goes the way again"):
         phi.sum().backward()
+
+
+def test_what_no_graph_uses_may_change_before_the_way_back():
+    trainer, module = SimpleNamespace(mean=torch.zeros(1), scale=2.0), torch.nn.Linear(2, 1).double()
+    meta = amaml.Adaptation(module, lambda p, y: trainer.scale * amaml.mse(p, y), 0.03, 3, method="maml")
+    trainer.meta = meta
+    first, second = meta.adapt(regression()), meta.adapt(regression(seed=1))
+    trainer.mean.add_(1)
+    trainer.last = first.detach()
+    (first.sum() + second.sum()).backward()
+    assert module.weight.grad.isfinite().all()
 
 
 def test_a_gradient_that_is_there_already_does_not_look_at_its_tensors():

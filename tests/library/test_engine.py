@@ -266,3 +266,26 @@ def test_hooks_of_saved_tensors_are_for_the_graph_around(within):
     expected = torch.autograd.grad(meta(tasks), list(meta.parameters()))
     value = within(lambda: mse(meta.predict(meta.adapt(tasks), tasks.query_x), tasks.query_y))
     torch.testing.assert_close(torch.autograd.grad(value, list(meta.parameters())), expected)
+
+
+def half(x, w=None):
+    into, out = (torch.linspace(-1, 1, 64 * n).sin().to(torch.bfloat16) for n in (2, 5))
+    features = F.linear(x.to(torch.bfloat16), into.view(64, 2), into[:64]).tanh()
+    return F.linear(features, out.view(5, 64), (out[:5] if w is None else w[0].to(torch.bfloat16))).to(x.dtype)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "of_features"),
+    [
+        (torch.float64, lambda x, w: half(x) @ w),
+        (torch.float32, lambda x, w: half(x, w).sin()),
+        (torch.float32, lambda x, w: torch.linalg.slogdet((x @ w[:2]).T @ x @ w[:2] + 1e-4 * torch.eye(5))[1]),
+        (torch.float32, lambda x, w: torch.linalg.eigvalsh((x @ w[:2]).T @ x @ w[:2] + 1e-2 * torch.eye(5))[0]),
+    ],
+)
+def test_what_rounding_explains_is_batched(dtype, of_features):  # or would be warned of
+    """Layers of half precision in a network, and matrices near a singular one."""
+    tasks, theta = regression().to(dtype), torch.randn(25, generator=generator(), dtype=dtype).expand(3, -1)
+    derivatives.hvps(
+        lambda u, x: x[:, :1] + of_features(x, u.view(5, 5)).mean(), mse, theta, theta.cos(), *tasks.support
+    )

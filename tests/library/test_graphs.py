@@ -15,7 +15,7 @@ from helpers.problems import linear, mlp, regression, relative_error
 from torch.nn import functional as F
 
 from amaml import InputError, compiled, half_mse, mse
-from amaml.engine import derivatives, first_look, graphs, task, tracing
+from amaml.engine import closures, derivatives, first_look, graphs, task, tracing
 from amaml.engine.compiling import compiler_found
 from amaml.engine.task import Definition
 from baselines import FOMAML
@@ -111,17 +111,47 @@ def test_a_change_that_leaves_the_first_loss_as_it_was_is_seen(make):
 
 def test_a_counter_that_no_graph_depends_on_is_looked_at_once(traces):
     (theta, apply), tasks = linear(), regression()
-    trainer = SimpleNamespace(step=0, log=[], loss=half_mse)
+    trainer = SimpleNamespace(step=0, log=[], rows=[], named={}, loss=half_mse)
     learner, counts = FOMAML(apply, lambda p, t: trainer.loss(p, t), 0.05, 5), []
     for _ in range(4):
         learner.meta_gradient(theta, tasks)
         counts.append(len(traces))
         trainer.step += 1
         trainer.log.append(0.5)
+        trainer.rows.append({"step": trainer.step})
+        trainer.named[f"step {trainer.step}"] = SimpleNamespace(error=0.5)
     assert counts[1] == counts[-1]
     trainer.loss = F.l1_loss
     learner.meta_gradient(theta, tasks)
     assert len(traces) > counts[-1]
+
+
+def test_of_a_large_dict_a_part_is_looked_at_and_of_attributes_all():
+    many = {f"word {i}": i for i in range(10_000)}
+    assert len(closures.find_values(lambda: many)) < 1000
+    assert len(closures.find_values(SimpleNamespace(**many))) > 10_000
+
+
+def test_what_could_not_be_traced_is_tried_again_when_something_has_changed(traces):
+    (theta, network), tasks, used = linear(), regression(), SimpleNamespace(log=True, unread=0)
+
+    def apply(theta, x):
+        return network(theta, x)
+
+    def loss(p, t):
+        return half_mse(p, t) * (2 if used.log and p.sum().item() > 1e9 else 1)
+
+    def count(log, unread):
+        used.log, used.unread = log, unread
+        derivatives.gradients(apply, loss, theta.expand(3, -1), *tasks.support)
+        graphs.refresh(apply, loss, theta)
+        return len(traces)
+
+    with pytest.warns(RuntimeWarning, match="torch cannot batch"):
+        counts = [count(True, unread) for unread in (0, 0, 1, 2)]
+    counts += [count(False, unread) for unread in (2, 2, 3, 4)]
+    grown = [after > before for before, after in zip(counts, counts[1:], strict=False)]
+    assert grown == [False, True, False, True, True, True, False]
 
 
 def test_a_change_between_two_shapes_reaches_both():
@@ -240,7 +270,7 @@ def test_a_graph_is_compared_with_autograd_beside_the_start_too():
         (lambda phi, x, y: right(phi, x, y) * (1 + phi - theta), False),
         (lambda phi, x, y: right(phi, x, y) + 0 / (phi != theta), False),
     ):
-        assert first_look.agrees(graph, define, root, arguments, expected) == agrees
+        assert first_look.agrees(graph, define, root, arguments, expected, 0.0) == agrees
 
 
 def test_the_least_recently_used_graphs_go(monkeypatch):
