@@ -6,7 +6,6 @@ The shell scripts run with a stand-in for Python that records how it is called, 
 import os
 import re
 import resource
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -57,14 +56,6 @@ def test_a_python_that_has_everything_is_used_as_it_is(machine, arguments, passe
     assert ended.stdout.splitlines() == [f"in {machine.folder}", *(word.format(root=machine.root) for word in passed)]
     assert (ended.returncode, ended.stderr) == (0, "")
     assert not (machine.root / ".venv").exists()
-
-
-def test_the_programs_of_the_pages_run_in_the_environment_from_any_folder(machine):
-    (machine.root / "docs").mkdir()
-    for name in ("build.sh", "requirements.txt"):
-        shutil.copy(ROOT / "docs" / name, machine.root / "docs")
-    ended = machine.start("docs/build.sh")
-    assert (ended.returncode, ended.stdout) == (0, f"{machine.root}/.venv/bin/python\n"), ended.stderr
 
 
 def test_a_mistake_in_a_flag_is_told_within_seconds(tmp_path):

@@ -25,7 +25,6 @@ case "$1 $2" in
     "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
     "-m pip") [ -z "${OFFLINE:-}" ] || exit 1
         sed 's/==.*//; s/pytest-xdist/xdist/; s/scikit-image/skimage/' "${@: -1}" | tr '\\n' ' ' >> "$here/packages" ;;
-    "-m mkdocs") cd /; command -v python ;;
     "-m ruff") exit "${RUFF:-0}" ;;
     "-m pytest") echo "in $PWD" ;;
     *run.py*) printf '%s\\n' "in $PWD" "${@:2}"; exit "${STATUS:-0}" ;;
