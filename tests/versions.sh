@@ -23,7 +23,7 @@ install() {
         echo "$others" >"$folder/$1/others"
 }
 
-failed=0 program=$(echo tests/experiment/test_{run,resume,mistakes}.py)
+failed=0 program=$(echo tests/experiment/test_{run,resume,settings}.py)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 for version; do
     log=$folder/$version.log
