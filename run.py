@@ -14,7 +14,7 @@ from data.files import cache_folder
 from experiment import machine
 from experiment.build import build
 from experiment.distributed import Group, joined
-from experiment.folder import RunFolder, load_checkpoint
+from experiment.folder import RunFolder, load_checkpoint, usable
 from experiment.launch import Ending, launch
 from experiment.opening import evaluation_name, evaluation_settings, open_run
 from experiment.session import Session
@@ -46,7 +46,7 @@ def experiment(s: Settings, group: Group) -> None:
     share = math.ceil(s.meta_batch / group.world) if group.world > 1 else None
     s = replace(s, processes=group.world, task_chunk=s.task_chunk or share)
     folder = RunFolder(s.folder())
-    with folder.alone(group.first), machine.deterministic(s.deterministic), group.stop:
+    with usable(folder.path), folder.alone(group.first), machine.deterministic(s.deterministic), group.stop:
         opening = group.of_first(lambda: open_run(folder, s))
         if opening.finished:
             remedy = f"--evaluate {folder.path} tests or draws it, --overwrite runs it again"
@@ -70,11 +70,11 @@ def evaluate(flags: dict[str, Any], group: Group) -> None:
     path = Path(flags["evaluate"])
     checkpoint = group.of_first(lambda: load_checkpoint(path))
     s = evaluation_settings(flags, checkpoint, group.world)
-    with machine.deterministic(s.deterministic), group.stop:
+    home = path if path.is_dir() else path.parent
+    folder = RunFolder(Path(s.out) if s.out else home)
+    with usable(folder.path), machine.deterministic(s.deterministic), group.stop:
         e = group.together(lambda: build(s, group))
         e.restore(checkpoint, str(path), "evaluate it on a domain with as many inputs and outputs")
-        home = path if path.is_dir() else path.parent
-        folder = RunFolder(Path(s.out) if s.out else home)
         if group.first and s.out and folder.path.resolve() != home.resolve():
             folder.prepare_evaluation()
         entry, lines = e.meta_test(checkpoint.update)

@@ -58,9 +58,9 @@ class Checkpoint:
 
 
 class RunFolder:
-    """One run's files (docs/reference/files.md); every method raises InputError where the system refuses.
+    """One run's files (docs/reference/files.md). A run that has its summary.json is finished.
 
-    A run that has its summary.json is finished.
+    Where the system refuses, methods raise its OSError, of which usable() says what to do.
     """
 
     def __init__(self, path: Path) -> None:
@@ -80,7 +80,7 @@ class RunFolder:
             self._lock.release()
 
     def _take(self) -> None:
-        with usable(self.path), contextlib.suppress(PermissionError):  # nobody writes to a read-only folder
+        with contextlib.suppress(PermissionError):  # nobody writes to a read-only folder
             try:
                 self._lock.acquire(timeout=PATIENCE)
             except filelock.Timeout:
@@ -93,13 +93,12 @@ class RunFolder:
 
     def create(self, settings: dict[str, Any]) -> None:
         """Make the folder and its config.json; from here on the run counts as unfinished."""
-        with usable(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            if not self._lock.is_locked:
-                self._take()
-                if self._lock.is_locked and "config.json" in self._names():
-                    raise InputError(f"another run has begun in {self.path} meanwhile; choose another --out")
-            (self.path / "summary.json").unlink(missing_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not self._lock.is_locked:
+            self._take()
+            if self._lock.is_locked and "config.json" in self._names():
+                raise InputError(f"another run has begun in {self.path} meanwhile; choose another --out")
+        (self.path / "summary.json").unlink(missing_ok=True)
         self.write("config.json", {"settings": settings, **environment(settings["device"])})
 
     def clear(self) -> None:
@@ -107,10 +106,9 @@ class RunFolder:
         with contextlib.suppress(_Corrupt):
             self.settings()
         self._check_ours(*FILES)
-        with usable(self.path):
-            for name in (*filter(EVALUATION.fullmatch, self._names()), *FILES):
-                temporary_name(self.path / name).unlink(missing_ok=True)
-                (self.path / name).unlink(missing_ok=True)
+        for name in (*filter(EVALUATION.fullmatch, self._names()), *FILES):
+            temporary_name(self.path / name).unlink(missing_ok=True)
+            (self.path / name).unlink(missing_ok=True)
 
     def settings(self) -> dict[str, Any] | None:
         """The settings of the run that lives here, None in an empty or missing folder."""
@@ -128,8 +126,7 @@ class RunFolder:
     def prepare_evaluation(self) -> None:
         """Make a folder for the files of an evaluation alone."""
         self._check_ours()
-        with usable(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
 
     def _check_ours(self, *allowed: str) -> None:
         """Raise InputError for a file that is neither allowed nor an evaluation's."""
@@ -139,18 +136,16 @@ class RunFolder:
 
     def _names(self) -> set[str]:
         """What the folder holds, without its lock and what a kill leaves of a file being written."""
-        with usable(self.path):
-            if self.path.exists() and not self.path.is_dir():
-                raise InputError(f"{self.path} is a file; choose a folder as --out")
-            names = {path.name for path in self.path.iterdir()} if self.path.exists() else set()
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path} is a file; choose a folder as --out")
+        names = {path.name for path in self.path.iterdir()} if self.path.exists() else set()
         return {name for name in names - {LOCK} if not name.endswith(".tmp")}
 
     def write(self, name: str, content: Any) -> None:
         """Write a JSON file atomically; bytes as they are."""
         if not isinstance(content, bytes):
             content = (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
-        with usable(self.path):
-            write_atomically(self.path / name, content)
+        write_atomically(self.path / name, content)
 
     def read(self, name: str, default: Any = None) -> Any:
         """Read a JSON file, default where there is none."""
@@ -159,7 +154,7 @@ class RunFolder:
 
     def append_metrics(self, records: list[dict[str, Any]]) -> None:
         """Add lines to metrics.jsonl."""
-        with usable(self.path), open(self.path / "metrics.jsonl", "a") as file:
+        with open(self.path / "metrics.jsonl", "a") as file:
             file.writelines(json.dumps(record) + "\n" for record in records)
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -178,8 +173,7 @@ class RunFolder:
     def write_tasks(self, lines: list[str], name: str = "tasks.csv", since: int = 0) -> None:
         """Write a CSV of experiment.evaluation.task_lines, in place of what the file holds of updates from since on."""
         path = self.path / name
-        with usable(self.path):
-            there = path.read_text().splitlines()[1:] if since and path.exists() else []
+        there = path.read_text().splitlines()[1:] if since and path.exists() else []
         kept = [line for line in there if int(line.partition(",")[0]) < since]
         self.write(name, "\n".join([TASK_COLUMNS, *kept, *lines, ""]).encode())
 
@@ -195,7 +189,7 @@ class RunFolder:
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write checkpoint.pt atomically, after the metrics of its updates have reached the disk."""
-        with usable(self.path), open(self.path / "metrics.jsonl", "a") as file:
+        with open(self.path / "metrics.jsonl", "a") as file:
             os.fsync(file.fileno())
         buffer = io.BytesIO()
         torch.save({"format": FORMAT, **vars(checkpoint)}, buffer)
@@ -232,6 +226,8 @@ def usable(folder: Path) -> Iterator[None]:
     """Turns the system's refusals into an InputError."""
     try:
         yield
+    except BrokenPipeError:  # of whoever reads what is printed
+        raise
     except OSError as fault:
         reason = fault.strerror or str(fault)
         if fault.errno in FULL:

@@ -12,7 +12,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from amaml.errors import Diverged, InputError
 from experiment.build import Experiment
 from experiment.distributed import Group, Stopped
-from experiment.folder import Checkpoint, RunFolder
+from experiment.folder import Checkpoint, RunFolder, usable
 from experiment.machine import peak_memory_mib
 from experiment.methods import META_OPTIMIZERS
 from experiment.opening import Opening
@@ -61,7 +61,7 @@ class Session:
         """Train to the last update and test where due; raises Diverged or Stopped with a good checkpoint on disk."""
         last = self.experiment.settings.meta_updates
         try:
-            with Progress(last, self.update, self.group.first) as self.progress:
+            with usable(self.folder.path), Progress(last, self.update, self.group.first) as self.progress:
                 try:
                     if self._test_due() and not self.group.of_first(self._tested):
                         self._test()  # the kill came between the checkpoint and its test, or it is another test

@@ -26,6 +26,11 @@ def test_every_file_is_written_atomically_and_the_metrics_before_the_checkpoint(
     assert [names[i - 1] for i, name in enumerate(names) if name == "checkpoint.pt"] == ["metrics.jsonl"] * 2
 
 
+def test_a_closed_pipe_is_no_fault_of_the_folder(tmp_path):
+    with pytest.raises(BrokenPipeError), folders.usable(tmp_path):
+        raise BrokenPipeError
+
+
 def test_the_autosave_writes_a_checkpoint_between_the_regular_ones(tmp_path, quick, monkeypatch):
     saved, save = [], RunFolder.save
     monkeypatch.setattr(RunFolder, "save", lambda folder, c: (saved.append(c.update), save(folder, c)))
