@@ -1,15 +1,32 @@
-"""Steps of Runge-Kutta and of Runge-Kutta-Chebyshev: torchdiffeq's own, order, stability, the cheapest one."""
+"""Steps and their transposes: order, stability, the cheapest one; adjoints against closed forms and differences."""
 
 import math
 
 import pytest
 import torch
-from helpers.problems import cubic_step, mlp_flow, stability_value
+from helpers.problems import (
+    Quadratic,
+    classification,
+    convnet,
+    cubic_step,
+    mlp,
+    mlp_flow,
+    regression,
+    relative_error,
+    slope_error,
+    stability_value,
+)
 from torchdiffeq import odeint
 
+from amaml import AMAML, half_mse
+from amaml.engine import derivatives
+from amaml.flow.adjoint import continuous, discrete
 from amaml.flow.chebyshev import Chebyshev
+from amaml.flow.field import GradientFlow
+from amaml.flow.mesh import SOLVERS
 from amaml.flow.schemes import DOPRI5, EULER, MIDPOINT, RK3, RK4, Move
 from amaml.flow.trajectory import Trajectory
+from amaml.learner import query_gradient
 
 
 @pytest.mark.parametrize("scheme", [EULER, MIDPOINT, RK4], ids=lambda scheme: scheme.name)
@@ -63,3 +80,81 @@ def test_the_covering_step_is_the_cheapest_stable_one():
         scheme = Chebyshev().covering(z)
         assert scheme.stability >= z
         assert scheme.stages == 3 or Chebyshev(scheme.stages - 1).stability < z
+
+
+FIXED = {scheme.name: scheme for scheme in (EULER, MIDPOINT, RK3, RK4, DOPRI5)}
+FIXED |= {"rkc3": Chebyshev(3), "rkc5": Chebyshev(5)}
+CASES = {  # network, tasks, loss, a horizon of stable steps
+    "mlp": (mlp, regression, half_mse, 0.3),
+    "conv": (convnet, classification, torch.nn.functional.cross_entropy, 0.03),
+}
+
+
+def total(adjoint, flow, trajectory, lam):
+    """The meta-gradient: lam(0) and the pull of the proximal term, averaged over the tasks."""
+    swept = adjoint(flow, trajectory, lam)
+    return (swept.lam + flow.prox * swept.sweep.pulled).mean(0)
+
+
+def fixed_steps(flow, scheme, horizon, count):
+    trajectory = Trajectory(flow)
+    times = [horizon * i / count for i in range(count + 1)]
+    trajectory.extend([Move(scheme, a, b, b - a) for a, b in zip(times[:-1], times[1:], strict=True)])
+    return trajectory
+
+
+DERIVATIVES = [("mlp", name, 0.7) for name in FIXED]
+DERIVATIVES += [("mlp", "rk4", 0.0), ("conv", "rk4", 0.7), ("conv", "rkc3", 0.0)]
+
+
+@pytest.mark.parametrize(("case", "name", "prox"), DERIVATIVES)
+def test_discrete_adjoint_is_the_derivative_of_the_forward_pass(case, name, prox):
+    network, make_tasks, loss, horizon = CASES[case]
+    (theta, apply), tasks = network(), make_tasks(tasks=2)
+
+    def final(theta):
+        flow = GradientFlow(apply, loss, tasks, theta, prox)
+        return flow, fixed_steps(flow, FIXED[name], horizon, count=3)
+
+    def meta_loss(theta):
+        return derivatives.losses(apply, loss, final(theta)[1].final, tasks.query_x, tasks.query_y).mean()
+
+    flow, trajectory = final(theta)
+    lam, *_ = query_gradient(apply, loss, trajectory.final, tasks)
+    assert slope_error(total(discrete, flow, trajectory, lam), meta_loss, theta) < 1e-7
+
+
+@pytest.mark.parametrize(("name", "prox"), [("rk4", 0.0), *((name, 0.5) for name in SOLVERS)])
+def test_every_solver_converges_to_the_exact_flow_of_a_quadratic(name, prox):
+    """u(T) = decay theta + (I - decay) (H + prox)^-1 (H u* + prox theta), with theta twice where prox > 0."""
+    q, horizon = Quadratic(), 3.0
+    eye = torch.eye(len(q.theta), dtype=torch.float64)
+    regularised = q.hessian + prox * eye
+    decay = torch.linalg.matrix_exp(-horizon * regularised)
+    pull = torch.linalg.solve(regularised, eye - decay)
+    expected = q.gradient(decay + prox * pull, (pull @ q.hessian @ q.minimum[..., None])[..., 0])
+    steps, rtol = 1000 if name == "euler" else 10_000, 1e-4 if name in ("midpoint", "rkc") else 1e-6
+    learner = AMAML(q.apply, half_mse, horizon / steps, steps, solver=name, rtol=rtol, prox=prox)
+    tolerance = {"euler": 1e-2, "midpoint": 1e-3, "rkc": 1e-3, "bosh3": 1e-4, "dopri5": 1e-4}.get(name, 1e-5)
+    assert relative_error(learner.meta_gradient(q.theta, q.tasks).value, expected) < tolerance
+
+
+@pytest.mark.parametrize("prox", [0.0, 0.6])
+def test_the_continuous_adjoint_converges_to_the_discrete_one_at_second_order(prox):
+    def gradient(adjoint, count: int) -> torch.Tensor:
+        flow = mlp_flow(prox=prox)
+        trajectory = fixed_steps(flow, RK4, horizon=2.0, count=count)
+        lam, *_ = query_gradient(flow.apply, flow.loss, trajectory.final, flow.tasks)
+        return total(adjoint, flow, trajectory, lam)
+
+    errors = [relative_error(gradient(continuous, n), gradient(discrete, n)) for n in (16, 32)]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.3)
+
+
+def test_one_hvp_for_each_stage_of_each_step_and_two_for_a_step_of_heuns():
+    for name, stages in (("euler", 1), ("midpoint", 2), ("rk4", 4), ("rkc3", 3), ("rkc5", 5)):
+        for adjoint, products in ((discrete, stages), (continuous, 2)):
+            flow = mlp_flow()
+            trajectory = fixed_steps(flow, FIXED[name], 0.5, 5)
+            adjoint(flow, trajectory, torch.ones_like(trajectory.final))
+            assert (flow.evaluations.gradients, flow.evaluations.hvps) == (5 * stages, 5 * products)
