@@ -7,6 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from amaml.errors import InputError
+
+
+@contextlib.contextmanager
+def readable(what: object, *faults: type[Exception], remedy: str = "fetch it again") -> Iterator[None]:
+    """Turns what a damaged file raises into an InputError."""
+    try:
+        yield
+    except faults as fault:
+        raise InputError(f"cannot read {what}: {fault}; {remedy}") from fault
+
 
 def temporary_name(path: Path) -> Path:
     """Under what name write_atomically writes; a kill may leave it behind, and the next write takes it again."""

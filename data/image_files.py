@@ -18,15 +18,16 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from amaml.errors import InputError
 from data import sources
 from data.episodes import generator
-from data.files import cache_folder, replacing
+from data.files import cache_folder, readable, replacing
 from data.sources import Source
 
 VERSION = 1  # part of every fingerprint; a change in how pixels are made needs another
 PARTS = {"train": "train", "validation": "val", "test": "test"}  # our splits and the publishers' names of them
 SUFFIXES = (".png", ".jpg", ".jpeg")
+DAMAGED = OSError, SyntaxError, ValueError, zlib.error, zipfile.BadZipFile, Image.DecompressionBombError
+PICKLED = "expected a pickle of image_data, uint8 (images, 84, 84, 3), and class_dict, {class: rows}"
 TRAIN_SHARE = 1200 / 1623  # Finn et al. 2017: 1200 random characters of Omniglot's 1623 are for meta-training
 SPLIT_SEED = 0  # of that choice, the same for every run, so that no seed trains on what another tests
 
@@ -114,11 +115,8 @@ def _decoded(listing: Listing, shape: tuple[int, int, int]) -> ImageSet:
 
 def _decode(entry: Entry, shape: tuple[int, int, int]) -> np.ndarray:
     channels, height, width = shape
-    try:
-        with entry.open("rb") as file, Image.open(file) as image:
-            converted = image.convert("L" if channels == 1 else "RGB")
-    except (OSError, SyntaxError, ValueError, zlib.error, zipfile.BadZipFile, Image.DecompressionBombError) as fault:
-        raise InputError(f"cannot read the image {entry}: {fault}; fetch it again") from fault
+    with readable(f"the image {entry}", *DAMAGED), entry.open("rb") as file, Image.open(file) as image:
+        converted = image.convert("L" if channels == 1 else "RGB")
     if converted.size != (width, height):  # resampled as MAML's code does
         converted = converted.resize((width, height), Image.Resampling.LANCZOS)
     return np.asarray(converted).reshape(height, width, channels).transpose(2, 0, 1)
@@ -134,10 +132,8 @@ def _read_omniglot(zips: list[Path]) -> ImageSet:
     """A character that stands in several archives, as those of Greek and Latin do, is one class."""
     characters: dict[str, dict[str, Entry]] = {}
     for path in zips:
-        try:
+        with readable(path, OSError, zipfile.BadZipFile):
             archive = zipfile.ZipFile(path)
-        except (OSError, zipfile.BadZipFile) as fault:
-            raise InputError(f"cannot read {path}: {fault}; fetch it again") from fault
         for member in archive.namelist():  # images_background/ALPHABET/CHARACTER/0000_00.png
             if member.startswith("images_") and member.endswith(".png") and member.count("/") == 3:
                 _, alphabet, character, drawing = member.split("/")
@@ -195,12 +191,10 @@ def _images(folder: Path) -> list[Entry]:
 def _table(path: Path, images: Path) -> dict[str, list[Entry]]:
     """filename,label rows by label."""
     classes: dict[str, list[Entry]] = {}
-    try:
-        with open(path, newline="") as file:
-            for row in csv.DictReader(file, strict=True):
-                classes.setdefault(row["label"], []).append(images / row["filename"])
-    except (ValueError, KeyError, TypeError, csv.Error) as fault:
-        raise InputError(f"cannot read {path}: {fault!r}; expected the columns filename,label") from fault
+    wrong = ValueError, KeyError, TypeError, csv.Error
+    with readable(path, *wrong, remedy="expected the columns filename,label"), open(path, newline="") as file:
+        for row in csv.DictReader(file, strict=True):
+            classes.setdefault(row["label"], []).append(images / row["filename"])
     return classes
 
 
@@ -208,19 +202,14 @@ def _read_pickles(paths: dict[str, Path]) -> ImageSet:
     """image_data uint8 (images, 84, 84, 3) and class_dict {class: rows}."""
     pieces, splits = [], {}
     for split, path in paths.items():
-        try:
-            with open(path, "rb") as file:
-                content = _PlainUnpickler(file, encoding="latin1").load()
+        # a damaged pickle raises whatever its opcodes happen to do
+        with readable(path, Exception, remedy=PICKLED), open(path, "rb") as file:
+            content = _PlainUnpickler(file, encoding="latin1").load()
             pixels, classes = content["image_data"], content["class_dict"]
             rows = {name: np.asarray(indices, np.int64) for name, indices in classes.items()}
             pieces += [pixels[indices].transpose(0, 3, 1, 2) for indices in rows.values()]
             if pixels.dtype != np.uint8 or pixels.shape[1:] != (84, 84, 3):
                 raise ValueError(f"image_data is {pixels.dtype} {pixels.shape}")
-        except Exception as fault:  # a damaged pickle raises whatever its opcodes happen to do
-            raise InputError(
-                f"cannot read {path}: {fault}; expected a pickle of image_data, uint8 (images, 84, 84, 3), and "
-                "class_dict, {class: rows}"
-            ) from fault
         splits[split] = {name: len(indices) for name, indices in rows.items()}
     return ImageSet(np.concatenate(pieces), splits)
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from amaml.errors import InputError
 from data import sources
+from data.files import readable
 from data.sources import Source
 
 JOKES = 100
@@ -72,10 +73,9 @@ def _xls(where: str, content: bytes) -> Iterable[Sequence[float]]:
         raise InputError(
             f"reading {where} needs the package xlrd: pip install xlrd, or save the sheet as jester/jester-data-1.csv"
         ) from None
-    try:
+    # xlrd raises what its parser happens to meet in a damaged file
+    with readable(where, Exception, remedy="expected an Excel 97 file, fetch it again"):
         sheet = xlrd.open_workbook(file_contents=content).sheet_by_index(0)
-    except Exception as fault:  # xlrd raises what its parser happens to meet in a damaged file
-        raise InputError(f"cannot read {where}: {fault}; expected an Excel 97 file, fetch it again") from fault
     return (sheet.row_values(row) for row in range(sheet.nrows))
 
 
@@ -95,7 +95,7 @@ def _rows(where: str, lines: Iterable[Any], expected: str, parse: Callable[[Any]
 
 def _content(path: Path, *members: str) -> tuple[str, bytes]:
     """The bytes of a plain file, or of the first of the members of a zip archive; and how to call the place."""
-    try:
+    with readable(path, OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
         if path.suffix != ".zip":
             return str(path), path.read_bytes()
         with zipfile.ZipFile(path) as archive:
@@ -103,6 +103,4 @@ def _content(path: Path, *members: str) -> tuple[str, bytes]:
                 for name in archive.namelist():
                     if name == member or (name.endswith("/" + member) and not name.startswith("__MACOSX/")):
                         return f"{path}/{name}", archive.read(name)
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as fault:
-        raise InputError(f"cannot read {path}: {fault}; fetch it again") from fault
     raise InputError(f"{path} has no member {' or '.join(members)}; expected the publisher's own archive")

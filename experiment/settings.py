@@ -13,6 +13,7 @@ from amaml.flow.mesh import SOLVERS
 from amaml.flow.optimizers import RULES
 from amaml.models import ACTIVATIONS, NORMS
 from data import DOMAINS
+from data.files import readable
 from data.outside import OUTSIDE, Table, short
 from experiment.checks import Check, check, choice, number, several, text
 from experiment.methods import BOTH, LEARN_RATES, META_OPTIMIZERS, META_SCHEDULES, METHODS, NETWORKS, PROTOCOLS
@@ -177,10 +178,8 @@ TEST = {"test_interval", "test_tasks", "protocol", "test_epochs", "test_steps"} 
 
 def toml_of(path: Path, kind: str) -> dict[str, Any]:
     """What a TOML file of some kind holds; raises InputError for one that cannot be read."""
-    try:
+    with readable(f"the {kind} {path}", OSError, ValueError, remedy="it must be a TOML file"):
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
-        raise InputError(f"cannot read the {kind} {path}: {fault}; it must be a TOML file") from fault
 
 
 def read_toml(path: Path) -> dict[str, Any]:
