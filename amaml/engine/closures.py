@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from amaml.engine.calling import exclusive
 
@@ -38,6 +39,7 @@ HOLDERS = {  # and the attributes in which they hold what they wrap
     property: ("fget",),
 }
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+KNOWN = ("torch.nn.", "amaml.", "builtins", "functools", "collections")  # modules whose code holds no values of its own
 FOREIGN = ("torch", "builtins", "numpy", "functools", "collections", "typing", "abc", "enum", "dataclasses", "amaml")
 
 
@@ -92,16 +94,23 @@ class Watched:
 
 def find_values(root: object) -> dict[Path, Any]:
     """The numbers, flags, strings and foreign functions that root uses, what small tensors, arrays and sets hold, and
-    which tensors require a gradient."""
-    found = {(): torch.get_default_dtype()}
+    which tensors require a gradient; at () the default dtype, and whether all of this decides on what root computes: it
+    is made of nothing but torch's layers and functions, and no mode or global hook changes what these do."""
+    found, known = {}, not _has_any_global_hook()
     for path, child in _walk(root, MOST_ITEMS):
         if isinstance(child, Tensor):
             found[path] = child.requires_grad
         if isinstance(child, HOLDING):
             found[(*path, CONTENT)] = _content(child)
-        elif isinstance(child, PLAIN) or (isinstance(child, FunctionType | type) and _foreign(child)):
+        elif isinstance(child, FunctionType | type):
+            known = known and (child.__module__ or "").startswith(KNOWN)
+            if _foreign(child):
+                found[path] = child
+        elif isinstance(child, PLAIN):
             found[path] = child
-    return found
+        known = known and path != ()
+    known = known and not torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack()
+    return found | {(): (torch.get_default_dtype(), known)}
 
 
 def _content(child: Any) -> Any:
@@ -151,7 +160,8 @@ def spelled(path: Path) -> str:
 
 
 def _walk(root: object, most_items: int | None = None) -> Iterator[tuple[Path, object]]:
-    """Everything within reach, each object by its shortest path; leaves by each of theirs."""
+    """Everything within reach, each object by its shortest path; leaves by each of theirs; None at () where that is not
+    all."""
     seen, queue = {id(root)}, deque([((), root)])
     while queue and len(seen) < MOST_OBJECTS:
         path, owner = queue.popleft()
@@ -163,6 +173,8 @@ def _walk(root: object, most_items: int | None = None) -> Iterator[tuple[Path, o
                 queue.append(((*path, *step), child))
                 if isinstance(child, FunctionType | type):
                     yield queue[-1]
+    if queue:
+        yield (), None
 
 
 def _children(owner: object, most_items: int | None) -> Iterator[tuple[Path, object]]:
@@ -181,7 +193,7 @@ def _children(owner: object, most_items: int | None) -> Iterator[tuple[Path, obj
         if not _foreign(owner):
             yield from _attributes(owner, "__dict__", "__bases__")
     elif isinstance(owner, nn.Module):
-        skipped = owner.__class__.__module__.startswith("torch.")
+        skipped = owner.__class__.__module__.startswith("torch.nn.")
         for key, child in vars(owner).items():
             if key not in BOOKS or child:
                 yield ((True, "__dict__"), (False, key)), child

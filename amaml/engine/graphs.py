@@ -9,7 +9,8 @@ Tensors that apply and loss use without being given them (weights of an encoder,
 the graph. Every call fetches those that stand at their places now (amaml.engine.closures).
 
 Python values (a number, a flag, a branch taken) are constants of the graph. refresh() finds out when they changed: it
-compares those within reach with what they were, and the loss of one task with the graph and without. Where values
+compares those within reach with what they were, and, but for networks made of torch's own layers alone, the loss of one
+task with the graph and without. Where values
 changed that make no difference to any graph, as counters do, they are not looked at any more. What is not seen: a
 value that cannot be reached from apply and loss, and leaves the one loss as it was, to 100 roundings.
 
@@ -135,7 +136,7 @@ class Family:
             return
         values, inputs = find_values(root), (path for graph in self.graphs.values() for path in graph.paths)
         moved = changed(self.values, values, inputs) - self.without_effect if values != self.values else set()
-        stale = self.probe is not None and not self.probe.agrees(root, theta)
+        stale = not values[()][1] and self.probe is not None and not self.probe.agrees(root, theta)
         if moved and not stale:
             stale = not all(graph.is_up_to_date(key, root) for key, graph in self.graphs.items())
             self.without_effect |= moved

@@ -7,6 +7,7 @@ as many others; measuring its error is counted in.
 """
 
 import copy
+import functools
 import importlib.util
 import itertools
 import json
@@ -14,7 +15,6 @@ import os
 import sys
 import time
 import warnings
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,7 @@ def quantities(p: Problem, steps: int, batches: int) -> dict[str, Quantity]:
     """By name; batches: of A-MAML's long run."""
     phi = p.theta.expand(len(p.tasks), -1).contiguous()
     given, v = (p.apply, p.loss, phi), direction(p.theta).expand_as(phi).contiguous()
+    points, bound = p.tasks.support, {}  # the same for all evaluations of a solve
     inner = (p.apply, p.loss, p.inner_lr, steps)
     learners: dict[str, Any] = {
         "FOMAML": FOMAML(*inner),
@@ -75,13 +76,13 @@ def quantities(p: Problem, steps: int, batches: int) -> dict[str, Quantity]:
     if steps <= MOST_UNROLLED:
         learners["MAML, by autograd"] = MAML(*inner)
     found: dict[str, Quantity] = {
-        "gradient": lambda: derivatives.gradients(*given, *p.tasks.support),
-        "product": lambda: derivatives.hvps(*given, v, *p.tasks.support),
+        "gradient": lambda: derivatives.gradients(*given, *points, bound),
+        "product": lambda: derivatives.hvps(*given, v, *points, bound),
     }
-    found |= {name: partial(once, learner, p) for name, learner in learners.items()}
+    found |= {name: functools.partial(once, learner, p) for name, learner in learners.items()}
     found |= {f"A-MAML, {rtol}": settled(AMAML(*inner, rtol=float(rtol)), p, batches) for rtol in ("1e-2", "1e-3")}
     if steps <= MOST_RELEASED and importlib.util.find_spec("torchdiffeq"):
-        found["A-MAML as released"] = partial(released, p, steps)
+        found["A-MAML as released"] = functools.partial(released, p, steps)
     return found | asking(p, steps)
 
 
@@ -90,11 +91,11 @@ def once(learner: Any, p: Problem) -> Tensor:
 
 
 def settled(learner: AMAML, p: Problem, batches: int) -> Quantity:
+    drawn = functools.cache(lambda first: [p.episode(n) for n in range(first, first + batches)])
     first = itertools.count(1, batches)
 
     def call() -> Tensor:
-        start = min(next(first), batches + 1)
-        return [learner.meta_gradient(p.theta, p.episode(n)).value for n in range(start, start + batches)][-1]
+        return [learner.meta_gradient(p.theta, tasks).value for tasks in drawn(min(next(first), batches + 1))][-1]
 
     return call
 

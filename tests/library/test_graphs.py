@@ -2,7 +2,7 @@
 
 import gc
 import weakref
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import count
 from types import SimpleNamespace
 
@@ -13,7 +13,10 @@ from helpers import problems
 from helpers.changes import CHANGES, attribute, other_dtype, rebound_tensor
 from helpers.problems import linear, mlp, regression, relative_error
 from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_hook
+from torch.overrides import TorchFunctionMode
 
+import amaml
 from amaml import InputError, compiled, half_mse, mse
 from amaml.engine import closures, derivatives, first_look, graphs, task, tracing
 from amaml.engine.compiling import compiler_found
@@ -107,6 +110,33 @@ def test_a_change_that_leaves_the_first_loss_as_it_was_is_seen(make):
     expected = FOMAML(apply, lambda p, t: loss(p, t), 0.05, 5).meta_gradient(theta, tasks).value
     assert relative_error(before, expected) > 1e-2
     assert relative_error(learner.meta_gradient(theta, tasks).value, expected) < 1e-12
+
+
+class Doubled(TorchFunctionMode):
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **(options or {}))
+        return 2 * result if function is F.linear else result
+
+
+@contextmanager
+def hooked():
+    handle = register_module_forward_hook(lambda part, x, y: 2 * y if isinstance(part, torch.nn.Linear) else None)
+    yield
+    handle.remove()
+
+
+@pytest.mark.parametrize("context", [Doubled, hooked])
+def test_a_network_of_torchs_own_layers_is_looked_at_again_where_something_else_changes_what_they_do(context):
+    net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1)).double()
+    (theta, apply), tasks = amaml.flatten(net), regression(2)
+    learner = FOMAML(apply, F.mse_loss, 0.05, 5)
+    before = learner.meta_gradient(theta, tasks).value
+    with context():
+        found = learner.meta_gradient(theta, tasks).value
+        fresh = FOMAML(amaml.flatten(net)[1], F.mse_loss, 0.05, 5).meta_gradient(theta, tasks).value
+    assert torch.equal(found, fresh)
+    assert relative_error(found, before) > 0.1
+    assert torch.equal(learner.meta_gradient(theta, tasks).value, before)
 
 
 def test_a_counter_that_no_graph_depends_on_is_looked_at_once(traces):
