@@ -21,7 +21,7 @@ from amaml.errors import Diverged, InputError
 from amaml.flow.field import Evaluations
 from amaml.learner import Memory, MetaGradient, MetaLearner, followed, outer_steps
 from amaml.methods import Method, check_defined, check_unused, entering, made, name_of, numbers, with_settings
-from amaml.models import Flattened, check_module
+from amaml.models import Flattened, check_module, flat
 from amaml.objective import Objective, check_given, check_untrained, losses_of
 from amaml.outer import Outer
 from amaml.points import Points
@@ -176,19 +176,18 @@ class Adaptation(nn.Module):
                 2019), by one trajectory and one sweep back, whatever their number.
             weights: what each of them counts; without these, equal parts.
         """
-        theta, tasks = self.function.theta(), self._with_shared(tasks)
+        adapted, theta, tasks = self._held(tasks)
         learner = self._at(theta, inner_lr, prox, at, weights)
-        request = check_unused(_requested({"theta": theta} | entering(learner) | tasks.leaves()))
+        request = check_unused(_requested(adapted | entering(learner) | tasks.leaves()))
         check_defined(learner, self.method, request)
         if not request:
-            return self._evaluated(learner, theta.detach(), tasks.detach()).mean()
+            return self._evaluated(learner, theta, tasks.detach()).mean()
 
         size = self._chunk(learner, theta, tasks)
         with self._remembering(learner):
             parts = learner if size is None else Chunked(learner, size, self.each)
             self.latest = parts.gradient(theta, tasks, self.memory)
-        gradients = {"theta": self.latest.value} | self.latest.gradients
-        found = [gradients[name].view_as(t) for name, t in request.items()]
+        found = _gradients(self.latest, adapted, request)
         announce_backward(self.module)
         value = self.latest.query_loss.mean()
         return Outer.apply(value, lambda scale: [scale * gradient for gradient in found], None, *request.values())
@@ -215,17 +214,17 @@ class Adaptation(nn.Module):
         dJ/dphi, with what lam gains at earlier times, exact for the steps and within rtol for the flow. It raises
         InputError where a tensor has changed since, but for writes through .data, which torch does not count.
         """
-        theta, tasks = self.function.theta(), self._with_shared(tasks)
+        adapted, theta, tasks = self._held(tasks)
         learner = self._at(theta, inner_lr, prox, inner_steps=inner_steps)
         steps = check_at((learner.inner_steps,) if at is None else at, learner.inner_steps)
         parts = chunks(tasks, self._chunk(learner, theta, tasks))
-        path = torch.cat([self._path(learner, theta, part, steps) for part in parts], 1)
+        path = torch.cat([self._path(learner, adapted, theta, part, steps) for part in parts], 1)
         return path[-1] if at is None else path
 
     @uncompiled
     def predict(self, phi: Tensor, x: Points) -> Tensor:
         """Of adapted parameters phi (tasks, P) at x (tasks, points, *input): (tasks, points, *output)."""
-        return predict(self.function, phi, x, self.function.shared())
+        return predict(self.function, phi, x, self.function.parameters()[1])
 
     def unflatten(self, phi: Tensor) -> dict[str, Tensor]:
         """The adapted parameters by name, phi (..., P) to tensors (..., *shape)."""
@@ -260,13 +259,15 @@ class Adaptation(nn.Module):
         except (AttributeError, KeyError, TypeError) as fault:
             raise InputError(f"the state_dict() is not of method {self.name}; load it where it was saved") from fault
 
-    def _path(self, learner: MetaLearner, theta: Tensor, tasks: Tasks, at: Sequence[int]) -> Tensor:
+    def _path(
+        self, learner: MetaLearner, adapted: dict[str, Tensor], theta: Tensor, tasks: Tasks, at: Sequence[int]
+    ) -> Tensor:
         """The parameters after `at` inner steps, (times, tasks, P), in autograd's graph where one is asked for."""
-        request = check_unused(_requested({"theta": theta} | entering(learner) | tasks.support_leaves()))
+        request = check_unused(_requested(adapted | entering(learner) | tasks.support_leaves()))
         if not request:
             return followed(learner, theta, tasks, self.memory, at).path
-        adapted = {id(p) for p in self.module.parameters()} - {id(p) for p in (tasks.shared or {}).values()}
-        used = Watched((learner, tasks.support_leaves()), adapted)  # but for these, of which theta is a copy
+        copied = {id(p) for p in self.module.parameters()} - {id(p) for p in (tasks.shared or {}).values()}
+        used = Watched((learner, tasks.support_leaves()), copied)  # but for these, of which theta is a copy
         run = followed(learner, theta, tasks, self.memory, at)
         used.changed()  # by the network itself
         if (tensors := in_use(learner.apply, learner.loss)) is not None:
@@ -276,8 +277,7 @@ class Adaptation(nn.Module):
             check_defined(learner, self.method, ["phi", *request])
             with self._remembering(learner):
                 self.latest = learner.pull_back(run, lam, self.memory)
-            gradients = {"theta": self.latest.value} | self.latest.gradients
-            return [len(tasks) * gradients[name].view_as(t) for name, t in request.items()]
+            return [len(tasks) * gradient for gradient in _gradients(self.latest, adapted, request)]
 
         announce_backward(self.module)
         return Outer.apply(run.path, pull_back, used, *request.values())
@@ -316,7 +316,8 @@ class Adaptation(nn.Module):
     def _by_name(self, rate: Rate | None) -> Rate | Rates | None:
         return Rates(rate, self.function.shapes) if isinstance(rate, Mapping) else rate
 
-    def _with_shared(self, tasks: Tasks) -> Tasks:
+    def _held(self, tasks: Tasks) -> tuple[dict[str, Tensor], Tensor, Tasks]:
+        """The parameters that adapt, by name and as theta (P,); and the tasks, which share all others."""
         check_tasks(tasks)
         check_surroundings(tasks.device.type)
         if tasks.shared is not None:
@@ -324,8 +325,9 @@ class Adaptation(nn.Module):
                 "an Adaptation shares the parameters of its module among the tasks; leave Tasks(shared=...) out, and "
                 "give other tensors beside support_x and query_x"
             )
-        shared = self.function.shared()
-        return replace(tasks, shared=shared) if shared else tasks
+        adapted, shared = self.function.parameters()
+        named = {f"theta.{name}": parameter for name, parameter in adapted.items()}
+        return named, flat(adapted).detach(), replace(tasks, shared=shared) if shared else tasks
 
     def _at(
         self,
@@ -357,3 +359,10 @@ def _requested(entering: Mapping[str, Any]) -> dict[str, Tensor]:
     if not torch.is_grad_enabled():
         return {}
     return {name: t for name, t in entering.items() if isinstance(t, Tensor) and t.requires_grad}
+
+
+def _gradients(made: MetaGradient, adapted: dict[str, Tensor], request: dict[str, Tensor]) -> list[Tensor]:
+    """Of what was requested, each in its tensor's shape."""
+    parts = made.value.split([parameter.numel() for parameter in adapted.values()])
+    gradients = dict(zip(adapted, parts, strict=True)) | made.gradients
+    return [gradients[name].view_as(tensor) for name, tensor in request.items()]

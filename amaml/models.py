@@ -123,17 +123,16 @@ class Flattened:
         """Of the parameters that adapt, by name."""
         return self._layout().shapes
 
+    def parameters(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The module's own, by name: those that adapt, and all others."""
+        with exclusive:
+            layout = self._layout()
+            adapted = {name: layout.tensor(name) for name in layout.shapes}
+            return adapted, {name: layout.tensor(name) for name in layout.places if name not in adapted}
+
     def theta(self) -> Tensor:
         """The module's own parameters that adapt, (P,), with their graph."""
-        with exclusive:
-            layout = self._layout()
-            return torch.cat([layout.tensor(name).reshape(-1) for name in layout.shapes]).as_subclass(Tensor)
-
-    def shared(self) -> dict[str, Tensor]:
-        """All other parameters of the module, by name."""
-        with exclusive:
-            layout = self._layout()
-            return {name: layout.tensor(name) for name in layout.places if name not in layout.shapes}
+        return flat(self.parameters()[0])
 
     def pieces(self, phi: Tensor) -> dict[str, Tensor]:
         """phi (..., P) as named tensors (..., *shape)."""
@@ -178,6 +177,11 @@ def _named(module: nn.Module, prefixes: tuple[str, ...]) -> set[int]:
     if not wanted:
         raise InputError("adapt is empty; name a parameter or a part of the module, or leave adapt out for all")
     return wanted
+
+
+def flat(parameters: dict[str, Tensor]) -> Tensor:
+    """One vector (P,) of all."""
+    return torch.cat([parameter.reshape(-1) for parameter in parameters.values()]).as_subclass(Tensor)
 
 
 def load(module: nn.Module, theta: Tensor) -> None:
