@@ -50,19 +50,6 @@ def rows(file: Path) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def of_tasks(file: Path, unit: str, epoch: int | None) -> pd.Series:
-    """The metric on test points of every task, by its number, at a record of the last meta-test; empty: not kept.
-
-    file: a run's summary.json or an evaluation*.json; a line of a grid's CSV has neither. epoch None: the last one.
-    """
-    path = file.with_name("tasks.csv") if file.name == "summary.json" else file.with_suffix(".csv")
-    if file.suffix != ".json" or not path.exists():
-        return pd.Series(dtype=float)
-    frame = pd.read_csv(path)
-    frame = frame[(frame["update"] == frame["update"].max()) & (frame["unit"] == unit)]
-    return frame[frame["epoch"] == (frame["epoch"].max() if epoch is None else epoch)].set_index("task")["test"]
-
-
 def run_of(file: Path) -> Path | None:
     """The folder of the run that a result is of, where that is still there."""
     places = file.parent, Path(read_json(file).get("evaluated", file.parent))

@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 
 from data.files import write_atomically
-from experiment import results
-from experiment.compare import Column, Panel
+from experiment.compare import Panel
 from experiment.evaluation import mean_and_interval
 
 HEADS = {"test": "on test points", "support": "on the support set"}
@@ -57,10 +56,8 @@ def errors(panel: Panel, points: str) -> Table:
 
 
 def differences(panel: Panel, base: str) -> Table:
-    """Each variant minus the base on the seeds that both have, paired; of one seed, paired over the test tasks."""
-    values = {
-        column: panel.at(column).pivot(index="seed", columns="variant", values="test") for column in panel.columns
-    }
+    """Each variant minus the base on the seeds that both have, paired."""
+    found = [panel.at(column).pivot(index="seed", columns="variant", values="test") for column in panel.columns]
     seeds = {label: {*own["seed"]} for label, own in panel.final.groupby("variant", observed=True)}
     rows = [_head(panel)]
     for label in panel.labels:
@@ -68,22 +65,12 @@ def differences(panel: Panel, base: str) -> Table:
         if label == base or not both:
             continue
         row = [label, str(len(both))]
-        for column, at in values.items():
+        for at in found:
             pair = at.reindex(index=both, columns=[label, base])
             apart = (pair[label] - pair[base]).to_numpy()
-            over = _over_tasks(panel, label, base, column) if len(both) == 1 else np.nan
-            row.append("" if np.isnan(apart).any() else shown(apart, over, sign=True))
+            row.append("" if np.isnan(apart).any() else shown(apart, sign=True))
         rows.append(row)
     return rows
-
-
-def _over_tasks(panel: Panel, label: str, base: str, column: Column) -> float:
-    """Half the 95% interval of a difference over the tasks that two runs of one seed were tested on; nan: not kept."""
-    runs = panel.at(column).pivot(index="seed", columns="variant", values="run").reindex(columns=[label, base]).dropna()
-    values = [results.of_tasks(Path(run), panel.unit, column) for row in runs[:1].to_numpy() for run in row]
-    if not values or any(v.empty for v in values):
-        return np.nan
-    return mean_and_interval((values[0] - values[1]).to_numpy())[1]
 
 
 def predictors(panel: Panel) -> Table:

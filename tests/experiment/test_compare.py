@@ -113,18 +113,6 @@ def test_differences_pair_the_seeds_that_both_have(runs):
     assert differences(panel, "amaml")[1][4] == f"+0.200 ± {student([0.3, 0.1, 0.2]):.3f}"
 
 
-def test_a_difference_on_one_seed_is_paired_over_the_tasks(runs):
-    """tasks.csv of each, whose last meta-test counts: the fourth task is worse by more than the others."""
-    head, one, two = "update,unit,epoch,task,support,test", [0.5, 0.6, 0.4, 0.5], [1.0, 1.1, 0.9, 1.2]
-    for name, values in (("amaml0", one), ("fomaml-0.01", two)):
-        last = [f"20,epoch,100,{i},0.1,{v}" for i, v in enumerate(values)]
-        (runs / name / "tasks.csv").write_text("\n".join([head, "10,epoch,100,0,0.1,7", "20,epoch,10,0,0,7", *last]))
-    (panel,) = panels(runs)
-    _, _, first, second = differences(panel, "amaml")
-    assert first[4] == f"+0.500 (± {student(np.subtract(two, one)):.3f})"
-    assert second[4] == "+0.500"
-
-
 def test_a_test_by_both_protocols_is_two_and_one_of_an_earlier_theta_is_none(runs):
     file = runs / "amaml0" / "test.json"
     entries = json.loads(file.read_text())

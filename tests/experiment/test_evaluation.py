@@ -11,7 +11,6 @@ from helpers.commands import checkpoint, content, files, refused, start
 import run
 from amaml import Adaptation, Diverged, Tasks, half_mse, mlp, rmse
 from data.synthetic import CosMixture
-from experiment import results
 from experiment.build import Experiment
 from experiment.evaluation import Curves, Model, fine_tune, inner_loop, measured, test_entry
 from experiment.summary import at_epochs, table
@@ -123,8 +122,6 @@ def test_every_task_of_every_meta_test_is_kept_in_a_csv(tmp_path, quick):
             assert [*own.size()] == [entry["tasks"]] * len(part["epochs"])
             for points in ("support", "test"):
                 np.testing.assert_allclose(own[points].mean(), part[points]["mean"], rtol=1e-6)
-    of_tasks = results.of_tasks(tmp_path / "run" / "summary.json", "epoch", None)
-    assert of_tasks.mean() == pytest.approx(tests[-1]["test"]["mean"][-1], rel=1e-6)
 
 
 def test_the_chunk_of_tasks_holds_at_meta_test_too(tmp_path, quick, monkeypatch):
