@@ -30,6 +30,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 CONTAINERS = (dict, list, set, deque)
+PRODUCTS = "mm", "spmm", "_sparse_mm", "matmul", "__matmul__", "mv"
 RECURRENT = "lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell"
 
 exclusive = threading.RLock()  # of the one thread in which modules stand at other parameters than their own
@@ -195,6 +196,7 @@ class _Batchable(TorchFunctionMode):
     """Within this context tensor.data is tensor.detach(): under nested transforms the former hides the tensor from the
     innermost one alone, and second derivatives would be wrong. The first states of recurrent layers are of each task,
     for what is written into what comes of them. Padding of an embedding has no gradient: torch.vmap forgets it.
+    Products with sparse matrices are sums over their entries, as torch.vmap has none.
     Reverse derivatives within forward ones, as in torch.func.hessian, are refused: tracing would crash the process."""
 
     def __torch_function__(self, function: Callable, types: Any, arguments: tuple = (), options: Any = None) -> Any:
@@ -208,7 +210,10 @@ class _Batchable(TorchFunctionMode):
             )
         if function is nn.functional.embedding:
             return _embedding(*arguments, **options)
-        if getattr(function, "__name__", "") in RECURRENT and not _is_count(arguments[1]):
+        name = getattr(function, "__name__", "")
+        if name in PRODUCTS and isinstance(arguments[0], Tensor) and arguments[0].layout is torch.sparse_coo:
+            return _sparse_product(*arguments)
+        if name in RECURRENT and not _is_count(arguments[1]):
             zero = torch.zeros_like(arguments[0]).sum()
             arguments = arguments[0], tree_map(lambda state: state + zero, arguments[1]), *arguments[2:]
         return function(*arguments, **(options or {}))
@@ -226,6 +231,12 @@ def _embedding(index: Tensor, weight: Tensor, padding_idx: int | None = None, **
     index = torch.arange(len(weight), device=index.device).gather(0, index.flatten().long()).view_as(index)
     found = nn.functional.embedding(index, weight, **options)
     return found if padding_idx is None else torch.where((index == padding_idx)[..., None], found.detach(), found)
+
+
+def _sparse_product(matrix: Tensor, x: Tensor) -> Tensor:
+    matrix = matrix.coalesce()
+    (to, of), values = matrix.indices(), matrix.values().view(-1, *[1] * (x.ndim - 1))
+    return x.new_zeros(len(matrix), *x.shape[1:]).index_add(0, to, values * x[of])
 
 
 def _is_count(argument: Any) -> bool:

@@ -62,11 +62,13 @@ def compiler_found() -> bool:
 def compile_graph(traced: GraphModule, examples: list[Tensor], apply: Any) -> Callable[..., Result]:
     """The graph compiled for tensors like the examples, which are the first that it meets, each in a memory of its own.
 
-    As it was traced where it holds complex numbers; with one warning, where the device's compiler or its CUDA graphs
-    fail; with one warning that names the network in apply, where the compiled graph gives another result.
+    As it was traced where it holds complex numbers or sparse matrices; with one warning, where the device's compiler or
+    its CUDA graphs fail; with one warning that names the network in apply, where the compiled graph gives another
+    result.
     """
-    device = examples[0].device.type
-    if device in _without_compiler or any(value.is_complex() for node in traced.graph.nodes for value in values(node)):
+    device, plain = examples[0].device.type, all(example.layout is torch.strided for example in examples)
+    are_complex = (value.is_complex() for node in traced.graph.nodes for value in values(node))
+    if device in _without_compiler or not plain or any(are_complex):
         return traced
     _own_what_is_written(traced)
     # a direction of zeros would hide every error

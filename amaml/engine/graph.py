@@ -107,4 +107,6 @@ def _of_tensors(function: Function, structure: Any) -> Function:
 
 
 def _layout(tensor: Tensor) -> tuple:
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad
+    sparse = tensor.layout is torch.sparse_coo
+    lies = (tensor._nnz(), tensor.is_coalesced()) if sparse else tensor.stride()
+    return tensor.shape, lies, tensor.dtype, tensor.device, tensor.requires_grad
