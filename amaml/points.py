@@ -109,6 +109,7 @@ def take_apart(value: Any) -> tuple[list[Tensor], Callable[[Iterator[Tensor]], A
     leaves, structure = tree_flatten(value)
     if len(leaves) == 1 and leaves[0] is value:
         held = value.values() if isinstance(value, Mapping) else getattr(value, "__dict__", {}).values()
+        held = value if isinstance(value, set | frozenset) else held
         if not is_dataclass(value):
             if isinstance(value, Iterator | np.ndarray) or any(isinstance(part, Tensor) for part in held):
                 raise InputError(

@@ -197,6 +197,7 @@ OF_MODULES = [
     (lambda: amaml.predict(APPLY, THETA.expand(2, -1), TASKS.query_x), r"phi must be \(tasks, P\)"),
     (lambda: amaml.predict(APPLY, THETA[None], (TASKS.query_x.numpy(),)), "x.0 must be a torch.Tensor, got ndarray"),
     (lambda: amaml.predict(lambda p, x: Normal(x, 1), THETA[None], TASKS.query_x[:1]), "returns a Normal, in which"),
+    (lambda: amaml.predict(lambda p, x: {x}, THETA[None], TASKS.query_x[:1]), "returns a set, in which"),
     (
         lambda: amaml.predict(lambda p, x: iter((x,)), THETA[None], TASKS.query_x[:1]),
         "returns a tuple_iterator, in which",
