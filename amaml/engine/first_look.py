@@ -22,9 +22,13 @@ from amaml.points import some_points, without_padding
 
 
 def check_repeats(root: tuple, *arguments: Any) -> None:
-    """Raise InputError for a loss that differs from call to call; arguments: phi, x and y of all tasks."""
+    """Raise InputError for a loss that differs from call to call, here or at a phi nearby (what is random may begin
+    with a factor of zero); arguments: phi, x and y of all tasks."""
     one, other = (Definition(task.loss).of_row(*root, arguments, 0) for _ in range(2))
-    if not torch.allclose(one, other, rtol=100 * torch.finfo(one.dtype).eps, atol=0.0, equal_nan=True):
+    pairs = [(one, other)]
+    with contextlib.suppress(Exception):  # the loss may not be defined there
+        pairs.append(tuple(Definition(task.loss).of_row(*root, _moved(arguments), 0) for _ in range(2)))
+    if not all(torch.allclose(*p, rtol=100 * torch.finfo(one.dtype).eps, atol=0.0, equal_nan=True) for p in pairs):
         raise InputError(
             "apply or loss give another value every time they are called with the same tensors; such a loss has no "
             "deterministic gradient: take out what is random or counts its calls"

@@ -1,15 +1,18 @@
 """Mistakes in what a learner is given: one line each, from every method, that names what is wrong and the remedy."""
 
 from dataclasses import replace
+from itertools import count
+from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.problems import METHODS, classification, linear, regression, relative_error
+from helpers.problems import METHODS, classification, generator, linear, regression, relative_error
 from torch import nn
 from torch.nn import functional as F
 
 import amaml
 from amaml import AMAML, Diverged, InputError, half_mse
+from amaml.engine import closures
 from amaml.flow.passes import Passes
 from baselines import FOMAML, Pretrained, Scratch
 
@@ -168,3 +171,21 @@ def test_a_query_loss_without_a_gradient_is_told_at_once():
     learner = AMAML(apply, half_mse, 0.05, 5, query_loss=lambda p, t: (p - p).square().sum().sqrt())  # 0 / 0
     with pytest.raises(Diverged, match="the query loss has no finite derivative at theta"):
         learner.meta_gradient(theta, tasks)
+
+
+def test_a_loss_that_counts_its_calls_or_draws_from_a_generator_of_its_own_is_refused():
+    """The noise with a factor that is zero at the start."""
+    (theta, network), tasks, calls, draws = linear(), regression(), count(1), generator()
+
+    def noisy(u, x):
+        return network(u, x) + (u - theta).sum() * torch.randn(len(x), 1, generator=draws, dtype=u.dtype)
+
+    for apply, loss in ((network, lambda p, t: next(calls) * half_mse(p, t)), (noisy, half_mse)):
+        with pytest.raises(InputError, match="another value every time"):
+            FOMAML(apply, loss, 0.05, 2).meta_gradient(theta, tasks)
+
+
+def test_of_a_large_dict_a_part_is_looked_at_and_of_attributes_all():
+    many = {f"word {i}": i for i in range(10_000)}
+    assert len(closures.find_values(lambda: many)) < 1000
+    assert len(closures.find_values(SimpleNamespace(**many))) > 10_000
