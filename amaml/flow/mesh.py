@@ -95,7 +95,8 @@ class GradedMesh:
         sharp = max(now)
         while t < ends[-1]:
             trajectory.sharpest = max(trajectory.sharpest, sharp)
-            trajectory.flow.check_budget(self._least_cost((ends[-1] - t) * sharp))
+            least = self._least_cost((ends[-1] - t) * sharp)
+            trajectory.flow.check_budget(cost(trajectory.moves) + 2 * least)  # the way back takes as much as all of them
             u, count = trajectory.final, len(trajectory.moves)
             trajectory.extend(self.block(t, ends, trajectory.at_start.value, sharp, rate))
             last = trajectory.moves[-1]
