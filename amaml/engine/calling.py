@@ -259,8 +259,10 @@ def given_back(module: nn.Module) -> Iterator[None]:
     parametrize._cache.clear()  # of what was computed at other parameters
     try:
         copies: dict[int, Tensor] = {}
+        parameters = {id(part["_parameters"]) for part in parts}  # which stand there already, in a call within a call
         for kept, _ in before:
-            _own_tensors(kept, copies)
+            if id(kept) not in parameters:
+                _own_tensors(kept, copies)
         for part in list(module.modules()):
             _make_pure(part)
         yield
