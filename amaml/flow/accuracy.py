@@ -170,15 +170,17 @@ class Controller:
 
         Measuring takes another, dearer solve: a call that is not among the cheapest quarter leaves its turn to the
         next, for as long as another interval. Once measurements out of turn have taken their share, only calls that are
-        far from everything known are, and those whose estimate is far too large; of a robust mean, to which a task adds
-        its part whatever it is, only calls no dearer than the median one.
+        far from everything known are, and those whose estimate is far too large. Of a robust mean, to which a task adds
+        its part whatever it is, only calls no dearer than the median one are measured, in their turn or out of it.
         """
         costs = sorted(one.cost for one in memory.calls)
         waits = memory.errors and seen.cost > costs[len(costs) // 4] and memory.since + 1 < 2 * memory.interval
-        if (memory.in_turn and not waits) or not math.isfinite(seen.norm):
+        if not math.isfinite(seen.norm):
             return True
-        if robust and seen.cost > costs[len(costs) // 2]:
+        if robust and memory.errors and seen.cost > costs[len(costs) // 2]:
             return False
+        if memory.in_turn and not waits:
+            return True
         carried, far = self.carried(memory, seen), self.outlier**2
         if memory.measuring <= self.share * (memory.spent + memory.measuring):
             return carried is None or carried > self.ceiling * rtol

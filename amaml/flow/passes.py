@@ -1,5 +1,6 @@
 """Forward along a mesh and backward from an outer loss: one solution of A-MAML's two equations for a batch of tasks."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -68,17 +69,17 @@ class Passes:
     def solve(self, mesh: Mesh, curvature: Curvature) -> Solution:
         """Along a mesh and back."""
         ends = [self.rate * n for n in self.inner_steps]
-        trajectory = mesh.follow(Trajectory(self.flow, self.checkpoints), ends, curvature)
-        trajectory.flow.check_budget(cost(trajectory.moves))  # the way back takes as much
-        return self.backward(trajectory)
+        return self.backward(mesh.follow(Trajectory(self.flow, self.checkpoints), ends, curvature))
 
     def backward(self, trajectory: Trajectory) -> Solution:
         """Back along a trajectory.
 
-        A step that lambda_max outran is taken anew, and all after it; the terminal is then asked again.
+        A step that lambda_max outran is taken anew, and all after it; the terminal is then asked again. Raises
+        OverBudget before a sweep that goes beyond the budget.
         """
-        flow = trajectory.flow
+        flow = trajectory.flow.limited(math.inf)
         while True:
+            trajectory.flow.check_budget(cost(trajectory.moves))
             begin = self.terminal(trajectory)
             lam, jumps = torch.zeros_like(trajectory.final), trajectory.padded(begin.lam)
             swept = ADJOINTS[self.adjoint](flow, trajectory, lam, self.request, jumps)
