@@ -6,7 +6,8 @@ update   0: query loss 0.21, steps of 0.030 to 0.030, decay 0.009
 update  30: query loss 0.10, steps of 0.031 to 0.036, decay 0.000
 update  60: query loss 0.07, steps of 0.033 to 0.037, decay 0.000
 
-The query loss is the mean of the last 20 updates. The states of Adam are differentiated through step by step, so that memory does not grow with a graph of the steps.
+The query loss is the mean of the last 20 updates. The states of Adam are differentiated through step by step, so that
+memory does not grow with a graph of the steps.
 """
 
 import torch

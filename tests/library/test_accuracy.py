@@ -145,8 +145,10 @@ def test_measurements_out_of_turn_have_a_share_but_for_calls_far_from_everything
     assert [CONTROL.due(memory, RTOL, seen) for seen in (near, far, lost)] == [False, True, True]
 
 
-def test_a_robust_mean_is_measured_out_of_turn_only_where_that_is_cheap():
+@pytest.mark.parametrize("turns", [0, 5])
+def test_a_robust_mean_is_measured_only_where_that_is_cheap_in_its_turn_too(turns):
     memory = settled().memory
+    memory = replace(memory, since=round(turns * memory.interval))
     cheap, dear = (Observation(factor * 100.0, 5.0, 1e-2, 1.0) for factor in (1 / 5, 5))
     assert [CONTROL.due(memory, RTOL, seen, robust=True) for seen in (cheap, dear)] == [True, False]
     assert CONTROL.due(memory, RTOL, dear)
