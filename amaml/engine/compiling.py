@@ -111,7 +111,8 @@ def _by_inductor(traced: GraphModule, examples: list[Tensor]) -> Callable[..., R
     shapes = ShapeEnv(assume_static_by_default=True)  # without one torch would not keep what it compiles
     mode = FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True)
     with mode:  # the terms of a product, which are never made, may be large
-        lowered = make_fx(traced, decomposition_table=LOWERED)(*map(mode.from_tensor, examples))
+        known = [mode.from_tensor(example, static_shapes=True) for example in examples]
+        lowered = make_fx(traced, decomposition_table=LOWERED)(*known)
     with tracing(TracingContext(mode)):
         try:
             found = torch._inductor.compile(lowered, examples, {"cpp_wrapper": True})
@@ -158,7 +159,9 @@ def _loops(a: Tensor, b: Tensor) -> Tensor:
 
 def _in_memory(tensor: Tensor) -> Tensor:
     """The same to inductor, which computes it before what uses it instead of anew for every use."""
-    return tensor.as_strided(tensor.shape, tensor.stride())
+    if tensor.is_contiguous():
+        return tensor.as_strided(tensor.shape, tensor.stride())
+    return _in_memory(tensor.mT).mT if tensor.mT.is_contiguous() else tensor  # a part of what is in memory
 
 
 LOWERED = {
