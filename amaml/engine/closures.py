@@ -103,7 +103,7 @@ def find_values(root: object) -> dict[Path, Any]:
         if isinstance(child, HOLDING):
             found[(*path, CONTENT)] = _content(child)
         elif isinstance(child, FunctionType | type):
-            known = known and (child.__module__ or "").startswith(KNOWN)
+            known = known and _module_of(child).startswith(KNOWN)
             if _foreign(child):
                 found[path] = child
         elif isinstance(child, PLAIN):
@@ -199,6 +199,8 @@ def _children(owner: object, most_items: int | None) -> Iterator[tuple[Path, obj
                 yield ((True, "__dict__"), (False, key)), child
         if not skipped:
             yield ((True, "__class__"),), owner.__class__
+        elif isinstance(forward := owner.__class__.forward, FunctionType) and not _foreign(forward):  # put there
+            yield ((True, "__class__"), (True, "forward")), forward
     elif not isinstance(owner, ModuleType):
         slots = (name for kind in type(owner).__mro__ for name in _names(getattr(kind, "__slots__", ())))
         yield from _attributes(owner, "__dict__", "__class__", *slots)
@@ -237,7 +239,13 @@ def _names(slots: str | Sequence[str]) -> Sequence[str]:
 
 def _foreign(thing: FunctionType | type) -> bool:
     """Whether it comes from a package whose functions and classes hold nothing of the user's."""
-    return _is_foreign(thing.__module__ or "")
+    return _is_foreign(_module_of(thing))
+
+
+def _module_of(thing: FunctionType | type) -> str:
+    """Where it was written; what functools.wraps tells is where that was which it wraps."""
+    written = thing.__globals__.get("__name__") if isinstance(thing, FunctionType) else thing.__module__
+    return written or ""
 
 
 def _is_foreign(module: str) -> bool:

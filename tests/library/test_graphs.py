@@ -3,6 +3,7 @@
 import gc
 import weakref
 from contextlib import contextmanager, nullcontext
+from functools import wraps
 from types import SimpleNamespace
 
 import numpy as np
@@ -111,10 +112,32 @@ def test_a_change_that_leaves_the_first_loss_as_it_was_is_seen(make):
     assert relative_error(learner.meta_gradient(theta, tasks).value, expected) < 1e-12
 
 
+def test_a_function_that_says_to_be_what_it_wraps_is_looked_into():
+    scale = [1.0]
+
+    @wraps(F.mse_loss)
+    def loss(p, y):
+        return scale[0] * F.mse_loss(p, y)
+
+    (theta, apply), tasks = mlp(), regression()
+    before, scale[0] = FOMAML(apply, loss, 0.05, 1).meta_gradient(theta, tasks).value, 3.0
+    fresh = FOMAML(apply, lambda p, y: 3 * F.mse_loss(p, y), 0.05, 1).meta_gradient(theta, tasks).value
+    assert relative_error(FOMAML(apply, loss, 0.05, 1).meta_gradient(theta, tasks).value, fresh) < 1e-12
+    assert relative_error(before, fresh) > 0.1
+
+
 class Doubled(TorchFunctionMode):
     def __torch_function__(self, function, types, arguments=(), options=None):
         result = function(*arguments, **(options or {}))
         return 2 * result if function is F.linear else result
+
+
+@contextmanager
+def patched():
+    own = torch.nn.Linear.forward
+    torch.nn.Linear.forward = lambda self, x: 2 * own(self, x)
+    yield
+    torch.nn.Linear.forward = own
 
 
 @contextmanager
@@ -124,7 +147,7 @@ def hooked():
     handle.remove()
 
 
-@pytest.mark.parametrize("context", [Doubled, hooked])
+@pytest.mark.parametrize("context", [Doubled, hooked, patched])
 def test_a_network_of_torchs_own_layers_is_looked_at_again_where_something_else_changes_what_they_do(context):
     net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1)).double()
     (theta, apply), tasks = amaml.flatten(net), regression(2)
