@@ -145,6 +145,7 @@ def test_a_grid_whose_run_is_killed_ends_with_the_files_of_an_undisturbed_one(tm
 def test_a_stop_of_the_program_is_one_line_and_a_status(tmp_path, monkeypatch, capsys, number):
     handlers = [(n, signal.getsignal(n)) for n in (signal.SIGTERM, signal.SIGHUP)]
     monkeypatch.setattr(parallel, "run", lambda grid, place: signal.raise_signal(number))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell begins without
     assert reproduce.main([str(write_grid(tmp_path, TINY))]) == 130
     assert capsys.readouterr().err == "reproduce.sh: stopped; the same command goes on\n"
     for restored in handlers:
