@@ -66,7 +66,7 @@ def figure(frame: pd.DataFrame) -> Figure:
         bars = axis.barh(own.index, 1000 * own["seconds"], color=own["library"].map(COLORS))
         axis.bar_label(bars, [f" {float(f'{1000 * s:.3g}'):g}" for s in own["seconds"]], fontsize=9)
         axis.set(xscale="log", xlabel="milliseconds", title=dtype)
-        axis.set_xlim(5, 3000)
+        axis.set_xlim(2, 3000)
         axis.spines[["top", "right"]].set_visible(False)
         axis.xaxis.set_major_formatter("{x:g}")
     text = "A meta-update through 200 inner steps: 5 tasks of Alpine2D, 2-32-32-1 tanh, one CPU thread"
