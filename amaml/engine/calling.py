@@ -297,10 +297,13 @@ def own_copy(tensor: Tensor) -> Tensor:
 
 
 def _own_tensors(kept: Any, copies: dict[int, Tensor]) -> None:
-    for key in kept if isinstance(kept, dict) else range(len(kept) * isinstance(kept, list)):
-        value = kept[key]
+    """Put copies into a dict or list in the place of its tensors, the same one for the same tensor."""
+    items = kept.items() if isinstance(kept, dict) else enumerate(kept) if isinstance(kept, list) else ()
+    for key, value in items:  # of which no key is added or goes
         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-            kept[key] = copies[id(value)] if id(value) in copies else copies.setdefault(id(value), value.clone())
+            if id(value) not in copies:
+                copies[id(value)] = value.clone()
+            kept[key] = copies[id(value)]
 
 
 def _make_pure(part: nn.Module) -> None:

@@ -64,7 +64,10 @@ class Graph(NamedTuple):
     def is_up_to_date(self, key: Key, root: tuple) -> bool:
         """Whether it is what would be traced now."""
         try:
-            return self.wrong or key.trace(root).same(self.traced)
+            if self.wrong:
+                return True
+            now = key.trace(root)  # which succeeds where it did not before, if what stood in the way is gone
+            return self.traced is not None and now.same(self.traced)
         except Exception:  # apply and loss do not take such points any more, or cannot be traced still
             return self.call is None
 

@@ -28,13 +28,9 @@ class Trace(NamedTuple):
     constants: dict[str, Any]
     rounding: float
 
-    def same(self, other: "Trace | None") -> bool:
+    def same(self, other: "Trace") -> bool:
         """Whether both compute the same."""
-        if other is None or (self.code, self.paths, self.constants.keys()) != (
-            other.code,
-            other.paths,
-            other.constants.keys(),
-        ):
+        if (self.code, self.paths, self.constants.keys()) != (other.code, other.paths, other.constants.keys()):
             return False
         return all(_equal(constant, other.constants[name]) for name, constant in self.constants.items())
 

@@ -96,9 +96,7 @@ class GradedMesh:
         while t < ends[-1]:
             trajectory.sharpest = max(trajectory.sharpest, sharp)
             least = self._least_cost((ends[-1] - t) * sharp)
-            trajectory.flow.check_budget(
-                cost(trajectory.moves) + 2 * least
-            )  # the way back takes as much as all of them
+            trajectory.flow.check_budget(least + cost(trajectory.moves) + least)  # the rest, and all of the way back
             u, count = trajectory.final, len(trajectory.moves)
             trajectory.extend(self.block(t, ends, trajectory.at_start.value, sharp, rate))
             last = trajectory.moves[-1]
