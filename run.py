@@ -76,7 +76,8 @@ def evaluate(flags: dict[str, Any], group: Group) -> None:
         e = group.together(lambda: build(s, group))
         e.restore(checkpoint, str(path), "evaluate it on a domain with as many inputs and outputs")
         if group.first and s.out and folder.path.resolve() != home.resolve():
-            folder.prepare_evaluation()
+            folder.check_ours()
+            folder.path.mkdir(parents=True, exist_ok=True)
         entry, lines = e.meta_test(checkpoint.update)
         if group.first:
             print(table(f"{path} on {s.domain}, {s.shots} shots", entry))

@@ -10,13 +10,17 @@ from typing import BinaryIO
 from amaml.errors import InputError
 
 
+class Damaged(InputError):
+    """A file is there, and holds something else than it should."""
+
+
 @contextlib.contextmanager
 def readable(what: object, *faults: type[Exception], remedy: str = "fetch it again") -> Iterator[None]:
-    """Turns what a damaged file raises into an InputError."""
+    """Turns what a damaged file raises into a Damaged."""
     try:
         yield
     except faults as fault:
-        raise InputError(f"cannot read {what}: {fault}; {remedy}") from fault
+        raise Damaged(f"cannot read {what}: {fault}; {remedy}") from fault
 
 
 def temporary_name(path: Path) -> Path:

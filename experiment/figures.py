@@ -21,16 +21,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodF
 from data.files import write_atomically
 
 COLORS = ("#101c6b", "#7a1fa2", "#c62828", "#00796b", "#1e88e5", "#ef6c00", "#7cb342", "#d9a400")  # dark to light
-DASHES = [  # on, off, on, off, ... in points
-    "-",
-    (0, (6, 2)),
-    (0, (1.5, 1.5)),
-    (0, (6, 2, 1.5, 2)),
-    (0, (3, 1.5)),
-    (0, (9, 2, 1.5, 2, 1.5, 2)),
-    (0, (12, 3)),
-    (0, (3, 1.5, 1.5, 1.5)),
-]
+DASHES = (6, 2), (1.5, 1.5), (6, 2, 1.5, 2), (3, 1.5), (9, 2, 1.5, 2, 1.5, 2), (12, 3), (3, 1.5, 1.5, 1.5)
+LINES = "-", *((0, dashes) for dashes in DASHES)  # on, off, on, off, ... in points
 MARKERS = "osD^vPX*"
 METADATA = {"svg": {"Date": None}, "png": {}}  # without the time
 LETTERS = 110  # in a line of the names below
@@ -51,7 +43,7 @@ def style(i: int, count: int) -> dict[str, Any]:
     place = round(i * (len(COLORS) - 1) / max(count - 1, 1)) if count <= len(COLORS) else i % len(COLORS)
     return {
         "color": matplotlib.colors.to_rgb(COLORS[place]),
-        "linestyle": DASHES[i % len(DASHES)],
+        "linestyle": LINES[i % len(LINES)],
         "marker": MARKERS[i % len(MARKERS)],
         "linewidth": 2.4 if i == 0 else 1.6,
         "markersize": 4.5,

@@ -1,7 +1,6 @@
 """Curves of many runs: the metric while adapting, and while meta-training, a mean a variant in a band of its spread."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,40 +27,37 @@ def draw(panel: Panel, out: Path) -> list[Path]:
 
 def adaptation(panel: Panel) -> Figure:
     """Left on test points, right on the support set, over the epochs or steps of a meta-test."""
-    figure, axes = _figure(panel)
-    for axis, points, title in zip(axes, ("test", "support"), ("test points", "support set"), strict=True):
-        _draw(axis, panel, panel.final, "epoch", points, "symlog")
-        axis.set_xlabel({"epoch": "fine-tuning epoch"}.get(panel.unit, panel.unit))
-        axis.set_title(f"on the {title}", fontsize=11)
-    legend(figure)
-    return figure
+    unit = "fine-tuning epoch" if panel.unit == "epoch" else panel.unit
+    sides = (("test", "on the test points"), ("support", "on the support set"))
+    return _figure(panel, *((panel.final, "epoch", points, "symlog", unit, title) for points, title in sides))
 
 
 def training(panel: Panel) -> Figure:
     """The metric on test points at the end of every meta-test so far: left over updates, right over seconds."""
-    figure, axes = _figure(panel)
     ends = panel.frame[panel.frame["end"]]
     means = ends.drop_duplicates("run").groupby("variant", observed=True)["seconds"].mean()
     seconds = ends.assign(seconds=ends["update"] * ends["variant"].map(means).astype(float))
-    _draw(axes[0], panel, ends, "update", "test")
-    _draw(axes[1], panel, seconds, "seconds", "test", "log")
-    for axis, label in zip(axes, ("meta-updates", "seconds of meta-training"), strict=True):
-        axis.set_xlabel(label)
-        axis.set_title(f"after {panel.final['epoch'].max()} {panel.unit}s, on the test points", fontsize=11)
-    legend(figure)
-    return figure
+    title = f"after {panel.final['epoch'].max()} {panel.unit}s, on the test points"
+    left = ends, "update", "test", "linear", "meta-updates", title
+    return _figure(panel, left, (seconds, "seconds", "test", "log", "seconds of meta-training", title))
 
 
-def _figure(panel: Panel) -> tuple[Figure, Any]:
+def _figure(panel: Panel, *sides: tuple[pd.DataFrame, str, str, str, str, str]) -> Figure:
+    """Two of (records, what they are over, the points, the scale of that axis, its label, a title)."""
     figure = Figure(figsize=(9.6, 4.8), layout="constrained")
     seeds, tasks = panel.seeds, panel.frame["tasks"].iloc[0]
     bands = {"from the lowest to the highest seed": seeds.max() > 1, "95% interval over the tasks": seeds.min() == 1}
     words = "; of a single seed, ".join(words for words, there in bands.items() if there)
     figure.suptitle(f"{panel.title}\nmean of {tasks} meta-test tasks; bands: {words}", fontsize=11)
-    return figure, figure.subplots(1, 2)
+    for axis, (frame, over, points, scale, label, title) in zip(figure.subplots(1, 2), sides, strict=True):
+        _draw(axis, panel, frame, over, points, scale)
+        axis.set_xlabel(label)
+        axis.set_title(title, fontsize=11)
+    legend(figure)
+    return figure
 
 
-def _draw(axis: Axes, panel: Panel, frame: pd.DataFrame, over: str, points: str, scale: str = "linear") -> None:
+def _draw(axis: Axes, panel: Panel, frame: pd.DataFrame, over: str, points: str, scale: str) -> None:
     """A curve a variant, a level all along x where it has one record only; one that leaves the frame says its end."""
     groups = [own for _, own in frame.groupby("variant", observed=True)]
     curves = [own.pivot(index=over, columns="seed", values=points).dropna() for own in groups]

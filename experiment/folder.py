@@ -17,26 +17,18 @@ import filelock
 import torch
 
 from amaml.errors import InputError
-from data.files import temporary_name, write_atomically
+from data.files import Damaged, readable, temporary_name, write_atomically
 from experiment.evaluation import TASK_COLUMNS
 from experiment.machine import environment
 
 FORMAT = 3
-FILES = (
-    "summary.json",
-    "checkpoint.pt",
-    "metrics.jsonl",
-    "test.json",
-    "tasks.csv",
-    "curves.png",
-    "fits.png",
-    "config.json",
-)
+FILES = ("summary.json", "checkpoint.pt", "metrics.jsonl", "test.json", "tasks.csv", "curves.png", "config.json")
 LOCK = ".lock"  # held while a process works in the folder
 PATIENCE = 0.2  # seconds that a run waits for it: somebody may be looking whether it is held
-EVALUATION = re.compile(r"evaluation(-.*)?\.(json|csv)|fits(-.*)?\.png")  # what --evaluate writes
-FULL = (errno.ENOSPC, errno.EDQUOT)
-MEND = "put the missing lines back, or start anew with --overwrite (--evaluate tests its theta as it is)"
+EVALUATION = re.compile(r"evaluation(-.*)?\.(json|csv)|fits(-.*)?\.png")  # what --evaluate and --draw write
+UNREADABLE = OSError, ValueError, TypeError, KeyError  # what a damaged file of a run raises
+ANEW = "start anew with --overwrite"
+MEND = f"put the missing lines back, or {ANEW} (--evaluate tests its theta as it is)"
 
 
 @dataclass
@@ -103,9 +95,9 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove a run's files, config.json last; raises InputError for a folder that holds anything else."""
-        with contextlib.suppress(_Corrupt):
+        with contextlib.suppress(Damaged):
             self.settings()
-        self._check_ours(*FILES)
+        self.check_ours(*FILES)
         for name in (*filter(EVALUATION.fullmatch, self._names()), *FILES):
             temporary_name(self.path / name).unlink(missing_ok=True)
             (self.path / name).unlink(missing_ok=True)
@@ -123,12 +115,7 @@ class RunFolder:
             raise InputError(f"{self.path / 'config.json'} is no run's configuration; choose another --out")
         return settings
 
-    def prepare_evaluation(self) -> None:
-        """Make a folder for the files of an evaluation alone."""
-        self._check_ours()
-        self.path.mkdir(parents=True, exist_ok=True)
-
-    def _check_ours(self, *allowed: str) -> None:
+    def check_ours(self, *allowed: str) -> None:
         """Raise InputError for a file that is neither allowed nor an evaluation's."""
         strangers = sorted(name for name in self._names() - {*allowed} if not EVALUATION.fullmatch(name))
         if strangers:
@@ -149,7 +136,7 @@ class RunFolder:
 
     def read(self, name: str, default: Any = None) -> Any:
         """Read a JSON file, default where there is none."""
-        with _readable(self.path / name):
+        with readable(self.path / name, *UNREADABLE, remedy=ANEW):
             return json.loads((self.path / name).read_text()) if self.has(name) else default
 
     def append_metrics(self, records: list[dict[str, Any]]) -> None:
@@ -162,12 +149,12 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return []
-        with _readable(path):
+        with readable(path, *UNREADABLE, remedy=ANEW):
             records = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
             numbers = [record["update"] for record in records]
         for place, number in enumerate(numbers, 1):
             if number != place:
-                raise _Corrupt(f"{path} holds update {number} in line {place}; {MEND}")
+                raise InputError(f"{path} holds update {number} in line {place}; {MEND}")
         return records
 
     def write_tasks(self, lines: list[str], name: str = "tasks.csv", since: int = 0) -> None:
@@ -181,7 +168,7 @@ class RunFolder:
         """Drop what was recorded after an update, so that a resumed run repeats it."""
         kept = [json.dumps(m) + "\n" for m in self.metrics()[:update]]
         if len(kept) < update:
-            raise _Corrupt(f"{self.path / 'metrics.jsonl'} ends with update {len(kept)} of {update}; {MEND}")
+            raise InputError(f"{self.path / 'metrics.jsonl'} ends with update {len(kept)} of {update}; {MEND}")
         self.write("metrics.jsonl", "".join(kept).encode())
         self.write("test.json", [test for test in self.read("test.json", []) if test["update"] <= update])
         if self.has("tasks.csv"):
@@ -208,19 +195,6 @@ def held(lock: Path) -> bool:
     return False
 
 
-class _Corrupt(InputError):
-    """A file that should be a run's cannot be read."""
-
-
-@contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turns what a damaged file raises into a _Corrupt."""
-    try:
-        yield
-    except (OSError, ValueError, TypeError, KeyError) as fault:
-        raise _Corrupt(f"cannot read {path}: {fault}; start anew with --overwrite") from fault
-
-
 @contextlib.contextmanager
 def usable(folder: Path) -> Iterator[None]:
     """Turns the system's refusals into an InputError."""
@@ -230,7 +204,7 @@ def usable(folder: Path) -> Iterator[None]:
         raise
     except OSError as fault:
         reason = fault.strerror or str(fault)
-        if fault.errno in FULL:
+        if fault.errno in (errno.ENOSPC, errno.EDQUOT):
             remedy = "free some space, then go on with --resume"
             raise InputError(f"cannot write to {folder}: {reason}; {remedy}") from fault
         raise InputError(f"cannot use the folder {folder}: {reason}; choose another --out") from fault

@@ -69,21 +69,14 @@ def conv4(
 
     Raises InputError for images that cannot be pooled four times.
     """
-    channels, *size = input_shape
+    height, width = (1, 1) if strided else _pooled(input_shape[1:])
     layers: list[nn.Module] = []
-    for _ in range(4):
-        layers += [
-            nn.Conv2d(channels, filters, 3, stride=2 if strided else 1, padding=1),
-            nn.BatchNorm2d(filters, track_running_stats=False),
-            ACTIVATIONS[activation](),
-        ]
-        if not strided:
-            layers.append(nn.MaxPool2d(2))
-        channels = filters
-    if strided:
-        return _initialised(nn.Sequential(*layers, _SpaceMean(), nn.Linear(filters, outputs)))
-    height, width = _pooled(size)
-    return _initialised(nn.Sequential(*layers, nn.Flatten(), nn.Linear(filters * height * width, outputs)))
+    for channels in (input_shape[0], filters, filters, filters):
+        layers.append(nn.Conv2d(channels, filters, 3, stride=2 if strided else 1, padding=1))
+        layers += [nn.BatchNorm2d(filters, track_running_stats=False), ACTIVATIONS[activation]()]
+        layers += [] if strided else [nn.MaxPool2d(2)]
+    layers += [_SpaceMean() if strided else nn.Flatten(), nn.Linear(filters * height * width, outputs)]
+    return _initialised(nn.Sequential(*layers))
 
 
 def resnet12(input_shape: Shape, outputs: int, width: int = 64, blocks: int = 4) -> nn.Sequential:
@@ -103,13 +96,8 @@ class _Residual(nn.Module):
 
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            *_normed(inputs, width, 3),
-            nn.LeakyReLU(0.1),
-            *_normed(width, width, 3),
-            nn.LeakyReLU(0.1),
-            *_normed(width, width, 3),
-        )
+        first, second = ((*_normed(size, width, 3), nn.LeakyReLU(0.1)) for size in (inputs, width))
+        self.body = nn.Sequential(*first, *second, *_normed(width, width, 3))
         self.shortcut = nn.Sequential(*_normed(inputs, width, 1))
         self.end = nn.Sequential(nn.LeakyReLU(0.1), nn.MaxPool2d(2))
 
@@ -133,9 +121,8 @@ def _pooled(size: Sequence[int], times: int = 4) -> tuple[int, int]:
     """Height and width after so many halvings."""
     height, width = (side >> times for side in size)
     if not (height and width):
-        raise InputError(
-            f"images of {size[0]} x {size[1]} cannot be halved {times} times; use {2**times} x {2**times} up"
-        )
+        remedy = f"use {2**times} x {2**times} up"
+        raise InputError(f"images of {size[0]} x {size[1]} cannot be halved {times} times; {remedy}")
     return height, width
 
 

@@ -11,9 +11,8 @@ from experiment.folder import Checkpoint, RunFolder, load_checkpoint
 from experiment.settings import CONTROL, TEST, Settings, check_together, checked, flag_name
 
 NETWORK = "learn_rates", "network", "width", "activation", "norm"  # what theta belongs to
-OPTIMISER = "meta_lr", "meta_optimizer", "meta_schedule", "clip"
-BEGINNING = "start_from", "reptile_first"
-TRAINING = "method", *BEGINNING, "meta_updates", "meta_batch", "robust", *OPTIMISER  # what made a checkpoint's theta
+TRAINING = "method", "start_from", "reptile_first", "meta_updates", "meta_batch", "robust"  # what made its numbers
+TRAINING += "meta_lr", "meta_optimizer", "meta_schedule", "clip"
 LONG_RUN = 500  # updates from which --compile auto compiles
 
 
