@@ -44,10 +44,6 @@ class Family:
     prox: float = 0.0
 
 
-def _network(build: Callable[[], nn.Module], seed: int) -> tuple[Tensor, Apply]:
-    return flatten(seeded(build, seed).double())
-
-
 def _mlp(inputs: int, outputs: int, width: int, activation: Callable[[], nn.Module], hidden: int = 2) -> nn.Module:
     sizes = [inputs, *[width] * hidden]
     layers = [part for a, b in zip(sizes[:-1], sizes[1:], strict=True) for part in (nn.Linear(a, b), activation())]
@@ -57,7 +53,8 @@ def _mlp(inputs: int, outputs: int, width: int, activation: Callable[[], nn.Modu
 def _regression(domain: str, shots: int, width: int, activation, hidden: int = 2):
     def problem(seed: int):
         family = data.make(domain, data.Sampling(shots, shots, TASKS, seed))
-        return *_network(lambda: _mlp(family.input_shape[0], 1, width, activation, hidden), seed), family.episode
+        network = seeded(lambda: _mlp(family.input_shape[0], 1, width, activation, hidden), seed)
+        return *flatten(network.double()), family.episode
 
     return problem
 
@@ -66,7 +63,7 @@ def _drawn(inputs: int, shots: int, target: Callable[[Tensor, torch.Generator], 
     """Normal inputs; target(x, generator) of all support and query points of a batch together."""
 
     def problem(seed: int):
-        theta, apply = _network(build, seed)
+        theta, apply = flatten(seeded(build, seed).double())
 
         def episode(number: int) -> Tasks:
             g = torch.Generator().manual_seed(10_000 * seed + number)
@@ -89,13 +86,13 @@ def _changed(problem, change: Callable[[Tasks, int, Tensor, Apply], Tasks]):
     return changed
 
 
-def _scaled(t: Tasks, by: float | Tensor) -> Tasks:
-    return replace(t, support_x=by * t.support_x, query_x=by * t.query_x)
+def _scaled(problem, by: Callable[[int], float | Tensor]):
+    """The problem with inputs so many times larger, by the number of the batch."""
 
+    def change(t: Tasks, number: int, theta: Tensor, apply: Apply) -> Tasks:
+        return replace(t, support_x=by(number) * t.support_x, query_x=by(number) * t.query_x)
 
-def _times(by: float | Tensor, problem):
-    """The problem with larger inputs."""
-    return _changed(problem, lambda tasks, number, theta, apply: _scaled(tasks, by))
+    return _changed(problem, change)
 
 
 def _classes(count: int):
@@ -128,7 +125,9 @@ def _sequences(x: Tensor, g: torch.Generator) -> Tensor:
 def families() -> Iterator[Family]:
     """In the order of the table."""
     yield Family("tanh, Alpine2D-released", _regression("Alpine2D-released", 60, 20, nn.Tanh))
-    yield Family("tanh, CosMixture, inputs x10", _times(10.0, _regression("CosMixture", 40, 24, nn.Tanh)))
+    yield Family(
+        "tanh, CosMixture, inputs x10", _scaled(_regression("CosMixture", 40, 24, nn.Tanh), lambda number: 10.0)
+    )
     yield Family(
         "tanh, four hidden layers, CosMixture2D-slides", _regression("CosMixture2D-slides", 50, 12, nn.Tanh, 4)
     )
@@ -136,18 +135,18 @@ def families() -> Iterator[Family]:
     yield Family("sine, Sinusoid", _regression("Sinusoid", 15, 16, Sine))
     yield Family("softplus, Sinusoid", _regression("Sinusoid", 15, 24, nn.Softplus))
     softplus = _regression("Alpine2D-released", 60, 16, nn.Softplus)
-    yield Family("softplus, Alpine2D-released, inputs x10", _times(10.0, softplus))
+    yield Family("softplus, Alpine2D-released, inputs x10", _scaled(softplus, lambda number: 10.0))
     yield Family("GELU, CosMixture", _regression("CosMixture", 40, 24, nn.GELU))
     yield Family("GELU, 3 classes", _drawn(4, 30, _classes(3), lambda: _mlp(4, 3, 16, nn.GELU)), cross_entropy)
     four = _drawn(5, 40, _classes(4), lambda: _mlp(5, 4, 16, nn.Tanh))
-    yield Family("tanh, 4 classes, inputs x10", _times(10.0, four), cross_entropy)
+    yield Family("tanh, 4 classes, inputs x10", _scaled(four, lambda number: 10.0), cross_entropy)
     yield Family("linear, 2 classes", _drawn(10, 25, _classes(2), lambda: nn.Linear(10, 2)), cross_entropy)
     yield Family("attention, sequences of 6", _drawn(6, 20, _sequences, Attention))
     yield Family(
         "converged: tanh, Alpine2D-released, prox 1", _regression("Alpine2D-released", 60, 20, nn.Tanh), prox=1.0
     )
     deviations = torch.tensor([50.0, 20.0, 1.0, 0.5, 0.1, 0.02], dtype=torch.float64).sqrt()
-    stiff = _times(deviations, _drawn(6, 30, _stiff, _half_solved))
+    stiff = _scaled(_drawn(6, 30, _stiff, _half_solved), lambda number: deviations)
     yield Family("linear, theta optimal in stiff directions", stiff)
 
 
@@ -170,10 +169,10 @@ def _one_solved(t: Tasks, number: int, theta: Tensor, apply: Apply) -> Tasks:
     return replace(t, support_y=y, query_y=z)
 
 
-def _alternating(t: Tasks, number: int, theta: Tensor, apply: Apply) -> Tasks:
+def _alternating(number: int) -> float | Tensor:
     """One batch in ten has inputs 12 times larger; in the others a task's are 1 to 4 times."""
     by = torch.tensor([1.0, 2.0, 1.0, 4.0, 1.0], dtype=torch.float64).roll(number)[:, None, None]
-    return _scaled(t, 12.0 if number % 10 == 7 else by)
+    return 12.0 if number % 10 == 7 else by
 
 
 def _mixture(prediction: Tensor, target: Tensor) -> Tensor:
@@ -205,9 +204,7 @@ def varied() -> Iterator[Family]:
     yield Family("one task in five solved", _changed(waves(), _one_solved))
     yield Family("mixture of two normals", waves(outputs=6), _mixture)
     yield Family("Student-t, Cauchy noise", waves(_heavy), _student)
-    yield Family("alternating stiffness", _changed(waves(), _alternating))
+    yield Family("alternating stiffness", _scaled(waves(), _alternating))
     yield Family("rippled loss", waves(), _rippled)
-    yield Family(
-        "curriculum, inputs x1 to x4", _changed(waves(), lambda t, n, theta, apply: _scaled(t, 1 + 3 * min(n / 100, 1)))
-    )
+    yield Family("curriculum, inputs x1 to x4", _scaled(waves(), lambda number: 1 + 3 * min(number / 100, 1)))
     yield Family("sharp pseudo-Huber", waves(), _pseudo_huber)

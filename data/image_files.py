@@ -159,7 +159,8 @@ def mini_imagenet(folder: Path) -> Layout | None:
             listing = {split: _table(path, folder / "images") for split, path in tables.items()}
             return _listed(listing, (3, 84, 84), list(tables.values()))
     if all((folder / part).is_dir() for part in PARTS.values()):
-        listing = {split: _classes(folder / part) for split, part in PARTS.items()}
+        places = {split: sorted((folder / part).iterdir()) for split, part in PARTS.items()}
+        listing = {split: {c.name: i for c in classes if (i := _images(c))} for split, classes in places.items()}
         return _listed(listing, (3, 84, 84), [])
     return None
 
@@ -177,11 +178,6 @@ def cifar_fs(folder: Path) -> Layout | None:
 def _listed(listing: Listing, shape: tuple[int, int, int], others: list[Path]) -> Layout:
     files = [entry for classes in listing.values() for images in classes.values() for entry in images]
     return [*others, *files], partial(_decoded, listing, shape)
-
-
-def _classes(folder: Path) -> dict[str, list[Entry]]:
-    """The class folders of a folder, those without an image left out."""
-    return {place.name: images for place in sorted(folder.iterdir()) if (images := _images(place))}
 
 
 def _images(folder: Path) -> list[Entry]:

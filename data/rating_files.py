@@ -5,7 +5,7 @@ column. A reader raises InputError for a file that is missing, cannot be read or
 """
 
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,11 @@ def jester(data_root: str | None) -> np.ndarray:
     where, content = _content(sources.JESTER.find(data_root), "jester-data-1.csv", "jester-data-1.xls")
     expected = f"the number of ratings, then {JOKES} ratings in [-10, 10], {UNRATED} where there is none"
 
-    def parse(line: bytes | Sequence[Any]) -> list[float]:
-        row = [float(cell) for cell in (line.split(b",") if isinstance(line, bytes) else line)]
-        if len(row) != 1 + JOKES or not all(abs(rating) <= 10 or rating == UNRATED for rating in row[1:]):
+    def parse(line: bytes) -> list[float]:
+        _, *row = map(float, line.split(b","))
+        if len(row) != JOKES or not all(abs(rating) <= 10 or rating == UNRATED for rating in row):
             raise ValueError
-        return row[1:]
+        return row
 
     lines = _xls(where, content) if where.endswith(".xls") else content.splitlines()
     ratings = np.array(_rows(where, lines, expected, parse))
@@ -65,29 +65,28 @@ movielens_100k = partial(movielens, sources.MOVIELENS_100K, "u.data", b"\t")
 movielens_1m = partial(movielens, sources.MOVIELENS_1M, "ratings.dat", b"::")
 
 
-def _xls(where: str, content: bytes) -> Iterable[Sequence[float]]:
-    """The rows of the first sheet of an Excel file, by the optional package xlrd."""
+def _xls(where: str, content: bytes) -> list[bytes]:
+    """The first sheet of an Excel file as comma-separated lines, by the optional package xlrd."""
     try:
         import xlrd
     except ImportError:
-        raise InputError(
-            f"reading {where} needs the package xlrd: pip install xlrd, or save the sheet as jester/jester-data-1.csv"
-        ) from None
+        remedy = "pip install xlrd, or save the sheet as jester/jester-data-1.csv"
+        raise InputError(f"reading {where} needs the package xlrd: {remedy}") from None
     # xlrd raises what its parser happens to meet in a damaged file
     with readable(where, Exception, remedy="expected an Excel 97 file, fetch it again"):
         sheet = xlrd.open_workbook(file_contents=content).sheet_by_index(0)
-    return (sheet.row_values(row) for row in range(sheet.nrows))
+    return [",".join(map(str, sheet.row_values(row))).encode() for row in range(sheet.nrows)]
 
 
-def _rows(where: str, lines: Iterable[Any], expected: str, parse: Callable[[Any], Any]) -> list:
+def _rows(where: str, lines: list[bytes], expected: str, parse: Callable[[bytes], Any]) -> list:
     """parse(line) of every line, which raises ValueError for a line that is not as expected."""
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
             rows.append(parse(line))
         except ValueError:
-            text = line.decode("latin-1") if isinstance(line, bytes) else ",".join(map(str, line))
-            raise InputError(f"{where}, line {number}: expected {expected}; got {text[:60]!r}") from None
+            got = repr(line.decode("latin-1")[:60])
+            raise InputError(f"{where}, line {number}: expected {expected}; got {got}") from None
     if not rows:
         raise InputError(f"{where} is empty; expected a line of: {expected}")
     return rows

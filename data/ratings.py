@@ -57,7 +57,7 @@ class Ratings(Domain):
         items, values, self._counts = _packed(train)
         self._items, self._values = torch.as_tensor(items).to(sampling.device), self.tensor(values)
         self._draw_tests(test)
-        self.item_means = np.nansum(train, axis=0) / np.maximum(_rated(train, axis=0), 1)  # (items,), 0 where unrated
+        self.item_means = np.nansum(train, 0) / np.maximum((~np.isnan(train)).sum(0), 1)  # (items,), 0 where unrated
         self.shrinkage = _fit_shrinkage(train, sampling.shots, generator(sampling.seed, episodes.META_TRAIN_POINTS))
 
     def episode(self, step: int) -> Tasks:
@@ -88,7 +88,7 @@ class Ratings(Domain):
         shots, start = self.sampling.shots, self.sampling.shots + self.sampling.queries
         support, target = self._test_values[:count, :shots], self._test_values[:count, start:]
         means = self.item_means[self._test_items[:count]]
-        offset = _offset(support - means[:, :shots], shots, self.shrinkage)
+        offset = (support - means[:, :shots]).sum(1, keepdims=True) / (shots + self.shrinkage)
         predictions = {
             "zero": np.zeros_like(target),
             "user mean": support.mean(1, keepdims=True),
@@ -102,13 +102,13 @@ class Ratings(Domain):
 
         The users who choose the items are no test users; one who rated too few of them is replaced for training.
         """
-        s, counts = self.sampling, _rated(ratings, axis=1)
-        needed, train, test = s.shots + s.queries, self.meta_train_users, self.meta_test_tasks
+        s, rated = self.sampling, ~np.isnan(ratings)
+        counts, needed, train, test = rated.sum(1), s.shots + s.queries, self.meta_train_users, self.meta_test_tasks
         order = generator(s.seed, episodes.META_TRAIN_TASKS).permutation(len(ratings))
         choosing = order[counts[order] >= needed][:train]
         # those with the most ratings, the first of equals
-        items = np.argsort(-_rated(ratings[choosing], axis=0), kind="stable")[:INPUTS]
-        counts = _rated(ratings[:, items], axis=1)
+        items = np.argsort(-rated[choosing].sum(0), kind="stable")[:INPUTS]
+        counts = rated[:, items].sum(1)
         others = order[~np.isin(order, choosing)]
         tests = others[counts[others] >= needed + self.unseen][:test]
         rest = order[~np.isin(order, tests)]
@@ -152,11 +152,6 @@ class MovieLens1M(Ratings):
     read = staticmethod(rating_files.movielens_1m)
 
 
-def _rated(ratings: np.ndarray, axis: int) -> np.ndarray:
-    """How many ratings there are along an axis: of every user (1) or item (0)."""
-    return (~np.isnan(ratings)).sum(axis)
-
-
 def _packed(ratings: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The rated items of every user moved to the front: items and values (users, most), counts (users,)."""
     rated = ~np.isnan(ratings)
@@ -170,10 +165,6 @@ def _draw(rng: np.random.Generator, counts: np.ndarray, pool: int, count: int) -
     return smallest(rng.random((len(counts), pool)), counts, count)
 
 
-def _offset(residuals: np.ndarray, shots: int, shrinkage: float) -> np.ndarray:
-    return residuals.sum(1, keepdims=True) / (shots + shrinkage)
-
-
 def _fit_shrinkage(train: np.ndarray, shots: int, rng: np.random.Generator) -> float:
     """The shrinkage of least mean nRMSE over the meta-train users, each judged by the item means of the others."""
     rated = ~np.isnan(train)
@@ -181,7 +172,7 @@ def _fit_shrinkage(train: np.ndarray, shots: int, rng: np.random.Generator) -> f
     items, residuals, counts = _packed(np.where(rated, train - others, np.nan))
     support = np.zeros(items.shape, dtype=bool)
     np.put_along_axis(support, _draw(rng, counts, items.shape[1], shots), True, axis=1)
-    known = np.where(support, residuals, 0.0)
+    known = np.where(support, residuals, 0.0).sum(1, keepdims=True)
     unseen = np.where(support, np.nan, residuals)
-    errors = [np.sqrt(np.nanmean((unseen - _offset(known, shots, k)) ** 2, axis=1)).mean() for k in SHRINKAGES]
+    errors = [np.sqrt(np.nanmean((unseen - known / (shots + k)) ** 2, axis=1)).mean() for k in SHRINKAGES]
     return SHRINKAGES[int(np.argmin(errors))]

@@ -73,29 +73,22 @@ def _movielens(name: str, size: str, file: str, md5: str) -> Source:
 MOVIELENS_100K = _movielens("MovieLens100K", "ml-100k", "u.data", "0e33842e24a9c977be4e0107933c0723")
 MOVIELENS_1M = _movielens("MovieLens1M", "ml-1m", "ratings.dat", "c4d9eecfca2ab87c1945afe126590906")
 _JESTER = ("jester-data-1.csv", "jester-data-1.xls", "jester_dataset_1_1.zip", "jester-data-1.zip")
-JESTER = Source(
-    "Jester",
-    "https://eigentaste.berkeley.edu/dataset/",
-    tuple(folder + name for name in _JESTER for folder in ("jester/", "")),
-    (
-        Archive(  # Berkeley publishes no digest: this is of the archive as it was served in 2025 and archived in 2026
-            "https://eigentaste.berkeley.edu/dataset/jester_dataset_1_1.zip",
-            "sha256:cb7841756ded125b15f3d95c9f8241224065e96354c132a46ae4214deeab7615",
-            "jester/jester_dataset_1_1.zip",
-        ),
-    ),
+_JESTER_ZIP = Archive(  # Berkeley publishes no digest: this is of the archive as served in 2025 and archived in 2026
+    "https://eigentaste.berkeley.edu/dataset/jester_dataset_1_1.zip",
+    "sha256:cb7841756ded125b15f3d95c9f8241224065e96354c132a46ae4214deeab7615",
+    "jester/jester_dataset_1_1.zip",
 )
+_JESTER_PLACES = tuple(folder + name for name in _JESTER for folder in ("jester/", ""))
+JESTER = Source("Jester", "https://eigentaste.berkeley.edu/dataset/", _JESTER_PLACES, (_JESTER_ZIP,))
 OMNIGLOT_ZIPS = tuple(f"images_{n}.zip" for n in ("background", "evaluation", "background_small1", "background_small2"))
+_OMNIGLOT_MD5 = "68d2efa1b9178cc56df9314c21c6e718", "6b91aef0f799c5bb55b94e3f2daec811"  # of the first two
 OMNIGLOT = Source(
     "Omniglot",
     "https://github.com/brendenlake/omniglot",
     tuple(f"omniglot/{name}" for name in OMNIGLOT_ZIPS),
     tuple(
         Archive(f"https://github.com/brendenlake/omniglot/raw/master/python/{name}", f"md5:{md5}", f"omniglot/{name}")
-        for name, md5 in (
-            (OMNIGLOT_ZIPS[0], "68d2efa1b9178cc56df9314c21c6e718"),
-            (OMNIGLOT_ZIPS[1], "6b91aef0f799c5bb55b94e3f2daec811"),
-        )
+        for name, md5 in zip(OMNIGLOT_ZIPS, _OMNIGLOT_MD5, strict=False)
     ),
 )
 MINI_IMAGENET = Source(

@@ -1,14 +1,13 @@
 """How a run begins: from nothing, from another run's theta, from its own checkpoint; or not, since that does harm."""
 
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from amaml.engine.compiling import compiler_found
 from amaml.errors import InputError
 from data.outside import short
 from experiment.folder import Checkpoint, RunFolder, load_checkpoint
-from experiment.settings import CONTROL, TEST, Settings, check_together, checked, flag_name
+from experiment.settings import CONTROL, FIELDS, TEST, Settings, check_together, checked, flag_name
 
 NETWORK = "learn_rates", "network", "width", "activation", "norm"  # what theta belongs to
 TRAINING = "method", "start_from", "reptile_first", "meta_updates", "meta_batch", "robust"  # what made its numbers
@@ -38,7 +37,10 @@ def open_run(folder: RunFolder, s: Settings) -> Opening:
     there = None if s.overwrite else folder.settings()
     if there is None or not (folder.has("summary.json") or folder.has("checkpoint.pt")):
         return Opening(origin=_origin(s), compiled=_compiles(s))
-    _check_same(there, s, folder.path)
+    falls = there.get("meta_schedule") is not None  # towards the last update
+    same = [name for name in FIELDS if name not in CONTROL | TEST and (falls or name != "meta_updates")]
+    other_run = "choose another --out or discard it with --overwrite"
+    _check_same(there, s, same, f"{folder.path} holds a run with", other_run)
     finished = folder.has("summary.json")
     complete = finished and there.get("meta_updates") == s.meta_updates
     if complete and all(there.get(name) == getattr(s, name) for name in TEST - {"test_interval"}):
@@ -49,42 +51,28 @@ def open_run(folder: RunFolder, s: Settings) -> Opening:
     if not folder.has("checkpoint.pt"):
         raise InputError(f"{folder.path} has lost its checkpoint.pt; start anew with --overwrite")
     start = load_checkpoint(folder.path)
-    _check_same(start.settings, s, folder.path / "checkpoint.pt")
+    _check_same(start.settings, s, same, f"{folder.path / 'checkpoint.pt'} holds a run with", other_run)
     if start.update > s.meta_updates:
         raise InputError(f"--meta-updates {s.meta_updates} is less than the {start.update} already made")
     if start.compiled and not compiler_found():
-        raise InputError(
-            "the run was compiled so far and there is no C++ compiler (g++ or clang++) now, without which its bits "
-            "would be others; install one, or start anew with --overwrite"
-        )
+        missing = "there is no C++ compiler (g++ or clang++) now, without which its bits would be others"
+        raise InputError(f"the run was compiled so far and {missing}; install one, or start anew with --overwrite")
     return Opening(start=start, compiled=start.compiled)
 
 
-def _check_same(there: dict[str, Any], s: Settings, place: Path) -> None:
-    """Raise InputError where settings on disk make another run; more updates do where the step size falls to them."""
-    falls = there.get("meta_schedule") is not None
-    free = CONTROL | TEST | (frozenset() if falls else {"meta_updates"})
-    for name, value in asdict(s).items():
-        if name not in free and there.get(name) != value:
-            why = ", towards which its step size falls" if name == "meta_updates" else ""
-            raise InputError(
-                f"{place} holds a run with {flag_name(name)} {there.get(name)}{why}, not {value}; choose another --out "
-                "or discard it with --overwrite"
-            )
+def _check_same(there: dict[str, Any], s: Settings, names: Iterable[str], what: str, remedy: str) -> None:
+    """Raise InputError for the first of these settings that has another value there."""
+    for name in names:
+        if there.get(name) != getattr(s, name):
+            raise InputError(f"{what} {flag_name(name)} {there.get(name)}, not {getattr(s, name)}; {remedy}")
 
 
 def _origin(s: Settings) -> Checkpoint | None:
     """The checkpoint of --start-from; raises InputError where its theta is one of another network."""
     if not s.start_from:
         return None
-    origin = load_checkpoint(s.start_from)
-    for name in NETWORK:
-        there, asked = origin.settings.get(name), getattr(s, name)
-        if there != asked:
-            raise InputError(
-                f"--start-from {s.start_from} has a theta made with {flag_name(name)} {there or 'none'}, not "
-                f"{asked or 'none'}; give the same, or another run"
-            )
+    origin, what = load_checkpoint(s.start_from), f"--start-from {s.start_from} has a theta made with"
+    _check_same(origin.settings, s, NETWORK, what, "give the same, or another run")
     return origin
 
 
@@ -101,10 +89,9 @@ def evaluation_settings(flags: dict[str, Any], checkpoint: Checkpoint, processes
     anew = {"out": None, "resume": False, "overwrite": False, "draw": 0}
     s = checked(own | anew | flags | {"processes": processes}, source=f" in {path}")
     check_together(flags, s)
-    for name in (*NETWORK, *TRAINING):
-        if name in flags and getattr(s, name) != own.get(name):
-            made = f"{flag_name(name)} {own.get(name)}"
-            raise InputError(f"{path} was made with {made}, not {getattr(s, name)}; leave it out")
+    _check_same(
+        own, s, [name for name in (*NETWORK, *TRAINING) if name in flags], f"{path} was made with", "leave it out"
+    )
     return s
 
 

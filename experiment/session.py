@@ -6,7 +6,6 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from amaml.errors import Diverged, InputError
@@ -96,7 +95,7 @@ class Session:
             clip_grads_with_norm_(parameters, s.clip, norm)
         if s.meta_schedule:
             for group in self.optimizer.param_groups:
-                group["lr"] = cosine(s.meta_lr, s.meta_updates, self.update)
+                group["lr"] = s.meta_lr * (1 + math.cos(math.pi * self.update / s.meta_updates)) / 2  # falls to zero
         self.optimizer.step()
         made = meta.latest
         numbers = dict(vars(made.evaluations))
@@ -126,17 +125,27 @@ class Session:
         return self.update == last or (interval > 0 and self.update > 0 and self.update % interval == 0)
 
     def _record(self) -> None:
-        """Look at the pending updates, and write them down."""
-        pending, self._pending = self._pending, []
-        if records := read(pending):
-            passed, self._mark = time.perf_counter() - self._mark, time.perf_counter()
-            if self.first_seconds is None:
-                self.first_seconds = passed
-            else:
-                self.timed_updates, self.timed_seconds = self.timed_updates + len(records), self.timed_seconds + passed
-            if self.group.first:
-                self.folder.append_metrics(records)
-            self.progress.trained(records, self.seconds_per_update)
+        """Look at the pending updates, for which the device is waited for once, and write them down.
+
+        Raises Diverged at the first that is not finite.
+        """
+        pending, self._pending, records = self._pending, [], []
+        if not pending:
+            return
+        found = torch.stack([on_device for _, on_device, _ in pending]).tolist()
+        for (update, _, numbers), (loss, norm) in zip(pending, found, strict=True):
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                remedy = "try a smaller --inner-lr or --meta-lr, or more solver steps (a smaller --rtol)"
+                raise Diverged(f"update {update}: query loss {loss:g}, gradient norm {norm:g}; {remedy}")
+            records.append({"update": update, "query_loss": loss, "gradient_norm": norm} | numbers)
+        passed, self._mark = time.perf_counter() - self._mark, time.perf_counter()
+        if self.first_seconds is None:
+            self.first_seconds = passed
+        else:
+            self.timed_updates, self.timed_seconds = self.timed_updates + len(records), self.timed_seconds + passed
+        if self.group.first:
+            self.folder.append_metrics(records)
+        self.progress.trained(records, self.seconds_per_update)
 
     def _test(self) -> None:
         e = self.experiment
@@ -180,25 +189,3 @@ class Session:
             "compiled": self.compiled,
             "peak_memory_mib": peak_memory_mib(self.experiment.settings.device),
         }
-
-
-def read(pending: list[tuple[int, Tensor, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Updates (number, query loss and norm, further numbers) as lines of metrics.jsonl; waits for the device once.
-
-    Raises Diverged at the first that is not finite.
-    """
-    found = torch.stack([on_device for _, on_device, _ in pending]).tolist() if pending else []
-    records = []
-    for (update, _, numbers), (loss, norm) in zip(pending, found, strict=True):
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise Diverged(
-                f"update {update}: query loss {loss:g}, gradient norm {norm:g}; try a smaller --inner-lr or "
-                "--meta-lr, or more solver steps (a smaller --rtol)"
-            )
-        records.append({"update": update, "query_loss": loss, "gradient_norm": norm} | numbers)
-    return records
-
-
-def cosine(meta_lr: float, updates: int, step: int) -> float:
-    """A step size that falls from meta_lr at step 0 to zero at step updates, along half a cosine."""
-    return meta_lr * (1 + math.cos(math.pi * step / updates)) / 2

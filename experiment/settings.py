@@ -57,13 +57,8 @@ def _robust(flag: str, value: Any) -> str | float | None:
     return _cut(flag, value)
 
 
-def _flag(check: Check, help: str, default: Any = None) -> Any:
-    return field(default=default, metadata={"check": check, "help": help})
-
-
-def _list(check: Check, help: str) -> Any:
-    """A setting of one value or more."""
-    return field(default=None, metadata={"check": several(check), "help": help, "nargs": "+"})
+def _flag(check: Check, help: str, default: Any = None, nargs: str | None = None) -> Any:
+    return field(default=default, metadata={"check": check, "help": help, "nargs": nargs})
 
 
 def _door(table: Table[Any], help: str) -> Any:
@@ -126,8 +121,12 @@ class Settings:
     inner_batch: int | None = _flag(
         _count, "MAML: support points of an inner step, drawn anew for each (default: all points)"
     )
-    query_steps: list[int] | None = _list(_index, "inner steps after which the outer loss is taken (default: the last)")
-    query_weights: list[float] | None = _list(_nonnegative, "weights of the losses at --query-steps (default: equal)")
+    query_steps: list[int] | None = _flag(
+        several(_index), "inner steps after which the outer loss is taken (default: the last)", nargs="+"
+    )
+    query_weights: list[float] | None = _flag(
+        several(_nonnegative), "weights of the losses at --query-steps (default: equal)", nargs="+"
+    )
     checkpoint_every: int | None = _flag(_count, "MAML: keep one state in so many (default: all that fit into 80 MiB)")
     task_chunk: int | None = _flag(
         _count, "tasks sent through the network at once (default: all, or a process's share)"
@@ -187,17 +186,13 @@ def read_toml(path: Path) -> dict[str, Any]:
 
     Raises InputError for a file that cannot be read or holds a setting that cannot be used.
     """
-    values = toml_of(path, "configuration")
-    return {name: _table(name, value, path) or _valid(name, value, f" in {path}") for name, value in values.items()}
-
-
-def _table(name: str, value: Any, path: Path) -> dict[str, Any]:
-    """The settings of a method's table; empty for anything else."""
-    if name not in METHODS or not isinstance(value, dict):
-        return {}
-    for own in {"domain", "method"} & set(value):
-        raise InputError(f"{own} in {path} is not for the table [{name}]; take it out of the table")
-    return {own: _valid(own, setting, f" in {path}") for own, setting in value.items()}
+    values, source = toml_of(path, "configuration"), f" in {path}"
+    tables = {name: values.pop(name) for name in [*values] if name in METHODS and isinstance(values[name], dict)}
+    for name, table in tables.items():
+        for own in {"domain", "method"} & {*table}:
+            raise InputError(f"{own}{source} is not for the table [{name}]; take it out of the table")
+        tables[name] = {own: _valid(own, value, source) for own, value in table.items()}
+    return {name: _valid(name, value, source) for name, value in values.items()} | tables
 
 
 def _valid(name: str, value: Any, source: str) -> Any:
@@ -276,7 +271,7 @@ def parse_flags(arguments: list[str]) -> dict[str, Any]:
         if setting.metadata["check"] is _switch:
             parser.add_argument(flag_name(name), action="store_true", help=about)
         else:
-            parser.add_argument(flag_name(name), help=about, metavar="X", nargs=setting.metadata.get("nargs"))
+            parser.add_argument(flag_name(name), help=about, metavar="X", nargs=setting.metadata["nargs"])
     namespace, unread = parser.parse_known_args(arguments)
     if unread:
         raise unknown("flag", unread[0].split("=")[0], [flag_name(name) for name in FIELDS])
