@@ -78,10 +78,8 @@ def read_runs(paths: list[Path], only: dict[str, list[str]] | None = None) -> tu
         tables = [pd.read_csv(file) for file in files if {*results.FACTS} <= {*pd.read_csv(file, nrows=0)}]
         found = [*sorted(path.rglob("summary.json")), *sorted(path.rglob("evaluation*.json"))]
         if not tables and not found:
-            raise InputError(
-                f"{path} holds no finished run (a folder with summary.json) and no CSV of results; give a run or a "
-                "folder of runs"
-            )
+            lacking = "no finished run (a folder with summary.json) and no CSV of results"
+            raise InputError(f"{path} holds {lacking}; give a run or a folder of runs")
         for own, line in itertools.chain(*map(_of_folder, found), *(_of_table(table, only or {}) for table in tables)):
             lines.append(line)
             # the seeds of one variant belong together, also where each starts from a run of its own seed
@@ -128,16 +126,12 @@ def panels(frame: pd.DataFrame, settings: Settings) -> list[Panel]:
     ).T
     tested = runs[TEST].map(str).agg("|".join, axis="columns")
     groups = [own for _, own in frame.groupby([frame["run"].map(tested), "unit", "metric"], sort=False)]
-    titles = [_name(group, runs) for group in groups]
+    firsts = [(runs.loc[group["run"].iloc[0]], group["unit"].iloc[0].replace(" ", "-")) for group in groups]
+    names = [f"{short(s['domain'])}-{s['shots']}-{s['queries']}-{unit}s" for s, unit in firsts]
     return [
-        _panel(group, runs.loc[group["run"].unique()], title if titles.count(title) == 1 else f"{title}-{i}")
-        for i, (title, group) in enumerate(zip(titles, groups, strict=True), 1)
+        _panel(group, runs.loc[group["run"].unique()], name if names.count(name) == 1 else f"{name}-{i}")
+        for i, (name, group) in enumerate(zip(names, groups, strict=True), 1)
     ]
-
-
-def _name(frame: pd.DataFrame, runs: pd.DataFrame) -> str:
-    domain, *parts = runs.loc[frame["run"].iloc[0], ["domain", "shots", "queries"]]
-    return "-".join(map(str, [short(domain), *parts, f"{frame['unit'].iloc[0]}s".replace(" ", "-")]))
 
 
 def _panel(frame: pd.DataFrame, runs: pd.DataFrame, name: str) -> Panel:

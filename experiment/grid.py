@@ -8,7 +8,6 @@ import itertools
 import json
 import os
 import signal
-import string
 import sys
 import time
 from collections import Counter
@@ -25,7 +24,6 @@ from experiment.settings import CONTROL, FIELDS, Settings, flag_name, merged, to
 ROOT = Path(__file__).parent.parent
 TARGETS = ROOT / "configs" / "targets"
 OTHERS = ("about", "out", "override", "then")  # keys that are no axis
-PLAIN = ("domain", "method")  # their values need no name in a folder
 REFUSED = CONTROL - {"data_root", "checkpoint_interval", "draw"}  # flags that are not for a grid
 # columns of the results beside the axes and the numbers
 FACTS = ("then", "update", "tasks", "metric", "seconds", "gradients", "hvps", "commit", "machine", "command")
@@ -103,12 +101,10 @@ def read_grid(path: Path, seeds: list[int] | None = None, device: str | None = N
 
 def target_path(name: str) -> Path:
     """A target's file, or a grid's own; raises InputError for a name that is neither."""
-    if name.endswith(".toml"):
-        return Path(name)
-    known = [path.stem for path in TARGETS.glob("*.toml")]
-    if name not in known:
+    known = {path.stem: path for path in TARGETS.glob("*.toml")}
+    if not (name in known or name.endswith(".toml")):
         raise unknown("target", name, known)
-    return TARGETS / f"{name}.toml"
+    return known.get(name, Path(name))
 
 
 Axis = list[tuple[str, str, dict[str, Any]]]  # (its name, the label, the flags) of every place
@@ -142,7 +138,9 @@ def _place(axis: str, value: Any) -> tuple[str, str, dict[str, Any]]:
 
 
 def _default_out(stem: str, axes: dict[str, Axis]) -> str:
-    parts = [f"{{{name}}}" if name in PLAIN or name not in FIELDS else f"{name}{{{name}}}" for name in axes]
+    """The values on the axes, the seed's last; numbers with the name of their flag before them."""
+    named = {*FIELDS} - {"domain", "method"}
+    parts = [f"{name}{{{name}}}" if name in named else f"{{{name}}}" for name in axes]
     return "/".join(["results", stem, *sorted(parts, key=lambda part: "{seed}" in part)])
 
 
@@ -176,16 +174,14 @@ def _applies(when: dict[str, Any], values: dict[str, str], path: Path) -> bool:
     for name in when:
         if name not in values:
             raise unknown(f"axis or flag of an override in {path}", name, values)
-    return all(
-        values[n] in [str(w) for w in (asked if isinstance(asked, list) else [asked])] for n, asked in when.items()
-    )
+    return all(values[n] in map(str, asked if isinstance(asked, list) else [asked]) for n, asked in when.items())
 
 
 def _filled(template: str, values: dict[str, Any], where: str) -> str:
-    for _, name, _, _ in string.Formatter().parse(template):
-        if name is not None and name not in values:
-            raise unknown(f"{{name}} in the folder of {where}", name, values)
-    return template.format(**values)
+    try:
+        return template.format(**values)
+    except KeyError as fault:
+        raise unknown(f"{{name}} in the folder of {where}", fault.args[0], values) from None
 
 
 def _checked(flags: dict[str, Any], where: str) -> Settings:
@@ -210,14 +206,13 @@ def _command(flags: dict[str, Any]) -> list[str]:
 
 def _check_folders(cells: list[Cell], path: Path) -> None:
     seen: dict[Path, Cell] = {}
-    if any(len({step.makes for step in cell.steps}) < len(cell.steps) for cell in cells):
-        raise InputError(f"{path}: entries of `then` share a folder; give each an out of its own")
     for cell in cells:
         for step in cell.steps:
-            other = seen.setdefault(step.makes, cell)
-            if other is not cell:
+            if (other := seen.setdefault(step.makes, cell)) is not cell:
                 differ = next((n for n in cell.labels if cell.labels[n] != other.labels[n]), "seed")
                 raise InputError(f"{path}: two cells share the folder {step.makes.parent}; put {{{differ}}} in out")
+        if len({step.makes for step in cell.steps}) < len(cell.steps):
+            raise InputError(f"{path}: entries of `then` share a folder; give each an out of its own")
 
 
 class State(NamedTuple):

@@ -110,7 +110,8 @@ def asking(p: Problem, steps: int) -> dict[str, Quantity]:
     frozen = copy.deepcopy(p.module).requires_grad_(False)
     frozen.get_submodule(head).requires_grad_()
     rate, prox = (p.theta.new_tensor(value).requires_grad_() for value in (p.inner_lr, 0.1))
-    points = Tasks(*(_requiring(getattr(p.tasks, part)) for part in PARTS))
+    copies = [getattr(p.tasks, part).clone() for part in PARTS]
+    points = Tasks(*(part.requires_grad_(part.is_floating_point()) for part in copies))
     exact = {"solver": "euler"}
     return {
         "asking for theta": _update(p, steps, **exact),
@@ -131,11 +132,6 @@ def _update(p: Problem, steps: int, inner_lr: Any = None, module=None, tasks: Ta
         return meta.latest.value
 
     return call
-
-
-def _requiring(t: Tensor) -> Tensor:
-    """The same numbers; real ones require a gradient."""
-    return t.clone().requires_grad_() if t.is_floating_point() else t
 
 
 def main() -> None:
