@@ -7,7 +7,7 @@ results/paper: figure.md, tables.md, horizons.md and the pictures.
 """
 
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -47,11 +47,6 @@ def read(targets: tuple[str, ...]) -> pd.DataFrame:
     return results.marked(frame) if grids else frame
 
 
-def over_seeds(values: Sequence[float]) -> str:
-    """Mean with half its 95% interval over the seeds (Student's t); of two seeds, both values."""
-    return shown(np.asarray(values)) if len(values) else ""
-
-
 def figure(frame: pd.DataFrame) -> str:
     """A table a panel: the paper's curve ends beside ours."""
     tuned, sections = frame[(frame["unit"] == "epoch") & frame["final"]], []
@@ -72,7 +67,7 @@ def _figure_row(method: str, published: tuple[float, float] | None, found: pd.Da
     row = [method, "{:.2f} → {:.2f}".format(*published) if published else ""]
     for setting in ("released", "ours"):
         at = {epoch: found[(found["setting"] == setting) & (found["epoch"] == epoch)] for epoch in (0, 1000)}
-        row += [" → ".join(over_seeds(f[points]) for f in at.values() if len(f)) for points in results.POINTS]
+        row += [" → ".join(shown(f[points]) for f in at.values() if len(f)) for points in results.POINTS]
     released = found[found["setting"] == "released"]
     return [*row, "; ".join(_verdict(v, released, e) for v, e in zip(published or (), (0, 1000), strict=False))]
 
@@ -112,18 +107,14 @@ def tables(frame: pd.DataFrame) -> str:
 def _table_row(run: str, published: tuple[float, float] | None, found: pd.DataFrame) -> list[str]:
     """The paper's number, ours by the own inner loop and by 100 epochs of Adam, and a verdict."""
     tuned, inner = found[found["unit"] == "epoch"], found[(found["unit"] != "epoch") & found["end"]]
-    numbers = [over_seeds(f[p]) for f in (inner, tuned[tuned["epoch"] == 100]) for p in ("test", "support")]
+    numbers = [shown(f[p]) for f in (inner, tuned[tuned["epoch"] == 100]) for p in ("test", "support")]
     if not published:
         return [run, "", *numbers, "", ""]
     below = tuned["epoch"].where(tuned["support"] <= published[0], np.inf)
-    passed = below.groupby(tuned["seed"]).min()  # the first epoch at which it is, of each seed
-    return [
-        run,
-        "{:.3f} ± {:.3f}".format(*published),
-        *numbers,
-        _epochs(passed),
-        _table_verdict(published, inner, passed),
-    ]
+    passed = below.groupby(tuned["seed"]).min().sort_values()  # the first epoch at which it is, of each seed
+    epochs = dict.fromkeys("never" if np.isinf(epoch) else f"{epoch:.0f}" for epoch in (*passed[:1], *passed[-1:]))
+    verdict = _table_verdict(published, inner, passed)
+    return [run, "{:.3f} ± {:.3f}".format(*published), *numbers, " to ".join(epochs), verdict]
 
 
 def _table_verdict(published: tuple[float, float], inner: pd.DataFrame, passed: pd.Series) -> str:
@@ -141,7 +132,7 @@ def _predictors(inner: pd.DataFrame) -> list[list[str]]:
     """The predictors that learn nothing of a user but his ratings, on the same unseen items."""
     by_seed = inner.drop_duplicates("seed").filter(regex="^predictor_.*(?<!_ci95)$")
     blank = [""] * (len(_TABLE_COLUMNS) - 1)
-    return [[f"*{n.removeprefix('predictor_')}*", "", over_seeds(by_seed[n]), *blank] for n in by_seed if len(by_seed)]
+    return [[f"*{n.removeprefix('predictor_')}*", "", shown(by_seed[n]), *blank] for n in by_seed if len(by_seed)]
 
 
 def horizons(frame: pd.DataFrame) -> str:
@@ -161,9 +152,9 @@ def _horizon_row(own: pd.DataFrame, reptile: pd.DataFrame) -> list[str]:
     """A row of the horizons' table, from updates on; the differences are those of seeds that both have."""
     last, theirs = (f[f["final"]].set_index("seed") for f in (own, reptile))
     ahead = (theirs["test"] - last["test"]).dropna() if not last.equals(theirs) else []
-    tests = [over_seeds(own.loc[own["update"] == n, "test"]) for n in sorted({*own["update"]})[-3:]]
+    tests = [shown(own.loc[own["update"] == n, "test"]) for n in sorted({*own["update"]})[-3:]]
     counts = (f"{mean:.0f}" for mean in last[["update", "work"]].mean())
-    return [_listed(last.index), *counts, *tests, over_seeds(ahead)]
+    return [_listed(last.index), *counts, *tests, shown(ahead)]
 
 
 def along(frame: pd.DataFrame) -> pd.DataFrame:
@@ -179,7 +170,7 @@ def trials(frame: pd.DataFrame) -> str:
         updates = sorted({*found["update"]})
         rows = [["method", "trial", *(f"{n} updates" for n in updates), "gradients + products an update"]]
         for (method, trial), own in found.groupby(["method", "trial"], observed=True):
-            tests = [over_seeds(own.loc[own["update"] == n, "test"]) for n in updates]
+            tests = [shown(own.loc[own["update"] == n, "test"]) for n in updates]
             rows.append([method, trial, *tests, f"{own['gradients'].mean():.0f} + {own['hvps'].mean():.0f}"])
         sections.append(f"## {domain} ({_seeds(found)})\n\n{as_markdown(rows)}")
     return "\n\n".join(["nRMSE on test points after the method's own inner loop. " + MADE, *sections]) + "\n"
@@ -199,12 +190,6 @@ def _seeds(found: pd.DataFrame) -> str:
 
 def _listed(seeds: Iterable[int]) -> str:
     return ", ".join(map(str, sorted({*seeds})))
-
-
-def _epochs(passed: pd.Series) -> str:
-    """First epochs over the seeds."""
-    words = ["never" if np.isinf(p) else f"{p:.0f}" for p in sorted(passed)]
-    return "" if not words else words[0] if words[0] == words[-1] else f"{words[0]} to {words[-1]}"
 
 
 def main() -> None:

@@ -133,15 +133,13 @@ def _draw_means(
 
 
 def _draw_training(axes: Axes, metrics: list[dict[str, Any]]) -> None:
-    updates, losses = [m["update"] for m in metrics], np.array([m["query_loss"] for m in metrics])
-    window = len(losses) // 20
-    if window > 1:
-        smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
-        axes.plot(updates, losses, "C0", alpha=0.3, linewidth=0.8, label="each update")
-        axes.plot(updates[window - 1 :], smooth, "C0", label=f"mean of {window} updates")
+    losses = pd.Series([m["query_loss"] for m in metrics], [m["update"] for m in metrics])
+    if (window := len(losses) // 20) > 1:
+        axes.plot(losses, "C0", alpha=0.3, linewidth=0.8, label="each update")
+        axes.plot(losses.rolling(window).mean(), "C0", label=f"mean of {window} updates")
         axes.legend(fontsize=8, frameon=False)
     else:
-        axes.plot(updates, losses, "C0", marker="." if len(losses) < 30 else "")
+        axes.plot(losses, "C0", marker="." if len(losses) < 30 else "")
     axes.set(xlabel="meta-update", ylabel="query loss after the inner loop", yscale="log")
     if losses.min() > 0:  # few ticks, as plain numbers
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

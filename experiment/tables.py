@@ -1,5 +1,6 @@
 """The tables of a comparison: Markdown to read, CSV to compute with."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,11 +48,10 @@ def _tables(panel: Panel) -> dict[str, Table]:
 
 def errors(panel: Panel, points: str) -> Table:
     """A row a variant, a column an epoch; empty where a seed has no record of it."""
-    found = [dict(iter(panel.at(column).groupby("variant", observed=True))) for column in panel.columns]
-    rows = [_head(panel)]
+    found, rows = [panel.at(column) for column in panel.columns], [_head(panel)]
     for label, count in panel.seeds.items():
-        whole = (at.get(label) for at in found)
-        rows.append([label, str(count), *("" if of is None or len(of) < count else _shown(of, points) for of in whole)])
+        own = [at[at["variant"] == label] for at in found]
+        rows.append([label, str(count), *(_shown(of, points) if len(of) == count else "" for of in own)])
     return rows
 
 
@@ -67,8 +67,8 @@ def differences(panel: Panel, base: str) -> Table:
         row = [label, str(len(both))]
         for at in found:
             pair = at.reindex(index=both, columns=[label, base])
-            apart = (pair[label] - pair[base]).to_numpy()
-            row.append("" if np.isnan(apart).any() else shown(apart, sign=True))
+            apart = pair[label] - pair[base]
+            row.append("" if apart.isna().any() else shown(apart, sign=True))
         rows.append(row)
     return rows
 
@@ -107,15 +107,15 @@ def _cells(panel: Panel) -> pd.DataFrame:
 
 def _shown(lines: pd.DataFrame, name: str) -> str:
     """A column of the lines of every seed, and in brackets the mean half-interval over tasks, where there is one."""
-    return shown(lines[name].to_numpy(), lines[f"{name}_ci95"].mean(skipna=False))
+    return shown(lines[name], lines[f"{name}_ci95"].mean(skipna=False))
 
 
-def shown(of_seeds: np.ndarray, over_tasks: float = np.nan, sign: bool = False) -> str:
+def shown(of_seeds: Sequence[float], over_tasks: float = np.nan, sign: bool = False) -> str:
     """The mean of the seeds with its half-interval, the values of fewer than FEW; over_tasks in brackets, nan: none."""
     if len(of_seeds) < FEW:
         text = ", ".join(_number(value, sign) for value in of_seeds)
     else:
-        mean, half = mean_and_interval(of_seeds)
+        mean, half = mean_and_interval(np.asarray(of_seeds))
         text = f"{_number(mean, sign)} ± {_number(half)}"
     return text + ("" if np.isnan(over_tasks) else f" (± {_number(over_tasks)})")
 
