@@ -1,5 +1,6 @@
 """The pictures of results/paper: the figure's panels with the paper's points, and what long horizons are worth."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, Locator, LogLocator, NullLocator, StrMethodFormatter
 
 from experiment.figures import curve, legend, plain, save, style
 from experiment.results import POINTS
@@ -103,12 +104,9 @@ def over_horizons(ends: pd.DataFrame) -> Figure:
     several = ends.groupby("run", observed=True)["inner_steps"].transform("nunique") > 1
     worst = ends.groupby(["domain", "run", "inner_steps"], observed=True)["test"].transform("max")
     ends = ends[several & (worst < 1)].assign(steps=ends["inner_steps"].astype(int))  # 1: predicting the mean
-    figure, axes = _domains(ends, "steps")
-    for axis in axes:
-        axis.set_xlabel("inner steps in meta-training, and at the meta-test")
-        axis.xaxis.set_major_locator(FixedLocator(sorted({*ends["steps"]})))
-    figure.suptitle(f"Error on new tasks, each method at its best setting; {seeds_of(ends)}", fontsize=11)
-    return figure
+    text = f"Error on new tasks, each method at its best setting; {seeds_of(ends)}"
+    label, ticks = "inner steps in meta-training, and at the meta-test", FixedLocator(sorted({*ends["steps"]}))
+    return _domains(ends, "steps", text, label, ticks)
 
 
 def over_work(ends: pd.DataFrame) -> Figure:
@@ -116,23 +114,21 @@ def over_work(ends: pd.DataFrame) -> Figure:
     short = ends[(ends["run"] == "amaml-rates") & (ends["inner_steps"] == str(SHORT))]
     ends = pd.concat([ends[ends["inner_steps"] == "200"], short.assign(run="amaml-rates-short")])
     mean = ends.groupby(["domain", "run", "update"], observed=True)["work"].transform("mean")
-    figure, axes = _domains(ends.assign(work=mean), "work")
-    for axis in axes:
-        axis.set_xlabel("work of training, thousand gradients a task")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     text = f"Error on new tasks after 200 inner steps (learned rates also {SHORT}); {seeds_of(ends)}"
-    figure.suptitle(text, fontsize=11)
-    return figure
+    label = "work of training, thousand gradients a task"
+    return _domains(ends.assign(work=mean), "work", text, label, LogLocator(subs=(1, 2, 5)))
 
 
-def _domains(ends: pd.DataFrame, over: str) -> tuple[Figure, list[Axes]]:
+def _domains(ends: pd.DataFrame, over: str, text: str, label: str, ticks: Locator) -> Figure:
     """A panel a domain, a line a run: the test error over a column, on a logarithmic axis; names below."""
     domains = list(dict.fromkeys(ends["domain"]))
     figure = Figure(figsize=(9.6, 4.4), layout="constrained")
-    axes = list(figure.subplots(1, len(domains), squeeze=False).flat)
-    for axis, domain in zip(axes, domains, strict=True):
+    figure.suptitle(text, fontsize=11)
+    for axis, domain in zip(figure.subplots(1, len(domains), squeeze=False).flat, domains, strict=True):
         own = ends[ends["domain"] == domain]
-        axis.set(xscale="log", xlim=(own[over].min() / 1.2, 1.2 * own[over].max()), ylabel="nRMSE on test points")
+        axis.set(xscale="log", xlim=(own[over].min() / 1.2, 1.2 * own[over].max()))
+        axis.set(xlabel=label, ylabel="nRMSE on test points")
+        axis.xaxis.set_major_locator(copy.copy(ticks))
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set_title(domain, fontsize=10)
@@ -142,4 +138,4 @@ def _domains(ends: pd.DataFrame, over: str) -> tuple[Figure, list[Axes]]:
             if len(values):
                 curve(axis, values, shift=i / len(RUNS), label=RUNS[run], **LOOKS[run])
     legend(figure)
-    return figure, axes
+    return figure

@@ -122,7 +122,7 @@ def distinct(glyphs: Sequence[Glyph]) -> list[Glyph]:
     return [glyphs[i] for i in kept]
 
 
-def near_identical(glyphs: Sequence[Glyph], block: int = 256) -> np.ndarray:
+def near_identical(glyphs: Sequence[Glyph]) -> np.ndarray:
     """For every glyph and those before it, (glyphs, glyphs) bool; false above the diagonal."""
     counts = np.array([len(glyph.outlines) for glyph in glyphs])
     starts = np.cumsum(counts) - counts
@@ -131,14 +131,10 @@ def near_identical(glyphs: Sequence[Glyph], block: int = 256) -> np.ndarray:
     far = np.stack([distance_transform_edt(~each) for each in ink]) > NEAR
     ink, far = ink.reshape(len(ink), -1).astype(np.float32), far.reshape(len(far), -1).astype(np.float32)
     ink /= ink.sum(1, keepdims=True)
-    near = np.zeros((len(glyphs), len(glyphs)), bool)
-    for first in range(0, len(glyphs), block):
-        last = min(first + block, len(glyphs))
-        rows, end = slice(starts[first], starts[last - 1] + counts[last - 1]), starts[last - 1] + counts[last - 1]
-        unexplained = np.maximum(ink[rows] @ far[:end].T, far[rows] @ ink[:end].T)  # (outlines, outlines before)
-        by_glyph = np.minimum.reduceat(unexplained, starts[:last], axis=1)
-        near[first:last, :last] = np.minimum.reduceat(by_glyph, starts[first:last] - starts[first]) <= UNEXPLAINED
-    return np.tril(near)
+    unexplained = ink @ far.T
+    np.maximum(unexplained, unexplained.T, out=unexplained)  # (outlines, outlines)
+    by_glyph = np.minimum.reduceat(np.minimum.reduceat(unexplained, starts, axis=1), starts)
+    return np.tril(by_glyph <= UNEXPLAINED)
 
 
 def draw(glyphs: Sequence[Glyph], block: int = 64) -> ImageSet:

@@ -56,7 +56,13 @@ class Ratings(Domain):
         self.features = self.tensor(np.eye(train.shape[1], INPUTS))
         items, values, self._counts = _packed(train)
         self._items, self._values = torch.as_tensor(items).to(sampling.device), self.tensor(values)
-        self._draw_tests(test)
+
+        # the support, query and unseen items of every meta-test user, side by side: (users, points)
+        items, values, counts = _packed(test)
+        self.test_points = int(counts.min()) - sampling.shots - sampling.queries
+        points = _draw(generator(sampling.seed, episodes.META_TEST_POINTS), counts, items.shape[1], counts.min())
+        self._test_items = np.take_along_axis(items, points, axis=1)
+        self._test_values = np.take_along_axis(values, points, axis=1)
         self.item_means = np.nansum(train, 0) / np.maximum((~np.isnan(train)).sum(0), 1)  # (items,), 0 where unrated
         self.shrinkage = _fit_shrinkage(train, sampling.shots, generator(sampling.seed, episodes.META_TRAIN_POINTS))
 
@@ -120,16 +126,6 @@ class Ratings(Domain):
                 f"{self.unseen} more; {train} and {test} are needed: choose fewer shots or queries"
             )
         return items, trains, tests
-
-    def _draw_tests(self, test: np.ndarray) -> None:
-        """Fix the support, query and unseen items of every meta-test user, side by side: (users, points)."""
-        s = self.sampling
-        items, values, counts = _packed(test)
-        self.test_points = int(counts.min()) - s.shots - s.queries
-        rng = generator(s.seed, episodes.META_TEST_POINTS)
-        points = _draw(rng, counts, items.shape[1], s.shots + s.queries + self.test_points)
-        self._test_items = np.take_along_axis(items, points, axis=1)
-        self._test_values = np.take_along_axis(values, points, axis=1)
 
     def _tasks(self, items: torch.Tensor, values: torch.Tensor) -> Tasks:
         """items, values (tasks, points): the support, the query and, where there are more, the unseen points."""

@@ -71,12 +71,6 @@ class Experiment:
             return {"inner_lr": s.inner_lr * factors[0]}
         return {"inner_lr": {name: s.inner_lr * f for name, f in zip(self.meta.function.shapes, factors, strict=True)}}
 
-    def of_update(self, update: int) -> tuple[Adaptation, dict[str, Any]]:
-        """The Adaptation that an update calls, and the keywords of the call."""
-        if update < (self.settings.reptile_first or 0):
-            return self.model["first"], {}
-        return self.meta, self.rates()
-
     def restore(self, checkpoint: Checkpoint, place: str, remedy: str, memory: bool = True) -> None:
         """Take over a checkpoint's parameters and the learner's memory; InputError where these are of another size."""
         left_out = () if memory else ("first.",)  # the same network once more

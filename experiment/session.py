@@ -82,7 +82,7 @@ class Session:
         """One meta-update of theta. Its tasks depend on its number alone, so that a run may stop after any."""
         e, s, number = self.experiment, self.experiment.settings, self.update + 1
         self.optimizer.zero_grad()
-        meta, rates = e.of_update(self.update)
+        meta, rates = (e.model["first"], {}) if self.update < (s.reptile_first or 0) else (e.meta, e.rates())
         try:
             value = meta(e.domain.episode(self.update), **rates)
         except (Diverged, InputError) as fault:

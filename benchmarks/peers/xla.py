@@ -18,11 +18,11 @@ def main() -> None:
     shapes = [tuple(int(n) for n in shape if n) for shape in np.asarray(given["shapes"])]
     theta, v, inner_lr = given["theta"], given["v"], given["inner_lr"].item()
     support, query = ((given[f"{part}_x"], given[f"{part}_y"]) for part in ("support", "query"))
-    loss = classified if network == "conv" else fitted
+    predict, loss = (conv, classified) if network == "conv" else (mlp, fitted)
     tasks, phi = len(support[0]), jnp.tile(theta, (len(support[0]), 1))
 
     def value(p, x, y):
-        return loss(NETWORKS.get(network, mlp)(cut(p, shapes), x), y)
+        return loss(predict(cut(p, shapes), x), y)
 
     gradient = jax.grad(value)
 
@@ -82,8 +82,6 @@ def fitted(prediction, y):
 def classified(logits, y):
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], 1).mean()
 
-
-NETWORKS = {"conv": conv}
 
 if __name__ == "__main__":
     main()

@@ -53,7 +53,7 @@ def test_splits_are_by_script_and_each_has_classes_enough(classes):
 def test_near_is_the_partial_hausdorff_distance_and_the_first_of_those_that_are_near_is_kept(letters):
     rng = np.random.default_rng(0)
     sample = [letters[i] for i in sorted(rng.choice(300, 36, replace=False))]
-    near = glyphs.near_identical(sample, block=15)
+    near = glyphs.near_identical(sample)
     expected = [[j <= i and near_by(a, b) for j, b in enumerate(sample)] for i, a in enumerate(sample)]
     assert np.array_equal(near, np.array(expected))
     assert 2 < np.tril(near, -1).sum() < 300
