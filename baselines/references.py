@@ -1,7 +1,6 @@
 """What every meta-learner has to beat: a random initialisation, and one network for all tasks together."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,14 +44,9 @@ class Pretrained(Descending):
     @validated
     def gradient(self, theta: Tensor, tasks: Tasks, memory: Lengths) -> MetaGradient:
         """The gradient at theta of the loss on all points of each task."""
-        start = theta.detach().expand(len(tasks), -1)  # (tasks, P)
-        gradient = derivatives.gradients(self.apply, self.loss, start, *_joined(tasks))
+        start, own = theta.detach().expand(len(tasks), -1), replace(tasks, shared=None)  # start (tasks, P)
+        x, y = tree_map(lambda a, b: torch.cat([a, b], 1), own.support, own.query)  # (tasks, shot + query, ...)
+        x = x if tasks.shared is None else Given(x, dict(tasks.shared))
+        gradient = derivatives.gradients(self.apply, self.loss, start, x, y)
         query_loss = derivatives.losses(self.apply, self.loss, start, *tasks.query)
         return self.averaged(memory, gradient, query_loss, Evaluations(gradients=1))
-
-
-def _joined(tasks: Tasks) -> tuple[Any, Any]:
-    """The points x and y of both sets together, (tasks, shot + query, ...)."""
-    own = replace(tasks, shared=None)
-    x, y = tree_map(lambda a, b: torch.cat([a, b], 1), own.support, own.query)
-    return x if tasks.shared is None else Given(x, dict(tasks.shared)), y

@@ -65,12 +65,13 @@ def load(source: Source, find: Callable[[Path], Layout | None], data_root: str |
     for folder in (root / Path(source.places[0]).parts[0], root):
         try:
             files, read = find(folder) or ([], None)
-            fingerprint = _fingerprint(folder, files)
+            states = [(path.relative_to(folder), path.stat()) for path in files]
         except OSError as fault:
             raise source.missing(root, fault.filename) from None
         if read:
+            lines = [f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in states]
             name = f"{source.name}-{_digest(str(folder.resolve()))[:8]}"  # several roots share the user's cache
-            return cached(name, fingerprint, read)
+            return cached(name, _digest("\n".join([f"version {VERSION}", *lines])), read)
     raise source.missing(root)
 
 
@@ -95,13 +96,6 @@ def cached(name: str, fingerprint: str, build: Callable[[], ImageSet]) -> ImageS
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _fingerprint(folder: Path, files: list[Path]) -> str:
-    """Of the names, sizes and times of change of all files; raises OSError for one that is missing."""
-    states = ((path, path.stat()) for path in files)
-    lines = [f"{path.relative_to(folder)} {state.st_size} {state.st_mtime_ns}" for path, state in states]
-    return _digest("\n".join([f"version {VERSION}", *lines]))
 
 
 def _decoded(listing: Listing, shape: tuple[int, int, int]) -> ImageSet:

@@ -238,13 +238,11 @@ def _state(grid: Grid, cell: Cell) -> State:
         return State(cell, "done", seconds or grid.done[cell.name])
     if status is None or status in STOPS:
         return State(cell, "stopped", seconds)
-    return State(cell, "failed", seconds, _last_line(grid.file(cell, "log"))) if status else State(cell, "waiting")
-
-
-def _last_line(path: Path) -> str:
-    """The last line of a file that is not empty, but for what srun has to say of a command that failed."""
-    lines = path.read_text(errors="replace").strip().splitlines()
-    return next((line for line in reversed(lines) if not line.startswith("srun: error: ")), "".join(lines[-1:]))
+    if not status:
+        return State(cell, "waiting")
+    lines = grid.file(cell, "log").read_text(errors="replace").strip().splitlines()
+    own = [line for line in lines if not line.startswith("srun: error: ")]  # which says that a command failed
+    return State(cell, "failed", seconds, (own or lines or [""])[-1])
 
 
 def hours_left(known: list[State], workers: int) -> float | None:

@@ -35,7 +35,11 @@ def rows(file: Path) -> list[dict[str, Any]]:
     content, run = read_json(file), run_of(file)
     summary, config = (read_json(run / name) if run else {} for name in ("summary.json", "config.json"))
     facts = {"metric": content.get("metric", summary.get("metric")), "seconds": summary.get("seconds_per_update")}
-    facts |= _costs(run / "metrics.jsonl") if run else dict.fromkeys(("gradients", "hvps"))
+    facts |= {"gradients": None, "hvps": None}  # of an update, also those computed again
+    if run:
+        updates = pd.read_json(run / "metrics.jsonl", lines=True)
+        facts["gradients"] = (updates["gradients"] + updates["recomputations"]).mean()
+        facts["hvps"] = updates["hvps"].mean()
     facts |= {"commit": (config.get("commit") or "")[:12], "machine": config.get("device")}
     entries = read_json(file.parent / "test.json") if file.name == "summary.json" else [content]
     parts = [{"update": entry["update"], **part} for entry in entries for part in (entry, *entry.get("also", []))]
@@ -70,12 +74,6 @@ def _records(part: dict[str, Any]) -> Iterator[tuple[str, float | None]]:
 def read_json(path: Path) -> Any:
     """The content of a file; empty where there is none."""
     return json.loads(path.read_text()) if path.exists() else {}
-
-
-def _costs(metrics: Path) -> dict[str, float]:
-    """The mean gradients, computed again or not, and Hessian-vector products of an update."""
-    updates = pd.read_json(metrics, lines=True)
-    return {"gradients": (updates["gradients"] + updates["recomputations"]).mean(), "hvps": updates["hvps"].mean()}
 
 
 def collect(grid: Grid, cell: Cell) -> None:
