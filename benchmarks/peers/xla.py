@@ -4,6 +4,7 @@ python benchmarks/peers/xla.py PROBLEM.npz NETWORK STEPS
 """
 
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +17,10 @@ def main() -> None:
     jax.config.update("jax_enable_x64", True)
     given = {name: jnp.asarray(value) for name, value in np.load(file).items()}
     shapes = [tuple(int(n) for n in shape if n) for shape in np.asarray(given["shapes"])]
-    theta, v, inner_lr = given["theta"], given["v"], given["inner_lr"].item()
+    theta, inner_lr = given["theta"], given["inner_lr"].item()
     support, query = ((given[f"{part}_x"], given[f"{part}_y"]) for part in ("support", "query"))
     predict, loss = (conv, classified) if network == "conv" else (mlp, fitted)
-    tasks, phi = len(support[0]), jnp.tile(theta, (len(support[0]), 1))
+    phi, v = (jnp.tile(one, (len(support[0]), 1)) for one in (theta, given["v"]))
 
     def value(p, x, y):
         return loss(predict(cut(p, shapes), x), y)
@@ -34,22 +35,18 @@ def main() -> None:
         return jax.vmap(lambda x, y, x_q, y_q: value(adapted(theta, x, y), x_q, y_q))(*support, *query).mean()
 
     def first_order(theta):
-        phi = jax.vmap(lambda x, y: adapted(theta, x, y))(*support)
-        return jax.vmap(gradient)(phi, *query).mean(0)
+        return jax.vmap(lambda x, y, x_q, y_q: gradient(adapted(theta, x, y), x_q, y_q))(*support, *query).mean(0)
 
     def hvp(p, v, x, y):
         return jax.vjp(lambda p: gradient(p, x, y), p)[1](v)[0]
 
-    of_all = jax.jit(jax.vmap(gradient)), jax.jit(jax.vmap(hvp)), jax.jit(first_order), jax.jit(jax.grad(outer))
-    v = jnp.tile(v, (tasks, 1))
-    serve(
-        {
-            "gradient": lambda: np.asarray(of_all[0](phi, *support)),
-            "product": lambda: np.asarray(of_all[1](phi, v, *support)),
-            "FOMAML": lambda: np.asarray(of_all[2](theta)),
-            "MAML, checkpointed": lambda: np.asarray(of_all[3](theta)),
-        }
-    )
+    quantities = {
+        "gradient": (jax.vmap(gradient), phi, *support),
+        "product": (jax.vmap(hvp), phi, v, *support),
+        "FOMAML": (first_order, theta),
+        "MAML, checkpointed": (jax.grad(outer), theta),
+    }
+    serve({name: partial(jax.jit(function), *given) for name, (function, *given) in quantities.items()})
 
 
 def cut(theta, shapes):
