@@ -1,6 +1,7 @@
 """What the settings of an experiment build, and what is done with it at meta-test."""
 
 import copy
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -140,7 +141,11 @@ class Experiment:
         """The first --draw meta-test tasks before and after adaptation, None for --draw 0 and what cannot be drawn."""
         from experiment import figures  # with matplotlib, which a mistake in a flag need not wait for
 
-        if not self.settings.draw or not figures.can_draw(self.domain.input_shape):
+        if not self.settings.draw:
+            return None
+        if (shape := tuple(self.domain.input_shape)) not in ((1,), (2,)):
+            message = f"--draw shows tasks of one or two inputs, these have {shape}: there will be no picture"
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
             return None
         count, objective = min(self.settings.draw, self.settings.test_tasks), self.domain.objective
         tasks, units = self.domain.meta_test(count), self.domain.in_units

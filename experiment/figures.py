@@ -6,7 +6,6 @@ apart. Marks stand at other places for every curve.
 
 import io
 import re
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -148,15 +147,6 @@ def _draw_training(axes: Axes, metrics: list[dict[str, Any]]) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
 
 
-def can_draw(input_shape: tuple[int, ...]) -> bool:
-    """Whether draw_fits can show such tasks, those of one or two inputs; warns where it cannot."""
-    if tuple(input_shape) in ((1,), (2,)):
-        return True
-    message = f"--draw shows tasks of one or two inputs, these have {tuple(input_shape)}: there will be no picture"
-    warnings.warn(message, RuntimeWarning, stacklevel=2)
-    return False
-
-
 def draw_fits(
     title: str, support: Sequence[np.ndarray], x: np.ndarray, curves: np.ndarray, labels: Sequence[Sequence[str]]
 ) -> bytes:
@@ -164,7 +154,7 @@ def draw_fits(
 
     support: the x (tasks, shots, d) and y (tasks, shots, 1) of the support points; curves: at x (tasks, points, d) the
     truth and the predictions before and after, (3, tasks, points, 1); labels: of both predictions, for each task. A
-    curve a task for one input, four surfaces for two (see can_draw), the last of the errors after adaptation.
+    curve a task for one input, four surfaces for two, the last of the errors after adaptation.
     """
     count, inputs = x.shape[0], x.shape[2]
     draw, columns, width, height = (_draw_curve, 1, 8.4, 2.6) if inputs == 1 else (_draw_surfaces, 4, 12.4, 2.9)

@@ -52,7 +52,7 @@ def parsed(flags: dict[str, dict[str, Any]], arguments: list[str], about: str | 
     return given
 
 
-def compare(given: Namespace) -> int:
+def compare(given: Namespace) -> None:
     """Write the tables and pictures of what is given, and print the tables."""
     from experiment import compare, figures_compare, tables
 
@@ -61,7 +61,6 @@ def compare(given: Namespace) -> int:
     pictures = {panel.name: figures_compare.draw(panel, given.out) for panel in panels}
     print(tables.write(panels, pictures, given.out))
     print(given.out)
-    return 0
 
 
 def reproduce(given: Namespace) -> int:
@@ -113,7 +112,7 @@ def main(arguments: list[str]) -> int:
             signal.signal(number, signal.default_int_handler)  # as Ctrl-C
     with Ending("reproduce.sh", "stopped; the same command goes on") as end:
         if arguments[:1] == ["compare"]:
-            end.status = compare(parsed(COMPARE, arguments[1:], "Tables and pictures of many runs."))
+            compare(parsed(COMPARE, arguments[1:], "Tables and pictures of many runs."))
         else:
             end.status = reproduce(parsed(RUN, arguments, __doc__))
     return end.status
