@@ -48,13 +48,10 @@ def table(places: Sequence[tuple[int, int]], over: int) -> list[list[str]]:
     for tasks, width in places:
         found.append((tasks, *measured(tasks, width)))
         print(*found[-1], flush=True)
-    rows = [[f"{n:,}", f"{size:,}", f"{time:.{2 * (time < 100)}f}", f"{memory:.2f}"] for n, size, time, memory in found]
+    rows = [["tasks", "parameters", "ms a task", "MiB a task"]]
+    rows += [[f"{n:,}", f"{p:,}", f"{time:.{2 * (time < 100)}f}", f"{memory:.2f}"] for n, p, time, memory in found]
     x, *_, times, memories = ([one[i] for one in found] for i in (over, 2, 3))
-    return [
-        ["tasks", "parameters", "ms a task", "MiB a task"],
-        *rows,
-        ["slope", "", slope(x, times), slope(x, memories)],
-    ]
+    return [*rows, ["slope", "", slope(x, times), slope(x, memories)]]
 
 
 def main() -> None:

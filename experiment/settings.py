@@ -109,8 +109,7 @@ class Settings:
     rtol: float = _flag(_fraction, "relative error of the meta-gradient that A-MAML aims at (unused by euler)")
     prox: float | None = _flag(_nonnegative, "proximal term of A-MAML (default 0) and iMAML (default 2)")
     learn_rates: str | None = _flag(
-        choice(LEARN_RATES, "none"),
-        "amaml, anil: learn inner_lr: none, scalar (one for all), parameter (one for each)",
+        choice(LEARN_RATES, "none"), "amaml, anil: learn inner_lr: none, scalar (one for all), parameter (one for each)"
     )
     reptile_first: int | None = _flag(
         _count, "amaml, anil, maml: the first so many updates are Reptile's; rates learn after them (default: none)"

@@ -15,15 +15,8 @@ from experiment.tables import as_markdown
 CSV = Path("results/efficiency/peers.csv")
 COLORS = {"amaml": "#101c6b", "JAX": "#ef6c00", "PyTorch": "#9e9e9e"}
 NAMES = {"MAML, higher": "MAML by higher", "MAML, torchopt": "MAML by TorchOpt", "PyTorch": "torch.func"}
-SHOWN = (
-    "FOMAML",
-    "MAML, checkpointed",
-    "MAML, unrolled",
-    "MAML, higher",
-    "MAML, torchopt",
-    "A-MAML, 1e-2",
-    "A-MAML, 1e-3",
-)
+SHOWN = ["FOMAML", "MAML, checkpointed", "MAML, unrolled", "MAML, higher", "MAML, torchopt"]
+SHOWN += ["A-MAML, 1e-2", "A-MAML, 1e-3"]
 
 
 def tables(frame: pd.DataFrame) -> str:

@@ -88,8 +88,4 @@ def _measured(quantity: Quantity, calls: int, seconds: float, file: str, process
         taken.append((processor.clock() - start) / calls)
     memory = (processor.peak() - before) / 2**20
     np.save(file, result)
-    return {
-        "seconds": statistics.median(taken[1:] or taken),
-        "memory_mib": memory,
-        "waits": processor.waits(quantity),
-    }
+    return {"seconds": statistics.median(taken[1:] or taken), "memory_mib": memory, "waits": processor.waits(quantity)}
