@@ -31,10 +31,8 @@ def download(name: str, data_root: str | None) -> list[Path]:
         raise unknown("data set", name, SOURCES)
     source, root = SOURCES[name], SOURCES[name].root(data_root)
     if not source.archives:
-        raise InputError(
-            f"{name} cannot be downloaded: {source.why_no_archive}; visit {source.page} and put the files "
-            f"in {root / source.places[0]}"
-        )
+        remedy = f"visit {source.page} and put the files in {root / source.places[0]}"
+        raise InputError(f"{name} cannot be downloaded: {source.why_no_archive}; {remedy}")
     for archive in source.archives:
         if not (root / archive.place).exists():
             try:

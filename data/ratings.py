@@ -120,11 +120,10 @@ class Ratings(Domain):
         rest = order[~np.isin(order, tests)]
         trains = rest[counts[rest] >= needed][:train]
         if len(tests) < test or len(trains) < train:
-            raise InputError(
-                f"{type(self).__name__} has {len(trains)} users for meta-training, who rated {needed} of the "
-                f"{len(items)} items (--shots + --queries), and {len(tests)} for the meta-test, who rated "
-                f"{self.unseen} more; {train} and {test} are needed: choose fewer shots or queries"
-            )
+            trained = f"{len(trains)} users for meta-training, who rated {needed} of the {len(items)} items"
+            tested = f"{len(tests)} for the meta-test, who rated {self.unseen} more"
+            remedy = f"{train} and {test} are needed: choose fewer shots or queries"
+            raise InputError(f"{type(self).__name__} has {trained} (--shots + --queries), and {tested}; {remedy}")
         return items, trains, tests
 
     def _tasks(self, items: torch.Tensor, values: torch.Tensor) -> Tasks:

@@ -37,10 +37,8 @@ class Source:
         """The folder of the data files: the one given, else the environment's; raises InputError where neither is."""
         root = given or os.environ.get(VARIABLE)
         if not root:
-            raise InputError(
-                f"{self.name} is read from files: name their folder with --data-root or {VARIABLE}; "
-                f"{self._remedy('DIR')}"
-            )
+            what = f"{self.name} is read from files: name their folder with --data-root or {VARIABLE}"
+            raise InputError(f"{what}; {self._remedy('DIR')}")
         return Path(root).expanduser()
 
     def find(self, data_root: str | None) -> Path:

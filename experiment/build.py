@@ -217,10 +217,8 @@ def _check_memory(s: Settings, domain: Domain, dtype: torch.dtype) -> None:
     with torch.device("meta"):  # where tensors have shapes and no memory
         parameters = sum(p.numel() for p in build_network(s, domain).parameters())
     tasks = max(min(s.meta_batch, s.task_chunk or s.meta_batch), _test_chunk(s, domain))
-    needed, there = (2 + 2 * tasks) * parameters * dtype.itemsize, memory_of(s.device)
+    needed, there = (2 + 2 * tasks) * parameters * dtype.itemsize / 2**30, memory_of(s.device)
     if there is not None and needed > there:
-        raise InputError(
-            f"--width {s.width} makes {parameters:,} parameters, choose a smaller one, or a smaller --task-chunk; "
-            f"{tasks} tasks at once take at least {needed / 2**30:,.0f} GiB of memory, {s.device} has "
-            f"{there / 2**30:,.0f}"
-        )
+        remedy = f"--width {s.width} makes {parameters:,} parameters, choose a smaller one, or a smaller --task-chunk"
+        taken = f"{tasks} tasks at once take at least {needed:,.0f} GiB of memory"
+        raise InputError(f"{remedy}; {taken}, {s.device} has {there:,.0f}")

@@ -167,7 +167,5 @@ def _noticed() -> Iterator[None]:
     try:
         yield
     except RuntimeError as fault:
-        silence = f"{SILENCE.total_seconds() / 60:g} minutes"
-        raise Lost(
-            f"another process of this run has ended, or has not answered for {silence}; go on with --resume"
-        ) from fault
+        reason = f"has ended, or has not answered for {SILENCE.total_seconds() / 60:g} minutes"
+        raise Lost(f"another process of this run {reason}; go on with --resume") from fault

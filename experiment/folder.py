@@ -229,7 +229,6 @@ def load_checkpoint(given: str | Path) -> Checkpoint:
         reason = getattr(fault, "strerror", None) or str(fault).partition("\n")[0] or type(fault).__name__
         if isinstance(fault, pickle.UnpicklingError):
             reason = "it holds more than tensors and plain values"
-        raise InputError(
-            f"cannot read the checkpoint {path}: {reason}; give a run's folder or its checkpoint.pt"
-        ) from fault
+        remedy = "give a run's folder or its checkpoint.pt"
+        raise InputError(f"cannot read the checkpoint {path}: {reason}; {remedy}") from fault
     return checkpoint

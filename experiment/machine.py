@@ -31,11 +31,11 @@ def check_device(device: str, processes: int = 1) -> None:
         raise InputError(f"{here} processes need a GPU each, this machine has {count}; choose --processes {count}")
 
 
-def memory_of(device: str) -> int | None:
-    """Bytes that a device has, None where the system does not say."""
+def memory_of(device: str) -> float | None:
+    """GiB that a device has, None where the system does not say."""
     if device.startswith("cuda"):
-        return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+        return torch.cuda.get_device_properties(device).total_memory / 2**30
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else None
 
 
 @contextlib.contextmanager

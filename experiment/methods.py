@@ -92,19 +92,16 @@ def _method(name: str, found: Any) -> Choice:
     lacking = [n for n in needs if not learner or n not in inspect.signature(found).parameters]
     lacking += [n for n in ("init", "adapt", "gradient", "update") if not hasattr(found, n)]
     if lacking:
-        raise InputError(
-            f"--method {name} must be a dataclass as amaml.MetaLearner says, with the fields {', '.join(needs)}; it "
-            f"lacks {', '.join(lacking)}"
-        )
+        needed = f"a dataclass as amaml.MetaLearner says, with the fields {', '.join(needs)}"
+        raise InputError(f"--method {name} must be {needed}; it lacks {', '.join(lacking)}")
     return Choice(found, _takes(found, _METHODS))
 
 
 def _network(name: str, found: Any) -> Choice:
     """A function or class from outside as a network."""
     if not callable(found):
-        raise InputError(
-            f"--network {name} must be a function (input_shape, outputs) -> torch.nn.Module, got {found!r}"
-        )
+        needed = "a function (input_shape, outputs) -> torch.nn.Module"
+        raise InputError(f"--network {name} must be {needed}, got {found!r}")
     return Choice(found, _takes(found, _NETWORKS))
 
 
