@@ -187,7 +187,7 @@ class AMAML:
     def _forward(
         self, theta: Tensor, tasks: Tasks, memory: Memory, at: Sequence[int], checkpoints: int | None
     ) -> Trajectory:
-        """The inner loop from theta to the last of `at` inner steps, landing on each of them.
+        """The inner loop from theta to the last of `at` inner steps, which reads the states after each of them.
 
         At the tolerance that is known from the errors of meta-gradients; where none was measured, the error of
         u - theta is, and brought below rtol.
@@ -195,22 +195,21 @@ class AMAML:
         self._check(theta)
         memory = memory.about(self.problem(theta))
         flow = self.flow(theta.detach(), tasks, self._limit(memory))
-        (mesh, curvature), ends = self._choose(flow, memory, at[-1]), [self._rate * n for n in at]
+        (mesh, curvature), times = self._choose(flow, memory, at[-1]), [self._rate * n for n in at]
 
         def follow(mesh: Mesh) -> Trajectory:
-            return mesh.follow(Trajectory(flow, checkpoints), ends, curvature)
+            return mesh.follow(Trajectory(flow, checkpoints), times, curvature)
 
         try:
             first = follow(mesh)
             if memory.errors or isinstance(mesh, FixedMesh):
                 return first
             rtol = max(self.rtol, self.controller.noise(theta))
-            order = min(move.scheme.order for move in first.moves)
             return refined(
                 first,
                 lambda coarse: follow(mesh.finer(coarse, 2)),
                 lambda one: (one.final - flow.theta, len(one.moves)),
-                order,
+                first.order,
                 rtol,
                 rtol,
             )[0]

@@ -91,7 +91,7 @@ class Measuring:
             return replace(passes, flow=bounded).solve(mesh, Curvature(flow))
 
         heun = [HEUN.order] if passes.adjoint == "continuous" else []
-        order = min(heun + [move.scheme.order for move in first.trajectory.moves])
+        order = min([first.trajectory.order, *heun])
         ceiling = max(self.controller.ceiling * self.rtol, 0.0 if first.weighing.weights is None else 1.0)
         enough = ceiling if known else self.rtol
         return refined(

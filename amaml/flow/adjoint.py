@@ -9,7 +9,7 @@ anyway shows that a step is outside its scheme's stability interval, the sweep e
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from torch.linalg import vector_norm
 from amaml.flow.field import GradientFlow
 from amaml.flow.quadrature import NOTHING, Quadrature, Requested
 from amaml.flow.schemes import HEUN, Move, Stages
-from amaml.flow.trajectory import Trajectory
+from amaml.flow.trajectory import Jump, Trajectory
 
 
 class Adjoint(NamedTuple):
@@ -60,7 +60,7 @@ class LocalErrors:
         self.after, self.later = stages[0], slope
 
 
-Jumps = Mapping[int, Tensor]  # what lam gains at states on the way, by the number of moves until there
+Jumps = Mapping[int, Sequence[Jump]]  # what lam gains on the way, by the number of the move
 
 
 @torch.no_grad()
@@ -72,16 +72,16 @@ def discrete(
     Step by step from the last to the first, by the transpose of each step's own scheme; one Hessian-vector product
     a stage. Hager 2000, section 2; equals backpropagation through the steps.
     """
-    sweep, local = Quadrature(flow, requested), LocalErrors(trajectory.final)
+    sweep, local, jumps = Quadrature(flow, requested), LocalErrors(trajectory.final), jumps or {}
     for index, move, stages in trajectory.backwards():
-        lam = _jumped(lam, jumps, index + 1)
+        lam, direct = _jumped(lam, move, jumps.get(index, ()))
         if watched := move.scheme.stability < math.inf:
             local.add(move, stages, lam)
-        back = move.scheme.transposed(sweep, move.h, stages, lam)
+        back = move.scheme.transposed(sweep, move.h, stages, lam, direct)
         if watched and _outran(flow, move.h, back.k, back.product, move.scheme.stability):
             return Unstable(index, stages[0], flow.symmetric(back.product))
         lam = back.lam
-    return Adjoint(_jumped(lam, jumps, 0), sweep, local.total)
+    return Adjoint(_from_start(lam, jumps), sweep, local.total)
 
 
 @torch.no_grad()
@@ -93,29 +93,47 @@ def continuous(
         lam~_n = lam_(n+1) - h H(u_(n+1)) lam_(n+1)
         lam_n  = lam_(n+1) - h/2 (H(u_(n+1)) lam_(n+1) + H(u_n) lam~_n)
 
-    N steps for N intervals, two Hessian-vector products each. Second order in the step size whatever the forward
-    scheme: it approximates the flow's gradient and is the derivative of no computed loss. The integrals
-    are taken by the trapezoidal rule on (u_n, lam_n). A-MAML, section 3.
+    N steps for N intervals, and one more where lam jumps within one; two Hessian-vector products each. Second order in
+    the step size whatever the forward scheme: it approximates the flow's gradient and is the derivative of no computed
+    loss. The integrals are taken by the trapezoidal rule on (u_n, lam_n). A-MAML, section 3.
     """
-    sweep, local, later, before = Quadrature(flow, requested), LocalErrors(trajectory.final), trajectory.final, 0.0
+    sweep, local, jumps = Quadrature(flow, requested), LocalErrors(trajectory.final), jumps or {}
+    later, before = trajectory.final, 0.0
     for index, move, stages in trajectory.backwards():
-        if jumps and index + 1 in jumps:
-            sweep.add(later, lam, before / 2)
-            lam, before = _jumped(lam, jumps, index + 1), 0.0
+        end = 1.0
         if watched := move.scheme.stability < math.inf:
             local.add(move, stages, lam)
-        slope = sweep.product(later, lam, (before + move.h) / 2)
-        predicted = lam - move.h * slope
-        product = flow.hvp(stages[0], flow.scaled(predicted))
-        if watched and _outran(flow, move.h, predicted, product, HEUN.stability):
-            return Unstable(index, stages[0], flow.symmetric(product))
-        lam, later, before = lam - move.h / 2 * (slope + product), stages[0], move.h
+        for share, state, jump in (*reversed(jumps.get(index, ())), (0.0, stages[0], None)):
+            if h := (end - share) * move.h:
+                slope = sweep.product(later, lam, (before + h) / 2)
+                predicted = lam - h * slope
+                product = flow.hvp(state, flow.scaled(predicted))
+                if watched and _outran(flow, h, predicted, product, HEUN.stability):
+                    return Unstable(index, stages[0], flow.symmetric(product))
+                lam, later, before, end = lam - h / 2 * (slope + product), state, h, share
+            if jump is not None:
+                sweep.add(later, lam, before / 2)
+                lam, before = lam + jump, 0.0
     sweep.add(later, lam, before / 2)
-    return Adjoint(_jumped(lam, jumps, 0), sweep, local.total)
+    return Adjoint(_from_start(lam, jumps), sweep, local.total)
 
 
-def _jumped(lam: Tensor, jumps: Jumps | None, count: int) -> Tensor:
-    return lam + jumps[count] if jumps and count in jumps else lam
+def _jumped(lam: Tensor, move: Move, jumps: Sequence[Jump]) -> tuple[Tensor, list[Tensor]]:
+    """lam at the end of a move with what it gains by the states there and before; the sensitivities to its stages."""
+    direct: list[Tensor] = []
+    for share, _, jump in jumps:
+        if share == 1:
+            lam = lam + jump
+            continue
+        *weights, last = move.scheme.within.weights(share).tolist()
+        lam, more = lam + last * jump, [weight * jump for weight in weights]
+        direct = [a + b for a, b in zip(direct, more, strict=True)] if direct else more
+    return lam, direct
+
+
+def _from_start(lam: Tensor, jumps: Jumps) -> Tensor:
+    """lam(0) with what it gains by theta itself."""
+    return lam + jumps[-1][0].lam if -1 in jumps else lam
 
 
 def _outran(flow: GradientFlow, h: float, k: Tensor, product: Tensor, stability: float) -> bool:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from amaml.flow.field import GradientFlow
 from amaml.flow.quadrature import Quadrature
-from amaml.flow.schemes import Stages, Transposed
+from amaml.flow.schemes import Stages, Transposed, Within
 
 SHIFT = 2 / 13  # of the argument of the Chebyshev polynomials beyond 1, over 1 / s^2
 WIDTH = 0.5  # of the stability interval, over s^2 - 1
@@ -67,7 +67,13 @@ class Chebyshev:
     @property
     def error_constant(self) -> float:
         """(1 - P'''(0)) / 6."""
-        return _coefficients(self.stages).error_constant
+        return _coefficients(self.stages).within.error_constant
+
+    @property
+    def within(self) -> Within:
+        """With a third Taylor coefficient as the whole step's, so that its states err no more and are damped as well.
+        The stiffest components may be 1.13 times as large in them as at the start."""
+        return _coefficients(self.stages).within
 
     def covering(self, z: float) -> "Chebyshev":
         """The cheapest step whose stability interval holds z = h * lambda_max, as far as MOST stages go."""
@@ -90,7 +96,9 @@ class Chebyshev:
             end.add_(state, alpha=weight)
         return tuple(states[:-1]), end
 
-    def transposed(self, sweep: Quadrature, h: float, stages: Stages, lam: Tensor) -> Transposed:
+    def transposed(
+        self, sweep: Quadrature, h: float, stages: Stages, lam: Tensor, direct: Sequence[Tensor] = ()
+    ) -> Transposed:
         """The recurrence run backwards."""
         first, rest, weights, _ = _coefficients(self.stages)
         to_end, lam = lam, weights[-1] * lam
@@ -101,19 +109,23 @@ class Chebyshev:
             to_slope.add_(lam, alpha=h * g)
             product = sweep.product(stages[j - 1], lam, h * m)
             to_earlier.add_(lam, alpha=mu).sub_(product, alpha=h * m).add_(to_end, alpha=weights[j - 1])
+            if direct:
+                to_earlier.add_(direct[j - 1])
             lam, to_earlier = to_earlier, nu * lam
         to_slope.add_(lam, alpha=h * first)
         product = sweep.product(stages[0], to_slope, 1.0)
+        if direct:
+            to_start.add_(direct[0])
         return Transposed(to_start.add_(to_earlier).add_(lam).sub_(product), to_slope, product)
 
 
 class Coefficients(NamedTuple):
-    """m_1; (mu_j, nu_j, m_j, g_j) for j = 2..s; w_0 to w_s; and the step's error constant."""
+    """m_1; (mu_j, nu_j, m_j, g_j) for j = 2..s; w_0 to w_s; and the states within the step."""
 
     first: float
     rest: tuple[tuple[float, float, float, float], ...]
     weights: tuple[float, ...]
-    error_constant: float
+    within: Within
 
 
 @functools.cache
@@ -130,8 +142,11 @@ def _coefficients(s: int) -> Coefficients:
         mu, nu, m = 2 * b[j] * w0 / b[j - 1], -b[j] / b[j - 2], 2 * b[j] * w1 / b[j - 1]
         rest.append((float(mu), float(nu), float(m), float(-(1 - b[j - 1] * value[j - 1]) * m)))
     weights = _weights(s, w0, w1, b, derivatives)
-    third = float(np.dot(weights, b * w1**3 * derivatives[3]))
-    return Coefficients(float(b[1] * w1), tuple(rest), tuple(weights.tolist()), abs(1 - third) / 6)
+    taylor = b * w1 ** np.arange(4)[:, None] * derivatives  # of every stage's stability polynomial, times n!
+    taylor[0] = 1.0
+    ends = np.column_stack([taylor[:, :s], taylor @ weights])  # Y_s is not kept
+    within = Within(ends, np.arange(4), 2, abs(1 - float(ends[3, -1])) / 6)
+    return Coefficients(float(b[1] * w1), tuple(rest), tuple(weights.tolist()), within)
 
 
 def _weights(s: int, w0: float, w1: float, b: np.ndarray, derivatives: Sequence[np.ndarray]) -> np.ndarray:

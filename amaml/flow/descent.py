@@ -37,17 +37,17 @@ class FixedMesh:
     batch: int | Tensor | None = None
     single: bool = False
 
-    def follow(self, trajectory: Trajectory, ends: Sequence[float], curvature: Curvature | None = None) -> Trajectory:
+    def follow(self, trajectory: Trajectory, times: Sequence[float], curvature: Curvature | None = None) -> Trajectory:
         """Without a limit of the flow's evaluations: these steps are what is asked for."""
         trajectory.flow = trajectory.flow.limited(math.inf)
         check_batch(self.batch, self.steps, trajectory.flow.tasks)
-        trajectory.begin(self, ends)
-        times = [ends[-1] * i / max(self.steps, 1) for i in range(self.steps + 1)]
-        for end in ends if self.steps else ():
-            times[round(self.steps * end / ends[-1])] = end
+        trajectory.begin(self, times)
+        ends = [times[-1] * i / max(self.steps, 1) for i in range(self.steps + 1)]
+        for time in times if self.steps else ():
+            ends[round(self.steps * time / times[-1])] = time  # to the last bit
         sizes, tasks, moves = self.sizes or [1.0] * self.steps, trajectory.flow.tasks, []
         for k in range(len(trajectory.moves), self.steps):
-            scheme, (start, end) = self._scheme(k, tasks), times[k : k + 2]
+            scheme, (start, end) = self._scheme(k, tasks), ends[k : k + 2]
             moves.append(Move(scheme, start, end, (end - start) * sizes[k]))
         trajectory.extend(moves)
         return trajectory
@@ -107,7 +107,7 @@ def descends(
     solves = 1 if memory.calls else 3  # the steps and their halves
     if sharp * rate >= EULER.stability or mesh.forecast(horizon, sharp, steps / solves) >= steps / solves:
         return True
-    return (memory.descended or not memory.errors) and _kinked(flow, mesh.block(0.0, [horizon], sharp, sharp)[0].h)
+    return (memory.descended or not memory.errors) and _kinked(flow, mesh.block(0.0, horizon, sharp, sharp)[0].h)
 
 
 def _kinked(flow: GradientFlow, h: float) -> bool:

@@ -25,15 +25,15 @@ import numpy as np
 from amaml.errors import Diverged
 from amaml.flow.chebyshev import Chebyshev
 from amaml.flow.curvature import LEFT, Curvature
-from amaml.flow.schemes import DOPRI5, MIDPOINT, RK3, RK4, Move, Scheme, cost
+from amaml.flow.schemes import DOPRI5, MIDPOINT, RK3, RK4, Move, Scheme, Within, cost
 from amaml.flow.trajectory import Trajectory
 
 
 class Mesh(Protocol):
     """The steps of a trajectory."""
 
-    def follow(self, trajectory: Trajectory, ends: Sequence[float], curvature: Curvature) -> Trajectory:
-        """Extend a trajectory from wherever it stands to the last of ends, the horizon, landing on all of them; it.
+    def follow(self, trajectory: Trajectory, times: Sequence[float], curvature: Curvature) -> Trajectory:
+        """Extend a trajectory, to be read at these times, from wherever it stands to the last one, the horizon; it.
 
         Raises Diverged where the state is not finite, OverBudget where the flow's budget does not suffice.
         """
@@ -47,10 +47,10 @@ class GivenMesh:
     moves: tuple[Move, ...]
     beyond: "GradedMesh"
 
-    def follow(self, trajectory: Trajectory, ends: Sequence[float], curvature: Curvature) -> Trajectory:
+    def follow(self, trajectory: Trajectory, times: Sequence[float], curvature: Curvature) -> Trajectory:
         if trajectory.moves:
-            return self.beyond.follow(trajectory, ends, curvature)
-        trajectory.begin(self, ends)
+            return self.beyond.follow(trajectory, times, curvature)
+        trajectory.begin(self, times)
         trajectory.flow.check_budget(cost(self.moves))
         trajectory.extend(self.moves)
         return trajectory
@@ -86,19 +86,19 @@ class GradedMesh:
         """So many times the steps of a trajectory; should they be left, steps as fine."""
         return GivenMesh(divided(trajectory, times), replace(self, tolerance=self.tolerance / times**2))
 
-    def follow(self, trajectory: Trajectory, ends: Sequence[float], curvature: Curvature) -> Trajectory:
+    def follow(self, trajectory: Trajectory, times: Sequence[float], curvature: Curvature) -> Trajectory:
         """Block by block. One is taken again where it left the finite numbers, or where lambda_max at its end turns out
         too large for its last step."""
-        trajectory.begin(self, ends)
-        t, rate, now = trajectory.time, 0.0, curvature.at(trajectory.final)
+        trajectory.begin(self, times)
+        t, end, rate, now = trajectory.time, times[-1], 0.0, curvature.at(trajectory.final)
         trajectory.at_start = trajectory.at_start or curvature.leading
         sharp = max(now)
-        while t < ends[-1]:
+        while t < end:
             trajectory.sharpest = max(trajectory.sharpest, sharp)
-            least = self._least_cost((ends[-1] - t) * sharp)
+            least = self._least_cost((end - t) * sharp)
             trajectory.flow.check_budget(least + cost(trajectory.moves) + least)  # the rest, and all of the way back
             u, count = trajectory.final, len(trajectory.moves)
-            trajectory.extend(self.block(t, ends, trajectory.at_start.value, sharp, rate))
+            trajectory.extend(self.block(t, end, trajectory.at_start.value, sharp, rate, times))
             last = trajectory.moves[-1]
             if not trajectory.final.isfinite().all():  # waits for the device
                 if last.end == t:
@@ -106,7 +106,7 @@ class GradedMesh:
                 trajectory.rewind(count, u)
                 sharp *= self.factormax
                 continue
-            if last.end < ends[-1]:
+            if last.end < end:
                 later = curvature.at(trajectory.final)
                 rate = max(abs(math.log(b / a)) for a, b in zip(now, later, strict=True)) / (last.end - t)
                 if last.h * max(later) > last.scheme.stability:
@@ -121,28 +121,33 @@ class GradedMesh:
         """Gradients of the steps to the horizon, should lambda_max stay as it is at the start; counted up to most."""
         t, total = 0.0, 0
         while t < horizon and total < most:
-            block = self.block(t, [horizon], sharp, sharp)
+            block = self.block(t, horizon, sharp, sharp)
             t, total = block[-1].end, total + cost(block)
         return total
 
-    def block(self, t: float, ends: Sequence[float], start: float, sharp: float, rate: float = 0.0) -> list[Move]:
-        """The next moves from t towards the last of ends, landing on each, until lambda_max is worth another look.
+    def block(
+        self, t: float, end: float, start: float, sharp: float, rate: float = 0.0, times: Sequence[float] = ()
+    ) -> list[Move]:
+        """The next moves from t towards the end, until lambda_max is worth another look.
 
-        It was start at time 0 and is sharp now; rate: of change of log lambda_max as seen last, 1 / time.
+        It was start at time 0 and is sharp now; rate: of change of log lambda_max as seen last, 1 / time. times: at
+        which states are read.
         """
-        moves, total, since = [], 0, t
-        for end in (one for one in ends if one > since):
-            sizes, reached = [], t
-            while reached < end and total < self.frequency:
-                options = [self._longest(one, since, reached, ends[-1], start, sharp, rate) for one in self.schemes]
-                scheme, h = min(options, key=lambda option: self._price(*option, end - reached))
-                sizes.append((scheme, h))
-                reached, total = reached + h, total + scheme.cost
-            shorter = (end - t) / (reached - t) if reached > end else 1.0  # so that the last step ends on the end
-            for i, (scheme, h) in enumerate(sizes, 1):
-                after = end if reached >= end and i == len(sizes) else t + h * shorter
-                moves.append(Move(scheme, t, after, after - t))
-                t = after
+        sizes, total, reached = [], 0, t
+        while reached < end and total < self.frequency:
+            read = next((time for time in times if time > reached), end)
+            options = [self._longest(one, t, reached, end, start, sharp, rate, read) for one in self.schemes]
+            scheme, h = min(options, key=lambda option: self._price(*option, end - reached))
+            sizes.append((scheme, h))
+            reached, total = reached + h, total + scheme.cost
+        shorter, moves = (
+            (end - t) / (reached - t) if reached > end else 1.0,
+            [],
+        )  # so that the last step ends on the end
+        for i, (scheme, h) in enumerate(sizes, 1):
+            after = end if reached >= end and i == len(sizes) else t + h * shorter
+            moves.append(Move(scheme, t, after, after - t))
+            t = after
         return moves
 
     def _price(self, scheme: Scheme, h: float, left: float) -> float:
@@ -150,18 +155,25 @@ class GradedMesh:
         return scheme.cost / min(h, left) / self.handicap**scheme.order
 
     def _longest(
-        self, family: Scheme, since: float, t: float, end: float, start: float, sharp: float, rate: float
+        self, family: Scheme, since: float, t: float, end: float, start: float, sharp: float, rate: float, read: float
     ) -> tuple[Scheme, float]:
-        """The longest accurate and stable step of a family from t, with lambda_max as known since an earlier time."""
+        """The longest accurate and stable step of a family from t, with lambda_max as known since an earlier time.
+
+        It goes beyond the time read next where the state within it is as accurate as it is to be itself.
+        """
         scheme, larger = None, family
         while larger != scheme:  # more stages err less, and so allow longer steps, for which these take more
             scheme = larger
             h = self._accurate(scheme, t, end, start, sharp, rate)
+            if t < read < t + h:
+                h = min(h, max(self._accurate(scheme.within, t, end, start, sharp, rate), read - t))
             sharpest = sharp * math.exp(min(rate * (t + h - since), 1.0))
             larger = scheme.covering(h * sharpest / self.safety)
         return scheme, min(h, self._limit(scheme) / sharpest)
 
-    def _accurate(self, scheme: Scheme, t: float, end: float, start: float, sharp: float, rate: float) -> float:
+    def _accurate(
+        self, scheme: Scheme | Within, t: float, end: float, start: float, sharp: float, rate: float
+    ) -> float:
         """By the law above. Where lambda_max changes fast the Hessian is another one after 1 / rate, which then takes
         the place of the distance from the start."""
         z, growth, late = self._law(scheme, start * end)
@@ -170,7 +182,7 @@ class GradedMesh:
         backward = late * (growth * (end - t) + z / sharp) / (1 + late * growth)
         return min(forward, backward)
 
-    def _law(self, scheme: Scheme, x: float) -> tuple[float, float, float]:
+    def _law(self, scheme: Scheme | Within, x: float) -> tuple[float, float, float]:
         """z and growth; and by how much steps may be longer towards T, where the stiffest modes, of lambda_max T = x,
         are so many times faster than those, of p + 1, that err most over the whole horizon; twice, for both ends."""
         both = [scheme] if self.backward is None else [scheme, self.backward]
@@ -190,19 +202,18 @@ class GradedMesh:
 
 
 def divided(trajectory: Trajectory, times: float) -> tuple[Move, ...]:
-    """So many times the steps of a trajectory between any two times that it lands on, rounded up, sized as its own are.
+    """So many times the steps of a trajectory, rounded up, sized as its own are.
 
     Seen as a function of the number of a step, time is linear in between. A step takes the scheme of the longest one
     that it has a part of, which is stable for it, and with as many stages: errors fall at its order.
     """
-    moves = []
-    for run in trajectory.runs(trajectory.moves):
-        count = math.ceil(times * len(run))
-        known = [run[0].start, *(move.end for move in run)]
-        ends = np.interp(np.arange(count + 1) * len(run) / count, np.arange(len(run) + 1), known).tolist()
-        for i, (start, end) in enumerate(itertools.pairwise(ends)):
-            parts = run[i * len(run) // count : -(-(i + 1) * len(run) // count)]
-            moves.append(Move(max(parts, key=lambda move: move.h).scheme, start, end, end - start))
+    moves, steps = [], len(trajectory.moves)
+    count = math.ceil(times * steps)
+    known = [0.0, *(move.end for move in trajectory.moves)]
+    ends = np.interp(np.arange(count + 1) * steps / count, np.arange(steps + 1), known).tolist()
+    for i, (start, end) in enumerate(itertools.pairwise(ends)):
+        parts = trajectory.moves[i * steps // count : -(-(i + 1) * steps // count)]
+        moves.append(Move(max(parts, key=lambda move: move.h).scheme, start, end, end - start))
     return tuple(moves)
 
 

@@ -221,8 +221,10 @@ class OptimizerStep:
         update, state = self.optimizer.step(phi, state, gradient, self.number, self._tensors())
         return (u,), torch.cat([torch.sub(phi, flow.scaled(update), alpha=h), *state], -1)
 
-    def transposed(self, sweep: Quadrature, h: float, stages: Stages, lam: Tensor) -> Transposed:
-        """From lam (tasks, P + state) at the end of the step to lam at its start."""
+    def transposed(
+        self, sweep: Quadrature, h: float, stages: Stages, lam: Tensor, direct: Sequence[Tensor] = ()
+    ) -> Transposed:
+        """From lam (tasks, P + state) at the end of the step to lam at its start; within it nothing is read."""
         flow, (u,) = sweep.flow, stages
         phi, state = self._parts(flow, u)
         gradient, tensors = flow.gradient(phi, self.points), self._tensors()

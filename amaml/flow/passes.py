@@ -19,8 +19,8 @@ from amaml.robust import Weighing, weighted_mean
 
 
 class Terminal(NamedTuple):
-    """Where a backward sweep begins: lam (times, tasks, P), the sensitivities to the states that the trajectory landed
-    on; and the query loss (tasks,) with its gradients in what was requested of the query set."""
+    """Where a backward sweep begins: lam (times, tasks, P), the sensitivities to the states at the trajectory's times;
+    and the query loss (tasks,) with its gradients in what was requested of the query set."""
 
     lam: Tensor
     query_loss: Tensor | None = None
@@ -52,9 +52,9 @@ class Solution(NamedTuple):
 class Passes:
     """Everything that a solution needs but its steps.
 
-    inner_steps: those to land on, increasing; rate: the flow's time that one of them takes, of all of them. terminal:
-    the outer loss, of a trajectory. request: of what the gradients are wanted. weigh: the tasks' gradients (tasks, P).
-    adjoint: a name of ADJOINTS.
+    inner_steps: after which the outer loss looks, increasing; rate: the flow's time that one of them takes, of all of
+    them. terminal: the outer loss, of a trajectory. request: of what the gradients are wanted. weigh: the tasks'
+    gradients (tasks, P). adjoint: a name of ADJOINTS.
     """
 
     flow: GradientFlow
@@ -68,8 +68,8 @@ class Passes:
 
     def solve(self, mesh: Mesh, curvature: Curvature) -> Solution:
         """Along a mesh and back."""
-        ends = [self.rate * n for n in self.inner_steps]
-        return self.backward(mesh.follow(Trajectory(self.flow, self.checkpoints), ends, curvature))
+        times = [self.rate * n for n in self.inner_steps]
+        return self.backward(mesh.follow(Trajectory(self.flow, self.checkpoints), times, curvature))
 
     def backward(self, trajectory: Trajectory) -> Solution:
         """Back along a trajectory.
@@ -81,12 +81,12 @@ class Passes:
         while True:
             trajectory.flow.check_budget(cost(trajectory.moves))
             begin = self.terminal(trajectory)
-            lam, jumps = torch.zeros_like(trajectory.final), trajectory.padded(begin.lam)
+            lam, jumps = torch.zeros_like(trajectory.final), trajectory.jumps(begin.lam)
             swept = ADJOINTS[self.adjoint](flow, trajectory, lam, self.request, jumps)
             if isinstance(swept, Adjoint):
                 break
             trajectory.rewind(swept.index, swept.state)
-            trajectory.mesh.follow(trajectory, trajectory.ends, Curvature(flow, swept.stiff))
+            trajectory.mesh.follow(trajectory, trajectory.times, Curvature(flow, swept.stiff))
         of_tasks = swept.lam + flow.prox * swept.sweep.pulled if flow.prox else swept.lam
         weighing = self.weigh(of_tasks)
         gradients = swept.sweep.gradients(begin.direct, self.rate, weighing.weights)

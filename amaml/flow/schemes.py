@@ -2,13 +2,16 @@
 
 A scheme is its tableau. What is kept of a step is what its transpose needs: the states at which the field was
 evaluated. No autograd graph exists at any time.
+
+The state at a time within a step is a combination of the step's own states, at no further evaluation (Hairer, Norsett,
+Wanner, II.6). What an outer loss that looks there adds to lam enters the transpose by the same weights.
 """
 
 import functools
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -18,6 +21,7 @@ from torch import Tensor
 from amaml.flow.field import GradientFlow
 from amaml.flow.quadrature import Quadrature
 
+SHARES = np.linspace(0, 1, 21)  # of a step, at which the states within it are looked at for their largest miss
 Stages = tuple[Tensor, ...]  # the states Y_i (tasks, P) of one step at which the field was evaluated, Y_1 = u
 
 
@@ -39,7 +43,8 @@ class Scheme(Protocol):
     """How to take steps and how to transpose them.
 
     cost: gradients a step; order: of convergence; stability: the largest h * lambda_max; usable: the part of it within
-    which stiff components are damped well; error_constant: a step misses z^(order + 1) by that much on du/dt = -z u.
+    which stiff components are damped well; error_constant: a step misses z^(order + 1) by that much on du/dt = -z u;
+    within: how the states within a step are read.
     """
 
     @property
@@ -57,6 +62,9 @@ class Scheme(Protocol):
     @property
     def error_constant(self) -> float: ...
 
+    @property
+    def within(self) -> "Within": ...
+
     def covering(self, z: float) -> "Scheme":
         """The cheapest of its family for steps of h * lambda_max = z; itself where it has none."""
         ...
@@ -69,8 +77,13 @@ class Scheme(Protocol):
         """One step of size h from u (tasks, P): its stages, and the state at its end."""
         ...
 
-    def transposed(self, sweep: Quadrature, h: float, stages: Stages, lam: Tensor) -> "Transposed":
-        """The step's transpose, applied to the adjoint state at its end; sweep takes the products."""
+    def transposed(
+        self, sweep: Quadrature, h: float, stages: Stages, lam: Tensor, direct: Sequence[Tensor] = ()
+    ) -> "Transposed":
+        """The step's transpose, applied to the adjoint state at its end; sweep takes the products.
+
+        direct: the sensitivities to the stages of what was read within the step; none where nothing was.
+        """
         ...
 
 
@@ -81,6 +94,31 @@ class Transposed(NamedTuple):
     lam: Tensor
     k: Tensor
     product: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Within:
+    """The states within a step, as combinations of its stages and the state at its end.
+
+    coefficients (k, states): Taylor coefficients of these, the last one's those of the solution; orders (k,): of each.
+    order: up to which a state within the step has all of them; error_constant: the largest miss of the next ones.
+    """
+
+    coefficients: np.ndarray
+    orders: np.ndarray
+    order: int
+    error_constant: float = math.nan
+
+    def weights(self, share: float) -> np.ndarray:
+        """Of the stages and the state at the end, after a share of the step: of all that give the coefficients those
+        nearest to the line from the first state to the last."""
+        line = np.zeros(self.coefficients.shape[1])
+        line[0], line[-1] = 1 - share, share
+        return line + self._inverse @ (self.coefficients[:, -1] * share**self.orders - self.coefficients @ line)
+
+    @functools.cached_property
+    def _inverse(self) -> np.ndarray:
+        return np.linalg.pinv(self.coefficients)
 
 
 @dataclass(frozen=True)
@@ -114,6 +152,30 @@ class RungeKutta:
         return float(max(abs(miss) for miss in self._misses(self.order + 1)))
 
     @functools.cached_property
+    def within(self) -> Within:
+        """Of the highest order, up to the scheme's own, that its states allow; of the first they always do."""
+        return next(found for order in range(self.order, 0, -1) if (found := self._within(order)))
+
+    def _within(self, order: int) -> Within | None:
+        rows = [self._taylor(nodes) for nodes in range(order + 1)]
+        found = Within(np.concatenate(rows), np.repeat(range(order + 1), [len(one) for one in rows]), order)
+
+        def missed(nodes: int) -> float:
+            right, symmetry = np.array([(1 / _density(tree), _symmetry(tree)) for tree in _trees(nodes)]).T
+            misses = ((s**nodes * right - self._taylor(nodes) @ found.weights(s)) / symmetry for s in SHARES)
+            return max(float(abs(one).max()) for one in misses)
+
+        allowed = max(map(missed, range(1, order + 1))) < 1e-12
+        return replace(found, error_constant=missed(order + 1)) if allowed else None
+
+    def _taylor(self, nodes: int) -> np.ndarray:
+        """The coefficients of all trees of so many nodes, in the stages and the state at the end."""
+        if not nodes:
+            return np.ones((1, self.cost + 1))
+        weights = np.stack([self._weights(tree) for tree in _trees(nodes)])
+        return np.column_stack([weights @ self._matrix.T, weights @ self.b])
+
+    @functools.cached_property
     def stability(self) -> float:
         """The end of the real interval on which |R(-z)| <= 1."""
         powers = [(-1.0) ** k * w for k, w in enumerate(self._linear())]
@@ -145,11 +207,11 @@ class RungeKutta:
 
     def _misses(self, nodes: int) -> list[float]:
         """By how much the condition of every rooted tree of so many nodes is missed, over the tree's symmetry."""
+        return [(np.dot(self.b, self._weights(tree)) - 1 / _density(tree)) / _symmetry(tree) for tree in _trees(nodes)]
 
-        def weights(tree: Tree) -> np.ndarray:
-            return math.prod((self._matrix @ weights(child) for child in tree), start=np.ones(self.cost))
-
-        return [(np.dot(self.b, weights(tree)) - 1 / _density(tree)) / _symmetry(tree) for tree in _trees(nodes)]
+    def _weights(self, tree: "Tree") -> np.ndarray:
+        """Of the slopes in the coefficient of a tree."""
+        return math.prod((self._matrix @ self._weights(child) for child in tree), start=np.ones(self.cost))
 
     @functools.cached_property
     def _matrix(self) -> np.ndarray:
@@ -163,24 +225,27 @@ class RungeKutta:
             slopes.append(flow(stages[-1]))
         return tuple(stages), _shifted(u, self.b, slopes, h)
 
-    def transposed(self, sweep: Quadrature, h: float, stages: Stages, lam: Tensor) -> Transposed:
+    def transposed(
+        self, sweep: Quadrature, h: float, stages: Stages, lam: Tensor, direct: Sequence[Tensor] = ()
+    ) -> Transposed:
         """From the last stage to the first:
-            k_i = h (b_i lam + sum_(j>i) a_ji w_j),    w_i = J_i' k_i,    lam <- lam + sum_i w_i,
+            k_i = h (b_i lam + sum_(j>i) a_ji w_j),    w_i = J_i' k_i + direct_i,    lam <- lam + sum_i w_i,
         where J_i = -D H(Y_i).
         The products are taken with k_i / scale_i, where scale_i = h b_i (h where b_i is 0).
         """
-        total, products = lam, {}  # products: H(Y_i) D k_i / scale_i
+        total, back = lam, {}  # back: -w_i / scale_i
         scale = [h * b if b else h for b in self.b]
         for i in reversed(range(len(self.b))):
-            weights = {j: h * self.a[j][i] * scale[j] / scale[i] for j in products if self.a[j][i]}
-            if not weights and not self.b[i]:
+            weights = {j: h * self.a[j][i] * scale[j] / scale[i] for j in back if self.a[j][i]}
+            if not (weights or self.b[i] or direct):
                 continue
             k = lam if self.b[i] else torch.zeros_like(lam)
             for j, weight in weights.items():
-                k = torch.sub(k, products[j], alpha=weight)
-            products[i] = sweep.product(stages[i], k, scale[i])
-            total = torch.sub(total, products[i], alpha=scale[i])
-        return Transposed(total, k, products[i])
+                k = torch.sub(k, back[j], alpha=weight)
+            product = sweep.product(stages[i], k, scale[i])
+            back[i] = torch.sub(product, direct[i], alpha=1 / scale[i]) if direct else product
+            total = torch.sub(total, back[i], alpha=scale[i])
+        return Transposed(total, k, product)
 
 
 EULER = RungeKutta("euler", ((),), (1.0,))

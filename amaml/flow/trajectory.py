@@ -1,9 +1,9 @@
 """What is kept of a forward pass for the backward one: states, never graphs, and fewer of them where asked."""
 
 import bisect
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,15 @@ from amaml.flow.schemes import Move, Stages
 SMALL = 80 * 2**20  # bytes that the states of a trajectory may take by default: a fifth of what a process takes anyway
 
 
-Record = Callable[[Move, Stages], None]  # is told of every step, in order of time
+Record = Callable[[Move, Stages, Tensor], None]  # is told of every step and its end, in order of time
+
+
+class Jump(NamedTuple):
+    """What lam gains by the state after a share of a step, and that state."""
+
+    share: float
+    state: Tensor
+    lam: Tensor
 
 
 @torch.no_grad()
@@ -23,7 +31,7 @@ def march(flow: GradientFlow, moves: Sequence[Move], u: Tensor, record: Record) 
     """Take consecutive moves from u (tasks, P), recording each; the state at the end."""
     for move in moves:
         stages, u = move.scheme.step(flow, move.h, u)
-        record(move, stages)
+        record(move, stages, u)
     return u
 
 
@@ -42,8 +50,8 @@ class Trajectory:
         self.moves: list[Move] = []
         self.final = flow.start
         self.sharpest, self.at_start = 0.0, None  # lambda_max at its largest, and a Leading: as it was found first
-        self.ends: Sequence[float] = ()
-        self.landings: dict[int, Tensor] = {}  # the states where it was to land, by the number of moves until there
+        self.times: Sequence[float] = ()
+        self.at: dict[float, Tensor] = {}  # the states at these times
         self.whole, self.was_read = checkpoints is None, False
         self._stages: list[Stages] = []  # of every step, while the trajectory is whole
         self._states: dict[int, Tensor] = {}  # at the start of every _stride-th step, otherwise
@@ -55,29 +63,35 @@ class Trajectory:
         """Up to where it goes."""
         return self.moves[-1].end if self.moves else 0.0
 
-    def begin(self, mesh: object, ends: Sequence[float]) -> None:
-        """Be made by a mesh from here on, landing on the times ends: the states there are kept apart from the rest."""
-        self.mesh, self.ends = mesh, ends
-        self._land()
+    @property
+    def order(self) -> int:
+        """The lowest of its schemes, and of what is read within a step: a single local error is as large as all of them
+        together of an order less."""
+        within = {index for index, share in map(self._place, self.times) if share < 1}
+        schemes = [move.scheme for move in self.moves]
+        return min([one.order for one in schemes] + [schemes[i].within.order + 1 for i in within])
+
+    def begin(self, mesh: object, times: Sequence[float]) -> None:
+        """Be made by a mesh from here on, to the last of these times; the states at all of them are kept apart."""
+        self.mesh, self.times = mesh, times
+        if times[0] == 0:
+            self.at[0.0] = self.flow.start
 
     def extend(self, moves: Sequence[Move]) -> None:
         """Take and record more moves."""
-        for run in self.runs(moves):
-            self.final = march(self.flow, run, self.final, self.record)
-            self._land()
+        self.final = march(self.flow, moves, self.final, self.record)
 
-    def runs(self, moves: Sequence[Move]) -> list[list[Move]]:
-        """Moves in parts that end where the trajectory lands."""
-        parts = itertools.groupby(moves, key=lambda move: bisect.bisect_left(self.ends, move.end))
-        return [list(run) for _, run in parts]
-
-    def _land(self) -> None:
-        if self.time in self.ends:
-            self.landings[len(self.moves)] = self.final
-
-    def record(self, move: Move, stages: Stages) -> None:
-        """Keep what the memory allows of a step."""
+    def record(self, move: Move, stages: Stages, after: Tensor) -> None:
+        """Keep what the memory allows of a step, and what is to be read of it."""
         self.moves.append(move)
+        for time in self.times[bisect.bisect_right(self.times, move.start) :]:
+            if time > move.end:
+                break
+            self.at[time] = (
+                after
+                if time == move.end
+                else _combined(move.scheme.within.weights(_share(move, time)).tolist(), stages, after)
+            )
         if not self.whole:
             self._keep(len(self.moves) - 1, stages[0])
             return
@@ -93,24 +107,33 @@ class Trajectory:
         """Forget all but the first count moves, after which the state was u."""
         del self.moves[count:], self._stages[count:]
         self._states = {i: state for i, state in self._states.items() if i < count}
-        self.landings = {i: state for i, state in self.landings.items() if i <= count}
+        self.at = {time: state for time, state in self.at.items() if time <= self.time}
         self._bytes = sum(map(_size, self._stages))
         self.final = u
 
     def path(self, size: int) -> Tensor:
-        """The parameters at every landing, (times, tasks, size): the first numbers of a state, which may hold more."""
-        return torch.stack([state[..., :size] for state in self.landings.values()])
+        """The parameters at its times, (times, tasks, size): the first numbers of a state, which may hold more."""
+        return torch.stack([state[..., :size] for state in self.at.values()])
 
-    def padded(self, lam: Tensor) -> dict[int, Tensor]:
-        """Sensitivities to the path as those to the states, by the number of moves until each."""
-        pairs = zip(self.landings.items(), lam, strict=True)
-        return {n: pad(one, (0, state.shape[-1] - one.shape[-1])) for (n, state), one in pairs}
+    def jumps(self, lam: Tensor) -> dict[int, list[Jump]]:
+        """Sensitivities to the path (times, tasks, size) as those to the states, by the move within or at the end of
+        which they lie, -1 for the start; in order of time."""
+        found: dict[int, list[Jump]] = {}
+        for (time, state), one in zip(self.at.items(), lam, strict=True):
+            index, share = self._place(time)
+            found.setdefault(index, []).append(Jump(share, state, pad(one, (0, state.shape[-1] - one.shape[-1]))))
+        return found
+
+    def _place(self, time: float) -> tuple[int, float]:
+        """The number of the move that a time belongs to, and its share of it; the start ends move -1."""
+        index = bisect.bisect_left(self.moves, time, key=lambda move: move.end) if time else -1
+        return index, _share(self.moves[index], time) if time else 1.0
 
     def again(self) -> "Trajectory":
         """The same moves once more, to be read another time."""
         other = Trajectory(self.flow, self.checkpoints)
         other.at_start = self.at_start
-        other.begin(self.mesh, self.ends)
+        other.begin(self.mesh, self.times)
         other.extend(self.moves)
         return other
 
@@ -153,16 +176,28 @@ class Trajectory:
         """Move i, which starts at u, with its stages; of a single one u itself is it."""
         kept = [(u,)]
         if self.moves[i].scheme.cost > 1:
-            self._recompute(i, i + 1, u, lambda move, stages: kept.append(stages))
+            self._recompute(i, i + 1, u, lambda move, stages, after: kept.append(stages))
         return i, self.moves[i], kept[-1]
 
-    def _recompute(self, start: int, end: int, u: Tensor, record: Record = lambda move, stages: None) -> Tensor:
+    def _recompute(self, start: int, end: int, u: Tensor, record: Record = lambda *step: None) -> Tensor:
         spent = self.flow.evaluations
         before = spent.gradients
         u = march(self.flow, self.moves[start:end], u, record)
         spent.recomputations += spent.gradients - before
         spent.gradients = before
         return u
+
+
+def _share(move: Move, time: float) -> float:
+    return 1.0 if time == move.end else (time - move.start) / (move.end - move.start)
+
+
+def _combined(weights: Sequence[float], stages: Stages, after: Tensor) -> Tensor:
+    """The state within a step."""
+    total = weights[-1] * after
+    for weight, stage in zip(weights, stages, strict=False):
+        total.add_(stage, alpha=weight)
+    return total
 
 
 def _size(stages: Sequence[Tensor]) -> int:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 import amaml
 from amaml import Tasks
 from amaml.flow.field import GradientFlow
+from amaml.flow.schemes import Move
+from amaml.flow.trajectory import Trajectory
 from amaml.models import Apply
 from baselines import FOMAML, IMAML, MAML, Reptile
 
@@ -151,18 +153,21 @@ def saved(learner, theta: Tensor, tasks: Tasks) -> int:
     return len(kept)
 
 
-def _one_step(scheme, apply: Apply, loss, x: float, h: float) -> float:
-    """From u = 1, of one task of one point."""
+def _one_step(scheme, apply: Apply, loss, x: float, h: float, share: float = 1.0) -> float:
+    """From u = 1, of one task of one point, up to a share of a step."""
     x = torch.full((1, 1, 1), x, dtype=torch.float64)
     flow = GradientFlow(apply, loss, Tasks(x, 0 * x, x, 0 * x), torch.ones(1, dtype=torch.float64))
-    return scheme.step(flow, h, flow.start)[1].item()
+    trajectory = Trajectory(flow)
+    trajectory.begin(None, [share * h])
+    trajectory.extend([Move(scheme, 0.0, h, h)])
+    return trajectory.path(1).item()
 
 
-def stability_value(scheme, z: float) -> float:
-    """R(-z): one step of size 1 on du/dt = -z u from u = 1."""
-    return _one_step(scheme, Quadratic.apply, amaml.half_mse, math.sqrt(z), 1.0)
+def stability_value(scheme, z: float, share: float = 1.0) -> float:
+    """R(-z): one step of size 1 on du/dt = -z u from u = 1, or a share of it."""
+    return _one_step(scheme, Quadratic.apply, amaml.half_mse, math.sqrt(z), 1.0, share)
 
 
-def cubic_step(scheme, h: float) -> float:
-    """One step on the flow of u^3 / 3 from u = 1, which is 1 / (1 + t)."""
-    return _one_step(scheme, lambda u, x: u**3 / 3 + 0 * x, lambda value, target: value.sum(), 0.0, h)
+def cubic_step(scheme, h: float, share: float = 1.0) -> float:
+    """One step on the flow of u^3 / 3 from u = 1, which is 1 / (1 + t), or a share of it."""
+    return _one_step(scheme, lambda u, x: u**3 / 3 + 0 * x, lambda value, target: value.sum(), 0.0, h, share)

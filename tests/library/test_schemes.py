@@ -55,6 +55,15 @@ def test_a_scheme_is_of_its_order_on_a_nonlinear_flow(scheme):
     assert math.log2(errors[0] / errors[1]) == pytest.approx(scheme.order + 1, abs=0.3)
 
 
+@pytest.mark.parametrize("scheme", [EULER, MIDPOINT, RK3, RK4, DOPRI5, Chebyshev(3), Chebyshev(12)])
+def test_states_within_a_step_are_of_the_order_that_the_scheme_tells(scheme):
+    """Their local error is then as small as the sum of those of all steps."""
+    errors = [abs(cubic_step(scheme, h, 0.4) - 1 / (1 + 0.4 * h)) for h in (0.02, 0.01)]
+    assert math.log2(errors[0] / errors[1]) > scheme.within.order + 0.7
+    assert scheme.order - 1 <= scheme.within.order <= scheme.order
+    assert scheme.within.weights(1.0) == pytest.approx([0.0] * scheme.cost + [1.0], abs=1e-12)
+
+
 @pytest.mark.parametrize("stages", [3, 4, 5, 9, 20, 64])
 def test_chebyshev_steps_are_damped_over_their_whole_interval_and_not_beyond(stages):
     scheme = Chebyshev(stages)
@@ -62,6 +71,7 @@ def test_chebyshev_steps_are_damped_over_their_whole_interval_and_not_beyond(sta
     for share in torch.linspace(0.005, 1.0, 200).tolist():
         z = share * scheme.stability
         assert abs(stability_value(scheme, z)) <= (0.92 if z > 3 else 1.0)
+        assert abs(stability_value(scheme, z, 0.37)) <= 1.15
     assert abs(stability_value(scheme, 1.4 * scheme.stability)) > 1
 
 
@@ -90,14 +100,20 @@ CASES = {  # network, tasks, loss, a horizon of stable steps
 }
 
 
-def total(adjoint, flow, trajectory, lam):
-    """The meta-gradient: lam(0) and the pull of the proximal term, averaged over the tasks."""
-    swept = adjoint(flow, trajectory, lam)
+READ = (0.0, 0.17, 0.3, 0.5, 0.8, 1.0)  # of the horizon: of some steps no state, of others the end or two within
+
+
+def total(adjoint, flow, trajectory):
+    """The gradient of the query losses along the way: lam(0) and the pull of the proximal term, over the tasks."""
+    path = trajectory.path(flow.theta.shape[-1])
+    lam = torch.stack([query_gradient(flow.apply, flow.loss, state, flow.tasks)[0] for state in path])
+    swept = adjoint(flow, trajectory, torch.zeros_like(trajectory.final), jumps=trajectory.jumps(lam))
     return (swept.lam + flow.prox * swept.sweep.pulled).mean(0)
 
 
 def fixed_steps(flow, scheme, horizon, count):
     trajectory = Trajectory(flow)
+    trajectory.begin(None, [horizon * share for share in READ])
     times = [horizon * i / count for i in range(count + 1)]
     trajectory.extend([Move(scheme, a, b, b - a) for a, b in zip(times[:-1], times[1:], strict=True)])
     return trajectory
@@ -112,16 +128,15 @@ def test_discrete_adjoint_is_the_derivative_of_the_forward_pass(case, name, prox
     network, make_tasks, loss, horizon = CASES[case]
     (theta, apply), tasks = network(), make_tasks(tasks=2)
 
-    def final(theta):
+    def followed(theta):
         flow = GradientFlow(apply, loss, tasks, theta, prox)
-        return flow, fixed_steps(flow, FIXED[name], horizon, count=3)
+        return flow, fixed_steps(flow, FIXED[name], horizon, count=4)
 
     def meta_loss(theta):
-        return derivatives.losses(apply, loss, final(theta)[1].final, tasks.query_x, tasks.query_y).mean()
+        path = followed(theta)[1].path(len(theta))
+        return sum(derivatives.losses(apply, loss, state, tasks.query_x, tasks.query_y).mean() for state in path)
 
-    flow, trajectory = final(theta)
-    lam, *_ = query_gradient(apply, loss, trajectory.final, tasks)
-    assert slope_error(total(discrete, flow, trajectory, lam), meta_loss, theta) < 1e-7
+    assert slope_error(total(discrete, *followed(theta)), meta_loss, theta) < 1e-7
 
 
 @pytest.mark.parametrize(("name", "prox"), [("rk4", 0.0), *((name, 0.5) for name in SOLVERS)])
@@ -143,9 +158,7 @@ def test_every_solver_converges_to_the_exact_flow_of_a_quadratic(name, prox):
 def test_the_continuous_adjoint_converges_to_the_discrete_one_at_second_order(prox):
     def gradient(adjoint, count: int) -> torch.Tensor:
         flow = mlp_flow(prox=prox)
-        trajectory = fixed_steps(flow, RK4, horizon=2.0, count=count)
-        lam, *_ = query_gradient(flow.apply, flow.loss, trajectory.final, flow.tasks)
-        return total(adjoint, flow, trajectory, lam)
+        return total(adjoint, flow, fixed_steps(flow, RK4, horizon=2.0, count=count))
 
     errors = [relative_error(gradient(continuous, n), gradient(discrete, n)) for n in (16, 32)]
     assert math.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.3)
