@@ -1,4 +1,4 @@
-"""Tasks follow from seed and number alone: of every domain; and how episodes are drawn."""
+"""Tasks follow from seed and number alone, of every domain; the synthetic ones: formulas, scalers, pools, classes."""
 
 import numpy as np
 import pytest
@@ -7,9 +7,12 @@ from helpers.problems import checksum
 
 import data
 from amaml import InputError
+from data import Sampling
 from data.domain import Endless
-from data.episodes import generator
+from data.episodes import META_TEST_TASKS, META_TRAIN_TASKS, generator
+from data.logistic import Logistic
 from data.phantoms import RAYS
+from data.sinusoid import Sinusoid
 
 FIELDS = ("support_x", "support_y", "query_x", "query_y", "test_x", "test_y")
 every_domain = pytest.mark.parametrize("name", data.DOMAINS)
@@ -134,3 +137,85 @@ def test_no_two_of_large_and_small_seeds_and_streams_are_alike():
     firsts = {(seed, *stream): generator(seed, *stream).integers(2**63) for seed in seeds for stream in streams}
     assert len(set(firsts.values())) == len(seeds) * len(streams)
     assert firsts[4 * 2**32 + 7, 0] != firsts[7, 4, 0]
+
+
+SYNTHETIC = [name for name, domain in data.DOMAINS.items() if domain.defaults == "synthetic"]
+every_family = pytest.mark.parametrize("name", SYNTHETIC)
+
+
+def synthetic(name, **changes):
+    return data.make(name, Sampling(**{"shots": 7, "queries": 11, "meta_batch": 5, "seed": 0} | changes))
+
+
+def drawn(name, stream=META_TRAIN_TASKS, seed=0, tasks=100):
+    """The parameters of so many functions, {name: (tasks, 1, 1 or d)}."""
+    return synthetic(name).draw(generator(seed, stream), tasks)
+
+
+@every_family
+def test_scalers_are_fitted_on_the_meta_train_tasks_alone(name):
+    domain, draws = synthetic(name), []
+
+    class OtherTests(type(domain)):
+        def draw(self, rng, tasks):
+            draws.append(super().draw(rng, tasks))
+            return {k: v * 1.5 for k, v in draws[-1].items()} if len(draws) > 1 else draws[-1]
+
+    for pool in (domain.pools.support_x, domain.pools.support_y):
+        assert pool.mean((0, 1)).abs().max() < 1e-12
+        assert (pool.std((0, 1), correction=0) - 1).abs().max() < 1e-12
+    changed, test = OtherTests(domain.sampling), domain.meta_test(100)
+    assert abs(test.test_y.mean()) > 1e-4  # the test tasks have a mean of their own
+    assert not torch.equal(changed.meta_test(100).test_y, test.test_y)
+    scales = [(*d.x_scale, *d.y_scale) for d in (domain, changed)]
+    assert all(np.array_equal(one, two) for one, two in zip(*scales, strict=True))
+    assert torch.equal(changed.pools.support_y, domain.pools.support_y)
+
+
+@every_family
+def test_meta_test_tasks_are_not_those_of_meta_training_but_for_alpine_as_released(name):
+    train, test = drawn(name), drawn(name, META_TEST_TASKS)
+    for parameter in train:
+        met = np.isin(test[parameter].round(9), train[parameter].round(9))
+        assert met.all() if name == "Alpine2D-released" else not met.any()
+    domain = synthetic(name)
+    points = {tuple(p) for p in domain.pools.support_x.flatten(0, 1).tolist()}
+    assert not points & {tuple(p) for p in domain.meta_test(100).support_x.flatten(0, 1).tolist()}
+
+
+@every_family
+def test_targets_are_the_formula_of_the_paper(name):
+    domain = synthetic(name)
+    test, train = domain.meta_test(3), domain.pools
+    for stream, x, y in (
+        *((META_TEST_TASKS, *pair) for pair in (test.support, test.query, (test.test_x, test.test_y))),
+        *((META_TRAIN_TASKS, *pair) for pair in (train.support, train.query)),
+    ):
+        x, y = domain.in_units(x[:3], y[:3])
+        own = {name: torch.as_tensor(value[:3]) for name, value in drawn(name, stream).items()}
+        if name.startswith("Alpine2D"):
+            terms = (x * (x + own["phase"]).sin() + 0.1 * x).abs()
+        else:
+            terms = -own["amplitude"] * (own["frequency"] * x + own["phase"]).cos() - x**2
+        torch.testing.assert_close(y, terms.sum(-1, keepdim=True), rtol=0, atol=1e-10)
+
+
+def test_sinusoids_are_those_of_maml():
+    tasks = Sinusoid(Sampling(500, 11, 400, seed=0)).episode(3)
+    x, y = tasks.support_x[..., 0], tasks.support_y[..., 0]
+    basis = torch.stack([x.sin(), x.cos()], -1)  # a sin(x - p) = a cos(p) sin(x) - a sin(p) cos(x)
+    solution = torch.linalg.lstsq(basis, y[..., None]).solution[..., 0]
+    assert (basis @ solution[..., None] - y[..., None]).abs().max() < 1e-9
+    amplitude, phase = solution.norm(dim=-1), torch.atan2(-solution[:, 1], solution[:, 0])
+    query = tasks.query_y[..., 0] - amplitude[:, None] * (tasks.query_x[..., 0] - phase[:, None]).sin()
+    assert query.abs().max() < 1e-9  # support and query are of the same task
+
+
+def test_a_plane_separates_a_task_and_only_that_task():
+    tasks = Logistic(Sampling(1000, 1000, 4, seed=0)).episode(0)
+    for task in range(4):
+        weights = torch.linalg.lstsq(tasks.support_x[task], 2 * tasks.support_y[task].double() - 1).solution
+        accuracy = ((tasks.query_x @ weights > 0) == tasks.query_y).double().mean(1)
+        others = torch.arange(4) != task
+        assert accuracy[task] > 0.9
+        assert (accuracy[others] < 0.85).all()

@@ -132,10 +132,6 @@ def test_mistakes_are_told_in_a_line(arguments, message, capsys):
     assert (status, err.count("\n"), message in err) == (2, 1, True), err
 
 
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
 def test_writing_leaves_the_old_file_or_the_new_one(tmp_path, monkeypatch):
     path = tmp_path / "file"
     write_atomically(path, b"old")
@@ -143,14 +139,14 @@ def test_writing_leaves_the_old_file_or_the_new_one(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_atomically(path, b"new, but cut")
     assert path.read_bytes() == b"old"
-    assert names(tmp_path) == ["file"]
+    assert os.listdir(tmp_path) == ["file"]
     monkeypatch.undo()
     temporary_name(path).write_bytes(b"what a kill left, longer than what comes now")
     with open(path, "rb") as reader:
         write_atomically(path, b"new")
         assert reader.read() == b"old"  # the new file took the old one's place in one step
     assert path.read_bytes() == b"new"
-    assert names(tmp_path) == ["file"]
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path):
@@ -162,7 +158,7 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path):
     assert path.read_bytes() == b"one"
     with pytest.raises(NotADirectoryError):
         write_atomically(path / "below", b"content")
-    assert names(tmp_path) == ["file"]
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_the_cache_folder_is_the_users(monkeypatch):

@@ -39,10 +39,8 @@ def test_a_ray_is_measured_where_the_network_is_asked():
     pixels = {tuple(p): y for p, y in zip(tasks.test_x[0, :, 0].tolist(), tasks.test_y[0, :, 0].tolist(), strict=True)}
     assert [pixels[tuple(p)] for p in tasks.query_x[0, :, 0].tolist()] == tasks.query_y[0, :, 0].tolist()
     assert len({tuple(p) for p in tasks.query_x[0, :, 0].tolist()}) == 50
-    middles = (tasks.test_x[0] * SIDE + SIDE - 1) / 2
-    assert torch.equal(
-        middles.round().long().flatten(), torch.cartesian_prod(*[torch.arange(SIDE)] * 2).flip(1).flatten()
-    )
+    middles = ((tasks.test_x[0] * SIDE + SIDE - 1) / 2).round().long().flatten(0, 1)
+    assert torch.equal(middles, torch.cartesian_prod(*[torch.arange(SIDE)] * 2).flip(1))
     picture = tasks.test_y[0].reshape(SIDE, SIDE)
     nearest = ((tasks.support_x[0] + 1) * SIDE / 2).floor().long().clamp(0, SIDE - 1)  # of the places on rays
     blurred = picture[nearest[..., 1], nearest[..., 0]].mean(-1, keepdim=True)

@@ -182,13 +182,12 @@ def test_nothing_is_learned_from_test_users(tmp_path, domain, what):
         assert not torch.equal(other.meta_test(9).test_y, domain.meta_test(9).test_y)
 
 
-def test_too_much_asked(root):
-    for changes, message in (
-        ({"shots": 60, "queries": 60}, "fewer shots or queries"),
-        ({"meta_batch": 101}, "--meta-batch 101 is more than the 100 meta-train users"),
-    ):
-        with pytest.raises(InputError, match=message):
-            make(root, **changes)
+@pytest.mark.parametrize(
+    ("flag", "n", "said"), [("shots", 120, "fewer shots"), ("meta_batch", 101, "101 is more than")]
+)
+def test_too_much_asked(root, flag, n, said):
+    with pytest.raises(InputError, match=said):
+        make(root, **{flag: n})
 
 
 FILES = [(MovieLens100K, "ml-100k/u.data", (943, 1682), 100_000)]

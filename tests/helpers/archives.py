@@ -17,12 +17,10 @@ Classes = dict[str, dict[str, np.ndarray]]  # split -> class -> images (4, 84, 8
 
 def pictures(train: int, others: int) -> Classes:
     """Random images in the size of mini-ImageNet, so many classes in meta-training and in the other splits."""
-    rng = np.random.default_rng(0)
-    sizes = {"train": train, "validation": others, "test": others}
-    return {
-        split: {f"n{split}{i}": rng.integers(0, 256, (4, 84, 84, 3), dtype=np.uint8) for i in range(count)}
-        for split, count in sizes.items()
-    }
+    rng, found = np.random.default_rng(0), {}
+    for split, count in {"train": train, "validation": others, "test": others}.items():
+        found[split] = {f"n{split}{i}": rng.integers(0, 256, (4, 84, 84, 3), dtype=np.uint8) for i in range(count)}
+    return found
 
 
 def as_pickles(folder: Path, classes: Classes, protocol: int = 4) -> None:
