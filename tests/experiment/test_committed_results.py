@@ -1,7 +1,6 @@
 """The tables and pictures of results/ come out of its CSVs again, to the digit and to the byte."""
 
 import matplotlib
-import numpy as np
 import pandas as pd
 import pytest
 from helpers.commands import ROOT
@@ -34,11 +33,6 @@ def test_the_tables_come_out_again(found):
     }
     for name, text in made.items():
         assert text == (RESULTS / "paper" / name).read_text(), name
-
-
-def test_a_verdict_that_no_cell_has_is_that_a_seed_never_passes_the_papers_number():
-    inner = pd.DataFrame({"support": [0.11], "test": [0.13]})
-    assert paper._table_verdict((0.1, 0.01), inner, pd.Series([10.0, np.inf])) == "not"
 
 
 def test_the_table_of_images_comes_out_again():

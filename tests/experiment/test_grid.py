@@ -53,9 +53,8 @@ def test_a_grid_is_the_product_of_its_axes_with_the_seed_slowest(tmp_path):
 
 def test_a_grid_without_a_folder_gets_one_that_says_what_ran(tmp_path):
     path = write_grid(tmp_path, 'seed = [0]\nrtol = [0.01, 0.1]\nmethod = ["amaml"]\ndomain = "CosMixture"', "sweep")
-    assert [str(cell.folder) for cell in read_grid(path).cells] == [
-        f"results/sweep/rtol{rtol}/amaml/seed0" for rtol in (0.01, 0.1)
-    ]
+    folders = [str(cell.folder) for cell in read_grid(path).cells]
+    assert folders == [f"results/sweep/rtol{rtol}/amaml/seed0" for rtol in (0.01, 0.1)]
     assert [cell.labels["seed"] for cell in read_grid(path, seeds=[5, 6]).cells] == ["5", "5", "6", "6"]
     on_gpu = read_grid(path, device="cuda").cells[0]
     assert "--device cuda " in " ".join(on_gpu.steps[0].command)
@@ -108,9 +107,12 @@ def test_a_mistake_in_a_grid_gets_one_line_before_anything_runs(tmp_path, capsys
         (["methods", "--only", "metod=maml"], "unknown axis of --only 'metod'; did you mean 'method'"),
         (["methods", "--only", "method=mml"], "unknown method of --only 'mml'; did you mean 'maml'"),
         (["methods", "--slurm", "nowhere"], "there is no srun here"),
+        (["compare", "nowhere", "--out", "out"], "nowhere holds no finished run"),
+        (["compare", "a.csv", "--out", "out", "--only", "method=mml"], "'mml'; did you mean 'maml'"),
     ],
 )
 def test_a_mistake_on_the_command_line_gets_one_line(capsys, monkeypatch, flags, message):
+    Path("a.csv").write_text(f"{','.join(['method', *results.FACTS])}\nmaml{',' * len(results.FACTS)}\n")
     monkeypatch.setattr(parallel, "run", None)
     monkeypatch.setenv("PATH", "")
     assert reproduce.main(flags) == 2

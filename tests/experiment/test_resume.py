@@ -7,19 +7,7 @@ from itertools import count
 
 import pytest
 import torch
-from helpers.commands import (
-    OFTEN,
-    assert_same_run,
-    checkpoint,
-    content,
-    error_line,
-    files,
-    killed,
-    metrics,
-    refused,
-    start,
-    theta,
-)
+from helpers.commands import OFTEN, assert_same_run, checkpoint, content, files, killed, metrics, refused, start, theta
 from helpers.processes import Run
 
 import run
@@ -93,11 +81,10 @@ def test_a_stop_saves_at_once_and_resumes_to_the_bit(tmp_path, quick, monkeypatc
     out, flags = tmp_path / "run", ["--checkpoint-interval", "100", "--test-interval", "3", "--test-epochs", "25"]
     start(tmp_path / "whole", *flags)
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    capsys.readouterr()
     with monkeypatch.context() as patch:
         signalled(patch, number=number, **where)
-        assert start(out, *flags) == 128 + number
-    assert error_line(capsys) == f"run.py: stopped after update {update}; go on with --resume\n"
+        line = refused(capsys, out, *flags, status=128 + number)
+    assert line == f"run.py: stopped after update {update}; go on with --resume\n"
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     assert checkpoint(out)["update"] == update
     assert [m["update"] for m in metrics(out)] == list(range(1, update + 1))
@@ -109,8 +96,7 @@ def test_a_stop_saves_at_once_and_resumes_to_the_bit(tmp_path, quick, monkeypatc
 def test_a_second_interrupt_ends_at_once(tmp_path, quick, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         signalled(patch, step=1, number=signal.SIGINT, repeat=2)
-        assert start(tmp_path / "run") == 130
-    assert error_line(capsys) == "run.py: interrupted\n"
+        assert refused(capsys, tmp_path / "run", status=130) == "run.py: interrupted\n"
     start(tmp_path / "whole")
     assert start(tmp_path / "run", "--resume") == 0
     assert_same_run(tmp_path / "run", tmp_path / "whole")
@@ -175,13 +161,12 @@ def test_it_resumes_to_the_bit_without_the_other_run_and_every_process_begins_wi
 
 def test_a_theta_that_does_not_fit_gets_one_line_and_nothing_is_lost(tmp_path, reptile, capsys):
     start(tmp_path / "there")
-    before, _ = files(tmp_path), capsys.readouterr()
     for flags, words in {
         ("--width", "5"): ["--start-from", "--width 4", "not 5"],
         ("--domain", "CosMixture2D"): ["33 parameters", "the network has 37"],
         ("--method", "scratch"): ["--method scratch", f"--evaluate {reptile}"],
         ("--start-from", str(tmp_path / "nowhere")): ["nowhere", "its checkpoint.pt"],
     }.items():
-        line = refused(capsys, tmp_path / "there", "--overwrite", "--start-from", str(reptile), *flags)
+        flags = ["--overwrite", "--start-from", str(reptile), *flags]
+        line = refused(capsys, tmp_path / "there", *flags, keeps=tmp_path)
         assert all(word in line for word in words), line
-        assert files(tmp_path) == before

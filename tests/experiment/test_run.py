@@ -6,8 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import traceback
-from contextlib import nullcontext
 from unittest.mock import Mock
 
 import pytest
@@ -31,7 +29,6 @@ from tqdm import tqdm
 
 import run
 from amaml import AMAML, mlp
-from baselines import FOMAML
 from data import DOMAINS
 from experiment.build import build
 from experiment.distributed import Group
@@ -53,9 +50,8 @@ def test_every_method_runs_from_flags_to_results(tmp_path, quick, capsys, method
     assert all(m["query_loss"] > 0 for m in metrics(out))
     assert all((m["gradient_norm"] > 0) == (m["gradients"] > 0) == trained for m in metrics(out))
     (line,) = captured.err.splitlines()  # no bar where the output is no terminal
-    assert re.fullmatch(
-        r"update 6/6, query loss [\d.]+, .* updates/s, 0:00:00 left, meta-test after update 6: .*", line
-    )
+    said = r"update 6/6, query loss [\d.]+, .* updates/s, 0:00:00 left, meta-test after update 6: .*"
+    assert re.fullmatch(said, line)
     assert captured.out == content(out, "summary.json")["table"] + f"\n{out}\n"
     saved = checkpoint(out)
     assert (saved["settings"]["method"], saved["update"]) == (method, 6)
@@ -109,20 +105,6 @@ def test_each_name_stands_for_its_method_with_its_settings():
     assert (implicit.cg_steps, implicit.damping, implicit.prox) == (3, 0.125, 2.0)
 
 
-def test_from_the_command_to_the_gradient_are_few_steps(tmp_path, quick, monkeypatch):
-    """What a reader opens who follows theta; call is how an Adaptation has torch.compile pass it by."""
-    seen, gradient = [], FOMAML.gradient
-    ours = tuple(str(ROOT / part) for part in ("run.py", "experiment", "amaml"))
-
-    def noted(*arguments):
-        seen.append([frame.name for frame in traceback.extract_stack() if frame.filename.startswith(ours)])
-        return gradient(*arguments)
-
-    monkeypatch.setattr(FOMAML, "gradient", noted)
-    start(tmp_path, "--meta-updates", "1")
-    assert seen == [["main", "experiment", "run", "_step", "call", "forward"]]
-
-
 def test_the_files_tell_what_ran_and_all_that_a_number_needs(tmp_path, monkeypatch, quick, capsys):
     monkeypatch.chdir(tmp_path)
     assert run.main([*TINY, "--seed", "3", "--test-interval", "4", "--test-epochs", "15", "--meta-lr", "0.5"]) == 0
@@ -158,14 +140,6 @@ def test_one_test_task_has_no_interval_and_the_files_stay_json(tmp_path, quick):
     assert summary["metric"] == "MSE"  # in the units of the targets
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path, quick):
-    for name, seed in (("one", "5"), ("two", "5"), ("other", "6")):
-        start(tmp_path / name, "--seed", seed)
-    assert_same_run(tmp_path / "one", tmp_path / "two")
-    assert not torch.equal(theta(tmp_path / "one"), theta(tmp_path / "other"))
-    assert content(tmp_path / "one", "test.json")[0]["test"] != content(tmp_path / "other", "test.json")[0]["test"]
-
-
 def test_a_finished_run_is_shown_and_not_run_again(finished, capsys, monkeypatch):
     before, table = files(finished), content(finished, "summary.json")["table"].splitlines()
     monkeypatch.setattr(run, "build", None)
@@ -183,9 +157,7 @@ def test_overwrite_runs_again_and_leaves_nothing_of_the_old_run_and_of_its_evalu
     start(out, "--method", "reptile", "--draw", "1")
     assert run.main(["--evaluate", str(out), "--draw", "1"]) == 0
     (out / "notes.txt").touch()
-    before, _ = files(out), capsys.readouterr()
-    assert "also holds notes.txt; move that away" in refused(capsys, out, "--overwrite")
-    assert files(out) == before
+    assert "also holds notes.txt; move that away" in refused(capsys, out, "--overwrite", keeps=out)
     (out / "notes.txt").rename(out / "checkpoint.pt.tmp")
     assert start(out, "--overwrite") == start(tmp_path / "fresh") == 0
     assert set(files(out)) == FOLDER
@@ -224,7 +196,7 @@ def test_a_closed_pipe_ends_quietly(command):
     assert (ended.returncode, ended.stderr) == (141, "")
 
 
-def test_deterministic_algorithms_are_asked_for_where_the_run_asks(tmp_path, quick, monkeypatch):
+def test_runs_of_a_seed_are_the_same_and_deterministic_where_they_ask_for_it(tmp_path, quick, monkeypatch):
     seen, build = [], run.build
     asked = torch.are_deterministic_algorithms_enabled
     monkeypatch.setattr(run, "build", lambda *given: (seen.append(asked()), build(*given))[1])
@@ -232,24 +204,25 @@ def test_deterministic_algorithms_are_asked_for_where_the_run_asks(tmp_path, qui
     start(tmp_path / "same", "--deterministic")
     assert (seen, asked()) == ([False, True], False)
     assert_same_run(tmp_path / "run", tmp_path / "same")
+    start(tmp_path / "other", "--seed", "6")
+    assert not torch.equal(theta(tmp_path / "run"), theta(tmp_path / "other"))
 
 
-@pytest.mark.parametrize(
-    ("fault", "said"),
-    [
-        (MemoryError(), "out of memory"),
-        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory"),
-        (RuntimeError("DefaultCPUAllocator: no memory"), "out of memory"),
-        (RuntimeError("add does not have a deterministic implementation, but you set ... You"), "add does not have a"),
-    ],
-)
-def test_faults_of_the_machine_get_one_line_and_those_of_the_program_are_raised(
-    tmp_path, monkeypatch, capsys, fault, said
-):
-    for raised in (fault, RuntimeError("a bug")):
-        monkeypatch.setattr(run, "build", Mock(side_effect=raised))
-        with nullcontext() if raised is fault else pytest.raises(RuntimeError, match="a bug"):
-            assert refused(capsys, tmp_path / "run").startswith(f"run.py: {said}")
+MEMORY = MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: no memory")
+OTHERS = [RuntimeError("add does not have a deterministic implementation, but you set ... You")]
+
+
+@pytest.mark.parametrize("fault", [*MEMORY, *OTHERS])
+def test_faults_of_the_machine_get_one_line(tmp_path, monkeypatch, capsys, fault):
+    monkeypatch.setattr(run, "build", Mock(side_effect=fault))
+    said = "out of memory" if fault in MEMORY else "add does not have a"
+    assert refused(capsys, tmp_path / "run").startswith(f"run.py: {said}")
+
+
+def test_faults_of_the_program_are_raised(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "build", Mock(side_effect=RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        start(tmp_path / "run")
 
 
 SMALL = {"domain": "Sinusoid", "shots": 5, "queries": 5, "meta_batch": 3, "inner_steps": 4, "inner_lr": 0.1, "width": 4}

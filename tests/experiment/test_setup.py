@@ -6,6 +6,7 @@ The shell scripts run with a stand-in for Python that records how it is called, 
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -13,14 +14,66 @@ from pathlib import Path
 
 import pytest
 from helpers.commands import ROOT
-from helpers.machines import CORE, STAND_IN, Machine
 from packaging.requirements import Requirement
 
 from experiment.grid import TARGETS
 from experiment.machine import packages
 
+SCRIPTS = ["experiment.sh", "reproduce.sh", "tests/run.sh", "configs/environment.sh"]
+SCRIPTS += ["requirements.txt", "tests/requirements.txt"]
+NAMES = ("python3", "python", "python3.13", "python3.12", "python3.11")
+STAND_IN = """#!/usr/bin/env bash
+# A Python that has the packages in $HAS, or, inside .venv, those that pip was told to install there.
+here=$(dirname "$0")
+echo "${0##*/} $*" >> "$LOG"
+case "$0" in .venv/*|*/.venv/*) has=$(cat "$here/packages" 2>/dev/null) ;; *) has=$HAS ;; esac
+case "$1 $2" in
+    "- "*|"- ") [ -z "${OLD:-}" ] || exit 3; shift; lacking=""
+        for module in "$@"; do case " $has " in *" $module "*) ;; *) lacking="$lacking $module" ;; esac; done
+        echo $lacking; [ -z "$lacking" ] ;;
+    "-m data.download") printf '%s\\n' "in $PWD" "path $PYTHONPATH" "${@:2}" ;;
+    "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+    "-m pip") [ -z "${OFFLINE:-}" ] || exit 1
+        sed 's/==.*//; s/pytest-xdist/xdist/; s/scikit-image/skimage/' "${@: -1}" | tr '\\n' ' ' >> "$here/packages" ;;
+    "-m ruff") exit "${RUFF:-0}" ;;
+    "-m pytest") echo "in $PWD" ;;
+    *run.py*) printf '%s\\n' "in $PWD" "${@:2}"; exit "${STATUS:-0}" ;;
+esac
+"""
+CORE = " ".join(packages())
 FIVE = ["Alpine2D", "100", "50", "200", "cpu"]
 AS_FLAGS = ["--domain", "Alpine2D", "--shots", "100", "--queries", "50", "--inner-steps", "200", "--device", "cpu"]
+
+
+class Machine:
+    """A checkout of the scripts on a machine with stand-ins for Python."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root, self.bin, self.log = folder / "check out", folder / "bin", folder / "log"
+        shutil.copytree(TARGETS, self.root / "configs" / "targets")
+        for name in SCRIPTS:
+            (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, self.root / name)
+        self.bin.mkdir()
+        for name in NAMES:
+            (self.bin / name).write_text(STAND_IN)
+            (self.bin / name).chmod(0o755)
+        self.folder = folder
+
+    def start(self, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+        self.log.write_text("")
+        return subprocess.run(
+            ["bash", str(self.root / script), *arguments],
+            env={"PATH": f"{self.bin}:/usr/bin:/bin", "HOME": str(self.folder), "LOG": str(self.log), "HAS": ""}
+            | environment,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+        )
+
+    def installed(self) -> list[str]:
+        """The requirement files that pip was given in the last start."""
+        return re.findall(r"^python -m pip install --no-cache-dir -r (\S+)$", self.log.read_text(), re.MULTILINE)
 
 
 @pytest.fixture
@@ -167,7 +220,6 @@ def requirements(path: str) -> dict[str, Requirement]:
 def test_requirements_pin_what_the_library_asks_for():
     pins, project = requirements("requirements.txt"), tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     ranges = {parsed.name: parsed.specifier for parsed in map(Requirement, project["dependencies"])}
-    assert set(ranges) == {"torch", "numpy", "scipy"}
     assert packages() == list(pins)  # what a run writes down
     for name, pin in (pins | requirements("tests/requirements.txt")).items():
         (version,) = re.fullmatch(r"==([\d.]+)", str(pin.specifier)).groups()
@@ -176,12 +228,9 @@ def test_requirements_pin_what_the_library_asks_for():
 
 
 def test_the_image_installs_as_experiment_sh_does_and_copies_nothing_else():
-    lines = (ROOT / "env.Dockerfile").read_text().splitlines()
-    steps = [line.split(maxsplit=1) for line in lines if line and not line.startswith("#")]
-    assert re.fullmatch(r"python:3\.1[1-9]-slim", steps[0][1])
+    steps = re.findall(r"^([A-Z]+) (.*)", (ROOT / "env.Dockerfile").read_text(), re.MULTILINE)
     assert {step for step, _ in steps} == {"FROM", "COPY", "RUN"}  # docker run gives the rest
     assert [words.split()[0] for step, words in steps if step == "COPY"] == ["requirements.txt"]
-    runs = " && ".join(words for step, words in steps if step == "RUN")
-    assert "g++" in runs
     (line,) = re.findall(r'"\$PYTHON" (-m pip install .*) "\$file"', (ROOT / "configs/environment.sh").read_text())
-    assert f"cd /tmp && python {line} requirements.txt" in runs
+    for what in ("g++", f"cd /tmp && python {line} requirements.txt"):
+        assert any(step == "RUN" and what in words for step, words in steps), what

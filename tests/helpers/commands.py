@@ -13,16 +13,8 @@ import run
 from experiment import folder
 
 ROOT = Path(run.__file__).parent
-SIZES = {
-    "shots": 4,
-    "queries": 4,
-    "inner-steps": 2,
-    "meta-updates": 6,
-    "meta-batch": 2,
-    "test-tasks": 2,
-    "test-epochs": 10,
-    "width": 4,
-}
+SIZES = {"shots": 4, "queries": 4, "inner-steps": 2, "meta-updates": 6, "meta-batch": 2, "test-tasks": 2}
+SIZES |= {"test-epochs": 10, "width": 4}
 OURS = {"method": "fomaml", "protocol": "finetune", "meta-schedule": "constant", "meta-lr": 0.001, "dtype": "float64"}
 TINY = ["--domain", "CosMixture"] + [x for k, v in (OURS | SIZES).items() for x in (f"--{k}", str(v))]
 EPOCHS = TINY.index("--test-epochs")
@@ -129,7 +121,12 @@ def error_line(capsys, program: str = "run.py") -> str:
     return line
 
 
-def refused(capsys, out: Path, *flags: str) -> str:
-    """The one line that start ends with, where the flags are a mistake; --evaluate RUN stands alone."""
-    assert (run.main([*flags]) if "--evaluate" in flags else start(out, *flags)) == 2
+def refused(capsys, out: Path, *flags: str, status: int = 2, keeps: Path | None = None) -> str:
+    """The one line that start ends with, where the flags are a mistake; --evaluate RUN stands alone.
+
+    keeps: a folder in which everything is as before.
+    """
+    before, _ = keeps and files(keeps), capsys.readouterr()
+    assert (run.main([*flags]) if "--evaluate" in flags else start(out, *flags)) == status
+    assert not keeps or files(keeps) == before
     return error_line(capsys)

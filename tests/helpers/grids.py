@@ -17,8 +17,8 @@ def write_grid(folder: Path, text: str, name: str = "grid") -> Path:
 
 def scripts(folder: Path, **texts: str) -> Grid:
     """A cell a shell script; {made} in it is the file that it is to make."""
-    cells = [
-        Cell(name, {"cell": name}, {}, folder, (Step(["bash", "-c", text.format(made=folder / name)], folder / name),))
-        for name, text in texts.items()
-    ]
+    cells = []
+    for name, text in texts.items():
+        step = Step(["bash", "-c", text.format(made=folder / name)], folder / name)
+        cells.append(Cell(name, {"cell": name}, {}, folder, (step,)))
     return Grid("scripts", cells, folder / ".cells" / "scripts", folder / "scripts.csv")
