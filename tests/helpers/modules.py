@@ -33,9 +33,9 @@ class Forward(nn.Module):
         return self.function(self, x)
 
 
-def two_layers(between) -> Forward:
+def two_layers(between, **parts) -> Forward:
     """between(module, first layer's output, x)."""
-    return Forward(lambda m, x: m.out(between(m, m.into(x), x)), into=nn.Linear(2, 4), out=nn.Linear(4, 1))
+    return Forward(lambda m, x: m.out(between(m, m.into(x), x)), **parts, into=nn.Linear(2, 4), out=nn.Linear(4, 1))
 
 
 def physics(m, x):
@@ -95,66 +95,41 @@ def moving(m, x):
     return h - m.mean
 
 
-def stored(m, h, x):
-    m.last = m.box.last = h.tanh()
+def stored(m, h, x, box=SimpleNamespace()):  # noqa: B008 - one for all
+    m.last = box.last = h.tanh()
     return m.last
 
 
-def storing():
-    module = two_layers(stored)
-    module.box = SimpleNamespace()
-    return module
-
-
 def embedded(**options):
+    return two_layers(lambda m, h, x: h + m.table((x > 0).long().sum(1)), table=nn.Embedding(3, 4, **options))
+
+
+def attention(product=F.scaled_dot_product_attention):
     def forward(m, x):
-        return m.out(m.table((x > 0).long().sum(1)))
+        q, k, v = (part.unflatten(-1, (2, 2)).transpose(0, 1) for part in m.into(x).chunk(3, -1))
+        return m.out(product(q, k, v).transpose(0, 1).flatten(1))
 
-    return Forward(forward, table=nn.Embedding(3, 4, **options), out=nn.Linear(4, 1))
-
-
-def heads(m, x):
-    q, k, v = (part.unflatten(-1, (2, 2)).transpose(0, 1) for part in m.into(x).chunk(3, -1))
-    return m.out(F.scaled_dot_product_attention(q, k, v).transpose(0, 1).flatten(1))
-
-
-def written_out(m, x):
-    q, k, v = (part.unflatten(-1, (2, 2)).transpose(0, 1) for part in m.into(x).chunk(3, -1))
-    return m.out(((q @ k.mT / 2**0.5).softmax(-1) @ v).transpose(0, 1).flatten(1))
-
-
-def attention(forward=heads):
     return Forward(forward, into=nn.Linear(2, 12), out=nn.Linear(4, 1))
 
 
 def recurrent(kind):
-    return lambda: Forward(
-        lambda m, x: m.out(m.rnn(x[:, None] * torch.ones(4, 1).to(x))[0][:, -1]),
-        rnn=kind(2, 3, batch_first=True),
-        out=nn.Linear(3, 1),
-    )
+    def between(m, h, x):
+        return m.rnn(h[:, None].expand(-1, 4, -1))[0][:, -1]
+
+    return lambda: two_layers(between, rnn=kind(4, 4, batch_first=True))
 
 
 def encoder(**options):
     layer = nn.TransformerEncoderLayer(4, 2, 6, activation="gelu", batch_first=True, **options)
-    return Forward(
-        lambda m, x: m.out(m.layer(m.into(x)[None])[0]), into=nn.Linear(2, 4), layer=layer, out=nn.Linear(4, 1)
-    )
+    return two_layers(lambda m, h, x: m.layer(h[None])[0], layer=layer)
 
 
-def fourier():
-    def forward(m, x):
-        return m.out(torch.fft.irfft(torch.fft.rfft(m.into(x)) * torch.view_as_complex(m.kernel.weight), n=4))
-
-    return Forward(forward, kernel=nn.Linear(2, 3, bias=False), into=nn.Linear(2, 4), out=nn.Linear(4, 1))
+def fourier(m, h, x):
+    return torch.fft.irfft(torch.fft.rfft(h) * torch.view_as_complex(m.kernel.weight), n=4)
 
 
 def layers(wrapped=lambda layer: layer) -> nn.Sequential:
     return nn.Sequential(wrapped(nn.Linear(2, 4)), nn.Tanh(), nn.Linear(4, 1)).double()
-
-
-def projected(m, h, x):
-    return h + x @ torch.linalg.inv(m.into.weight.T @ m.into.weight) @ m.into.weight.T
 
 
 def messages(m, h, x):
@@ -167,12 +142,12 @@ CASES = {
     "encoder layer, train": lambda: encoder(dropout=0.0),
     "encoder layer, eval": lambda: encoder().eval(),
     "attention": attention,
-    "Fourier": fourier,
+    "Fourier": lambda: two_layers(fourier, kernel=nn.Linear(2, 3, bias=False)),
     "counter": lambda: Forward(counting, net=nn.Linear(2, 1), calls=torch.zeros(())),
-    "stores": storing,
+    "stores": lambda: two_layers(stored),
     "padded embedding": lambda: embedded(padding_idx=1),
     "hard sigmoid": lambda: two_layers(lambda m, h, x: F.hardsigmoid(h)),
-    "inverse": lambda: two_layers(projected),
+    "inverse": lambda: two_layers(lambda m, h, x: h @ torch.linalg.inv(torch.eye(4).to(h) + h.T @ h)),
 }
 if torch.__version__ >= "2.11":  # torch 2.8 traces none
     CASES["sparse matrix"] = lambda: two_layers(lambda m, h, x: torch.sparse.mm(LINKS, h.tanh().T).T + (LINKS @ h[0]))
@@ -192,7 +167,7 @@ ONE_BY_ONE = {  # what torch cannot batch
     "checkpointed": lambda: two_layers(lambda m, h, x: checkpoint(lambda z: m.into(z).tanh(), x, use_reentrant=False)),
 }
 OTHERWISE = {  # modules of the same parameters, where torch has no second derivative or computes it otherwise
-    "attention": lambda: attention(written_out),
+    "attention": lambda: attention(lambda q, k, v: (q @ k.mT / 2**0.5).softmax(-1) @ v),
     "hard sigmoid": lambda: two_layers(lambda m, h, x: F.relu6(h + 3) / 6),
     "checkpointed": lambda: two_layers(lambda m, h, x: h.tanh()),
 }

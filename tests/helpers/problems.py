@@ -1,7 +1,6 @@
 """Tasks and networks for the tests, in float64: some with answers in closed form."""
 
 import functools
-import math
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +8,6 @@ from torch import Tensor, nn
 import amaml
 from amaml import Tasks
 from amaml.flow.field import GradientFlow
-from amaml.flow.schemes import Move
-from amaml.flow.trajectory import Trajectory
 from amaml.models import Apply
 from baselines import FOMAML, IMAML, MAML, Reptile
 
@@ -142,32 +139,3 @@ def checksum(*arrays) -> float:
     """A sum that every number enters, each with a weight of its own."""
     flat = torch.cat([torch.as_tensor(part).double().flatten() for part in arrays])
     return (flat * torch.linspace(1, 2, len(flat), dtype=torch.float64)).sum().item()
-
-
-def saved(learner, theta: Tensor, tasks: Tasks) -> int:
-    """How many tensors autograd keeps for a backward pass in the course of a meta-gradient."""
-    kept = []
-    learner.meta_gradient(theta, tasks)  # traces its graphs, which the hooks below would not let it
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
-        learner.meta_gradient(theta, tasks)
-    return len(kept)
-
-
-def _one_step(scheme, apply: Apply, loss, x: float, h: float, share: float = 1.0) -> float:
-    """From u = 1, of one task of one point, up to a share of a step."""
-    x = torch.full((1, 1, 1), x, dtype=torch.float64)
-    flow = GradientFlow(apply, loss, Tasks(x, 0 * x, x, 0 * x), torch.ones(1, dtype=torch.float64))
-    trajectory = Trajectory(flow)
-    trajectory.begin(None, [share * h])
-    trajectory.extend([Move(scheme, 0.0, h, h)])
-    return trajectory.path(1).item()
-
-
-def stability_value(scheme, z: float, share: float = 1.0) -> float:
-    """R(-z): one step of size 1 on du/dt = -z u from u = 1, or a share of it."""
-    return _one_step(scheme, Quadratic.apply, amaml.half_mse, math.sqrt(z), 1.0, share)
-
-
-def cubic_step(scheme, h: float, share: float = 1.0) -> float:
-    """One step on the flow of u^3 / 3 from u = 1, which is 1 / (1 + t), or a share of it."""
-    return _one_step(scheme, lambda u, x: u**3 / 3 + 0 * x, lambda value, target: value.sum(), 0.0, h, share)

@@ -1,4 +1,4 @@
-"""Compiled graphs compute what the traced ones do; where torch.compile fails or errs, the traced graphs go on."""
+"""Simplified and compiled graphs compute what traced ones do; where torch.compile fails or errs these go on."""
 
 import functools
 import itertools
@@ -11,11 +11,14 @@ import torch
 import torch._inductor
 from helpers.problems import generator, regression, seeded
 from torch import nn
+from torch.func import grad, vjp
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_map
 
 import amaml
+from amaml import half_mse, mlp
 from amaml.engine import compiling, derivatives
+from amaml.engine.simplifying import simplify
 from baselines import MAML
 
 BASE, X = torch.ones(6, 5, dtype=torch.float64), torch.rand(7, generator=generator(), dtype=torch.float64)
@@ -75,11 +78,6 @@ def test_what_writes_into_a_batched_tensor_is_compiled_right():  # or would be w
     torch.testing.assert_close(compiled, traced, rtol=1e-11, atol=1e-13)
 
 
-def test_complex_numbers_are_not_compiled(compiler):
-    hvps(lambda h: torch.fft.irfft(torch.fft.rfft(h) ** 2, n=5), True)
-    assert compiler.calls == 0
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_lowered_tanh_is_exact_relative_to_itself(dtype):
     x = torch.cat([torch.linspace(-30, 30, 20_001), torch.linspace(-0.5, 0.5, 20_001), torch.logspace(-30, 0, 301)])
@@ -109,15 +107,13 @@ def test_small_products_are_loops(dtype, m, n, k, capability, monkeypatch):
 
 def test_large_products_and_those_of_integers_are_not_loops():
     a = torch.ones(1, 64, 64, dtype=torch.float64)
-    assert (
-        compiling.bmm(a, a)
-        is compiling.bmm(a.long(), a.long())
-        is compiling.bmm(a[:, :, :1], a[:, :1])
-        is NotImplemented
-    )
+    for one, other in ((a, a), (a.long(), a.long()), (a[:, :, :1], a[:, :1])):
+        assert compiling.bmm(one, other) is NotImplemented
 
 
-def test_the_compiler_gets_the_lowered_tanh(compiler):
+def test_the_compiler_gets_no_complex_numbers_and_the_lowered_tanh(compiler):
+    hvps(lambda h: torch.fft.irfft(torch.fft.rfft(h) ** 2, n=5), True)
+    assert compiler.calls == 0
     hvps(torch.sin, True)
     assert torch.ops.aten.exp.default in compiler.operations
     assert torch.ops.aten.tanh.default not in compiler.operations
@@ -188,3 +184,58 @@ def test_compiled_code_meets_no_number_of_which_torch_only_notes_the_sign(compil
     used.scale = torch._neg_view(-used.scale)
     torch.testing.assert_close(losses(torch._neg_view(-x)), expected, rtol=0, atol=0)
     assert compiler.calls > 1
+
+
+X = torch.rand(4, 3, generator=generator(), dtype=torch.float64)
+
+
+def simplified(function, *examples):
+    """The graphs of a function before and after."""
+    before, after = (make_fx(function)(*examples) for _ in range(2))
+    simplify(after)
+    return before, after
+
+
+def test_a_hessian_vector_product_takes_half_of_the_operations_and_is_the_same():
+    theta, apply = seeded(lambda: mlp(3, 3, 8))
+
+    def product(theta, v, x):
+        return vjp(grad(lambda theta: half_mse(apply(theta, x), x.sin())), theta)[1](v)[0]
+
+    theta, x = theta.expand(2, -1).contiguous(), X.expand(2, 4, 3).contiguous()
+    before, after = simplified(torch.vmap(product), theta, theta.sin(), x)
+    assert len(after.graph.nodes) < 0.55 * len(before.graph.nodes)
+    assert torch.equal(after(theta, theta.cos(), x + 1), before(theta, theta.cos(), x + 1))
+
+
+OPERATIONS = [  # how many of a function are left
+    (lambda x: torch.ones_like(x.exp().sum(1)) * x.sum(1), 3),
+    (lambda x: (x.sin() * 1) ** 1, 1),
+    (lambda x: x.sin().transpose(0, 1).transpose(1, 0), 1),
+    (lambda x: x.sin() + x.sin(), 2),
+    (lambda x: x.sin().expand(4, 3).cos(), 2),
+    (lambda x: x.sin().expand(2, 4, 3), 2),  # does something
+    (lambda x: x.float() * 1, 1),
+    (lambda x: (x > 0.5) * 1, 2),  # makes integers
+    (lambda x: x.sin().transpose(0, 1).view(3, 2, 2).transpose(0, 2), 4),
+    (lambda x: x.clone().add_(x.sin()).mul(1), 4),  # writes: left alone
+]
+
+
+@pytest.mark.parametrize(("function", "operations"), OPERATIONS)
+def test_what_does_nothing_goes_and_nothing_else(function, operations):
+    before, after = simplified(function, X)
+    assert sum(node.op == "call_function" for node in after.graph.nodes) == operations
+    assert (after(X).dtype, after(X).stride()) == (before(X).dtype, before(X).stride())
+    assert torch.equal(after(X), before(X))
+
+
+@pytest.mark.parametrize("function", [lambda x: (x * 1, x.sin()), lambda x: (x.split(2)[0] * 1, x.sin(), x.sin())])
+def test_results_lie_in_no_argument_and_in_no_other_result(function):
+    _, after = simplified(function, X)
+    x, expected = X.clone(), function(X)
+    for i, result in enumerate(results := after(x)):
+        assert torch.equal(result, expected[i])
+        result.zero_()
+        assert torch.equal(x, X)
+        assert all(map(torch.equal, results[i + 1 :], expected[i + 1 :]))

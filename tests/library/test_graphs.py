@@ -2,16 +2,17 @@
 
 import gc
 import weakref
-from contextlib import contextmanager, nullcontext
-from functools import wraps
+from contextlib import nullcontext
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from helpers import problems
-from helpers.changes import CHANGES, attribute, other_dtype, rebound_tensor
+from helpers.changes import CHANGES, NEW_GRAPH, Used
 from helpers.problems import linear, mlp, regression, relative_error
+from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook
 from torch.overrides import TorchFunctionMode
@@ -24,8 +25,8 @@ from amaml.engine.task import Definition
 from baselines import FOMAML
 
 METHODS = {name: method for name, method in problems.METHODS.items() if name != "AMAML"}  # whose euler is one
-CASES = [("FOMAML", make) for make in CHANGES.values()]
-CASES += [(method, make) for method in METHODS if method != "FOMAML" for make in (attribute, rebound_tensor)]
+CASES = [("FOMAML", name) for name in CHANGES]
+CASES += [(method, name) for method in METHODS if method != "FOMAML" for name in ("attribute", "rebound name")]
 
 
 @pytest.fixture
@@ -36,94 +37,64 @@ def traces(monkeypatch) -> list:
     return found
 
 
-@pytest.mark.parametrize(("method", "make"), CASES)
-def test_a_change_outside_the_graph_reaches_the_next_call(method, make, traces):
+@pytest.mark.parametrize(("method", "name"), CASES)
+def test_a_change_outside_the_graph_reaches_the_next_call(method, name, traces):
     """Tensors that are used are inputs of the graph: a new one needs no new graph."""
-    (theta, network), tasks = linear(), regression(queries=4)
-    apply, loss, change, tensor = make(network)
+    (theta, network), tasks, (make, change), used = linear(), regression(queries=4), CHANGES[name], Used()
+    apply, loss = make(used, network)
     learner = METHODS[method](apply, loss, 0.05, 5)
     before = learner.meta_gradient(theta, tasks)
     learner.adapt(theta, tasks)
     traces.clear()
     learner.meta_gradient(theta, tasks)
     assert not traces
-    change()
+    change(used)
     after = learner.meta_gradient(theta, tasks), learner.adapt(theta, tasks)
-    assert bool(traces) == (not tensor or make is other_dtype)
+    assert bool(traces) == (name in NEW_GRAPH)
     fresh = METHODS[method](lambda theta, x: apply(theta, x), loss, 0.05, 5)
     assert relative_error(after[0].value, before.value) > 1e-3
     assert relative_error(after[0].value, fresh.meta_gradient(theta, tasks).value) < 1e-12
     assert relative_error(after[1], fresh.adapt(theta, tasks)) < 1e-12
 
 
-def query_temperature(used):
-    used.temperature = 1.0
+class Scaled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, p, used):
+        ctx.used = used
+        return p.clone()
 
-    def loss(p, t):
-        return half_mse(p * used.temperature, t) if len(p) == 4 else half_mse(p, t)
-
-    return loss, lambda: setattr(used, "temperature", 0.5)
-
-
-def gradient_scale(used):
-    used.scale = 1.0
-
-    class Scaled(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx, g):
-            return used.scale * g
-
-    return lambda p, t: half_mse(Scaled.apply(p), t), lambda: setattr(used, "scale", 0.3)
+    @staticmethod
+    def backward(ctx, g):
+        return ctx.used.scale * g, None
 
 
-def held(value, change):
-    """A factor of the gradient alone, which is read of what holds it."""
-
-    def make(used):
-        def loss(p, t):
-            scale = float(value if isinstance(value, torch.Tensor | np.ndarray) else 0.3 ** len(value))
-            return half_mse(scale * p + (1 - scale) * p.detach(), t)
-
-        return loss, change
-
-    return make
+def backwards(p, scale):
+    """With a factor of the gradient alone."""
+    return scale * p + (1 - scale) * p.detach()
 
 
-TENSOR, ARRAY, SET = torch.ones(()), np.ones(()), set()
-HELD = held(TENSOR, lambda: TENSOR.fill_(0.3)), held(ARRAY, lambda: ARRAY.fill(0.3)), held(SET, lambda: SET.add(1))
+UNSEEN = [  # what is made of predictions, and how what is used for it changes
+    (lambda used, p: p * used.scale if len(p) == 4 else p, lambda used: setattr(used, "scale", 0.3)),  # of queries
+    (lambda used, p: Scaled.apply(p, used), lambda used: setattr(used, "scale", 0.3)),
+    (lambda used, p: backwards(p, float(used.tensor)), lambda used: used.tensor.fill_(0.3)),
+    (lambda used, p: backwards(p, float(used.array)), lambda used: used.array.fill(0.3)),
+    (lambda used, p: backwards(p, 0.3 ** len(used.set)), lambda used: used.set.add(1)),
+]
 
 
 @pytest.mark.filterwarnings("ignore:torch cannot batch:RuntimeWarning")
-@pytest.mark.parametrize("make", [query_temperature, gradient_scale, *HELD])
-def test_a_change_that_leaves_the_first_loss_as_it_was_is_seen(make):
+@pytest.mark.parametrize(("make", "change"), UNSEEN)
+def test_a_change_that_leaves_the_first_loss_as_it_was_is_seen(make, change):
     (theta, apply), tasks = linear(), regression(queries=4)
     with torch.no_grad():
         tasks.support_y[0] = apply(theta, tasks.support_x[0]) + 1e-3
-    loss, change = make(SimpleNamespace())
-    learner = FOMAML(apply, loss, 0.05, 5)
+    used = SimpleNamespace(scale=1.0, tensor=torch.ones(()), array=np.ones(()), set=set())
+    learner = FOMAML(apply, lambda p, t: half_mse(make(used, p), t), 0.05, 5)
     before = learner.meta_gradient(theta, tasks).value
-    change()
-    expected = FOMAML(apply, lambda p, t: loss(p, t), 0.05, 5).meta_gradient(theta, tasks).value
+    change(used)
+    expected = FOMAML(apply, lambda p, t: half_mse(make(used, p), t), 0.05, 5).meta_gradient(theta, tasks).value
     assert relative_error(before, expected) > 1e-2
     assert relative_error(learner.meta_gradient(theta, tasks).value, expected) < 1e-12
-
-
-def test_a_function_that_says_to_be_what_it_wraps_is_looked_into():
-    scale = [1.0]
-
-    @wraps(F.mse_loss)
-    def loss(p, y):
-        return scale[0] * F.mse_loss(p, y)
-
-    (theta, apply), tasks = mlp(), regression()
-    before, scale[0] = FOMAML(apply, loss, 0.05, 1).meta_gradient(theta, tasks).value, 3.0
-    fresh = FOMAML(apply, lambda p, y: 3 * F.mse_loss(p, y), 0.05, 1).meta_gradient(theta, tasks).value
-    assert relative_error(FOMAML(apply, loss, 0.05, 1).meta_gradient(theta, tasks).value, fresh) < 1e-12
-    assert relative_error(before, fresh) > 0.1
 
 
 class Doubled(TorchFunctionMode):
@@ -132,24 +103,16 @@ class Doubled(TorchFunctionMode):
         return 2 * result if function is F.linear else result
 
 
-@contextmanager
-def patched():
-    own = torch.nn.Linear.forward
-    torch.nn.Linear.forward = lambda self, x: 2 * own(self, x)
-    yield
-    torch.nn.Linear.forward = own
+CONTEXTS = [
+    Doubled,
+    lambda: patch.object(nn.Linear, "forward", lambda self, x: 2 * F.linear(x, self.weight, self.bias)),
+    lambda: register_module_forward_hook(lambda part, x, y: 2 * y if isinstance(part, nn.Linear) else None),
+]
 
 
-@contextmanager
-def hooked():
-    handle = register_module_forward_hook(lambda part, x, y: 2 * y if isinstance(part, torch.nn.Linear) else None)
-    yield
-    handle.remove()
-
-
-@pytest.mark.parametrize("context", [Doubled, hooked, patched])
+@pytest.mark.parametrize("context", CONTEXTS)
 def test_a_network_of_torchs_own_layers_is_looked_at_again_where_something_else_changes_what_they_do(context):
-    net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1)).double()
+    net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double()
     (theta, apply), tasks = amaml.flatten(net), regression(2)
     learner = FOMAML(apply, F.mse_loss, 0.05, 5)
     before = learner.meta_gradient(theta, tasks).value
@@ -181,45 +144,35 @@ def test_a_counter_that_no_graph_depends_on_is_looked_at_once(traces):
 def test_what_could_not_be_traced_is_tried_again_when_something_has_changed(traces):
     (theta, network), tasks, used = linear(), regression(), SimpleNamespace(log=True, unread=0)
 
-    def apply(theta, x):
+    def apply(theta, x):  # which nothing was said of yet
         return network(theta, x)
 
     def loss(p, t):
         return half_mse(p, t) * (2 if used.log and p.sum().item() > 1e9 else 1)
 
-    def count(log, unread):
+    def is_traced(log, unread):
+        traces.clear()
         used.log, used.unread = log, unread
         derivatives.gradients(apply, loss, theta.expand(3, -1), *tasks.support)
         graphs.refresh(apply, loss, theta)
-        return len(traces)
+        return bool(traces)
 
     with pytest.warns(RuntimeWarning, match="torch cannot batch"):
-        counts = [count(True, unread) for unread in (0, 0, 1, 2)]
-    counts += [count(False, unread) for unread in (2, 2, 3, 4)]
-    grown = [after > before for before, after in zip(counts, counts[1:], strict=False)]
-    assert grown == [False, True, False, True, True, True, False]
+        assert [is_traced(True, unread) for unread in (0, 0, 1, 2)] == [True, False, True, False]
+    assert [is_traced(False, unread) for unread in (2, 2, 3, 4)] == [True, True, True, False]
 
 
-def test_a_change_between_two_shapes_reaches_both():
-    """Support sets of two sizes in turn, with one query set: its graph is older than the second size's."""
-    (theta, network), small, large = linear(), regression(shots=4), regression(shots=8)
-    used = SimpleNamespace(factor=1.0)
-    learner = FOMAML(network, lambda p, t: used.factor * half_mse(p, t), 0.05, 5)
+@pytest.mark.parametrize(("queries", "points"), [(5, -1), (8, 8)], ids=["", "that the first points do not fit"])
+def test_a_change_between_two_shapes_reaches_both(queries, points):
+    """Support sets of two sizes in turn; with one query set its graph is older than the second size's."""
+    (theta, network), small, large = linear(), regression(shots=4), regression(shots=8, queries=queries)
+    used = SimpleNamespace(factor=1.0, points=-1)
+    learner = FOMAML(network, lambda p, t: used.factor * half_mse(p.view(used.points), t.view(-1)), 0.05, 5)
     learner.meta_gradient(theta, small)
-    used.factor = 3.0
-    for tasks in (large, small):
+    used.factor, used.points = 3.0, points
+    for tasks in (large, small)[: 2 if points == -1 else 1]:
         expected = FOMAML(network, lambda p, t: 3.0 * half_mse(p, t), 0.05, 5).meta_gradient(theta, tasks)
         assert relative_error(learner.meta_gradient(theta, tasks).value, expected.value) < 1e-12
-
-
-def test_a_change_that_the_points_of_the_first_call_do_not_fit_is_no_error():
-    (theta, network), small, large = linear(), regression(shots=4, queries=4), regression(shots=6, queries=6)
-    used = SimpleNamespace(points=4)
-    learner = FOMAML(network, lambda p, t: half_mse(p.view(used.points), t.view(used.points)), 0.05, 5)
-    learner.meta_gradient(theta, small)
-    used.points = 6
-    expected = FOMAML(network, half_mse, 0.05, 5).meta_gradient(theta, large)
-    assert relative_error(learner.meta_gradient(theta, large).value, expected.value) < 1e-13
 
 
 @pytest.mark.skipif(not compiler_found(), reason="torch.compile needs a C++ compiler")
@@ -227,13 +180,14 @@ def test_a_change_that_the_points_of_the_first_call_do_not_fit_is_no_error():
 def test_a_compiled_graph_is_tied_neither_to_the_tensors_of_its_first_call_nor_to_those_of_the_loss():
     """The same tensor for two arguments, not contiguous, then two tensors, then another weight."""
     (theta, network), tasks = linear(), regression()
-    apply, loss, change, _ = rebound_tensor(network)
+    (make, change), used = CHANGES["rebound name"], Used()
+    apply, loss = make(used, network)
     phi, v = theta.expand(3, -1), torch.ones(3, len(theta), dtype=torch.float64)
     traced = derivatives.hvps(apply, loss, phi, v, *tasks.support)
     with compiled():
         derivatives.hvps(apply, loss, phi, phi, *tasks.support)
         before = derivatives.hvps(apply, loss, phi, v, *tasks.support)
-        change()
+        change(used)
         after = derivatives.hvps(apply, loss, phi, v, *tasks.support)
     torch.testing.assert_close(before, traced, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(after, 3 * traced, rtol=1e-12, atol=1e-14)
@@ -253,13 +207,12 @@ def test_a_loss_that_is_traced_anew_at_every_call_warns():
 @pytest.mark.parametrize("method", METHODS)
 def test_autocast_is_refused_before_and_after_the_first_call(method):
     (theta, network), tasks = linear(), regression()
-    theta, tasks = theta.float(), tasks.to(torch.float32)
     learner = METHODS[method](lambda theta, x: network(theta, x), half_mse, 0.05, 5)
     for _ in range(2):
         for call in (learner.meta_gradient, learner.adapt):
             with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(InputError, match="autocast is on"):
                 call(theta, tasks)
-        assert learner.meta_gradient(theta, tasks).value.isfinite().all()
+        learner.meta_gradient(theta, tasks)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -5,11 +5,10 @@ import math
 
 import pytest
 import torch
-from helpers.problems import Quadratic, diagonal, generator, mlp, mlp_flow, regression, relative_error, seeded
+from helpers.problems import Quadratic, diagonal, mlp, mlp_flow, regression, relative_error
 from torch.func import jacrev, vmap
 
-import amaml
-from amaml import AMAML, Tasks, half_mse
+from amaml import Tasks, half_mse
 from amaml.flow.curvature import Curvature, Leading
 from amaml.flow.field import GradientFlow
 from amaml.flow.mesh import SOLVERS, GradedMesh, divided
@@ -69,21 +68,6 @@ def test_errors_of_the_slowest_and_the_stiffest_modes_stay_within_the_tolerance(
             assert abs(product - math.exp(-mu * 20.0)) < 3 * tolerance
 
 
-def test_a_new_scheme_needs_its_tableau_and_nothing_else():
-    (theta, apply), tasks = mlp(), regression(shots=20)
-    reference = AMAML(apply, half_mse, 0.01, 200, solver="rk4", rtol=1e-7).meta_gradient(theta, tasks).value
-    gradient = AMAML(apply, half_mse, 0.01, 200, solver=SSP3).meta_gradient(theta, tasks)
-    assert relative_error(gradient.value, reference) < 1e-3
-    assert gradient.observation.cost < 100
-    assert 1 / 50 < relative_error(gradient.value, reference) / gradient.error < 3
-
-
-def test_steps_are_four_times_longer_towards_the_end():
-    moves = planned(GradedMesh(SOLVERS["rkc"], 1e-3), 50.0, 4.0)
-    early, late = (next(move.h for move in moves if move.end >= t) for t in (2.5, 47.5))
-    assert 3.0 < late / early < 7.0
-
-
 def test_steps_grow_with_the_tolerance_at_the_order_of_the_scheme():
     for scheme in (RK3, RK4, MIDPOINT):
         first = [planned(GradedMesh((scheme,), tolerance), 50.0, 4.0)[0].h for tolerance in (1e-5, 1e-3)]
@@ -117,27 +101,20 @@ def test_a_block_that_lambda_max_outran_is_taken_again(solver):
 def test_the_rate_at_which_lambda_max_grows_is_foreseen(monkeypatch):
     """Where it grows like exp(1.5 t), blocks planned without its rate are outrun and taken again."""
     rewinds, rewind, block = [], Trajectory.rewind, GradedMesh.block
-    monkeypatch.setattr(Trajectory, "rewind", lambda *arguments: (rewinds.append(1), rewind(*arguments)))
-    counts = []
+    monkeypatch.setattr(Trajectory, "rewind", lambda *given: (rewinds.append(foreseen), rewind(*given)))
     for foreseen in (True, False):
-        if not foreseen:
-            monkeypatch.setattr(GradedMesh, "block", lambda self, *a: block(self, *a[:4]))
-        rewinds.clear()
+        monkeypatch.setattr(GradedMesh, "block", block if foreseen else lambda self, *a: block(self, *a[:4]))
         trajectory, curvature = clock(lambda t: 20 * math.exp(1.5 * t))
         GradedMesh(SOLVERS["rkc"], 1e-3).follow(trajectory, (2.0,), curvature)
-        counts.append(len(rewinds))
-    assert counts[0] < counts[1]
+    assert rewinds.count(True) < rewinds.count(False)
 
 
-@pytest.mark.parametrize("solver", ["auto", "rk4", "rkc", "dopri5"])
+@pytest.mark.parametrize("solver", ["auto", "rkc", "dopri5"])
 def test_steps_for_the_continuous_adjoint_stay_within_heuns_limit(solver):
-    longest = []
     for backward in (HEUN, None):
         trajectory, curvature = clock(lambda t: 30.0)
         GradedMesh(SOLVERS[solver], 0.1, backward).follow(trajectory, (10.0,), curvature)
-        longest.append(max(30 * move.h for move in trajectory.moves))
-    assert longest[0] < HEUN.stability
-    assert (longest[1] > HEUN.stability) == (solver != "rk4")  # whose own limit is below
+        assert (max(30 * move.h for move in trajectory.moves) < HEUN.stability) == (backward is HEUN)
 
 
 def test_auto_takes_every_scheme_where_it_is_the_cheapest():
@@ -162,20 +139,6 @@ def test_finer_steps_are_as_much_shorter(times):
         assert move.h >= min(one.h for one in parts) / times * 0.99
 
 
-def test_steps_keep_up_with_a_flow_that_sharpens_suddenly():
-    """MAML's sinusoids, on which lambda_max grows eightfold."""
-    x, more = (torch.rand(4, 10, 1, generator=generator(seed), dtype=torch.float64) for seed in (1, 2))
-    y = (0.1 + 4.9 * more[:, :1]) * (10 * x - 5 - 3.1 * more[:, 1:2]).sin()
-    theta, apply = seeded(lambda: amaml.mlp(1, 1, 40), 1)
-    flow = GradientFlow(apply, half_mse, Tasks(10 * x - 5, y, 10 * x - 5, y), theta)
-    trajectory, curvature, found = Trajectory(flow), Curvature(flow), []
-    GradedMesh(SOLVERS["auto"], 1e-3).follow(trajectory, (2.0,), Curvature(flow))
-    for _, move, stages in trajectory.backwards():
-        found.append(max(curvature.at(stages[0])))
-        assert move.h * found[-1] < move.scheme.stability
-    assert max(found) > 3 * found[-1]
-
-
 def test_lambda_max_is_settled_before_it_is_believed():
     flow = mlp_flow(shots=20)
     exact = vmap(jacrev(jacrev(lambda u, x, y: flow.loss(flow.apply(u, x), y))), (None, 0, 0))
@@ -183,12 +146,6 @@ def test_lambda_max_is_settled_before_it_is_believed():
     found = torch.tensor(Curvature(flow).at(flow.start), dtype=torch.float64)
     assert (found <= largest * (1 + 1e-9)).all()
     assert (found > 0.9 * largest).all()
-
-
-def hidden() -> GradientFlow:
-    """A flow in which theta is optimal along the one stiff direction."""
-    theta, tasks, _ = diagonal([50.0, *39 * [1.0]], [1.0, *39 * [0.0]], 40 * [1.0])
-    return GradientFlow(Quadratic.apply, half_mse, tasks, theta)
 
 
 def products(flow: GradientFlow, curvature: Curvature, u) -> int:
@@ -221,17 +178,14 @@ def test_what_another_batch_had_is_a_direction_to_begin_from_and_no_value(factor
     assert direction.untyped_storage().nbytes() == direction.nbytes  # a checkpoint holds it, and not the whole batch
 
 
-def test_a_stiff_direction_is_found_from_call_to_call_although_none_of_them_looks_long():
-    """What is known is another eigenvector: each call begins where the last one ended."""
-    flow, known = hidden(), Leading(1.0, torch.eye(40, dtype=torch.float64)[1])
+def test_a_stiff_direction_that_the_field_does_not_hold_is_seen_and_found_from_another_one_within_three_calls():
+    """Each begins where the last one ended."""
+    theta, tasks, _ = diagonal([50.0, *39 * [1.0]], [1.0, *39 * [0.0]], 40 * [1.0])
+    flow, known = GradientFlow(Quadratic.apply, half_mse, tasks, theta), Leading(1.0, torch.eye(40).double()[1])
+    assert flow.at_start[0, 0] == 0
+    assert Curvature(flow).at(flow.start)[0] > 40
     for _ in range(3):
         curvature = Curvature(flow, known=known)
         curvature.at(flow.start)
         known = curvature.leading
     assert known.value > 40
-
-
-def test_a_stiff_direction_that_the_field_does_not_hold_is_seen():
-    flow = hidden()
-    assert flow.at_start[0, 0] == 0
-    assert Curvature(flow).at(flow.start)[0] > 40

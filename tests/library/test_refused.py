@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from helpers.modules import maml, two_layers
 from helpers.problems import mlp, regression
 from helpers.unrolled import Problem, body, half_squares, small
 from torch import nn
@@ -14,26 +15,31 @@ from torch.distributions import Normal
 
 import amaml
 from amaml import AMAML, Adaptation, Chunked, Tasks, half_mse
-from baselines import FOMAML, IMAML
+from baselines import FOMAML, IMAML, MAML, Pretrained, Reptile, Scratch
 
 (THETA, APPLY), TASKS, SIX, RATE = mlp(), regression(), torch.ones(3, 6, dtype=torch.float64), {"head.weight": 0.1}
 tasks = partial(replace, TASKS)
 ASKED, BAD_TIMES = TASKS.support_x.clone().requires_grad_(), ((), (3, 2), (0, 8), (-1,), (1.5,), 2)
 
 
-def ragged(query: int, targets: int) -> Tasks:
+def ragged(support: int = 6, query: int = 5, targets: int = 5) -> Tasks:
+    """The second task has so many points."""
     row = TASKS.support_x[0], TASKS.support_y[0], TASKS.query_x[0], TASKS.query_y[0]
-    return Tasks.ragged([row, (*row[:2], row[2][:query], row[3][:targets])])
+    return Tasks.ragged([row, [part[:n] for part, n in zip(row, (support, support, query, targets), strict=True)]])
 
 
 def learner(kind=AMAML, **options):
     return kind(APPLY, half_mse, **{"inner_lr": 0.1, "inner_steps": 10} | options)
 
 
-def called(**options):
+def single(one, dtype=torch.float32):
+    return one.meta_gradient(THETA.to(dtype), TASKS.to(dtype))
+
+
+def called(at=None, **options):
     """The way forward and back through an Adaptation."""
     problem = Problem(plain=True)
-    return problem.adaptation(**options).adapt(problem.tasks).sum().backward()
+    return problem.adaptation(**options).adapt(problem.tasks, at=at).sum().backward()
 
 
 def transformed(way) -> None:
@@ -86,14 +92,11 @@ OF_TASKS = [
     (lambda: tasks(support_weight=torch.ones(3, 5)), r"support_weight must .* each point, \(3, 6\), got \(3, 5\)"),
     (lambda: TASKS[1], r"take tasks\[1 : 2\]"),  # which takes the axis of tasks away, and points for tasks
     (lambda: Tasks.ragged((torch.zeros(2, n),) * 4 for n in (1, 2)), "numbers of points alone, not in keys"),
-    (lambda: ragged(2, 3), r"query set of task 1 \(from 0\) has tensors of \[2, 3\] points"),
+    (lambda: ragged(6, 2, 3), r"query set of task 1 \(from 0\) has tensors of \[2, 3\] points"),
     (lambda: small()[0]((1, 2)), "tasks must be amaml.Tasks, got tuple"),
     (lambda: learner(FOMAML).adapt(THETA, (TASKS.support_x, TASKS.support_y)), "tasks must be amaml.Tasks, got tuple"),
     (lambda: small()[0](tasks(query_weight=torch.ones(3, 5).double())), r"loss for each .*6 points, got shape \(\)"),
-    (
-        lambda: small(loss=half_squares)[0](tasks(support_weight=0 * SIX)),
-        "support_weight adds up to zero for some task",
-    ),
+    (lambda: small(loss=half_squares)[0](tasks(support_weight=0 * SIX)), "support_weight adds up to zero for some"),
     (lambda: small()[0](replace(TASKS, shared={"scale": torch.ones(1)})), r"leave Tasks\(shared=...\) out"),
 ]
 OF_LEARNERS = [
@@ -105,9 +108,16 @@ OF_LEARNERS = [
     *((lambda r=r: learner(FOMAML, robust=r), "robust must be None") for r in ("median", 0, -1.0, True)),
     (lambda: learner(inner_lr=math.nan * THETA).meta_gradient(THETA, TASKS), "inner_lr holds NaN; an earlier update"),
     *((lambda n=n: Chunked(learner(FOMAML), n), f"task_chunk must be .*, got {n}") for n in (0, -1, 2.0)),
+    *((lambda d=d: single(learner(), d), "rounding spoils the adjoint") for d in (torch.float16, torch.bfloat16)),
+    (lambda: single(learner(rtol=1e-5)), "rtol 1e-05 is more than torch.float32 can reach; use 0.0001 or more, or fl"),
     *(
-        (lambda dtype=dtype: learner().meta_gradient(THETA.to(dtype), TASKS.to(dtype)), "rounding spoils the adjoint")
-        for dtype in (torch.float16, torch.bfloat16)
+        (lambda kind=kind, loop=loop: learner(kind, **loop), f"{next(iter(loop))}.*got")
+        for kind in (AMAML, MAML, FOMAML, IMAML, Reptile, Scratch, Pretrained)
+        for loop in ({"inner_lr": 0.0}, {"inner_lr": -1.0}, {"inner_steps": 0}, {"inner_steps": 2.5})
+    ),
+    (
+        lambda: maml(nn.Sequential(nn.Linear(2, 1), nn.BatchNorm1d(1)).double())(regression(shots=1)),
+        "batch norm needs more than one value a channel.*more support",
     ),
 ]
 OF_ADAPTATION = [
@@ -143,6 +153,15 @@ OF_ADAPTATION = [
         lambda: small(inner_batch=2)[0](tasks(support_x=(TASKS.support_x, torch.zeros(3, 2, 7).double()))),
         r"inner_batch takes some of the 6 points.* support_x.1 \(3, 2, 7\) has another number; leave inner_batch out",
     ),
+    (
+        lambda: maml(nn.Linear(2, 1).double(), half_squares, inner_batch=2)(ragged(support=1)),
+        "inner_batch takes the same points of every task",
+    ),
+    (
+        lambda: maml(two_layers(lambda m, h, x: h * float(x.sum())).double(), batched=True)(TASKS),
+        r"cannot batch.*Forward, test_refused.py line \d+: .*batched=False goes",
+    ),
+    (lambda: maml(torch.jit.script(nn.Linear(2, 1))), "is scripted.*give the module that was scripted"),
     (lambda: Adaptation(empty(), half_mse, 0.1, 3), "no parameter of the module requires a gradient; thaw"),
     (lambda: small()[0](TASKS, at=(1, 2), weights=LEARNED), "query_weights require a gradient and would get none"),
     *((lambda way=way: transformed(way), "no transform of torch.func") for way in WAYS),
@@ -167,6 +186,7 @@ OF_INNER_LOOPS = [
     ({"inner_batch": torch.tensor([[6]] * 7)}, "tensor .7 steps, n. of their numbers from 0 to 5, got"),
     *(({"inner_lr": lr}, "a schedule gives no number for each inner step") for lr in ([0.1, None], lambda: 0.1)),
     *(({name: torch.tensor(0.1j)}, f"{name} must be a number.* got torch.complex64") for name in ("inner_lr", "prox")),
+    ({"method": "imaml", "at": (1, 7)}, "the end of its inner loop alone, 7 steps, got"),
     ({"inner_lr": math.inf}, "inner_lr must be a positive number, got inf"),
     ({"prox": "weak"}, "prox must be zero or a positive number, got 'weak'"),
     ({"inner_optimizer": torch.optim.Adam}, "inner_optimizer must be one of .* got Adam"),
@@ -189,19 +209,13 @@ OF_MODULES = [
     (lambda: amaml.flatten(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))), f"dropout '1' {DROPOUT}"),
     (lambda: amaml.flatten(nn.TransformerEncoderLayer(4, 2)), f"dropout 'self_attn' {DROPOUT}"),
     (lambda: amaml.flatten(nn.Sequential(nn.LazyLinear(3), nn.Tanh())), "parameter '0.weight' has no shape yet"),
-    (
-        lambda: Adaptation(of_inference(), half_mse, 0.1, 3),
-        r"parameter 'body.0.weight' was made in torch.inference_mode\(\)",
-    ),
+    (lambda: Adaptation(of_inference(), half_mse, 0.1, 3), r"body.0.weight' was made in torch.inference_mode\(\)"),
     (lambda: amaml.predict(APPLY, THETA, TASKS.query_x), r"phi must be \(tasks, P\).*predict\(apply, phi\[None\]"),
     (lambda: amaml.predict(APPLY, THETA.expand(2, -1), TASKS.query_x), r"phi must be \(tasks, P\)"),
     (lambda: amaml.predict(APPLY, THETA[None], (TASKS.query_x.numpy(),)), "x.0 must be a torch.Tensor, got ndarray"),
     (lambda: amaml.predict(lambda p, x: Normal(x, 1), THETA[None], TASKS.query_x[:1]), "returns a Normal, in which"),
     (lambda: amaml.predict(lambda p, x: {x}, THETA[None], TASKS.query_x[:1]), "returns a set, in which"),
-    (
-        lambda: amaml.predict(lambda p, x: iter((x,)), THETA[None], TASKS.query_x[:1]),
-        "returns a tuple_iterator, in which",
-    ),
+    (lambda: amaml.predict(lambda p, x: iter((x,)), THETA[None], TASKS.query_x[:1]), "returns a tuple_iterator, in"),
 ]
 
 

@@ -1,32 +1,49 @@
-"""Steps and their transposes: order, stability, the cheapest one; adjoints against closed forms and differences."""
+"""Steps and adjoints: order, stability, closed forms and differences; what is kept of a trajectory, the same bits."""
 
+import gc
 import math
+from functools import partial
 
 import pytest
 import torch
-from helpers.problems import (
-    Quadratic,
-    classification,
-    convnet,
-    cubic_step,
-    mlp,
-    mlp_flow,
-    regression,
-    relative_error,
-    slope_error,
-    stability_value,
-)
+from helpers.problems import Quadratic, classification, convnet, mlp, mlp_flow, regression, relative_error, slope_error
+from torch.nn.functional import pad
 from torchdiffeq import odeint
 
-from amaml import AMAML, half_mse
+from amaml import AMAML, Tasks, half_mse
 from amaml.engine import derivatives
 from amaml.flow.adjoint import continuous, discrete
 from amaml.flow.chebyshev import Chebyshev
+from amaml.flow.curvature import Curvature
+from amaml.flow.descent import FixedMesh
 from amaml.flow.field import GradientFlow
-from amaml.flow.mesh import SOLVERS
+from amaml.flow.mesh import SOLVERS, GradedMesh
+from amaml.flow.optimizers import Optimizer
 from amaml.flow.schemes import DOPRI5, EULER, MIDPOINT, RK3, RK4, Move
 from amaml.flow.trajectory import Trajectory
 from amaml.learner import query_gradient
+from amaml.models import Apply
+from baselines import MAML
+
+
+def _one_step(scheme, apply: Apply, loss, x: float, h: float, share: float = 1.0) -> float:
+    """From u = 1, of one task of one point, up to a share of a step."""
+    x = torch.full((1, 1, 1), x, dtype=torch.float64)
+    flow = GradientFlow(apply, loss, Tasks(x, 0 * x, x, 0 * x), torch.ones(1, dtype=torch.float64))
+    trajectory = Trajectory(flow)
+    trajectory.begin(None, [share * h])
+    trajectory.extend([Move(scheme, 0.0, h, h)])
+    return trajectory.path(1).item()
+
+
+def stability_value(scheme, z: float, share: float = 1.0) -> float:
+    """R(-z): one step of size 1 on du/dt = -z u from u = 1, or a share of it."""
+    return _one_step(scheme, Quadratic.apply, half_mse, math.sqrt(z), 1.0, share)
+
+
+def cubic_step(scheme, h: float, share: float = 1.0) -> float:
+    """One step on the flow of u^3 / 3 from u = 1, which is 1 / (1 + t), or a share of it."""
+    return _one_step(scheme, lambda u, x: u**3 / 3 + 0 * x, lambda value, target: value.sum(), 0.0, h, share)
 
 
 @pytest.mark.parametrize("scheme", [EULER, MIDPOINT, RK4], ids=lambda scheme: scheme.name)
@@ -171,3 +188,98 @@ def test_one_hvp_for_each_stage_of_each_step_and_two_for_a_step_of_heuns():
             trajectory = fixed_steps(flow, FIXED[name], 0.5, 5)
             adjoint(flow, trajectory, torch.ones_like(trajectory.final))
             assert (flow.evaluations.gradients, flow.evaluations.hvps) == (5 * stages, 5 * products)
+
+
+def _kept_and_gradient(solver, checkpoints, steps=40):
+    flow = mlp_flow()
+    trajectory = Trajectory(flow, checkpoints)
+    mesh = GradedMesh(SOLVERS[solver], 1e-4) if SOLVERS[solver] else FixedMesh(steps)
+    mesh.follow(trajectory, [0.05 * steps], Curvature(flow))
+    lam, *_ = query_gradient(flow.apply, flow.loss, trajectory.final, flow.tasks)
+    return flow.evaluations, discrete(flow, trajectory, lam)[0]
+
+
+@pytest.mark.parametrize("solver", ["euler", "rk4", "auto"])
+def test_recomputed_trajectories_give_the_same_bits(solver):
+    whole, expected = _kept_and_gradient(solver, None)
+    assert whole.recomputations == 0
+    for checkpoints in (1, 3, 10):
+        again, value = _kept_and_gradient(solver, checkpoints)
+        assert torch.equal(value, expected), checkpoints
+        assert again.recomputations > 0, checkpoints
+        assert (again.gradients, again.hvps) == (whole.gradients, whole.hvps), checkpoints
+    assert again.recomputations <= 3 * whole.gradients  # close to the binomial bound
+
+
+@pytest.mark.parametrize("checkpoints", [4, 9])
+def test_no_more_states_are_alive_than_asked_for(checkpoints):
+    flow = mlp_flow()
+    trajectory = Trajectory(flow, checkpoints)
+    FixedMesh(40).follow(trajectory, [2.0])
+
+    def alive() -> int:
+        gc.collect()
+        states = [t for t in gc.get_objects() if type(t) is torch.Tensor and t.shape == trajectory.final.shape]
+        return len({t.data_ptr() for t in states})
+
+    base = 4  # the start, the field there, the final state and its gradient
+    assert alive() <= checkpoints + base
+    lam, *_ = query_gradient(flow.apply, flow.loss, trajectory.final, flow.tasks)
+    for i, _, stages in trajectory.backwards():
+        if i % 16 == 0:
+            assert alive() <= checkpoints + len(stages) + base + 1
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_large_trajectories_thin_out_by_themselves(monkeypatch, optimizer):
+    def kept(steps):
+        flow = GradientFlow(apply, half_mse, tasks, theta)
+        trajectory = FixedMesh(steps, Optimizer(optimizer)).follow(Trajectory(flow), [0.05 * steps])
+        states = len(trajectory._states) * trajectory.final.numel() * 8
+        lam = query_gradient(apply, half_mse, trajectory.final[..., : len(theta)], tasks)[0]
+        value = discrete(flow, trajectory, pad(lam, (0, trajectory.final.shape[-1] - len(theta)))).lam
+        return flow.evaluations.recomputations, states, value[..., : len(theta)]
+
+    (theta, apply), tasks = mlp(), regression()
+    one = len(tasks) * len(theta) * 8 * (3 if optimizer == "adam" else 1)
+    monkeypatch.setattr("amaml.flow.trajectory.SMALL", 30 * one)
+    assert kept(30)[:2] == (0, 0)
+    recomputations, states, value = kept(200)
+    assert 0 < recomputations < 3 * 200
+    assert states <= 30 * one
+    monkeypatch.undo()
+    assert torch.equal(value, kept(200)[-1])
+
+
+@pytest.mark.parametrize("make", [MAML, partial(AMAML, solver="euler"), partial(AMAML, solver="rk4")])
+def test_no_graph_is_kept_across_steps_but_by_maml(make):
+    """Of A-MAML autograd keeps tensors for a moment, for the check of one task's loss."""
+    (theta, apply), tasks, kept = mlp(), regression(), {10: [], 40: []}
+    for steps, found in kept.items():
+        learner = make(apply, half_mse, 0.05, steps)
+        learner.meta_gradient(theta, tasks)  # traces its graphs, which the hooks below would not let it
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, found=found: found.append(t.shape) or t, lambda t: t):
+            learner.meta_gradient(theta, tasks)
+    few, many = map(len, kept.values())
+    assert many > 3 * few > 0 if make is MAML else few == many
+
+
+@pytest.mark.parametrize("checkpoints", [None, 3])
+def test_a_trajectory_that_is_rewound_goes_on_as_if_nothing_had_been(checkpoints):
+    """On the way forward, and in the middle of the way back."""
+    flow = mlp_flow()
+    moves = [Move(RK4, 0.1 * i, 0.1 * (i + 1), 0.1) for i in range(12)]
+    whole, turned = Trajectory(flow, checkpoints), Trajectory(flow, checkpoints)
+    whole.extend(moves)
+    turned.extend(moves[:5])
+    u = turned.final
+    turned.extend([Move(RK4, 0.5 + i, 1.5 + i, 1.0) for i in range(6)])
+    turned.rewind(5, u)
+    turned.extend(moves[5:])
+    stages = next(stages for index, _, stages in turned.backwards() if index == 7)
+    turned.rewind(7, stages[0])
+    turned.extend(moves[7:])
+    lam = torch.ones_like(whole.final)
+    assert turned.moves == whole.moves
+    assert torch.equal(turned.final, whole.final)
+    assert torch.equal(discrete(flow, turned, lam).lam, discrete(flow, whole, lam).lam)
