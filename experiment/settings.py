@@ -222,8 +222,6 @@ def check_together(flags: Iterable[str], s: Settings) -> None:
         raise InputError(f"--reptile-first {s.reptile_first} leaves no update to {s.method}; choose at most {most}")
     if "draw" in flags and s.draw > s.test_tasks:
         raise InputError(f"--draw {s.draw} is more than --test-tasks {s.test_tasks}; choose at most {s.test_tasks}")
-    if s.query_weights is not None and s.query_steps is None:
-        raise InputError("--query-weights are those of --query-steps; give both")
     if s.resume and s.overwrite:
         raise InputError("--resume goes on with a run and --overwrite discards it; choose one of them")
     tables = {"method": METHODS, "network": NETWORKS, "protocol": PROTOCOLS, "domain": DOMAINS}

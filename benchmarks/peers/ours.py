@@ -112,26 +112,25 @@ def asking(p: Problem, steps: int) -> dict[str, Quantity]:
     rate, prox = (p.theta.new_tensor(value).requires_grad_() for value in (p.inner_lr, 0.1))
     copies = [getattr(p.tasks, part).clone() for part in PARTS]
     points = Tasks(*(part.requires_grad_(part.is_floating_point()) for part in copies))
-    exact = {"solver": "euler"}
+
+    def update(inner_lr=p.inner_lr, module=p.module, tasks=p.tasks, solver="euler", **options: Any) -> Quantity:
+        meta = Adaptation(module, p.loss, inner_lr, steps, solver=solver, **options)
+
+        def call() -> Tensor:
+            meta(tasks).backward()
+            return meta.latest.value
+
+        return call
+
     return {
-        "asking for theta": _update(p, steps, **exact),
-        "asking for inner_lr as well": _update(p, steps, rate, **exact),
-        "asking for a rate a parameter as well": _update(p, steps, dict.fromkeys(names, rate), **exact),
-        "asking for points as well": _update(p, steps, tasks=points, **exact),
-        "asking for a head": _update(p, steps, module=frozen, adapt=(head,), **exact),
-        "asking for a head and its body": _update(p, steps, adapt=(head,), **exact),
-        "asking for everything, auto": _update(p, steps, rate, tasks=points, prox=prox),
+        "asking for theta": update(),
+        "asking for inner_lr as well": update(rate),
+        "asking for a rate a parameter as well": update(dict.fromkeys(names, rate)),
+        "asking for points as well": update(tasks=points),
+        "asking for a head": update(module=frozen, adapt=(head,)),
+        "asking for a head and its body": update(adapt=(head,)),
+        "asking for everything, auto": update(rate, tasks=points, solver="auto", prox=prox),
     }
-
-
-def _update(p: Problem, steps: int, inner_lr: Any = None, module=None, tasks: Tasks | None = None, **options: Any):
-    meta = Adaptation(module or p.module, p.loss, p.inner_lr if inner_lr is None else inner_lr, steps, **options)
-
-    def call() -> Tensor:
-        meta(tasks or p.tasks).backward()
-        return meta.latest.value
-
-    return call
 
 
 def main() -> None:
