@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import signal
+import string
 import sys
 import time
 from collections import Counter
@@ -178,10 +179,10 @@ def _applies(when: dict[str, Any], values: dict[str, str], path: Path) -> bool:
 
 
 def _filled(template: str, values: dict[str, Any], where: str) -> str:
-    try:
-        return template.format(**values)
-    except KeyError as fault:
-        raise unknown(f"{{name}} in the folder of {where}", fault.args[0], values) from None
+    for _, name, _, _ in string.Formatter().parse(template):
+        if name is not None and name not in values:
+            raise unknown(f"{{name}} in the folder of {where}", name, values)
+    return template.format(**values)
 
 
 def _checked(flags: dict[str, Any], where: str) -> Settings:
@@ -241,7 +242,7 @@ def _state(grid: Grid, cell: Cell) -> State:
     if not status:
         return State(cell, "waiting")
     lines = grid.file(cell, "log").read_text(errors="replace").strip().splitlines()
-    own = [line for line in lines if not line.startswith("srun: error: ")]  # which says that a command failed
+    own = [line for line in lines if not line.startswith("srun: error: ")]  # all but that a command has failed
     return State(cell, "failed", seconds, (own or lines or [""])[-1])
 
 

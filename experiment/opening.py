@@ -10,7 +10,7 @@ from experiment.folder import Checkpoint, RunFolder, load_checkpoint
 from experiment.settings import CONTROL, FIELDS, TEST, Settings, check_together, checked, flag_name
 
 NETWORK = "learn_rates", "network", "width", "activation", "norm"  # what theta belongs to
-TRAINING = "method", "start_from", "reptile_first", "meta_updates", "meta_batch", "robust"  # what made its numbers
+TRAINING = "method", "start_from", "reptile_first", "meta_updates", "meta_batch", "robust"  # what made a theta
 TRAINING += "meta_lr", "meta_optimizer", "meta_schedule", "clip"
 LONG_RUN = 500  # updates from which --compile auto compiles
 
@@ -37,10 +37,10 @@ def open_run(folder: RunFolder, s: Settings) -> Opening:
     there = None if s.overwrite else folder.settings()
     if there is None or not (folder.has("summary.json") or folder.has("checkpoint.pt")):
         return Opening(origin=_origin(s), compiled=_compiles(s))
-    falls = there.get("meta_schedule") is not None  # towards the last update
+    falls = " whose step size falls to its last update," if there.get("meta_schedule") else ""
     same = [name for name in FIELDS if name not in CONTROL | TEST and (falls or name != "meta_updates")]
     other_run = "choose another --out or discard it with --overwrite"
-    _check_same(there, s, same, f"{folder.path} holds a run with", other_run)
+    _check_same(there, s, same, f"{folder.path} holds a run{falls} with", other_run)
     finished = folder.has("summary.json")
     complete = finished and there.get("meta_updates") == s.meta_updates
     if complete and all(there.get(name) == getattr(s, name) for name in TEST - {"test_interval"}):
@@ -51,7 +51,7 @@ def open_run(folder: RunFolder, s: Settings) -> Opening:
     if not folder.has("checkpoint.pt"):
         raise InputError(f"{folder.path} has lost its checkpoint.pt; start anew with --overwrite")
     start = load_checkpoint(folder.path)
-    _check_same(start.settings, s, same, f"{folder.path / 'checkpoint.pt'} holds a run with", other_run)
+    _check_same(start.settings, s, same, f"{folder.path / 'checkpoint.pt'} holds a run{falls} with", other_run)
     if start.update > s.meta_updates:
         raise InputError(f"--meta-updates {s.meta_updates} is less than the {start.update} already made")
     if start.compiled and not compiler_found():
@@ -89,9 +89,8 @@ def evaluation_settings(flags: dict[str, Any], checkpoint: Checkpoint, processes
     anew = {"out": None, "resume": False, "overwrite": False, "draw": 0}
     s = checked(own | anew | flags | {"processes": processes}, source=f" in {path}")
     check_together(flags, s)
-    _check_same(
-        own, s, [name for name in (*NETWORK, *TRAINING) if name in flags], f"{path} was made with", "leave it out"
-    )
+    given = [name for name in (*NETWORK, *TRAINING) if name in flags]
+    _check_same(own, s, given, f"{path} was made with", "leave it out")
     return s
 
 

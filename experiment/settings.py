@@ -33,8 +33,8 @@ _pictures = number(int, lambda n: 0 <= n <= 100, "an integer from 0 to 100")
 # a float32 and the products of two settings must hold these
 _positive = number(float, lambda x: 0 < x < 1e30, "a positive number below 1e30")
 _nonnegative = number(float, lambda x: 0 <= x < 1e30, "zero or a positive number below 1e30")
-_MEANS = "none, length, or the multiple of the median length at which a task's gradient is cut, a positive number"
-_cut = number(float, lambda x: 0 < x < 1e30, _MEANS)
+_ROBUST = "none, length, or the multiple of the median length at which a task's gradient is cut, a positive number"
+_cut = number(float, lambda x: 0 < x < 1e30, _ROBUST)
 _fraction = number(float, lambda x: 0 < x < 1, "a number between 0 and 1")
 _share = number(float, lambda x: 0 <= x < 1, "0 or a number below 1")
 _device = text(r"cpu|cuda(:\d+)?", "cpu, cuda or cuda:N")
