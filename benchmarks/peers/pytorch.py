@@ -10,7 +10,6 @@ TorchOpt 0.7.3: a differentiable SGD whose steps are taken back after each task.
 import importlib.util
 import math
 import sys
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -37,18 +36,14 @@ def main() -> None:
         module, loss = conv4(tasks.support_x.shape[2:], 5, strided=True, activation="gelu"), cross_entropy
     else:
         module, loss = mlp(2, 1, given["shapes"][0, 0].item()), half_mse
-    theta, inner_lr = given["theta"], given["inner_lr"].item()
-    module = module.to(theta)
-    quantities = by_torch(module, loss, tasks, theta, given["v"], inner_lr, steps)
-    if steps <= MOST_UNROLLED:
-        for name in filter(importlib.util.find_spec, PACKAGES):
-            quantities[f"MAML, {name}"] = partial(
-                by_package, PACKAGES[name], module, theta, tasks, loss, inner_lr, steps
-            )
+    inner = module.to(given["theta"]), given["theta"], tasks, loss, given["inner_lr"].item(), steps
+    quantities = by_torch(*inner, given["v"])
+    for name in filter(importlib.util.find_spec, PACKAGES if steps <= MOST_UNROLLED else ()):
+        quantities[f"MAML, {name}"] = partial(by_package, PACKAGES[name], *inner)
     serve(quantities)
 
 
-def by_torch(module, loss, tasks, theta, v, inner_lr, steps) -> dict[str, Quantity]:
+def by_torch(module, theta, tasks, loss, inner_lr, steps, v) -> dict[str, Quantity]:
     """By torch.func and torch.utils.checkpoint."""
     names, shapes = zip(*((name, p.shape) for name, p in module.named_parameters()), strict=True)
     phi, v = (one.expand(len(tasks), -1).contiguous() for one in (theta, v))
@@ -92,11 +87,11 @@ def by_torch(module, loss, tasks, theta, v, inner_lr, steps) -> dict[str, Quanti
     return quantities
 
 
-Adapted = Callable[[nn.Module, Callable[[nn.Module], Tensor], Callable[[nn.Module], Tensor], float, int], None]
+def by_package(adapt, module, theta: Tensor, tasks: Tasks, loss, inner_lr: float, steps: int) -> Tensor:
+    """The meta-gradient (P,), task by task; adapt goes back from the query loss of one to the module's parameters.
 
-
-def by_package(adapt: Adapted, module, theta: Tensor, tasks: Tasks, loss, inner_lr: float, steps: int) -> Tensor:
-    """The meta-gradient (P,), task by task; adapt goes back from the query loss of one to the module's parameters."""
+    adapt(module, support, query, inner_lr, steps) takes both losses as functions of a module.
+    """
     nn.utils.vector_to_parameters(theta, module.parameters())
     module.zero_grad()
     for i in range(len(tasks)):
@@ -127,7 +122,7 @@ def _by_torchopt(module, support, query, inner_lr, steps) -> None:
         torchopt.recover_state_dict(part, state)
 
 
-PACKAGES: dict[str, Adapted] = {"higher": _by_higher, "torchopt": _by_torchopt}
+PACKAGES = {"higher": _by_higher, "torchopt": _by_torchopt}
 
 if __name__ == "__main__":
     main()
