@@ -56,20 +56,17 @@ def figure(frame: pd.DataFrame) -> str:
             continue
         rows = [_FIGURE_HEAD]
         for method, own in found.groupby("method", observed=True):
-            rows.append(_figure_row(method, PAPER["figure"][theirs].get(method), own))
+            # the paper's start and end, ours at both settings on both kinds of points, a verdict on each of the two
+            published, released = PAPER["figure"][theirs].get(method), own[own["setting"] == "released"]
+            row = [method, "{:.2f} → {:.2f}".format(*published) if published else ""]
+            for setting in ("released", "ours"):
+                at = [own[(own["setting"] == setting) & (own["epoch"] == epoch)] for epoch in (0, 1000)]
+                row += [" → ".join(shown(f[points]) for f in at if len(f)) for points in results.POINTS]
+            verdicts = (_verdict(v, released, e) for v, e in zip(published or (), (0, 1000), strict=False))
+            rows.append([*row, "; ".join(verdicts)])
         sections.append(f"## {panel} ({_seeds(found)}; the paper's {theirs})\n\n{as_markdown(rows)}")
     verdict = f"Reproduced: our mean, at the paper's two digits, lies within {NEAR} of the paper's number."
     return "\n\n".join(["nRMSE at fine-tuning epoch 0 → 1000; " + INTERVALS, verdict, *sections]) + "\n"
-
-
-def _figure_row(method: str, published: tuple[float, float] | None, found: pd.DataFrame) -> list[str]:
-    """The paper's start and end, ours at both settings on both kinds of points, and a verdict on each of the two."""
-    row = [method, "{:.2f} → {:.2f}".format(*published) if published else ""]
-    for setting in ("released", "ours"):
-        at = {epoch: found[(found["setting"] == setting) & (found["epoch"] == epoch)] for epoch in (0, 1000)}
-        row += [" → ".join(shown(f[points]) for f in at.values() if len(f)) for points in results.POINTS]
-    released = found[found["setting"] == "released"]
-    return [*row, "; ".join(_verdict(v, released, e) for v, e in zip(published or (), (0, 1000), strict=False))]
 
 
 def _verdict(published: float, found: pd.DataFrame, epoch: int) -> str:
@@ -94,7 +91,10 @@ def tables(frame: pd.DataFrame) -> str:
             own = dict(iter(found.groupby("run", observed=True))) or dict.fromkeys(theirs, found)
             rows = [["method", "paper", *_TABLE_COLUMNS]]
             rows += [_table_row(run, theirs.get(run.removesuffix("-equal")), part) for run, part in own.items()]
-            rows += _predictors(found[found["unit"] != "epoch"])
+            inner = found[found["unit"] != "epoch"].drop_duplicates("seed")
+            simple = inner.filter(regex="^predictor_.*(?<!_ci95)$") if len(inner) else ()
+            blank = [""] * (len(_TABLE_COLUMNS) - 1)
+            rows += [[f"*{name.removeprefix('predictor_')}*", "", shown(inner[name]), *blank] for name in simple]
             sections.append(f"## {panel}, {steps} inner steps ({_seeds(found)})\n\n{as_markdown(rows)}")
     verdict = (
         "Reproduced: our mean on unseen ratings lies within two of the paper's standard deviations of its number, or"
@@ -128,13 +128,6 @@ def _table_verdict(published: tuple[float, float], inner: pd.DataFrame, passed: 
     return "seen only, Adam" if np.isfinite(passed).all() else "not"
 
 
-def _predictors(inner: pd.DataFrame) -> list[list[str]]:
-    """The predictors that learn nothing of a user but his ratings, on the same unseen items."""
-    by_seed = inner.drop_duplicates("seed").filter(regex="^predictor_.*(?<!_ci95)$")
-    blank = [""] * (len(_TABLE_COLUMNS) - 1)
-    return [[f"*{n.removeprefix('predictor_')}*", "", shown(by_seed[n]), *blank] for n in by_seed if len(by_seed)]
-
-
 def horizons(frame: pd.DataFrame) -> str:
     """A table a domain: every method over every horizon, its work, its error along training, and Reptile's minus it."""
     sections = []
@@ -142,19 +135,14 @@ def horizons(frame: pd.DataFrame) -> str:
         rows = [["method", "inner steps", *_HORIZON_COLUMNS]]
         for (run, steps), own in found.groupby(["run", "inner_steps"], observed=True):
             reptile = found[(found["run"] == "reptile") & (found["inner_steps"] == steps)]
-            rows.append([run, steps, *_horizon_row(own, reptile)])
+            last, theirs = (f[f["final"]].set_index("seed") for f in (own, reptile))
+            ahead = (theirs["test"] - last["test"]).dropna() if run != "reptile" else []  # of seeds that both have
+            tests = [shown(own.loc[own["update"] == n, "test"]) for n in sorted({*own["update"]})[-3:]]
+            counts = (f"{mean:.0f}" for mean in last[["update", "work"]].mean())
+            rows.append([run, steps, _listed(last.index), *counts, *tests, shown(ahead)])
         sections.append(f"## {domain}\n\n{as_markdown(rows)}")
     head = f"nRMSE on test points of new tasks, after as many steps as in training; {INTERVALS} {WORK}"
     return "\n\n".join([head, *sections]) + "\n"
-
-
-def _horizon_row(own: pd.DataFrame, reptile: pd.DataFrame) -> list[str]:
-    """A row of the horizons' table, from updates on; the differences are those of seeds that both have."""
-    last, theirs = (f[f["final"]].set_index("seed") for f in (own, reptile))
-    ahead = (theirs["test"] - last["test"]).dropna() if not last.equals(theirs) else []
-    tests = [shown(own.loc[own["update"] == n, "test"]) for n in sorted({*own["update"]})[-3:]]
-    counts = (f"{mean:.0f}" for mean in last[["update", "work"]].mean())
-    return [_listed(last.index), *counts, *tests, shown(ahead)]
 
 
 def along(frame: pd.DataFrame) -> pd.DataFrame:

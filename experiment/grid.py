@@ -93,7 +93,9 @@ def read_grid(path: Path, seeds: list[int] | None = None, device: str | None = N
     """
     content = toml_of(path, "grid") | ({"seed": seeds} if seeds else {}) | ({"device": device} if device else {})
     fixed, axes = _split(content, path)
-    content.setdefault("out", _default_out(path.stem, axes))
+    named = {*FIELDS} - {"domain", "method"}  # whose values need the name of their flag before them
+    parts = [f"{name}{{{name}}}" if name in named else f"{{{name}}}" for name in axes]
+    content.setdefault("out", "/".join(["results", path.stem, *sorted(parts, key=lambda part: "{seed}" in part)]))
     start = Path(os.path.dirname(content["out"].split("{")[0]))  # the folder of all cells
     cells = [_cell(fixed, place, content, start, path) for place in itertools.product(*axes.values())]
     _check_folders(cells, path)
@@ -136,13 +138,6 @@ def _place(axis: str, value: Any) -> tuple[str, str, dict[str, Any]]:
         return axis, str(value), {axis: value}
     flags = {name: own for name, own in value.items() if name != "label"}
     return axis, str(value.get("label", "-".join(map(str, flags.values())))), flags
-
-
-def _default_out(stem: str, axes: dict[str, Axis]) -> str:
-    """The values on the axes, the seed's last; numbers with the name of their flag before them."""
-    named = {*FIELDS} - {"domain", "method"}
-    parts = [f"{name}{{{name}}}" if name in named else f"{{{name}}}" for name in axes]
-    return "/".join(["results", stem, *sorted(parts, key=lambda part: "{seed}" in part)])
 
 
 def _cell(fixed: dict[str, Any], place: tuple, content: dict[str, Any], start: Path, path: Path) -> Cell:

@@ -84,16 +84,12 @@ async def _all(grid: Grid, place: Place) -> int:
             if status == 0:
                 results.collect(grid, cell)
             failed += status != 0
-            print(f"[{number}/{len(grid.cells)}] {_ended(grid, cell, status, place.workers)}", flush=True)
+            known = states(grid)
+            this, hours = next(state for state in known if state.cell is cell), hours_left(known, place.workers)
+            text = f"failed: exit status {status}: {this.line}" if status else f"done in {in_words(this.seconds)}"
+            text += "" if hours is None else f"; {in_words(3600 * hours)} left"
+            print(f"[{number}/{len(grid.cells)}] {cell.name}: {text}", flush=True)
     return failed
-
-
-def _ended(grid: Grid, cell: Cell, status: int, workers: int) -> str:
-    """How a cell ended, and how long the others take."""
-    known = states(grid)
-    this, hours = next(state for state in known if state.cell is cell), hours_left(known, workers)
-    text = f"failed: exit status {status}: {this.line}" if status else f"done in {in_words(this.seconds)}"
-    return f"{cell.name}: {text}" + ("" if hours is None else f"; {in_words(3600 * hours)} left")
 
 
 async def _run(grid: Grid, place: Place, cell: Cell, workers: asyncio.Queue[str | None]) -> tuple[Cell, int]:

@@ -15,7 +15,7 @@ import torch
 
 from amaml.errors import InputError
 from experiment import parallel, results
-from experiment.grid import Grid, describe, read_grid, states, target_path
+from experiment.grid import describe, read_grid, states, target_path
 from experiment.launch import Ending
 from experiment.settings import Parser
 
@@ -65,7 +65,11 @@ def compare(given: Namespace) -> None:
 
 def reproduce(given: Namespace) -> int:
     """Run, print or describe the cells that are asked for."""
-    grid = grid_of(given)
+    grid = read_grid(target_path(given.target), given.seeds, "cuda" if given.gpus else None)
+    results.check_places(given.only, {name: {cell.labels[name] for cell in grid.cells} for name in grid.axes})
+    wanted = [c for c in grid.cells if all(c.labels[name] in values for name, values in given.only.items())]
+    grid = replace(grid, cells=wanted)
+    grid = grid if given.again and not given.status else replace(grid, done=results.done(grid))
     if given.status:
         print(describe(states(grid), given.workers or parallel.free_cores()))
         return 0
@@ -77,15 +81,6 @@ def reproduce(given: Namespace) -> int:
     if failed:
         print(f"{failed} of {len(grid.cells)} cells failed; what they printed is below {grid.records}", file=sys.stderr)
     return 1 if failed else 0
-
-
-def grid_of(given: Namespace) -> Grid:
-    """The cells that were asked for."""
-    grid = read_grid(target_path(given.target), given.seeds, "cuda" if given.gpus else None)
-    results.check_places(given.only, {name: {cell.labels[name] for cell in grid.cells} for name in grid.axes})
-    wanted = [c for c in grid.cells if all(c.labels[name] in values for name, values in given.only.items())]
-    grid = replace(grid, cells=wanted)
-    return grid if given.again and not given.status else replace(grid, done=results.done(grid))
 
 
 def place_of(given: Namespace) -> parallel.Place:
