@@ -54,7 +54,8 @@ def figure(frame: pd.DataFrame) -> str:
         found = tuned[tuned["panel"] == panel]
         if found.empty:
             continue
-        rows = [_FIGURE_HEAD]
+        ours = (f"{setting}, {points}" for setting in ("released", "ours") for points in results.POINTS)
+        rows = [["method", "paper", *ours, "released: verdict at epoch 0; at 1000"]]
         for method, own in found.groupby("method", observed=True):
             # the paper's start and end, ours at both settings on both kinds of points, a verdict on each of the two
             published, released = PAPER["figure"][theirs].get(method), own[own["setting"] == "released"]
@@ -132,7 +133,8 @@ def horizons(frame: pd.DataFrame) -> str:
     """A table a domain: every method over every horizon, its work, its error along training, and Reptile's minus it."""
     sections = []
     for domain, found in along(frame).groupby("domain", observed=True):
-        rows = [["method", "inner steps", *_HORIZON_COLUMNS]]
+        ends = "after a third of them", "two thirds", "all", "Reptile minus it"
+        rows = [["method", "inner steps", "seeds", "updates", "work", *ends]]
         for (run, steps), own in found.groupby(["run", "inner_steps"], observed=True):
             reptile = found[(found["run"] == "reptile") & (found["inner_steps"] == steps)]
             last, theirs = (f[f["final"]].set_index("seed") for f in (own, reptile))
@@ -164,11 +166,8 @@ def trials(frame: pd.DataFrame) -> str:
     return "\n\n".join(["nRMSE on test points after the method's own inner loop. " + MADE, *sections]) + "\n"
 
 
-_PAIRS = [f"{setting}, {points}" for setting in ("released", "ours") for points in ("support", "test")]
-_FIGURE_HEAD = ["method", "paper", *_PAIRS, "released: verdict at epoch 0; at 1000"]
 _TABLE_COLUMNS = [f"{how}, {items}" for how in ("inner loop", "100 epochs of Adam") for items in ("unseen", "seen")]
 _TABLE_COLUMNS += ["epoch at which the seen error passes the paper's", "verdict"]
-_HORIZON_COLUMNS = ["seeds", "updates", "work", "after a third of them", "two thirds", "all", "Reptile minus it"]
 
 
 def _seeds(found: pd.DataFrame) -> str:

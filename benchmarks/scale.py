@@ -37,21 +37,17 @@ def measured(tasks: int, width: int) -> tuple[int, float, float]:
     return sum(p.numel() for p in module.parameters()), 1e3 * seconds / tasks, memory / 2**20 / tasks
 
 
-def slope(x: Sequence[float], y: Sequence[float]) -> str:
-    """Of log y over log x, by least squares."""
-    return f"{np.polyfit(np.log(x), np.log(y), 1)[0]:.2f}"
-
-
 def table(places: Sequence[tuple[int, int]], over: int) -> list[list[str]]:
-    """A row a place (tasks, width); slopes over the tasks (0) or the parameters (1) below."""
+    """A row a place (tasks, width); below, slopes of the logarithms over those of the tasks (0) or parameters (1)."""
     found = []
     for tasks, width in places:
         found.append((tasks, *measured(tasks, width)))
         print(*found[-1], flush=True)
     rows = [["tasks", "parameters", "ms a task", "MiB a task"]]
     rows += [[f"{n:,}", f"{p:,}", f"{time:.{2 * (time < 100)}f}", f"{memory:.2f}"] for n, p, time, memory in found]
-    x, *_, times, memories = ([one[i] for one in found] for i in (over, 2, 3))
-    return [*rows, ["slope", "", slope(x, times), slope(x, memories)]]
+    logs = np.log(found)
+    slopes = np.polyfit(logs[:, over], logs[:, 2:], 1)[0]
+    return [*rows, ["slope", "", *(f"{slope:.2f}" for slope in slopes)]]
 
 
 def main() -> None:

@@ -58,7 +58,11 @@ class Images(Endless):
     def tasks(self, rng: np.random.Generator, count: int, first: int = 0, test: bool = False) -> Tasks:
         """count tasks of the classes of meta-training, or of the meta-test's, with the query points as test points."""
         s, (pool, counts) = self.sampling, self._pools["test" if test else "train"]
-        indices = draw_images(rng, count, self.outputs, s.shots + s.queries, counts, first)
+        classes, ways, most = len(counts), self.outputs, counts.max()
+        keys = rng.random((first + count, classes + ways * most))[first:]  # a row a task
+        chosen = smallest(keys[:, :classes], np.array(classes), ways)  # distinct ones, in random order
+        drawn = smallest(keys[:, classes:].reshape(count, ways, most), counts[chosen], s.shots + s.queries)
+        indices = (np.cumsum(counts) - counts)[chosen][..., None] + drawn  # (tasks, ways, points)
         tensors = []
         for part in (indices[..., : s.shots], indices[..., s.shots :]):
             index = torch.from_numpy(part.ravel()).to(pool.device, non_blocking=True)
@@ -84,17 +88,3 @@ class CIFARFS(Images):
 class Glyphs(Images):
     def load(self) -> ImageSet:
         return glyphs.load()
-
-
-def draw_images(
-    rng: np.random.Generator, tasks: int, ways: int, points: int, counts: np.ndarray, first: int = 0
-) -> np.ndarray:
-    """Indices of images (tasks, ways, points), counts[i] of class i: distinct classes and images, in random order.
-
-    The first so many tasks that the generator gives are left out.
-    """
-    classes, most = len(counts), counts.max()
-    keys = rng.random((first + tasks, classes + ways * most))[first:]  # a row a task
-    chosen = smallest(keys[:, :classes], np.array(classes), ways)
-    images = smallest(keys[:, classes:].reshape(tasks, ways, most), counts[chosen], points)
-    return (np.cumsum(counts) - counts)[chosen][..., None] + images

@@ -20,21 +20,17 @@ SHOWN += ["A-MAML, 1e-2", "A-MAML, 1e-3"]
 
 
 def tables(frame: pd.DataFrame) -> str:
-    """One for each network and precision, a column a library and theta."""
-    groups = frame.groupby(["network", "dtype"], sort=False)
-    sections = [f"## {network}, {dtype}\n\n{as_markdown(_table(own))}" for (network, dtype), own in groups]
-    head = "Milliseconds of computing by `bash reproduce.sh efficiency`; README.md says what was run and where."
-    return "\n\n".join([head, *sections]) + "\n"
-
-
-def _table(frame: pd.DataFrame) -> list[list[str]]:
-    """A row a quantity and number of inner steps."""
-    heads = list(dict.fromkeys(frame[["theta", "library"]].itertuples(index=False, name=None)))
-    rows = [["inner steps", "quantity", *(f"{library}, {theta}" for theta, library in heads)]]
-    for (steps, quantity), own in frame.sort_values("steps", kind="stable").groupby(["steps", "quantity"], sort=False):
-        found = 1e3 * own.set_index(["theta", "library"])["seconds"].dropna()
-        rows.append([str(steps), quantity, *(_shown(found[head]) if head in found else "" for head in heads)])
-    return rows
+    """One for each network and precision: a row a quantity and number of inner steps, a column a library and theta."""
+    sections = ["Milliseconds of computing by `bash reproduce.sh efficiency`; README.md says what was run and where."]
+    for (network, dtype), own in frame.groupby(["network", "dtype"], sort=False):
+        heads = list(dict.fromkeys(own[["theta", "library"]].itertuples(index=False, name=None)))
+        rows = [["inner steps", "quantity", *(f"{library}, {theta}" for theta, library in heads)]]
+        own = own.sort_values("steps", kind="stable")
+        for (steps, quantity), lines in own.groupby(["steps", "quantity"], sort=False):
+            found = 1e3 * lines.set_index(["theta", "library"])["seconds"].dropna()
+            rows.append([str(steps), quantity, *(_shown(found[head]) if head in found else "" for head in heads)])
+        sections.append(f"## {network}, {dtype}\n\n{as_markdown(rows)}")
+    return "\n\n".join(sections) + "\n"
 
 
 def _shown(milliseconds: float) -> str:
