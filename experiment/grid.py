@@ -146,7 +146,11 @@ def _cell(fixed: dict[str, Any], place: tuple, content: dict[str, Any], start: P
     for _, _, own in place:
         flags |= own
     for rule in content.get("override", []):
-        if _applies(rule.get("when", {}), {name: str(value) for name, value in (flags | labels).items()}, path):
+        when, values = rule.get("when", {}), {name: str(value) for name, value in (flags | labels).items()}
+        for name in {*when} - {*values}:
+            raise unknown(f"axis or flag of an override in {path}", name, values)
+        asked = {name: value if isinstance(value, list) else [value] for name, value in when.items()}
+        if all(values[name] in map(str, places) for name, places in asked.items()):
             flags |= {name: value for name, value in rule.items() if name != "when"}
     where = f"{path}, cell {'/'.join(labels.values())}"
     folder = Path(_filled(content["out"], flags | labels, where))
@@ -163,14 +167,6 @@ def _cell(fixed: dict[str, Any], place: tuple, content: dict[str, Any], start: P
         steps.append(Step(command, other / "evaluation*.json"))
     settings = {name: getattr(s, name) for name in flags if name not in CONTROL}
     return Cell(os.path.relpath(folder, start), labels, settings, folder, tuple(steps))
-
-
-def _applies(when: dict[str, Any], values: dict[str, str], path: Path) -> bool:
-    """Whether all that an override asks for holds."""
-    for name in when:
-        if name not in values:
-            raise unknown(f"axis or flag of an override in {path}", name, values)
-    return all(values[n] in map(str, asked if isinstance(asked, list) else [asked]) for n, asked in when.items())
 
 
 def _filled(template: str, values: dict[str, Any], where: str) -> str:

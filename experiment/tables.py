@@ -25,25 +25,21 @@ def write(panels: list[Panel], pictures: dict[str, list[Path]], out: Path) -> st
     for panel in panels:
         parts += [f"## {panel.title}", *(f"![{path.stem}]({path.name})" for path in pictures[panel.name])]
         parts += [f"{SEVERAL if panel.seeds.max() > 1 else SINGLE}."]
-        parts += [f"{name}\n\n{as_markdown(table)}" for name, table in _tables(panel).items()]
+        tables = {f"{panel.metric} {words}": errors(panel, points) for points, words in HEADS.items()}
+        if len(panel.labels) > 1:
+            base = "amaml" if "amaml" in panel.labels else panel.labels[0]
+            caption = f"{panel.metric} on test points, difference to {base} on the same seeds"
+            tables[caption] = differences(panel, base)
+        if len(simple := predictors(panel)) > 1:
+            tables[f"{panel.metric} of simple predictors on the same test points"] = simple
+        tables["Cost of an update"] = costs(panel)
+        parts += [f"{name}\n\n{as_markdown(table)}" for name, table in tables.items()]
         lines = "\n".join(f"- {difference}" for difference in panel.differences)
         parts += [f"Settings that differ besides method and seed:\n\n{lines}"]
     text, cells = "\n\n".join(parts) + "\n", pd.concat(map(_cells, panels))[CELLS]
     write_atomically(out / "comparison.md", text.encode())
     write_atomically(out / "cells.csv", cells.to_csv(index=False, lineterminator="\n").encode())
     return text
-
-
-def _tables(panel: Panel) -> dict[str, Table]:
-    """What is said of a panel, by the caption; differences are those to A-MAML, or to the first variant."""
-    base = "amaml" if "amaml" in panel.labels else panel.labels[0]
-    tables = {f"{panel.metric} {words}": errors(panel, points) for points, words in HEADS.items()}
-    if len(panel.labels) > 1:
-        caption = f"{panel.metric} on test points, difference to {base} on the same seeds"
-        tables[caption] = differences(panel, base)
-    if len(simple := predictors(panel)) > 1:
-        tables[f"{panel.metric} of simple predictors on the same test points"] = simple
-    return tables | {"Cost of an update": costs(panel)}
 
 
 def errors(panel: Panel, points: str) -> Table:
