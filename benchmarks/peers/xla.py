@@ -17,13 +17,15 @@ def main() -> None:
     jax.config.update("jax_enable_x64", True)
     given = {name: jnp.asarray(value) for name, value in np.load(file).items()}
     shapes = [tuple(int(n) for n in shape if n) for shape in np.asarray(given["shapes"])]
+    ends = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
     theta, inner_lr = given["theta"], given["inner_lr"].item()
     support, query = ((given[f"{part}_x"], given[f"{part}_y"]) for part in ("support", "query"))
     predict, loss = (conv, classified) if network == "conv" else (mlp, fitted)
     phi, v = (jnp.tile(one, (len(support[0]), 1)) for one in (theta, given["v"]))
 
     def value(p, x, y):
-        return loss(predict(cut(p, shapes), x), y)
+        pieces = zip(jnp.split(p, ends), shapes, strict=True)  # of the layers, in the order of torch's
+        return loss(predict([piece.reshape(shape) for piece, shape in pieces], x), y)
 
     gradient = jax.grad(value)
 
@@ -47,12 +49,6 @@ def main() -> None:
         "MAML, checkpointed": (jax.grad(outer), theta),
     }
     serve({name: partial(jax.jit(function), *given) for name, (function, *given) in quantities.items()})
-
-
-def cut(theta, shapes):
-    """The parameters of each layer, in the order of torch's."""
-    ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
-    return [part.reshape(shape) for part, shape in zip(jnp.split(theta, ends[:-1]), shapes, strict=True)]
 
 
 def mlp(parameters, x):
