@@ -113,7 +113,8 @@ def _table_row(run: str, published: tuple[float, float] | None, found: pd.DataFr
         return [run, "", *numbers, "", ""]
     below = tuned["epoch"].where(tuned["support"] <= published[0], np.inf)
     passed = below.groupby(tuned["seed"]).min().sort_values()  # the first epoch at which it is, of each seed
-    epochs = dict.fromkeys("never" if np.isinf(epoch) else f"{epoch:.0f}" for epoch in (*passed[:1], *passed[-1:]))
+    ends = (*passed.head(1), *passed.tail(1))
+    epochs = dict.fromkeys("never" if np.isinf(epoch) else f"{epoch:.0f}" for epoch in ends)
     verdict = _table_verdict(published, inner, passed)
     return [run, "{:.3f} ± {:.3f}".format(*published), *numbers, " to ".join(epochs), verdict]
 
