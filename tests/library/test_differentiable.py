@@ -22,8 +22,10 @@ def plain(case: str = "head of a body") -> Problem:
     return Problem(case, plain=True)
 
 
-@pytest.mark.parametrize("at", [None, (0, 1, 4, STEPS), (2,)])
-@pytest.mark.parametrize("case", ["head of a body", "conv"])
+PLACES = [None, (0, 1, 4, STEPS), (2,)]
+
+
+@pytest.mark.parametrize(("case", "at"), [("conv", None), *(("head of a body", at) for at in PLACES)])
 def test_phi_is_a_differentiable_function_of_everything(case, at):
     """At its end, or at the steps asked for."""
     problem = plain(case)
