@@ -1,9 +1,10 @@
 """The settings of an experiment: one table, from which the flags, the checks and the help text are made."""
 
 import argparse
+import math
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -37,6 +38,9 @@ _ROBUST = "none, length, or the multiple of the median length at which a task's 
 _cut = number(float, lambda x: 0 < x < 1e30, _ROBUST)
 _fraction = number(float, lambda x: 0 < x < 1, "a number between 0 and 1")
 _share = number(float, lambda x: 0 <= x < 1, "0 or a number below 1")
+_WHEN = "zero or more inner steps, or from 0% to 100% of them"
+_step = number(int, lambda n: 0 <= n < 2**31, _WHEN)
+_part = text(r"(100|\d{1,2}(\.\d+)?)%", _WHEN)
 _device = text(r"cpu|cuda(:\d+)?", "cpu, cuda or cuda:N")
 _path = text(".+", "a path")
 _switch = check(lambda v: v if isinstance(v, bool) else None, "true or false")
@@ -52,6 +56,11 @@ def _robust(flag: str, value: Any) -> str | float | None:
     if value in (None, "none", "length"):
         return None if value == "none" else value
     return _cut(flag, value)
+
+
+def _when(flag: str, value: Any) -> int | str:
+    """A number of inner steps, or as "50%" a part of them."""
+    return (_part if str(value).endswith("%") else _step)(flag, value)
 
 
 def _flag(check: Check, help: str, default: Any = None, nargs: str | None = None) -> Any:
@@ -117,8 +126,10 @@ class Settings:
     inner_batch: int | None = _flag(
         _count, "MAML: support points of an inner step, drawn anew for each (default: all points)"
     )
-    query_steps: list[int] | None = _flag(
-        several(_index), "inner steps after which the outer loss is taken (default: the last)", nargs="+"
+    query_steps: list[int | str] | None = _flag(
+        several(_when),
+        "inner steps, or 50%% of them, after which the outer loss is taken (default: the last)",
+        nargs="+",
     )
     query_weights: list[float] | None = _flag(
         several(_nonnegative), "weights of the losses at --query-steps (default: equal)", nargs="+"
@@ -243,10 +254,27 @@ def merged(flags: dict[str, Any]) -> Settings:
     layers = [read_toml(path) for path in (FOLDER / "defaults.toml", *filter(Path.exists, paths))]
     values = {name: value for layer in layers for name, value in layer.items() if name in FIELDS} | flags
     method = _valid("method", values["method"], "")
-    of_method = {name: value for layer in layers for name, value in layer.get(method, {}).items()}
-    s = checked(values | of_method | flags)
+    values |= {name: value for layer in layers for name, value in layer.get(method, {}).items()}
+    if "query_steps" in flags:
+        values.pop("query_weights", None)  # which belong to the steps of the same file
+    s = checked(values | flags)
     check_together(flags, s)
-    return s
+    return replace(s, **_along(s))
+
+
+def _along(s: Settings) -> dict[str, Any]:
+    """Parts of the inner loop as numbers of its steps, rounded up; those that meet have one weight, their sum."""
+    steps = s.query_steps or []
+    if all(isinstance(step, int) for step in steps):
+        return {}
+    numbers = [n if isinstance(n, int) else math.ceil(float(n[:-1]) * s.inner_steps / 100) for n in steps]
+    weights = s.query_weights or [1 / len(steps)] * len(steps)
+    if len(weights) != len(steps):
+        return {"query_steps": numbers}
+    found: dict[int, float] = {}
+    for n, weight in zip(numbers, weights, strict=True):
+        found[n] = found.get(n, 0.0) + weight
+    return {"query_steps": [*found], "query_weights": [*found.values()]}
 
 
 def parse_flags(arguments: list[str]) -> dict[str, Any]:

@@ -98,9 +98,13 @@ def test_each_name_stands_for_its_method_with_its_settings():
     assert (unrolled.solver, unrolled.checkpoints, unrolled.inner_batch) == ("euler", 3, 3)
     assert unrolled.inner_optimizer.rule == "adam"
     assert [learner("--method", name).inner_steps for name in ("maml1", "fomaml")] == [1, 7]
-    for name in ("amaml", "maml", "fomaml"):
-        along = learner("--method", name, "--query-steps", "1", "4", "--query-weights", "0.25", "0.75")
+    weights = "--query-weights", "0.25", "0.5", "0.25"
+    for name in ("amaml", "maml", "fomaml"):  # of 7 inner steps
+        along = learner("--method", name, "--query-steps", "1", "50%", "4", *weights)
         assert (list(along.query_steps), list(along.query_weights)) == ([1, 4], [0.25, 0.75])
+    assert list(learner("--method", "amaml").query_steps) == [2, 4, 7]  # synthetic.toml's
+    alone = learner("--method", "amaml", "--query-steps", "3", "100%")
+    assert (list(alone.query_steps), list(alone.query_weights)) == ([3, 7], [0.5, 0.5])
     implicit = learner(*["--method", "imaml", "--cg-steps", "3", "--cg-damping", "0.125"])
     assert (implicit.cg_steps, implicit.damping, implicit.prox) == (3, 0.125, 2.0)
 
