@@ -174,7 +174,8 @@ class _Differentiable(TorchFunctionMode):
     def __torch_function__(self, function: Callable, types: Any, arguments: tuple = (), options: Any = None) -> Any:
         options, name = options or {}, getattr(function, "__name__", "")
         if name == "view_as_complex":
-            return function(arguments[0] * 1, **options)
+            one = torch.ones_like(arguments[0])  # not 1, which a graph leaves out; a clone has no copy on the way back
+            return function(arguments[0] * one, **options)
         if name == "hardsigmoid":
             return nn.functional.relu6(arguments[0] + 3) / 6
         if name in RECURRENT:

@@ -162,14 +162,14 @@ def spelled(path: Path) -> str:
 def _walk(root: object, most_items: int | None = None) -> Iterator[tuple[Path, object]]:
     """Everything within reach, each object by its shortest path; leaves by each of theirs; None at () where that is not
     all."""
-    seen, queue = {id(root)}, deque([((), root)])
+    seen, queue = {id(root): root}, deque([((), root)])  # held, so that no other object takes an identity over
     while queue and len(seen) < MOST_OBJECTS:
         path, owner = queue.popleft()
         for step, child in _children(owner, None if path and path[-1][1] in ATTRIBUTES else most_items):
             if isinstance(child, LEAVES):
                 yield (*path, *step), child
             elif id(child) not in seen:
-                seen.add(id(child))
+                seen[id(child)] = child
                 queue.append(((*path, *step), child))
                 if isinstance(child, FunctionType | type):
                     yield queue[-1]

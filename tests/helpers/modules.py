@@ -125,7 +125,7 @@ def encoder(**options):
 
 
 def fourier(m, h, x):
-    return torch.fft.irfft(torch.fft.rfft(h) * torch.view_as_complex(m.kernel.weight), n=4)
+    return m.scale.weight * torch.fft.irfft(torch.fft.rfft(h) * torch.view_as_complex(m.kernel.weight), n=4)
 
 
 def layers(wrapped=lambda layer: layer) -> nn.Sequential:
@@ -142,7 +142,9 @@ CASES = {
     "encoder layer, train": lambda: encoder(dropout=0.0),
     "encoder layer, eval": lambda: encoder().eval(),
     "attention": attention,
-    "Fourier": lambda: two_layers(fourier, kernel=nn.Linear(2, 3, bias=False)),
+    "Fourier": lambda: two_layers(  # at an odd place among the parameters
+        fourier, scale=nn.Linear(1, 1, bias=False), kernel=nn.Linear(2, 3, bias=False)
+    ),
     "counter": lambda: Forward(counting, net=nn.Linear(2, 1), calls=torch.zeros(())),
     "stores": lambda: two_layers(stored),
     "padded embedding": lambda: embedded(padding_idx=1),

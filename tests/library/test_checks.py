@@ -171,3 +171,12 @@ def test_of_a_large_dict_a_part_is_looked_at_and_of_attributes_all():
     many = {f"word {i}": i for i in range(10_000)}
     assert len(closures.find_values(lambda: many)) < 1000
     assert len(closures.find_values(SimpleNamespace(**many))) > 10_000
+
+
+def test_every_class_within_reach_is_looked_into():
+    """Whose namespaces are made anew for every look: none may be taken for another one that is gone."""
+    kind = None
+    for i in range(20):
+        kind = type("Kind", (), {"number": i, "inner": kind})
+    values = closures.find_values(kind())
+    assert sorted(value for path, value in values.items() if path and path[-1][1] == "number") == [*range(20)]
