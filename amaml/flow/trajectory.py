@@ -84,14 +84,8 @@ class Trajectory:
     def record(self, move: Move, stages: Stages, after: Tensor) -> None:
         """Keep what the memory allows of a step, and what is to be read of it."""
         self.moves.append(move)
-        for time in self.times[bisect.bisect_right(self.times, move.start) :]:
-            if time > move.end:
-                break
-            self.at[time] = (
-                after
-                if time == move.end
-                else _combined(move.scheme.within.weights(_share(move, time)).tolist(), stages, after)
-            )
+        for time in self.times[bisect.bisect_right(self.times, move.start) : bisect.bisect_right(self.times, move.end)]:
+            self.at[time] = _read(move, time, stages, after)
         if not self.whole:
             self._keep(len(self.moves) - 1, stages[0])
             return
@@ -192,12 +186,12 @@ def _share(move: Move, time: float) -> float:
     return 1.0 if time == move.end else (time - move.start) / (move.end - move.start)
 
 
-def _combined(weights: Sequence[float], stages: Stages, after: Tensor) -> Tensor:
-    """The state within a step."""
-    total = weights[-1] * after
-    for weight, stage in zip(weights, stages, strict=False):
-        total.add_(stage, alpha=weight)
-    return total
+def _read(move: Move, time: float, stages: Stages, after: Tensor) -> Tensor:
+    """The state at a time within a step, or at its end."""
+    if time == move.end:
+        return after
+    *weights, last = move.scheme.within.weights(_share(move, time)).tolist()
+    return sum((weight * stage for weight, stage in zip(weights, stages, strict=True)), last * after)
 
 
 def _size(stages: Sequence[Tensor]) -> int:
