@@ -128,7 +128,7 @@ class Settings:
     )
     query_steps: list[int | str] | None = _flag(
         several(_when),
-        "inner steps, or 50%% of them, after which the outer loss is taken (default: the last)",
+        "inner steps, or 50% of them, after which the outer loss is taken (default: the last)",
         nargs="+",
     )
     query_weights: list[float] | None = _flag(
@@ -290,6 +290,7 @@ def parse_flags(arguments: list[str]) -> dict[str, Any]:
     defaults = read_toml(FOLDER / "defaults.toml")
     for name, setting in FIELDS.items():
         about = setting.metadata["help"] + (f" (default {defaults[name]})" if name in defaults else "")
+        about = about.replace("%", "%%")  # argparse fills in the others
         if setting.metadata["check"] is _switch:
             parser.add_argument(flag_name(name), action="store_true", help=about)
         else:
