@@ -73,7 +73,7 @@ def test_runs_are_gathered_by_their_test_and_by_what_differs_between_them(runs):
     fomaml = [("fomaml, inner_lr 0.01", [0]), ("fomaml, inner_lr 0.02", [0])]
     assert seeds(panel) == [("amaml", [0, 1, 2]), ("maml", [0, 1, 7]), *fomaml]
     others = "maml, fomaml, inner_lr 0.01"
-    own = "prox: 0.1", "query_steps: [2, 3, 5]", "query_weights: [0.1, 0.2, 0.7]"  # synthetic.toml's
+    own = "prox: 0.1", "query_steps: [1, 2, 5]", "query_weights: [0.1, 0.2, 0.7]"  # synthetic.toml's
     assert panel.differences == [
         f"inner_lr: 0.01 (amaml, {others}); 0.02 (fomaml, inner_lr 0.02)",
         *(f"{name} (amaml); None ({others}, fomaml, inner_lr 0.02)" for name in own),
