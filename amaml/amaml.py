@@ -171,13 +171,16 @@ class AMAML:
     def follow(self, theta: Tensor, tasks: Tasks, memory: Memory, at: Sequence[int]) -> Followed:
         """The states after `at` inner steps, with the trajectory."""
         trajectory = self._forward(theta, tasks, memory, at, self.checkpoints)
-        return Followed(trajectory.path(len(theta)), (trajectory, self._request(tasks)._replace(query=()), at))
+        request = self._request(tasks)._replace(query=())
+        return Followed(trajectory.path(len(theta)), (trajectory, trajectory.flow, request, at))
 
     def pull_back(self, followed: Followed, lam: Tensor, memory: Memory) -> MetaGradient:
-        """By the adjoint from lam on the way and at the end; the error is that of the product with lam."""
-        trajectory, request, at = followed.kept
+        """By the adjoint from lam on the way and at the end; the error is that of the product with lam.
+
+        Each way back has the budget of a solve, whatever the way forward and others before it took."""
+        trajectory, flow, request, at = followed.kept
         trajectory = trajectory.again() if trajectory.was_read else trajectory
-        flow = trajectory.flow
+        trajectory.flow = flow.limited(flow.evaluations.total + flow.limit)
         memory = memory.about(self.problem(flow.theta))
         changes = {"flow": flow, "request": request, "inner_steps": at, "terminal": lambda trajectory: Terminal(lam)}
         passes = replace(self.passes(flow.theta, flow.tasks, memory), **changes)

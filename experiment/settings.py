@@ -5,6 +5,7 @@ import math
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -267,7 +268,7 @@ def _along(s: Settings) -> dict[str, Any]:
     steps = s.query_steps or []
     if all(isinstance(step, int) for step in steps):
         return {}
-    numbers = [n if isinstance(n, int) else math.ceil(float(n[:-1]) * s.inner_steps / 100) for n in steps]
+    numbers = [n if isinstance(n, int) else math.ceil(Fraction(n[:-1]) * s.inner_steps / 100) for n in steps]
     weights = s.query_weights or [1 / len(steps)] * len(steps)
     if len(weights) != len(steps):
         return {"query_steps": numbers}

@@ -124,8 +124,8 @@ class Trajectory:
         return index, _share(self.moves[index], time) if time else 1.0
 
     def again(self) -> "Trajectory":
-        """The same moves once more, to be read another time."""
-        other = Trajectory(self.flow, self.checkpoints)
+        """The same moves once more, whatever the budget, to be read another time."""
+        other = Trajectory(self.flow.limited(math.inf), self.checkpoints)
         other.at_start = self.at_start
         other.begin(self.mesh, self.times)
         other.extend(self.moves)

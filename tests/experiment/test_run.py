@@ -103,6 +103,7 @@ def test_each_name_stands_for_its_method_with_its_settings():
         along = learner("--method", name, "--query-steps", "1", "50%", "4", *weights)
         assert (list(along.query_steps), list(along.query_weights)) == ([1, 4], [0.25, 0.75])
     assert list(learner("--method", "amaml").query_steps) == [1, 3, 7]  # synthetic.toml's
+    assert learner("--inner-steps", "1000", "--query-steps", "64.4%").query_steps == [644]  # not 645 by rounding
     alone = learner("--method", "amaml", "--query-steps", "3", "100%")
     assert (list(alone.query_steps), list(alone.query_weights)) == ([3, 7], [0.5, 0.5])
     implicit = learner(*["--method", "imaml", "--cg-steps", "3", "--cg-damping", "0.125"])
