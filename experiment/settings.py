@@ -217,7 +217,23 @@ def checked(values: dict[str, Any], source: str = "") -> Settings:
     for name, setting in FIELDS.items():
         if name not in values and setting.default is None and type(None) not in get_args(setting.type):
             raise InputError(f"{flag_name(name)}{source} is missing")
-    return Settings(**values)
+    s = Settings(**values)
+    return replace(s, **_along(s))
+
+
+def _along(s: Settings) -> dict[str, Any]:
+    """Parts of the inner loop as numbers of its steps, rounded up; those that meet have one weight, their sum."""
+    steps = s.query_steps or []
+    if all(isinstance(step, int) for step in steps):
+        return {}
+    numbers = [n if isinstance(n, int) else math.ceil(Fraction(n[:-1]) * s.inner_steps / 100) for n in steps]
+    weights = s.query_weights or [1 / len(steps)] * len(steps)
+    if len(weights) != len(steps):
+        return {"query_steps": numbers}
+    found: dict[int, float] = {}
+    for n, weight in zip(numbers, weights, strict=True):
+        found[n] = found.get(n, 0.0) + weight
+    return {"query_steps": [*found], "query_weights": [*found.values()]}
 
 
 def check_together(flags: Iterable[str], s: Settings) -> None:
@@ -234,6 +250,8 @@ def check_together(flags: Iterable[str], s: Settings) -> None:
         raise InputError(f"--reptile-first {s.reptile_first} leaves no update to {s.method}; choose at most {most}")
     if "draw" in flags and s.draw > s.test_tasks:
         raise InputError(f"--draw {s.draw} is more than --test-tasks {s.test_tasks}; choose at most {s.test_tasks}")
+    if s.query_weights is not None and s.query_steps is None:
+        raise InputError("--query-weights are those of --query-steps; give both")
     if s.resume and s.overwrite:
         raise InputError("--resume goes on with a run and --overwrite discards it; choose one of them")
     tables = {"method": METHODS, "network": NETWORKS, "protocol": PROTOCOLS, "domain": DOMAINS}
@@ -260,22 +278,7 @@ def merged(flags: dict[str, Any]) -> Settings:
         values.pop("query_weights", None)  # which belong to the steps of the same file
     s = checked(values | flags)
     check_together(flags, s)
-    return replace(s, **_along(s))
-
-
-def _along(s: Settings) -> dict[str, Any]:
-    """Parts of the inner loop as numbers of its steps, rounded up; those that meet have one weight, their sum."""
-    steps = s.query_steps or []
-    if all(isinstance(step, int) for step in steps):
-        return {}
-    numbers = [n if isinstance(n, int) else math.ceil(Fraction(n[:-1]) * s.inner_steps / 100) for n in steps]
-    weights = s.query_weights or [1 / len(steps)] * len(steps)
-    if len(weights) != len(steps):
-        return {"query_steps": numbers}
-    found: dict[int, float] = {}
-    for n, weight in zip(numbers, weights, strict=True):
-        found[n] = found.get(n, 0.0) + weight
-    return {"query_steps": [*found], "query_weights": [*found.values()]}
+    return s
 
 
 def parse_flags(arguments: list[str]) -> dict[str, Any]:

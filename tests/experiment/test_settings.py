@@ -44,6 +44,7 @@ MISTAKES = [
     (["--method", "maml", "--inner-batch", "5"], ["--inner-batch 5", "at most 4"]),
     (["--query-steps", "1", "9"], ["query_steps must be increasing numbers of inner steps from 0 to 2, got"]),
     *((["--query-steps", bad], ["--query-steps must be zero or", repr(bad)]) for bad in ("-1", "x", "101%", "%")),
+    (["--query-weights", "1"], ["--query-weights are those of --query-steps; give both"]),
     (["--query-steps", "50%", "--query-weights", "1", "2"], ["query_weights must have a number for each of 1", "2.0"]),
     (["--protocol", "innner"], ["unknown protocol 'innner'", "did you mean 'inner'?"]),
     (["--domain", "Jester", *FINETUNE], ["Jester", "--data-root", "AMAML_DATA"]),
