@@ -177,7 +177,8 @@ class AMAML:
     def pull_back(self, followed: Followed, lam: Tensor, memory: Memory) -> MetaGradient:
         """By the adjoint from lam on the way and at the end; the error is that of the product with lam.
 
-        Each way back has the budget of a solve, whatever the way forward and others before it took."""
+        Each way back has the budget of a solve, whatever the way forward and others before it took.
+        """
         trajectory, flow, request, at = followed.kept
         trajectory = trajectory.again() if trajectory.was_read else trajectory
         trajectory.flow = flow.limited(flow.evaluations.total + flow.limit)

@@ -121,8 +121,8 @@ def _as_asked(cell: Cell, command: str) -> bool:
     if command == command_of(cell.steps[0]):
         return True
     with contextlib.suppress(InputError):
-        made, asked = (asdict(merged(flags)) for flags in (parse_flags(shlex.split(command)[2:]), cell.settings))
-        return all(made[name] == asked[name] for name in cell.settings)
+        settings = asdict(merged(parse_flags(shlex.split(command)[2:])))
+        return all(settings[name] == value for name, value in cell.settings.items())
     return False
 
 

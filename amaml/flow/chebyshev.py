@@ -141,27 +141,25 @@ def _coefficients(s: int) -> Coefficients:
     for j in range(2, s + 1):
         mu, nu, m = 2 * b[j] * w0 / b[j - 1], -b[j] / b[j - 2], 2 * b[j] * w1 / b[j - 1]
         rest.append((float(mu), float(nu), float(m), float(-(1 - b[j - 1] * value[j - 1]) * m)))
-    weights = _weights(s, w0, w1, b, derivatives)
-    taylor = b * w1 ** np.arange(4)[:, None] * derivatives  # of every stage's stability polynomial, times n!
-    taylor[0] = 1.0
+    taylor = np.stack([np.ones(s + 1), *(b * w1**n * derivatives[n] for n in (1, 2, 3))])
+    weights = _weights(s, w0, w1, b, value, taylor)
     ends = np.column_stack([taylor[:, :s], taylor @ weights])  # Y_s is not kept
     within = Within(ends, np.arange(4), 2, abs(1 - float(ends[3, -1])) / 6)
     return Coefficients(float(b[1] * w1), tuple(rest), tuple(weights.tolist()), within)
 
 
-def _weights(s: int, w0: float, w1: float, b: np.ndarray, derivatives: Sequence[np.ndarray]) -> np.ndarray:
+def _weights(s: int, w0: float, w1: float, b: np.ndarray, value: np.ndarray, taylor: np.ndarray) -> np.ndarray:
     """Of the combination, by a linear program: the stability polynomial of Y_j is 1 - b_j T_j(w0) + b_j T_j(w0 + w1 z).
 
-    At z = 0 that of the combination has the value and the first two derivatives of exp, for second order. derivatives:
-    T_j and its first three at w0, for j = 0..s.
+    At z = 0 that of the combination has the value and the first two derivatives of exp, for second order. value: of T_j
+    at w0, for j = 0..s; taylor: the value and three derivatives at 0 of each stage's polynomial.
     """
-    value, first, second, third = derivatives
     x = np.cos(np.linspace(0, np.pi, 12 * s + 1))
     x = x[x < w0 - w1 * DECAYED]
     stiff = 1 - b * value + b * chebyshev.chebvander(x, s)
-    conditions = np.stack([np.ones(s + 1), b * w1 * first, b * w1**2 * second])
+    conditions, third = taylor[:3], taylor[3]
     weights = linprog(
-        -b * w1**3 * third,
+        -third,
         A_ub=np.concatenate([stiff, -stiff]),
         b_ub=np.full(2 * len(x), DAMPED),
         A_eq=conditions,

@@ -140,10 +140,8 @@ class GradedMesh:
             scheme, h = min(options, key=lambda option: self._price(*option, end - reached))
             sizes.append((scheme, h))
             reached, total = reached + h, total + scheme.cost
-        shorter, moves = (
-            (end - t) / (reached - t) if reached > end else 1.0,
-            [],
-        )  # so that the last step ends on the end
+        shorter = (end - t) / (reached - t) if reached > end else 1.0  # so that the last step ends on the end
+        moves = []
         for i, (scheme, h) in enumerate(sizes, 1):
             after = end if reached >= end and i == len(sizes) else t + h * shorter
             moves.append(Move(scheme, t, after, after - t))
