@@ -10,8 +10,6 @@ normal under the angle t to the axis of a, the line integral is
 Nothing is downloaded. Learned initialisations for this: Tancik et al., CVPR 2021, section 4.2.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from scipy.stats import poisson
@@ -45,61 +43,44 @@ MEAN_OF = 100  # phantoms, of which the mean is shown as a predictor
 SHRUNK = 0.9  # so that a jittered phantom stays within the unit disc, where every ray meets all of it
 
 
-@dataclass(frozen=True)
-class Jitter:
-    """Half the width of the uniform range of every parameter: a share of densities and half axes, units, degrees."""
-
-    share: float
-    place: float
-    angle: float
+TRAIN = 0.1, 0.03, 10.0  # half the width of the uniform ranges: a share of densities and half axes, units, degrees
+TEST = 0.15, 0.03, 20.0  # phantoms of a wider family than those of meta-training
 
 
-TRAIN = Jitter(share=0.1, place=0.03, angle=10.0)
-TEST = Jitter(share=0.15, place=0.03, angle=20.0)  # phantoms of a wider family than those of meta-training
+def jittered(draws: np.ndarray, share: float, place: float, angle: float) -> np.ndarray:
+    """Phantoms (tasks, ellipses, 6), as SHEPP_LOGAN, from as many draws in [0, 1) and a range for each column.
+
+    The skull and what it encloses share theirs, and move as one.
+    """
+    shift = 2.0 * draws - 1.0
+    shift[:, 1] = shift[:, 0]
+    sizes, places = np.split(SHEPP_LOGAN * (1, SHRUNK, SHRUNK, SHRUNK, SHRUNK, 1), [3], axis=1)
+    return np.concatenate([sizes * (1 + share * shift[..., :3]), places + (place, place, angle) * shift[..., 3:]], -1)
 
 
-@dataclass(frozen=True)
-class Ellipses:
-    """Phantoms: density and angle (tasks, ellipses), axes and centre (tasks, ellipses, 2)."""
+def densities(phantoms: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """The density (tasks, points) of phantoms (tasks, ellipses, 6) at places x (tasks, points, 2)."""
+    density, a, b, right, up, angle = np.moveaxis(phantoms, -1, 0)[:, :, None]  # (tasks, 1, ellipses)
+    right, up = x[..., :1] - right, x[..., 1:] - up
+    cos, sin = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
+    inside = ((cos * right + sin * up) / a) ** 2 + ((cos * up - sin * right) / b) ** 2 <= 1
+    return (inside * density).sum(-1)
 
-    density: np.ndarray
-    axes: np.ndarray
-    centre: np.ndarray
-    angle: np.ndarray
 
-    @classmethod
-    def jittered(cls, draws: np.ndarray, jitter: Jitter) -> "Ellipses":
-        """From draws in [0, 1), (tasks, ellipses, 6). The skull and what it encloses share theirs, and move as one."""
-        shift = 2.0 * draws - 1.0
-        shift[:, 1] = shift[:, 0]
-        density, axes, centre, angle = np.split(SHEPP_LOGAN, [1, 3, 5], axis=1)
-        return cls(
-            density[:, 0] * (1 + jitter.share * shift[..., 0]),
-            SHRUNK * axes * (1 + jitter.share * shift[..., 1:3]),
-            SHRUNK * centre + jitter.place * shift[..., 3:5],
-            np.deg2rad(angle[:, 0] + jitter.angle * shift[..., 5]),
-        )
+def projections(phantoms: np.ndarray, angles: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """The line integrals (tasks, views, rays) along x . (cos, sin)(angle) = offset.
 
-    def at(self, x: np.ndarray) -> np.ndarray:
-        """The density (tasks, points) at places x (tasks, points, 2)."""
-        across, up = np.moveaxis(x[:, :, None] - self.centre[:, None], -1, 0)  # (tasks, points, ellipses)
-        cos, sin = np.cos(self.angle)[:, None], np.sin(self.angle)[:, None]
-        a, b = np.moveaxis(self.axes, -1, 0)[:, :, None]
-        inside = ((cos * across + sin * up) / a) ** 2 + ((cos * up - sin * across) / b) ** 2 <= 1
-        return (inside * self.density[:, None]).sum(-1)
-
-    def projections(self, angles: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-        """The line integrals (tasks, views, rays) along x . (cos, sin)(angle) = offset.
-
-        angles (tasks, views) of the rays' normals, offsets (rays,).
-        """
-        normal = np.stack([np.cos(angles), np.sin(angles)], -1)  # (tasks, views, 2)
-        offset = offsets[:, None] - (normal @ np.swapaxes(self.centre, 1, 2))[:, :, None]  # (tasks, views, rays, 10)
-        turn = (angles[:, :, None] - self.angle[:, None])[:, :, None]
-        a, b = np.moveaxis(self.axes, -1, 0)[:, :, None, None]
-        width = (a * np.cos(turn)) ** 2 + (b * np.sin(turn)) ** 2
-        chords = 2 * a * b * np.sqrt(np.clip(width - offset**2, 0, None)) / width
-        return (self.density[:, None, None] * chords).sum(-1)
+    phantoms (tasks, ellipses, 6), angles (tasks, views) of the rays' normals, offsets (rays,).
+    """
+    density, a, b, *_, angle = np.moveaxis(phantoms, -1, 0)[:, :, None, None]  # (tasks, 1, 1, ellipses)
+    normal = np.stack([np.cos(angles), np.sin(angles)], -1)  # (tasks, views, 2)
+    offset = (
+        offsets[:, None] - (normal @ np.swapaxes(phantoms[..., 3:5], 1, 2))[:, :, None]
+    )  # (tasks, views, rays, ellipses)
+    turn = angles[:, :, None, None] - np.deg2rad(angle)
+    width = (a * np.cos(turn)) ** 2 + (b * np.sin(turn)) ** 2
+    chords = 2 * a * b * np.sqrt(np.clip(width - offset**2, 0, None)) / width
+    return (density * chords).sum(-1)
 
 
 def along_rays(prediction: Tensor, target: Tensor) -> Tensor:
@@ -136,9 +117,9 @@ class Phantoms(Endless):
         s, rays = self.sampling, self.sampling.shots * RAYS
         draws = rng.uniform(size=(first + count, SHEPP_LOGAN.size + 1 + rays + SIDE**2))[first:]
         shape, turn, noise, keys = np.split(draws, np.cumsum([SHEPP_LOGAN.size, 1, rays]), axis=1)
-        phantoms = Ellipses.jittered(shape.reshape(count, *SHEPP_LOGAN.shape), TEST if test else TRAIN)
+        phantoms = jittered(shape.reshape(count, *SHEPP_LOGAN.shape), *(TEST if test else TRAIN))
         angles = np.pi * (np.arange(s.shots) + turn) / s.shots  # (tasks, views)
-        integrals = phantoms.projections(angles, _centres(RAYS)).reshape(count, rays)
+        integrals = projections(phantoms, angles, _centres(RAYS)).reshape(count, rays)
         if s.noise:
             photons = s.noise**-2
             arrived = poisson.ppf(noise, photons * np.exp(-integrals))
@@ -149,7 +130,7 @@ class Phantoms(Endless):
         if test:
             sets.append(np.tile(pixels, (count, 1, 1)))
         support = self.tensor(ray_points(angles)), self.tensor(integrals / 2)[..., None]  # a ray is 2 units long
-        queries = [(self.tensor(p)[:, :, None], self.tensor(phantoms.at(p))[..., None]) for p in sets]
+        queries = [(self.tensor(p)[:, :, None], self.tensor(densities(phantoms, p))[..., None]) for p in sets]
         return Tasks(*support, *(part for pair in queries for part in pair))
 
     def predictors(self, count: int) -> dict[str, np.ndarray]:
@@ -161,7 +142,7 @@ class Phantoms(Endless):
         normals = x.reshape(count, s.shots, RAYS, SAMPLES, 2)[:, :, -1].mean(2) / _centres(RAYS)[-1]
         back = back_projected(normals, 2 * y.reshape(count, s.shots, RAYS), places[0, :, 0])
         draws = generator(s.seed, META_TRAIN_TASKS).uniform(size=(MEAN_OF, *SHEPP_LOGAN.shape))
-        mean = Ellipses.jittered(draws, TRAIN).at(places[:1, :, 0]).mean(0)
+        mean = densities(jittered(draws, *TRAIN), places[:1, :, 0]).mean(0)
         error = {"filtered back-projection": back - truth[..., 0], "mean phantom": mean - truth[..., 0]}
         return {name: -10 * np.log10((apart**2).mean(-1)) for name, apart in error.items()}
 
