@@ -13,7 +13,7 @@ from amaml import Adaptation, Diverged, InputError
 from baselines import Reptile
 from data import Domain, of_settings
 from experiment.distributed import Group
-from experiment.evaluation import Curves, Model, Record, measured, task_lines, test_entry
+from experiment.evaluation import Curves, Record, measured, task_lines, test_entry
 from experiment.folder import Checkpoint
 from experiment.machine import check_device, memory_of
 from experiment.methods import METHODS, NETWORKS, PROTOCOLS, UNITS, protocols
@@ -86,15 +86,14 @@ class Experiment:
 
     def adapt(self, tasks: Any, protocol: str) -> tuple[Curves, Record]:
         """Adapt to tasks by a protocol; its curves, and what it ends with. A stop is met between two records."""
-        s, chosen, objective = self.settings, PROTOCOLS[protocol], self.domain.objective
-        model = Model(self.meta, self.whole, self.rates(), objective.loss, s.inner_steps)
+        chosen = PROTOCOLS[protocol]
 
         def records() -> Iterator[Record]:
-            for record in chosen.make(model, tasks, **chosen.options(s)):
+            for record in chosen.make(self, tasks, **chosen.options(self.settings)):
                 yield record
                 self.group.stop.check()
 
-        return measured(records(), tasks, objective.metric, UNITS[protocol])
+        return measured(records(), tasks, self.domain.objective.metric, UNITS[protocol])
 
     def meta_test(self, update: int) -> tuple[dict[str, Any], list[str]]:
         """Adapt to every meta-test task; its entry of test.json and lines of tasks.csv. update: how many are made.

@@ -105,7 +105,7 @@ class Group:
 
     def of_first(self, function: Callable[[], T]) -> T:
         """What function returns in the first process, in all of them; a fault in it is raised in all."""
-        return value(self._gather(outcome(function) if self.first else None)[0])
+        return self.map_chunks(lambda _: function(), [None])[0]
 
     def together(self, function: Callable[[], T]) -> T:
         """What function returns in this process; a fault in any of them is raised in all."""
@@ -114,13 +114,8 @@ class Group:
             value(fault)
         return mine
 
-    def check_stop(self) -> None:
-        """Raise Stopped if a stop was asked for; of several processes the next exchange does, in all at once."""
-        if self.world == 1:
-            self.stop.check()
-
     def _gather(self, mine: T) -> list[T]:
-        """What every process has, in their order; raises Stopped in all where one was asked to stop."""
+        """What every process has, in their order; raises Stopped in all, at once, where one was asked to stop."""
         sent = self.stop.number, mine
         received = [sent] if self.world == 1 else self.exchange(sent)
         for number, _ in received:

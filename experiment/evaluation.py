@@ -19,16 +19,6 @@ RECORDED_STEPS = (0, 1, 5, 10, 20, 50, 100, 200, 500)  # of the inner loop, and 
 TASK_COLUMNS = "update,unit,epoch,task,support,test"
 
 
-class Model(NamedTuple):
-    """What is adapted: meta as it was trained, with the keywords rates of its calls; whole: with all parameters."""
-
-    meta: Adaptation
-    whole: Adaptation
-    rates: dict[str, Any]
-    loss: Loss
-    inner_steps: int
-
-
 class Record(NamedTuple):
     """After so many epochs or inner steps: the network, and its adapted parameters phi (tasks, P)."""
 
@@ -37,33 +27,33 @@ class Record(NamedTuple):
     phi: Tensor
 
 
-def fine_tune(model: Model, tasks: Tasks, epochs: int) -> Iterator[Record]:
-    """Adapt all parameters to each task by full-batch Adam (lr 1e-3, weight decay 1e-6) on its support set.
+def fine_tune(e: Any, tasks: Tasks, epochs: int) -> Iterator[Record]:
+    """Adapt all parameters of the Experiment e by full-batch Adam (lr 1e-3, weight decay 1e-6) on each support set.
 
     The same for every method, as in the A-MAML experiments. Adam works element by element, so one optimiser over
     phi (tasks, P) is one optimiser a task. Records epoch 0, every tenth epoch and the end.
     """
-    whole = model.whole
+    whole, loss = e.whole, e.domain.objective.loss
     phi = whole.function.theta().detach().repeat(len(tasks), 1)
     optimizer = torch.optim.Adam([phi], lr=1e-3, weight_decay=1e-6, fused=True)
     for epoch in range(epochs + 1):
         if epoch % RECORDED_EPOCHS == 0 or epoch == epochs:
             yield Record(epoch, whole, phi)
         if epoch < epochs:
-            phi.grad = derivatives.gradients(whole.function, model.loss, phi, tasks.support_x, tasks.support_y)
+            phi.grad = derivatives.gradients(whole.function, loss, phi, tasks.support_x, tasks.support_y)
             optimizer.step()
 
 
-def inner_loop(model: Model, tasks: Tasks, steps: int | None = None) -> Iterator[Record]:
-    """Adapt to each task by the method's own inner loop of so many steps (None: as many as the run has).
+def inner_loop(e: Any, tasks: Tasks, steps: int | None = None) -> Iterator[Record]:
+    """Adapt to each task by the inner loop of the Experiment e, of so many steps (None: as many as the run has).
 
     The few-shot protocol: records 0, 1, 5, 10, 20, ... and all steps.
     """
-    last = steps or model.inner_steps
+    last = steps or e.settings.inner_steps
     recorded = sorted({n for n in RECORDED_STEPS if n < last} | {last})
     with torch.no_grad():
-        path = model.meta.adapt(tasks, at=recorded, inner_steps=last, **model.rates)
-    yield from (Record(n, model.meta, phi) for n, phi in zip(recorded, path, strict=True))
+        path = e.meta.adapt(tasks, at=recorded, inner_steps=last, **e.rates())
+    yield from (Record(n, e.meta, phi) for n, phi in zip(recorded, path, strict=True))
 
 
 @dataclass(frozen=True)
@@ -98,13 +88,10 @@ def measured(records: Iterable[Record], tasks: Tasks, metric: Loss, unit: str) -
     return Curves(unit, epochs, support, test), record
 
 
-def mean_and_interval(values: np.ndarray) -> tuple[float, float]:
-    """Mean over the values and half the width of its 95% confidence interval (Student's t); nan of a single one."""
-    count = len(values)
-    if count < 2:
-        return float(values.mean()), math.nan
-    spread = float(values.std(ddof=1)) / math.sqrt(count)
-    return float(values.mean()), float(stdtrit(count - 1, 0.975)) * spread
+def mean_and_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over the last axis and half the width of its 95% confidence interval (Student's t); nan of one value."""
+    free = values.shape[-1] - 1  # degrees of freedom; of none, stdtrit is nan
+    return values.mean(-1), stdtrit(free, 0.975) * (values.std(-1, ddof=min(free, 1)) / math.sqrt(free + 1))
 
 
 def test_entry(update: int, curves: Curves, predictors: dict[str, np.ndarray], metric: str) -> dict[str, Any]:
@@ -114,9 +101,9 @@ def test_entry(update: int, curves: Curves, predictors: dict[str, np.ndarray], m
     null.
     """
 
-    def pair(values: np.ndarray) -> tuple[float, float | None]:
+    def listed(values: np.ndarray) -> tuple[Any, Any]:
         mean, half = mean_and_interval(values)
-        return mean, None if math.isnan(half) else half
+        return mean.tolist(), np.where(np.isnan(half), None, half).tolist()
 
     entry: dict[str, Any] = {
         "update": update,
@@ -124,11 +111,10 @@ def test_entry(update: int, curves: Curves, predictors: dict[str, np.ndarray], m
         "metric": metric,
         "unit": curves.unit,
         "epochs": curves.epochs,
-        "predictors": {name: pair(values) for name, values in predictors.items()},
+        "predictors": {name: listed(values) for name, values in predictors.items()},
     }
     for name in ("support", "test"):
-        means, intervals = zip(*map(pair, getattr(curves, name)), strict=True)
-        entry[name] = {"mean": list(means), "ci95": list(intervals)}
+        entry[name] = dict(zip(("mean", "ci95"), listed(getattr(curves, name)), strict=True))
     return entry
 
 

@@ -106,7 +106,7 @@ class Session:
 
     def _look(self) -> None:
         """Record, save and test where it is due; the first update is recorded, and timed, by itself."""
-        stop = self.group.world == 1 and self.group.stop.number is not None
+        stop = self.group.world == 1 and self.group.stop.number is not None  # of several the next exchange tells all
         regular = self.update % self.experiment.settings.checkpoint_interval == 0
         save = regular or self._test_due() or stop or time.monotonic() - self._saved_at > SAVE_SECONDS
         waited = time.perf_counter() - self._mark > READ_SECONDS
@@ -114,7 +114,8 @@ class Session:
             self._record()
         if save:
             self._save()
-            self.group.check_stop()
+            if stop:
+                self.group.stop.check()
             if self._test_due():
                 self._test()
             self._mark = time.perf_counter()

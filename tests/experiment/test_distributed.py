@@ -116,6 +116,5 @@ def test_the_fault_of_the_first_chunk_is_raised_wherever_it_was_met():
 
 def test_a_signal_counts_once_all_processes_know():
     group = beside((signal.SIGTERM, [1]))
-    group.check_stop()  # what it was asked for itself is told in the next exchange
     with pytest.raises(Stopped):
         group.map_chunks(lambda part: None, [0])

@@ -1,5 +1,7 @@
 """Meta-tests: what is adapted and recorded, how it is summed up; both protocols; chunks; --evaluate."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +12,7 @@ import run
 from amaml import Adaptation, Diverged, Tasks, half_mse, mlp, rmse
 from data.synthetic import CosMixture
 from experiment.build import Experiment
-from experiment.evaluation import Curves, Model, fine_tune, inner_loop, measured, test_entry
+from experiment.evaluation import Curves, fine_tune, inner_loop, measured, test_entry
 from experiment.summary import at_epochs, table
 
 test_entry.__test__ = False  # it is no test
@@ -28,7 +30,9 @@ def problem():
         return x, scale * x.sin().sum(-1, keepdim=True)
 
     theta = meta.function.theta().detach()
-    return Model(meta, meta, {}, half_mse, 3), theta, Tasks(*points(6), *points(4), *points(9))
+    domain, settings = SimpleNamespace(objective=SimpleNamespace(loss=half_mse)), SimpleNamespace(inner_steps=3)
+    experiment = SimpleNamespace(meta=meta, whole=meta, rates=dict, domain=domain, settings=settings)
+    return experiment, theta, Tasks(*points(6), *points(4), *points(9))
 
 
 def by_hand(phi, apply, tasks, task, optimizer, steps):
@@ -60,14 +64,14 @@ DESCENT = lambda phi: torch.optim.SGD([phi], lr=0.1)  # noqa: E731
     ],
 )
 def test_all_tasks_at_once_are_what_each_would_be_alone(problem, protocol, optimizer, steps, records):
-    model, theta, tasks = problem
-    curves, last = measured(protocol(model, tasks, steps), tasks, rmse, "a unit")
+    experiment, theta, tasks = problem
+    curves, last = measured(protocol(experiment, tasks, steps), tasks, rmse, "a unit")
     assert (curves.epochs, curves.unit) == (records, "a unit")
-    assert torch.equal(model.meta.function.theta(), theta)
+    assert torch.equal(experiment.meta.function.theta(), theta)
     assert last.phi.shape == (3, len(theta))
     for task in range(3):
         phi = theta.clone().requires_grad_()
-        rows, alone = by_hand(phi, model.meta.function, tasks, task, optimizer(phi), 3 if steps is None else steps)
+        rows, alone = by_hand(phi, experiment.meta.function, tasks, task, optimizer(phi), 3 if steps is None else steps)
         np.testing.assert_allclose(curves.support[:, task], rows[records, 0], rtol=1e-12)
         np.testing.assert_allclose(curves.test[:, task], rows[records, 1], rtol=1e-12)
         torch.testing.assert_close(last.phi[task], alone, rtol=1e-12, atol=1e-14)
@@ -75,10 +79,10 @@ def test_all_tasks_at_once_are_what_each_would_be_alone(problem, protocol, optim
 
 @pytest.mark.parametrize("part", ["support_y", "test_y"])
 def test_errors_that_are_not_finite_are_reported(problem, part):
-    model, theta, tasks = problem
+    experiment, theta, tasks = problem
     getattr(tasks, part)[1, 0] = torch.inf
     with pytest.raises(Diverged, match="not finite"):
-        measured(fine_tune(model, tasks, epochs=0), tasks, rmse, "epoch")
+        measured(fine_tune(experiment, tasks, epochs=0), tasks, rmse, "epoch")
 
 
 def test_an_entry_and_its_table_average_over_tasks_and_not_over_epochs():
