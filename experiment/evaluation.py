@@ -80,8 +80,7 @@ def measured(records: Iterable[Record], tasks: Tasks, metric: Loss, unit: str) -
     epochs, rows, sets = [], [], ((tasks.support_x, tasks.support_y), (tasks.test_x, tasks.test_y))
     for record in records:
         epochs.append(record.epoch)
-        with torch.no_grad():
-            rows.append([torch.func.vmap(metric)(record.network.predict(record.phi, x), y) for x, y in sets])
+        rows.append([derivatives.losses(record.network.function, metric, record.phi, x, y) for x, y in sets])
     support, test = (torch.stack(part).double().cpu().numpy() for part in zip(*rows, strict=True))
     if not (np.isfinite(support).all() and np.isfinite(test).all()):
         raise Diverged("the meta-test error is not finite; theta is unusable, try a smaller --inner-lr or --meta-lr")
