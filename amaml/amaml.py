@@ -147,7 +147,8 @@ class AMAML:
         memory = memory.about(self.problem(theta))
         passes = self.passes(theta, tasks, memory, self._limit(memory))
         flow = passes.flow
-        mesh, curvature = self._choose(flow, memory, passes.inner_steps[-1])
+        most = math.inf if self.robust is None else self.controller.most(memory)
+        mesh, curvature = self._choose(flow, memory, passes.inner_steps[-1], most)
         try:
             return self._measuring(passes, memory).gradient(mesh, curvature)
         except Diverged as fault:
@@ -238,12 +239,12 @@ class AMAML:
         name = getattr(self.solver, "name", self.solver)
         return Measuring(passes, self._graded(memory), self.controller, self.rtol, memory, name)
 
-    def _choose(self, flow: GradientFlow, memory: Memory, steps: int) -> tuple[Mesh, Curvature]:
-        """The mesh over so many inner steps, and what is known of the curvature at theta."""
+    def _choose(self, flow: GradientFlow, memory: Memory, steps: int, most: float = math.inf) -> tuple[Mesh, Curvature]:
+        """The mesh over so many inner steps, of so many evaluations, and what is known of the curvature at theta."""
         curvature = Curvature(flow, known=memory.leading)
         if not self._schemes or not steps:
             return self._descent(steps), curvature
-        mesh = self._graded(memory)
+        mesh = replace(self._graded(memory), most=most)
         if self.solver == "auto" and descends(flow, mesh, curvature, self._rate, steps, memory):
             return self._descent(steps), curvature
         return mesh, curvature

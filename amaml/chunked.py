@@ -117,6 +117,7 @@ def _fold_seen(seen: list[Observation], shares: list[float], norm: float) -> Obs
         norm=norm,
         error=_added(errors, seen, shares, norm),
         measuring=mean("measuring"),
+        saved=mean("saved"),
         refused=any(one.refused for one in seen),
         descended=any(one.descended for one in seen),
         leading=leading,

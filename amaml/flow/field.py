@@ -82,7 +82,7 @@ class GradientFlow:
         self.check_budget()
         bound = self.bound if points is None else None
         gradient = derivatives.gradients(self.apply, self.loss, u, *self._support_of(points), bound)
-        return gradient + self.prox * (u - self.theta) if self.prox else gradient
+        return gradient.add_(u - self.theta, alpha=self.prox) if self.prox else gradient
 
     def hvp(self, u: Tensor, v: Tensor, points: Tensor | None = None) -> Tensor:
         """(H(u) + prox I) v, minus the field's Jacobian times v, (tasks, P); points as in gradient."""
@@ -90,7 +90,7 @@ class GradientFlow:
         self.check_budget()
         bound = self.bound if points is None else None
         product = derivatives.hvps(self.apply, self.loss, u, v, *self._support_of(points), bound)
-        return product + self.prox * v if self.prox else product
+        return product.add_(v, alpha=self.prox) if self.prox else product
 
     def symmetric_hvp(self, u: Tensor, v: Tensor) -> Tensor:
         """D^(1/2) (H(u) + prox I) D^(1/2) v, whose eigenvalues decide on stability, (tasks, P)."""

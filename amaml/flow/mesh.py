@@ -61,6 +61,7 @@ class GradedMesh:
     """Steps of whichever scheme is the cheapest at each, for a relative error tolerance of the meta-gradient.
 
     backward: the scheme of the way back where it is not each step's own transpose; the steps must suit it too.
+    most: evaluations, of the way there and back, beyond which steps are longer than the tolerance asks for.
     late: how many times longer a step may be for its distance from T than for that from 0. A component of lam that
     decays fast near T has died out long before t = 0, and reaches lam(0) only through a change of the Hessian, which is
     slow by then. 1: +15% evaluations; 8: larger errors of single batches at a trained theta.
@@ -76,6 +77,7 @@ class GradedMesh:
     schemes: tuple[Scheme, ...]
     tolerance: float
     backward: Scheme | None = None
+    most: float = math.inf
     late: float = 4.0
     handicap: float = 1.2
     safety: float = 0.9
@@ -92,13 +94,19 @@ class GradedMesh:
         trajectory.begin(self, times)
         t, end, rate, now = trajectory.time, times[-1], 0.0, curvature.at(trajectory.final)
         trajectory.at_start = trajectory.at_start or curvature.leading
-        sharp = max(now)
+        sharp, mesh, planned = max(now), self, 0.0
         while t < end:
             trajectory.sharpest = max(trajectory.sharpest, sharp)
             least = self._least_cost((end - t) * sharp)
             trajectory.flow.check_budget(least + cost(trajectory.moves) + least)  # the rest, and all of the way back
-            u, count = trajectory.final, len(trajectory.moves)
-            trajectory.extend(self.block(t, end, trajectory.at_start.value, sharp, rate, times))
+            start, u, count = trajectory.at_start.value, trajectory.final, len(trajectory.moves)
+            if sharp > planned:
+                left = self.most - trajectory.flow.evaluations.total - cost(trajectory.moves)
+                mesh, planned = self._affordable(t, end, start, sharp, left), sharp
+                if mesh is not self:
+                    own, longer = (one._count(t, end, start, sharp) for one in (self, mesh))
+                    trajectory.saved = max(trajectory.saved, 2 * (own - longer))
+            trajectory.extend(mesh.block(t, end, start, sharp, rate, times))
             last = trajectory.moves[-1]
             if not trajectory.final.isfinite().all():  # waits for the device
                 if last.end == t:
@@ -119,9 +127,19 @@ class GradedMesh:
 
     def forecast(self, horizon: float, sharp: float, most: float = math.inf) -> int:
         """Gradients of the steps to the horizon, should lambda_max stay as it is at the start; counted up to most."""
-        t, total = 0.0, 0
-        while t < horizon and total < most:
-            block = self.block(t, horizon, sharp, sharp)
+        return self._affordable(0.0, horizon, sharp, sharp, self.most)._count(0.0, horizon, sharp, sharp, most)
+
+    def _affordable(self, t: float, end: float, start: float, sharp: float, left: float) -> "GradedMesh":
+        """This mesh, or one of longer steps of at most so many evaluations to the end and back, if any is stable."""
+        mesh = self
+        while left < math.inf and mesh.tolerance < 1 and mesh._count(t, end, start, sharp, left / 2) > left / 2:
+            mesh = replace(mesh, tolerance=2 * mesh.tolerance)
+        return mesh
+
+    def _count(self, t: float, end: float, start: float, sharp: float, most: float = math.inf) -> int:
+        total = 0
+        while t < end and total <= most:
+            block = self.block(t, end, start, sharp)
             t, total = block[-1].end, total + cost(block)
         return total
 

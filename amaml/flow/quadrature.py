@@ -61,7 +61,7 @@ class Quadrature:
 
     def __init__(self, flow: GradientFlow, requested: Requested) -> None:
         self.flow, self.requested = flow, requested
-        self.pulled, self.to_prox = flow.theta.new_zeros(()), flow.theta.new_zeros(len(flow.tasks))
+        self.pulled, self.to_prox = torch.zeros_like(flow.start), flow.theta.new_zeros(len(flow.tasks))
         self.to_rate = torch.zeros_like(flow.start) if requested.rate else None  # (tasks, P)
         leaves = tree_flatten(flow.tasks.support)[0] if requested.support else []
         self.to_leaves = [torch.zeros_like(leaves[i]) for i in requested.support]
@@ -116,7 +116,7 @@ class Quadrature:
 
     def _add_prox(self, u: Tensor, scaled: Tensor, weight: float) -> None:
         if self.flow.prox:
-            self.pulled = self.pulled + weight * scaled
+            self.pulled.add_(scaled, alpha=weight)
         if self.requested.prox:
             self.to_prox = self.to_prox - weight * ((u - self.flow.theta) * scaled).sum(-1)
 

@@ -50,6 +50,7 @@ class Trajectory:
         self.moves: list[Move] = []
         self.final = flow.start
         self.sharpest, self.at_start = 0.0, None  # lambda_max at its largest, and a Leading: as it was found first
+        self.saved = 0  # evaluations, by steps that are longer than the tolerance asks for
         self.times: Sequence[float] = ()
         self.at: dict[float, Tensor] = {}  # the states at these times
         self.whole, self.was_read = checkpoints is None, False

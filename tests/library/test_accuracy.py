@@ -148,6 +148,13 @@ def test_a_robust_mean_is_measured_only_where_that_is_cheap_in_its_turn_too(turn
         assert CONTROL.due(memory, RTOL, seen, robust) == (factor < 1 or not robust)
 
 
+def test_what_longer_steps_have_saved_counts_among_what_is_usual():
+    """Else ever longer steps would follow from calls that grow dearer."""
+    memory = settled().memory
+    longer = [one._replace(cost=0.6 * one.cost, saved=0.4 * one.cost) for one in memory.calls]
+    assert CONTROL.most(replace(memory, calls=longer)) == CONTROL.most(memory) == CONTROL.peak * USUAL["cost"]
+
+
 def test_a_carried_error_goes_with_the_estimate_and_is_not_returned_above_the_ceiling():
     calls, seen = settled(), Observation(100.0, 5.0, 1e-2, 1.0)
     usual = CONTROL.carried(calls.memory, seen)

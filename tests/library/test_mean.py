@@ -79,6 +79,21 @@ def test_the_error_is_that_of_the_robust_mean():
     assert true / 3 < seen.error < 10 * true
 
 
+def test_a_stiff_batch_takes_no_more_than_a_multiple_of_the_usual_evaluations():
+    """Of a robust mean; its adapted parameters are as accurate as ever."""
+    (theta, apply), usual = mlp(), regression()
+    learner = AMAML(apply, half_mse, 0.05, 400, solver="rkc", rtol=1e-2, robust="length")
+    memory = learner.init()
+    for _ in range(9):
+        seen = learner.gradient(theta, usual, memory)
+        memory = learner.update(memory, seen)
+    stiff = replace(usual, support_x=12 * usual.support_x)
+    found = learner.gradient(theta, stiff, memory).observation
+    assert found.saved > 0
+    assert found.cost < 1.2 * learner.controller.peak * seen.observation.cost
+    assert torch.equal(*(one.adapt(theta, stiff, memory) for one in (learner, replace(learner, robust=None))))
+
+
 @pytest.mark.parametrize("adapt", [None, ("0.weight",)])
 def test_rates_schedule_prox_and_data_have_the_same_weights(adapt):
     """As the gradients of a loss that weighs the tasks so."""

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -40,6 +41,16 @@ def test_moves_cover_the_horizon_inside_the_stability_interval(name, horizon):
     assert [move.start for move in moves] == [0.0, *(move.end for move in moves[:-1])]
     assert moves[-1].end == horizon
     assert all(0 < move.h * 4.0 < move.scheme.stability for move in moves)
+
+
+def test_steps_are_longer_where_there_are_evaluations_for_no_more():
+    mesh = GradedMesh(SOLVERS["auto"], 1e-4)
+    own, least = mesh.forecast(50.0, 4.0), mesh._least_cost(50.0 * 4.0)
+    for share in (1.0, 0.7, 0.5):
+        trajectory = clock(lambda t: 4.0)[0]
+        replace(mesh, most=2 * share * own).follow(trajectory, (50.0,), clock(lambda t: 4.0)[1])
+        assert cost(trajectory.moves) + trajectory.saved / 2 == pytest.approx(own, rel=0.1)
+        assert least <= cost(trajectory.moves) <= share * own
 
 
 def test_states_on_the_way_are_read_at_few_further_steps():
