@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, Locator, LogLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, Locator, LogLocator, NullLocator
 
 from experiment.figures import curve, legend, plain, save, style
 from experiment.results import POINTS
@@ -128,9 +128,7 @@ def _domains(ends: pd.DataFrame, over: str, text: str, label: str, ticks: Locato
         own = ends[ends["domain"] == domain]
         axis.set(xscale="log", xlim=(own[over].min() / 1.2, 1.2 * own[over].max()))
         axis.set(xlabel=label, ylabel="nRMSE on test points")
-        axis.xaxis.set_major_locator(copy.copy(ticks))
-        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.xaxis.set_minor_locator(NullLocator())
+        axis.xaxis.set(major_locator=copy.copy(ticks), major_formatter="{x:g}", minor_locator=NullLocator())
         axis.set_title(domain, fontsize=10)
         plain(axis)
         for i, run in enumerate(RUNS):

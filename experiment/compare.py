@@ -120,10 +120,8 @@ def _of_table(table: pd.DataFrame, only: dict[str, list[str]]) -> Iterator[tuple
 
 def panels(frame: pd.DataFrame, settings: Settings) -> list[Panel]:
     """The runs, sorted by what is tested and by what differs."""
-    names = dict.fromkeys(name for own in settings.values() for name in own)
-    runs = pd.DataFrame(
-        {run: [own.get(name) for name in names] for run, own in settings.items()}, [*names], dtype=object
-    ).T
+    runs = pd.DataFrame([*settings.values()], [*settings], dtype=object)
+    runs = runs.where(runs.notna(), None)  # also what a run of another version does not know
     tested = runs[TEST].map(str).agg("|".join, axis="columns")
     groups = [own for _, own in frame.groupby([frame["run"].map(tested), "unit", "metric"], sort=False)]
     firsts = [(runs.loc[group["run"].iloc[0]], group["unit"].iloc[0].replace(" ", "-")) for group in groups]

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from data.files import write_atomically
 
@@ -105,7 +105,7 @@ def draw_curves(title: str, tests: list[dict[str, Any]], metrics: list[dict[str,
         _draw_means(axis, entry["epochs"], entry, scratch, xlabel=unit, ylabel=entry["metric"])
         axis.set_xscale("symlog", linthresh=10 if entry["unit"] == "epoch" else 1)  # 0, then powers of ten
         axis.set_xlim(0, entry["epochs"][-1] or None)
-        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.xaxis.set_major_formatter("{x:g}")
     if len(tests) > 1:
         ends = {name: {key: [t[name][key][-1] for t in alike] for key in ("mean", "ci95")} for name in POINTS}
         ylabel = f"{tests[-1]['metric']} after {tests[-1]['epochs'][-1]} {tests[-1]['unit']}s"
@@ -141,9 +141,8 @@ def _draw_training(axes: Axes, metrics: list[dict[str, Any]]) -> None:
         axes.plot(losses, "C0", marker="." if len(losses) < 30 else "")
     axes.set(xlabel="meta-update", ylabel="query loss after the inner loop", yscale="log")
     if losses.min() > 0:  # few ticks, as plain numbers
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        locator = LogLocator(subs=(1, 2, 5))
+        axes.yaxis.set(major_locator=locator, major_formatter="{x:g}", minor_formatter=NullFormatter())
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
 
 

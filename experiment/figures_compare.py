@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from experiment.compare import Panel
 from experiment.figures import curve, legend, plain, save, style
@@ -69,8 +69,7 @@ def _draw(axis: Axes, panel: Panel, frame: pd.DataFrame, over: str, points: str,
     locators = {"linear": MaxNLocator(6, steps=[1, 2, 5, 10], integer=True), "log": LogLocator(subs=(1, 2, 5))}
     if scale in locators:
         axis.xaxis.set_major_locator(locators[scale])
-    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.xaxis.set(major_formatter="{x:g}", minor_formatter=NullFormatter())
     plain(axis)
     for i, (label, values, half) in enumerate(zip(panel.labels, curves, halves, strict=True)):
         look, y = style(i, len(curves)), values.iloc[-1].mean()

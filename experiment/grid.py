@@ -134,10 +134,9 @@ def _split(content: dict[str, Any], path: Path) -> tuple[dict[str, Any], dict[st
 
 def _place(axis: str, value: Any) -> tuple[str, str, dict[str, Any]]:
     """A value of the flag that the axis is named after, or a table of flags with a label."""
-    if not isinstance(value, dict):
-        return axis, str(value), {axis: value}
-    flags = {name: own for name, own in value.items() if name != "label"}
-    return axis, str(value.get("label", "-".join(map(str, flags.values())))), flags
+    flags = dict(value) if isinstance(value, dict) else {axis: value}
+    label = flags.pop("label", "-".join(map(str, flags.values())))
+    return axis, str(label), flags
 
 
 def _cell(fixed: dict[str, Any], place: tuple, content: dict[str, Any], start: Path, path: Path) -> Cell:
@@ -257,11 +256,9 @@ def describe(known: list[State], workers: int) -> str:
     lines = [f"{len(known)} cells: " + ", ".join(f"{count[name]} {name}" for name in STATES if count[name])]
     lines += [f"  failed   {s.cell.name}: {s.line}" for s in known if s.name == "failed"]
     lines += [f"  running  {s.cell.name}: {in_words(s.seconds)}" for s in known if s.name == "running"]
-    left = hours_left(known, count["running"] or workers)
-    if left is None:
-        return "\n".join([*lines, "time left: unknown until the first cell is done"])
-    spent = sum(s.seconds for s in known)
-    return "\n".join([*lines, f"time left: {in_words(3600 * left)}; spent in cells so far: {in_words(spent)}"])
+    left, spent = hours_left(known, count["running"] or workers), in_words(sum(s.seconds for s in known))
+    known_left = "" if left is None else f"{in_words(3600 * left)}; spent in cells so far: {spent}"
+    return "\n".join([*lines, f"time left: {known_left or 'unknown until the first cell is done'}"])
 
 
 def in_words(seconds: float) -> str:

@@ -47,11 +47,6 @@ _path = text(".+", "a path")
 _switch = check(lambda v: v if isinstance(v, bool) else None, "true or false")
 
 
-def _or_none(flag: str, value: Any) -> float | None:
-    """A number of which zero is the same as leaving it out: None."""
-    return _nonnegative(flag, value) or None
-
-
 def _robust(flag: str, value: Any) -> str | float | None:
     """What amaml.robust.Robust names; "none" is the same as leaving it out."""
     if value in (None, "none", "length"):
@@ -64,8 +59,8 @@ def _when(flag: str, value: Any) -> int | str:
     return (_part if str(value).endswith("%") else _step)(flag, value)
 
 
-def _flag(check: Check, help: str, default: Any = None, nargs: str | None = None) -> Any:
-    return field(default=default, metadata={"check": check, "help": help, "nargs": nargs})
+def _flag(check: Check, help: str, default: Any = None) -> Any:
+    return field(default=default, metadata={"check": check, "help": help})
 
 
 def _door(table: Table[Any], help: str) -> Any:
@@ -109,7 +104,8 @@ class Settings:
         "a number (gradients cut at so many times their median length)",
     )
     clip: float | None = _flag(
-        _or_none, "largest norm of the meta-gradient; longer ones are cut to it (default: no limit)"
+        lambda flag, value: _nonnegative(flag, value) or None,  # zero is the same as leaving it out
+        "largest norm of the meta-gradient; longer ones are cut to it (default: no limit)",
     )
     solver: str = _named(SOLVERS, "how A-MAML follows the flow (euler: plain gradient descent)")
     adjoint: str = _flag(choice(ADJOINTS), "A-MAML's backward pass: discrete (exact transpose), continuous (paper)")
@@ -128,12 +124,10 @@ class Settings:
         _count, "MAML: support points of an inner step, drawn anew for each (default: all points)"
     )
     query_steps: list[int | str] | None = _flag(
-        several(_when),
-        "inner steps, or 50% of them, after which the outer loss is taken (default: the last)",
-        nargs="+",
+        several(_when), "inner steps, or 50% of them, after which the outer loss is taken (default: the last)"
     )
     query_weights: list[float] | None = _flag(
-        several(_nonnegative), "weights of the losses at --query-steps (default: equal)", nargs="+"
+        several(_nonnegative), "weights of the losses at --query-steps (default: equal)"
     )
     checkpoint_every: int | None = _flag(_count, "MAML: keep one state in so many (default: all that fit into 80 MiB)")
     task_chunk: int | None = _flag(
@@ -298,7 +292,8 @@ def parse_flags(arguments: list[str]) -> dict[str, Any]:
         if setting.metadata["check"] is _switch:
             parser.add_argument(flag_name(name), action="store_true", help=about)
         else:
-            parser.add_argument(flag_name(name), help=about, metavar="X", nargs=setting.metadata["nargs"])
+            several_values = "list" in str(setting.type)
+            parser.add_argument(flag_name(name), help=about, metavar="X", nargs="+" if several_values else None)
     namespace, unread = parser.parse_known_args(arguments)
     if unread:
         raise unknown("flag", unread[0].split("=")[0], [flag_name(name) for name in FIELDS])

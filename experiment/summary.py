@@ -52,15 +52,11 @@ class Progress(AbstractContextManager["Progress"]):
 
 def at_epochs(entry: dict[str, Any]) -> list[dict[str, float | None]]:
     """The rows of the summary: the metric at epochs 0, 10, 100, 500, 1000 and the last, or at every inner step kept."""
-    kept = SUMMARY_EPOCHS if entry["unit"] == "epoch" else entry["epochs"]
-    rows = []
-    for epoch in sorted({*kept} & {*entry["epochs"]} | {entry["epochs"][-1]}):
-        i = entry["epochs"].index(epoch)
-        row: dict[str, float | None] = {"epoch": epoch}
-        for name in ("support", "test"):
-            row[name], row[f"{name}_ci95"] = entry[name]["mean"][i], entry[name]["ci95"][i]
-        rows.append(row)
-    return rows
+    columns = {"epoch": entry["epochs"]}
+    for name in ("support", "test"):
+        columns |= {name: entry[name]["mean"], f"{name}_ci95": entry[name]["ci95"]}
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return [row for row in rows if entry["unit"] != "epoch" or row["epoch"] in (*SUMMARY_EPOCHS, entry["epochs"][-1])]
 
 
 def table(title: str, entry: dict[str, Any]) -> str:
