@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -36,12 +37,23 @@ class Attention(nn.Module):
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of inner loop: problem(seed) gives theta (P,), apply and the batches of tasks by number."""
+    """A kind of inner loop: of a seed the batches of tasks by number, a network for them, the loss.
+
+    change(tasks, number, theta, apply): what becomes of a batch.
+    """
 
     name: str
-    problem: Callable[[int], tuple[Tensor, Apply, Callable[[int], Tasks]]]
+    batches: Callable[[int], Callable[[int], Tasks]]
+    network: Callable[[], nn.Module]
     loss: Callable[[Tensor, Tensor], Tensor] = half_mse
     prox: float = 0.0
+    change: Callable[[Tasks, int, Tensor, Apply], Tasks] = lambda tasks, *_: tasks
+
+    def problem(self, seed: int) -> tuple[Tensor, Apply, Callable[[int], Tasks]]:
+        """theta (P,), apply and the batches of tasks by number."""
+        theta, apply = flatten(seeded(self.network, seed).double())
+        batch = self.batches(seed)
+        return theta, apply, lambda number: self.change(batch(number), number, theta, apply)
 
 
 def _mlp(inputs: int, outputs: int, width: int, activation: Callable[[], nn.Module], hidden: int = 2) -> nn.Module:
@@ -50,57 +62,30 @@ def _mlp(inputs: int, outputs: int, width: int, activation: Callable[[], nn.Modu
     return nn.Sequential(*layers, nn.Linear(width, outputs))
 
 
-def _regression(domain: str, shots: int, width: int, activation, hidden: int = 2):
-    def problem(seed: int):
-        family = data.make(domain, data.Sampling(shots, shots, TASKS, seed))
-        network = seeded(lambda: _mlp(family.input_shape[0], 1, width, activation, hidden), seed)
-        return *flatten(network.double()), family.episode
-
-    return problem
+def _regression(domain: str, shots: int):
+    return lambda seed: data.make(domain, data.Sampling(shots, shots, TASKS, seed)).episode
 
 
-def _drawn(inputs: int, shots: int, target: Callable[[Tensor, torch.Generator], Tensor], build):
+def _drawn(inputs: int, shots: int, target: Callable[[Tensor, torch.Generator], Tensor]):
     """Normal inputs; target(x, generator) of all support and query points of a batch together."""
 
-    def problem(seed: int):
-        theta, apply = flatten(seeded(build, seed).double())
+    def batch(seed: int, number: int) -> Tasks:
+        g = torch.Generator().manual_seed(10_000 * seed + number)
+        x = torch.randn(TASKS, 2 * shots, inputs, generator=g, dtype=torch.float64)
+        y = target(x, g)
+        return Tasks(x[:, :shots], y[:, :shots], x[:, shots:], y[:, shots:])
 
-        def episode(number: int) -> Tasks:
-            g = torch.Generator().manual_seed(10_000 * seed + number)
-            x = torch.randn(TASKS, 2 * shots, inputs, generator=g, dtype=torch.float64)
-            y = target(x, g)
-            return Tasks(x[:, :shots], y[:, :shots], x[:, shots:], y[:, shots:])
-
-        return theta, apply, episode
-
-    return problem
+    return lambda seed: partial(batch, seed)
 
 
-def _changed(problem, change: Callable[[Tasks, int, Tensor, Apply], Tasks]):
-    """The batches of a problem, each changed by its number."""
-
-    def changed(seed: int):
-        theta, apply, episode = problem(seed)
-        return theta, apply, lambda number: change(episode(number), number, theta, apply)
-
-    return changed
+def _scaled(by: Callable[[int], float | Tensor]):
+    """Inputs so many times larger, by the number of the batch."""
+    return lambda t, number, *_: replace(t, support_x=by(number) * t.support_x, query_x=by(number) * t.query_x)
 
 
-def _scaled(problem, by: Callable[[int], float | Tensor]):
-    """The problem with inputs so many times larger, by the number of the batch."""
-
-    def change(t: Tasks, number: int, theta: Tensor, apply: Apply) -> Tasks:
-        return replace(t, support_x=by(number) * t.support_x, query_x=by(number) * t.query_x)
-
-    return _changed(problem, change)
-
-
-def _classes(count: int):
-    def target(x: Tensor, g: torch.Generator) -> Tensor:
-        directions = torch.randn(TASKS, x.shape[-1], count, generator=g, dtype=x.dtype)
-        return (x @ directions + torch.randn(*x.shape[:2], count, generator=g, dtype=x.dtype)).argmax(-1)
-
-    return target
+def _classes(count: int, x: Tensor, g: torch.Generator) -> Tensor:
+    directions = torch.randn(TASKS, x.shape[-1], count, generator=g, dtype=x.dtype)
+    return (x @ directions + torch.randn(*x.shape[:2], count, generator=g, dtype=x.dtype)).argmax(-1)
 
 
 def _stiff(x: Tensor, g: torch.Generator) -> Tensor:
@@ -124,30 +109,29 @@ def _sequences(x: Tensor, g: torch.Generator) -> Tensor:
 
 def families() -> Iterator[Family]:
     """In the order of the table."""
-    yield Family("tanh, Alpine2D-released", _regression("Alpine2D-released", 60, 20, nn.Tanh))
-    yield Family(
-        "tanh, CosMixture, inputs x10", _scaled(_regression("CosMixture", 40, 24, nn.Tanh), lambda number: 10.0)
-    )
-    yield Family(
-        "tanh, four hidden layers, CosMixture2D-slides", _regression("CosMixture2D-slides", 50, 12, nn.Tanh, 4)
-    )
-    yield Family("sine, CosMixture2D-slides", _regression("CosMixture2D-slides", 40, 20, Sine))
-    yield Family("sine, Sinusoid", _regression("Sinusoid", 15, 16, Sine))
-    yield Family("softplus, Sinusoid", _regression("Sinusoid", 15, 24, nn.Softplus))
-    softplus = _regression("Alpine2D-released", 60, 16, nn.Softplus)
-    yield Family("softplus, Alpine2D-released, inputs x10", _scaled(softplus, lambda number: 10.0))
-    yield Family("GELU, CosMixture", _regression("CosMixture", 40, 24, nn.GELU))
-    yield Family("GELU, 3 classes", _drawn(4, 30, _classes(3), lambda: _mlp(4, 3, 16, nn.GELU)), cross_entropy)
-    four = _drawn(5, 40, _classes(4), lambda: _mlp(5, 4, 16, nn.Tanh))
-    yield Family("tanh, 4 classes, inputs x10", _scaled(four, lambda number: 10.0), cross_entropy)
-    yield Family("linear, 2 classes", _drawn(10, 25, _classes(2), lambda: nn.Linear(10, 2)), cross_entropy)
-    yield Family("attention, sequences of 6", _drawn(6, 20, _sequences, Attention))
-    yield Family(
-        "converged: tanh, Alpine2D-released, prox 1", _regression("Alpine2D-released", 60, 20, nn.Tanh), prox=1.0
-    )
+    alpine, cosines = _regression("Alpine2D-released", 60), _regression("CosMixture", 40)
+    sines, tenfold = _regression("Sinusoid", 15), _scaled(lambda number: 10.0)
     deviations = torch.tensor([50.0, 20.0, 1.0, 0.5, 0.1, 0.02], dtype=torch.float64).sqrt()
-    stiff = _scaled(_drawn(6, 30, _stiff, _half_solved), lambda number: deviations)
-    yield Family("linear, theta optimal in stiff directions", stiff)
+    yield Family("tanh, Alpine2D-released", alpine, partial(_mlp, 2, 1, 20, nn.Tanh))
+    yield Family("tanh, CosMixture, inputs x10", cosines, partial(_mlp, 1, 1, 24, nn.Tanh), change=tenfold)
+    slides = "tanh, four hidden layers, CosMixture2D-slides"
+    yield Family(slides, _regression("CosMixture2D-slides", 50), partial(_mlp, 2, 1, 12, nn.Tanh, 4))
+    yield Family("sine, CosMixture2D-slides", _regression("CosMixture2D-slides", 40), partial(_mlp, 2, 1, 20, Sine))
+    yield Family("sine, Sinusoid", sines, partial(_mlp, 1, 1, 16, Sine))
+    yield Family("softplus, Sinusoid", sines, partial(_mlp, 1, 1, 24, nn.Softplus))
+    yield Family(
+        "softplus, Alpine2D-released, inputs x10", alpine, partial(_mlp, 2, 1, 16, nn.Softplus), change=tenfold
+    )
+    yield Family("GELU, CosMixture", cosines, partial(_mlp, 1, 1, 24, nn.GELU))
+    two, three = _drawn(10, 25, partial(_classes, 2)), _drawn(4, 30, partial(_classes, 3))
+    yield Family("GELU, 3 classes", three, partial(_mlp, 4, 3, 16, nn.GELU), cross_entropy)
+    four = _drawn(5, 40, partial(_classes, 4))
+    yield Family("tanh, 4 classes, inputs x10", four, partial(_mlp, 5, 4, 16, nn.Tanh), cross_entropy, change=tenfold)
+    yield Family("linear, 2 classes", two, partial(nn.Linear, 10, 2), cross_entropy)
+    yield Family("attention, sequences of 6", _drawn(6, 20, _sequences), Attention)
+    yield Family("converged: tanh, Alpine2D-released, prox 1", alpine, partial(_mlp, 2, 1, 20, nn.Tanh), prox=1.0)
+    stiff = "linear, theta optimal in stiff directions"
+    yield Family(stiff, _drawn(6, 30, _stiff), _half_solved, change=_scaled(lambda number: deviations))
 
 
 def _waves(x: Tensor, g: torch.Generator) -> Tensor:
@@ -198,13 +182,12 @@ def _pseudo_huber(prediction: Tensor, target: Tensor) -> Tensor:
 def varied() -> Iterator[Family]:
     """Families whose batches differ from each other: what a measured error says of calls that carry it."""
 
-    def waves(target=_waves, outputs: int = 1):
-        return _drawn(1, 12, target, lambda: _mlp(1, outputs, 16, nn.Tanh))
-
-    yield Family("one task in five solved", _changed(waves(), _one_solved))
-    yield Family("mixture of two normals", waves(outputs=6), _mixture)
-    yield Family("Student-t, Cauchy noise", waves(_heavy), _student)
-    yield Family("alternating stiffness", _scaled(waves(), _alternating))
-    yield Family("rippled loss", waves(), _rippled)
-    yield Family("curriculum, inputs x1 to x4", _scaled(waves(), lambda number: 1 + 3 * min(number / 100, 1)))
-    yield Family("sharp pseudo-Huber", waves(), _pseudo_huber)
+    waves, heavy = _drawn(1, 12, _waves), _drawn(1, 12, _heavy)
+    net, curriculum = partial(_mlp, 1, 1, 16, nn.Tanh), _scaled(lambda number: 1 + 3 * min(number / 100, 1))
+    yield Family("one task in five solved", waves, net, change=_one_solved)
+    yield Family("mixture of two normals", waves, partial(_mlp, 1, 6, 16, nn.Tanh), _mixture)
+    yield Family("Student-t, Cauchy noise", heavy, net, _student)
+    yield Family("alternating stiffness", waves, net, change=_scaled(_alternating))
+    yield Family("rippled loss", waves, net, _rippled)
+    yield Family("curriculum, inputs x1 to x4", waves, net, change=curriculum)
+    yield Family("sharp pseudo-Huber", waves, net, _pseudo_huber)
