@@ -36,7 +36,7 @@ class Synthetic(Domain):
         raise NotImplementedError
 
     def formula(self, x: np.ndarray, p: Parameters) -> np.ndarray:
-        """The terms (tasks, points, d) at x (tasks, points, d), which are summed over the dimensions."""
+        """The targets (tasks, points, 1) at x (tasks, points, d): terms summed over the dimensions."""
         raise NotImplementedError
 
     def __init__(self, sampling: Sampling) -> None:
@@ -45,7 +45,7 @@ class Synthetic(Domain):
         check_pool("meta-train tasks", sampling.meta_batch, TASKS, "--meta-batch")
         super().__init__(sampling)
         parameters = self.draw(generator(sampling.seed, episodes.META_TRAIN_TASKS), TASKS)
-        support, query = ((x, self._targets(x, parameters)) for x in self._inputs(episodes.META_TRAIN_POINTS))
+        support, query = ((x, self.formula(x, parameters)) for x in self._inputs(episodes.META_TRAIN_POINTS))
         self.x_scale, self.y_scale = ((values.mean((0, 1)), values.std((0, 1))) for values in support)
         self.pools = Tasks(*self._standardised(*support), *self._standardised(*query))  # of meta-training
 
@@ -67,7 +67,7 @@ class Synthetic(Domain):
         parameters = {name: values[chosen] for name, values in drawn.items()}
         support, query = (pool[chosen] for pool in self._inputs(episodes.META_TEST_POINTS))
         inputs = support[:, : s.shots], query[:, : s.queries], np.tile(self.grid(), (count, 1, 1))
-        return Tasks(*(t for x in inputs for t in self._standardised(x, self._targets(x, parameters))))
+        return Tasks(*(t for x in inputs for t in self._standardised(x, self.formula(x, parameters))))
 
     def grid(self) -> np.ndarray:
         """The test points, (points, d): 1000 on a line, or a 31 x 31 mesh."""
@@ -77,17 +77,13 @@ class Synthetic(Domain):
 
     def in_units(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs (..., d) and outputs (..., 1) as the formula has them."""
-        scales = (values.new_tensor(np.array(scale)) for values, scale in ((x, self.x_scale), (y, self.y_scale)))
-        (x_mean, x_deviation), (y_mean, y_deviation) = scales
-        return x * x_deviation + x_mean, y * y_deviation + y_mean
+        pairs = (x, self.x_scale), (y, self.y_scale)
+        return tuple(v * v.new_tensor(deviation) + v.new_tensor(mean) for v, (mean, deviation) in pairs)
 
     def _inputs(self, stream: int) -> list[np.ndarray]:
         """The support and the query inputs of all tasks, each (tasks, points, d)."""
         rng = generator(self.sampling.seed, stream)
         return [rng.uniform(-self.end, self.end, (TASKS, POOL, *self.input_shape)) for _ in range(2)]
-
-    def _targets(self, x: np.ndarray, parameters: Parameters) -> np.ndarray:
-        return self.formula(x, parameters).sum(-1, keepdims=True)
 
     def _standardised(self, x: np.ndarray, y: np.ndarray) -> list[torch.Tensor]:
         scaled = (x, self.x_scale), (y, self.y_scale)
@@ -104,7 +100,7 @@ class Alpine2D(Synthetic):
         return {"phase": rng.uniform(-5 * np.pi / 12, 5 * np.pi / 12, (tasks, 1, 2))}
 
     def formula(self, x: np.ndarray, p: Parameters) -> np.ndarray:
-        return np.abs(x * np.sin(x + p["phase"]) + 0.1 * x)
+        return np.abs(x * np.sin(x + p["phase"]) + 0.1 * x).sum(-1, keepdims=True)
 
 
 class Alpine2DReleased(Alpine2D):
@@ -128,7 +124,7 @@ class CosMixture(Synthetic):
         return {name: rng.uniform(*ends, (tasks, 1, 1)) for name, ends in self.ranges.items()}
 
     def formula(self, x: np.ndarray, p: Parameters) -> np.ndarray:
-        return -p["amplitude"] * np.cos(p["frequency"] * x + p["phase"]) - x**2
+        return (-p["amplitude"] * np.cos(p["frequency"] * x + p["phase"]) - x**2).sum(-1, keepdims=True)
 
 
 class CosMixtureSlides(CosMixture):

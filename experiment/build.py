@@ -146,20 +146,19 @@ class Experiment:
             message = f"--draw shows tasks of one or two inputs, these have {shape}: there will be no picture"
             warnings.warn(message, RuntimeWarning, stacklevel=2)
             return None
-        count, objective = min(self.settings.draw, self.settings.test_tasks), self.domain.objective
+        count = min(self.settings.draw, self.settings.test_tasks)
         tasks, units = self.domain.meta_test(count), self.domain.in_units
         ended, (_, network, phi) = self.adapt(tasks, protocols(self.settings.protocol)[0])
         with torch.no_grad():
             start = self.whole.predict(self.whole.function.theta().expand(count, -1), tasks.test_x)
             fits = start, network.predict(phi, tasks.test_x)
-            before, after = (torch.func.vmap(objective.metric)(fit, tasks.test_y).tolist() for fit in fits)
         support, (x, truth) = units(tasks.support_x, tasks.support_y), units(tasks.test_x, tasks.test_y)
         curves = torch.stack([truth, *(units(tasks.test_x, fit)[1] for fit in fits)])
         *support, x, curves = (part.double().cpu().numpy() for part in (*support, x, curves))
-        metric, steps = objective.metric_name, counted(ended.epochs[-1], ended.unit)
+        metric, steps = self.domain.objective.metric_name, counted(ended.epochs[-1], ended.unit)
         labels = [
             (f"before adaptation\n{metric} {one:.3g}", f"after {steps}\n{metric} {two:.3g}")
-            for one, two in zip(before, after, strict=True)
+            for one, two in zip(ended.test[0], ended.test[-1], strict=True)
         ]
         return figures.draw_fits(self.title, support, x, curves, labels)
 
