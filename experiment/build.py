@@ -1,5 +1,6 @@
 """What the settings of an experiment build, and what is done with it at meta-test."""
 
+import contextlib
 import copy
 import warnings
 from collections.abc import Iterator
@@ -112,19 +113,16 @@ class Experiment:
 
     def scratch_tests(self) -> list[dict[str, Any] | None]:
         """The random initialisation by every protocol, to compare with; None where it cannot be adapted."""
-
-        def test(protocol: str) -> dict[str, Any] | None:
-            try:
-                return test_entry(0, self._curves(protocol), {}, self.domain.objective.metric_name)
-            except Diverged:
-                return None
-
-        trained = copy.deepcopy(self.model.state_dict())
+        trained, metric = copy.deepcopy(self.model.state_dict()), self.domain.objective.metric_name
+        tests = dict.fromkeys(protocols(self.settings.protocol))
         self.model.load_state_dict(self.initial)
         try:
-            return [test(protocol) for protocol in protocols(self.settings.protocol)]
+            for protocol in tests:
+                with contextlib.suppress(Diverged):
+                    tests[protocol] = test_entry(0, self._curves(protocol), {}, metric)
         finally:
             self.model.load_state_dict(trained)
+        return list(tests.values())
 
     def _curves(self, protocol: str) -> Curves:
         """Adapt to every meta-test task by one protocol, some tasks at a time."""

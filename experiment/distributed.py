@@ -70,21 +70,6 @@ class StopRequest:
             raise Stopped(self.number)
 
 
-def outcome(function: Callable[..., T], *arguments: Any) -> T | Exception:
-    """What function(*arguments) returns, or the fault that it raises."""
-    try:
-        return function(*arguments)
-    except Exception as fault:
-        return fault
-
-
-def value(found: T | Exception) -> T:
-    """The value of an outcome; raises the fault."""
-    if isinstance(found, Exception):
-        raise found
-    return found
-
-
 class Group:
     """The processes of a run, as one of them sees them: rank, from 0, of world. Alone where there is one."""
 
@@ -94,14 +79,20 @@ class Group:
 
     def map_chunks(self, solve: Callable[[Part], T], parts: list[Part]) -> list[T]:
         """solve of every part, in their order, each in one of the processes; raises the first part's fault in all."""
-        mine = []
-        with contextlib.suppress(Stopped):  # the others are told
+        mine, found = [], []
+        try:
             for part in parts[self.rank :: self.world]:
-                mine.append(outcome(solve, part))
-                if isinstance(mine[-1], Exception):
-                    break
-        of_all = self._gather(mine)  # of a process that met a fault, the outcomes up to that one
-        return [value(of_all[i % self.world][i // self.world]) for i in range(len(parts))]
+                mine.append(solve(part))
+        except Exception as fault:
+            mine.append(fault)
+        except Stopped:
+            pass  # the others are told
+        of_all = self._gather(mine)  # of a process that met a fault, the results up to that one
+        for i in range(len(parts)):
+            found.append(of_all[i % self.world][i // self.world])
+            if isinstance(found[-1], Exception):
+                raise found[-1]
+        return found
 
     def of_first(self, function: Callable[[], T]) -> T:
         """What function returns in the first process, in all of them; a fault in it is raised in all."""
@@ -109,10 +100,9 @@ class Group:
 
     def together(self, function: Callable[[], T]) -> T:
         """What function returns in this process; a fault in any of them is raised in all."""
-        mine = outcome(function)
-        for fault in self._gather(mine if isinstance(mine, Exception) else None):
-            value(fault)
-        return mine
+        made = []
+        self.map_chunks(lambda _: made.append(function()), list(range(self.world)))
+        return made[0]
 
     def _gather(self, mine: T) -> list[T]:
         """What every process has, in their order; raises Stopped in all, at once, where one was asked to stop."""

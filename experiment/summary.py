@@ -2,7 +2,6 @@
 
 import sys
 import time
-from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any
 
@@ -14,27 +13,24 @@ SUMMARY_EPOCHS = (0, 10, 100, 500, 1000)
 EVERY = 60.0  # seconds between two lines
 
 
-class Progress(AbstractContextManager["Progress"]):
+class Progress(tqdm):
     """A context; of so many updates some are made. shown: whether this process shows anything."""
 
     def __init__(self, updates: int, made: int, shown: bool = True) -> None:
         disable = None if shown else True  # None: where there is no terminal
-        self._bar = tqdm(total=updates, initial=made, unit="update", disable=disable, dynamic_ncols=True)
-        self._in_lines, self._last = shown and self._bar.disable, time.monotonic()
-        self.updates, self.update, self._known = updates, made, [f"update {made}/{updates}"]
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.close()
+        super().__init__(total=updates, initial=made, unit="update", disable=disable, dynamic_ncols=True)
+        self._in_lines, self._last = shown and self.disable, time.monotonic()
+        self.made, self._known = made, [f"update {made}/{updates}"]
 
     def trained(self, records: list[dict[str, Any]], seconds: float | None) -> None:
         """The updates of these lines of metrics.jsonl are made; seconds: of one, if known."""
-        self._bar.update(len(records))
-        self.update += len(records)
+        self.update(len(records))  # which counts where the bar is shown alone
+        self.made += len(records)
         loss = f"{records[-1]['query_loss']:.4f}"
-        self._bar.set_postfix(query_loss=loss)
-        self._known = [f"update {self.update}/{self.updates}", f"query loss {loss}"]
+        self.set_postfix(query_loss=loss)
+        self._known = [f"update {self.made}/{self.total}", f"query loss {loss}"]
         if seconds:
-            left = timedelta(seconds=round(seconds * (self.updates - self.update)))
+            left = timedelta(seconds=round(seconds * (self.total - self.made)))
             self._known += [f"{1 / seconds:.3g} updates/s", f"{left} left"]
         if time.monotonic() - self._last > EVERY:
             self._print()
