@@ -186,7 +186,7 @@ def build(s: Settings, group: Group) -> Experiment:
     log_rates = nn.ParameterList([torch.zeros(shape, dtype=dtype, device=s.device) for shape in shapes])
     parts = {"meta": meta, "log_rates": log_rates}
     if s.reptile_first:
-        shared = {"adapt": adapt, "task_chunk": s.task_chunk, "each": group.map_chunks, "robust": s.robust}
+        shared = {"task_chunk": s.task_chunk, "each": group.map_chunks, "robust": s.robust}
         parts["first"] = Adaptation(network, loss, s.inner_lr, s.inner_steps, method=Reptile, **shared)
     model = nn.ModuleDict(parts)
     return Experiment(s, domain, model, whole, copy.deepcopy(model.state_dict()), group)

@@ -74,9 +74,7 @@ class Grid:
         return self.records / f"{cell.name}.{kind}"
 
     def record(self, cell: Cell) -> dict[str, Any]:
-        """How many attempts there were, their seconds; when the last one started, its exit status, None before its
-        end. Empty before the first.
-        """
+        """The seconds of all attempts; when the last one started, its exit status, None before its end; or empty."""
         with contextlib.suppress(OSError, ValueError):
             return json.loads(self.file(cell, "json").read_text())
         return {}

@@ -115,15 +115,14 @@ async def _run(grid: Grid, place: Place, cell: Cell, workers: asyncio.Queue[str 
 
 async def _attempt(grid: Grid, place: Place, cell: Cell, **options: Any) -> int:
     """The exit status of the first command that fails, or of the last; written down with the time that it took."""
-    before, started, status = grid.record(cell), time.time(), None
-    spent, known = before.get("seconds", 0.0), {"attempts": before.get("attempts", 0) + 1, "started": started}
-    grid.write_record(cell, **known, status=status, seconds=spent)
+    spent, started, status = grid.record(cell).get("seconds", 0.0), time.time(), None
+    grid.write_record(cell, started=started, status=status, seconds=spent)
     try:
         for step in cell.steps:
             if status := await _status_of(place.command(step.command), **options):
                 break
     finally:
-        grid.write_record(cell, **known, status=status, seconds=round(spent + time.time() - started, 3))
+        grid.write_record(cell, started=started, status=status, seconds=round(spent + time.time() - started, 3))
     return status
 
 

@@ -262,3 +262,9 @@ def test_learned_rates_run_from_flags_to_results(tmp_path, quick, domain, kind):
     assert checkpoint(tmp_path / "run")["model"]["log_rates.0"].abs().max() > 0
     assert start(tmp_path / "chunks", *flags, "--task-chunk", "1") == 0
     assert relative_error(theta(tmp_path / "chunks"), theta(tmp_path / "run")) < 1e-5
+
+
+def test_a_run_of_which_the_last_layer_adapts_may_begin_with_reptile_of_all_of_them(tmp_path, quick):
+    start(tmp_path / "anil", "--method", "anil", "--reptile-first", "4")
+    start(tmp_path / "reptile", "--method", "reptile", "--meta-updates", "4")
+    assert metrics(tmp_path / "anil")[:4] == metrics(tmp_path / "reptile")
