@@ -147,7 +147,8 @@ class AMAML:
         memory = memory.about(self.problem(theta))
         passes = self.passes(theta, tasks, memory, self._limit(memory))
         flow = passes.flow
-        most = math.inf if self.robust is None else self.controller.most(memory)
+        bounded = self.robust is not None and memory.errors
+        most = min(self.controller.most(memory), flow.limit) if bounded else math.inf
         mesh, curvature = self._choose(flow, memory, passes.inner_steps[-1], most)
         try:
             return self._measuring(passes, memory).gradient(mesh, curvature)

@@ -139,8 +139,8 @@ class Controller:
     budget: evaluations of a solve over those of the median call; of the first, over those of gradient descent. 5000
     updates of Alpine2D: first solves took 1.2 medians at most.
     first: the same of a first call, at least. Not varied.
-    peak: of a robust mean, evaluations of a call over those of the median one, beyond which its steps are longer than
-    its error asks for, and which measuring stays within. Without it 2 of 25,000 updates of Alpine2D took more than 3
+    peak: of a robust mean, evaluations of a solve over those of the median call, beyond which its steps are longer than
+    its error asks for. Without it 2 of 25,000 updates of Alpine2D took more than 3
     medians of the 200 around them, up to 5.1; with it of 20,000 none more than 2.8.
     window: measurements and calls that are remembered. 12: 5% of the errors above 3.2 rtol in place of 2.8, where they
     scatter by a factor of e.
@@ -157,7 +157,7 @@ class Controller:
     outlier: float = 3.0
     budget: float = 4.0
     first: int = 8000
-    peak: float = 2.5
+    peak: float = 2.25
     window: int = 16
     rounding: float = 1e3
 
@@ -182,13 +182,14 @@ class Controller:
         Measuring takes another, dearer solve: a call that is not among the cheapest quarter leaves its turn to the
         next, for as long as another interval. Once measurements out of turn have taken their share, only calls that are
         far from everything known are, and those whose estimate is far too large. Of a robust mean, to which a task adds
-        its part whatever it is, only calls are measured, in their turn or out of it, that stay below the peak.
+        its part whatever it is, only calls of the cheapest quarter are measured, in their turn or out of it.
         """
         costs = sorted(one.cost for one in memory.calls)
-        waits = memory.errors and seen.cost > costs[len(costs) // 4] and memory.since + 1 < 2 * memory.interval
+        dear = memory.errors and seen.cost > costs[len(costs) // 4]
+        waits = dear and memory.since + 1 < 2 * memory.interval
         if not math.isfinite(seen.norm):
             return True
-        if robust and (1 + self.finer) * seen.cost > self.most(memory):
+        if robust and dear:
             return False
         if memory.in_turn and not waits:
             return True
