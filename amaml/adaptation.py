@@ -1,32 +1,32 @@
 """Adaptation as an nn.Module: a differentiable function of everything that enters an inner loop."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from amaml.arguments import check_at, check_count, is_number, steps_of
-from amaml.capacity import tasks_at_once
+from amaml.arguments import check_at, check_count, is_number
+from amaml.capacity import Fitting
 from amaml.checks import check_tasks
 from amaml.chunked import Chunked, Each, chunks, in_turn
-from amaml.engine import derivatives
-from amaml.engine.calling import announce_backward, check_surroundings, uncompiled
+from amaml.engine.calling import check_surroundings, uncompiled
 from amaml.engine.closures import Watched
 from amaml.engine.derivatives import Loss
 from amaml.engine.graphs import in_use
-from amaml.errors import Diverged, InputError
+from amaml.engine.modules import announce_backward
+from amaml.errors import InputError
 from amaml.flow.field import Evaluations
-from amaml.learner import Memory, MetaGradient, MetaLearner, followed, outer_steps
-from amaml.methods import Method, check_defined, check_unused, entering, made, name_of, numbers, with_settings
+from amaml.learner import AnyMemory, MetaGradient, MetaLearner, evaluated, followed, remembered
+from amaml.methods import Method, check_defined, entering, made, name_of, numbers, with_settings
 from amaml.models import Flattened, check_module, flat
 from amaml.objective import Objective, check_given, check_untrained, losses_of
-from amaml.outer import Outer
+from amaml.outer import Outer, requiring
 from amaml.points import Points
 from amaml.predicting import predict
-from amaml.rates import Rate, Rates, rate_and_schedule
+from amaml.rates import Rate, Rates
 from amaml.tasks import Tasks
 
 FIXED = ("adapt", "method", "objective", "penalty", "batched")  # keywords that are read once
@@ -124,13 +124,13 @@ class Adaptation(nn.Module):
         self.function = Flattened(module, adapt, batched)
         self.inner_lr = inner_lr
         self.prox, self.task_chunk, self.each, self.latest = prox, task_chunk, each, None
-        self._fitting: dict[tuple, int] = {}  # how many tasks fit into the free memory, by their shapes
+        self._fitting = Fitting()
         losses = losses_of(loss, query_loss, objective, penalty)
         self._learner = made(method, self.function, *losses, inner_steps, options)
         for name, value in numbers(self._learner).items():
             if isinstance(value, nn.Parameter):
                 self.register_parameter(name.replace(".", "_"), value)
-        self.memory: Memory = self._learner.init()
+        self.memory: AnyMemory = self._learner.init()
         self._at(self.function.theta())
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -177,16 +177,17 @@ class Adaptation(nn.Module):
             weights: what each of them counts; without these, equal parts.
         """
         adapted, theta, tasks = self._held(tasks)
-        learner = self._at(theta, inner_lr, prox, at, weights)
-        request = check_unused(_requested(adapted | entering(learner) | tasks.leaves()))
+        learner = self._at(theta, inner_lr, prox, at=at, weights=weights)
+        request = requiring(adapted | entering(learner) | tasks.leaves())
         check_defined(learner, self.method, request)
-        if not request:
-            return self._evaluated(learner, theta, tasks.detach()).mean()
-
         size = self._chunk(learner, theta, tasks)
-        with self._remembering(learner):
-            parts = learner if size is None else Chunked(learner, size, self.each)
-            self.latest = parts.gradient(theta, tasks, self.memory)
+        if not request:
+            losses = torch.cat([evaluated(learner, theta, part, self.memory) for part in chunks(tasks.detach(), size)])
+            self.latest = MetaGradient(theta.new_zeros(len(tasks), 0), losses, Evaluations())
+            return losses.mean()
+
+        parts = learner if size is None else Chunked(learner, size, self.each)
+        self._remember(learner, partial(parts.gradient, theta, tasks))
         found = _gradients(self.latest, adapted, request)
         announce_backward(self.module)
         value = self.latest.query_loss.mean()
@@ -263,7 +264,7 @@ class Adaptation(nn.Module):
         self, learner: MetaLearner, adapted: dict[str, Tensor], theta: Tensor, tasks: Tasks, at: Sequence[int]
     ) -> Tensor:
         """The parameters after `at` inner steps, (times, tasks, P), in autograd's graph where one is asked for."""
-        request = check_unused(_requested(adapted | entering(learner) | tasks.support_leaves()))
+        request = requiring(adapted | entering(learner) | tasks.support_leaves())
         if not request:
             return followed(learner, theta, tasks, self.memory, at).path
         copied = {id(p) for p in self.module.parameters()} - {id(p) for p in (tasks.shared or {}).values()}
@@ -275,8 +276,7 @@ class Adaptation(nn.Module):
 
         def pull_back(lam: Tensor) -> list[Tensor]:
             check_defined(learner, self.method, ["phi", *request])
-            with self._remembering(learner):
-                self.latest = learner.pull_back(run, lam, self.memory)
+            self._remember(learner, partial(learner.pull_back, run, lam))
             return [len(tasks) * gradient for gradient in _gradients(self.latest, adapted, request)]
 
         announce_backward(self.module)
@@ -284,34 +284,11 @@ class Adaptation(nn.Module):
 
     def _chunk(self, learner: MetaLearner, theta: Tensor, tasks: Tasks) -> int | None:
         """How many tasks go through the network at once; None: all."""
-        if self.task_chunk != "auto":
-            return self.task_chunk
-        shapes = learner.inner_steps, *(tuple(t.shape[1:]) for t in tasks.leaves().values())
-        if shapes not in self._fitting:
-            self._fitting[shapes] = tasks_at_once(learner.apply, learner.loss, theta, tasks, learner.inner_steps)
-        return self._fitting[shapes]
+        return self._fitting.of(learner, theta, tasks) if self.task_chunk == "auto" else self.task_chunk
 
-    def _evaluated(self, learner: MetaLearner, theta: Tensor, tasks: Tasks) -> Tensor:
-        """The query loss of every task without gradients, (tasks,), which latest tells."""
-        steps, weights = outer_steps(learner)
-        outer, losses = getattr(learner, "query_loss", None) or learner.loss, []
-        for chunk in chunks(tasks, self._chunk(learner, theta, tasks)):
-            path = followed(learner, theta, chunk, self.memory, steps).path
-            found = [derivatives.losses(learner.apply, outer, phi, *chunk.query) for phi in path]
-            losses.append(sum(w * loss for w, loss in zip(weights, found, strict=True)))
-        query_loss = torch.cat(losses)
-        self.latest = MetaGradient(theta.new_zeros(len(tasks), 0), query_loss, Evaluations())
-        return query_loss
-
-    @contextmanager
-    def _remembering(self, learner: MetaLearner) -> Iterator[None]:
-        """Within this context a call makes latest anew; the memory learns from it, and from one that is refused."""
-        try:
-            yield
-        except Diverged as refused:
-            self.memory = learner.update(self.memory, refused)
-            raise
-        self.memory = learner.update(self.memory, self.latest)
+    def _remember(self, learner: MetaLearner, make: Callable[[AnyMemory], MetaGradient]) -> None:
+        """Make latest anew."""
+        self.latest = remembered(learner, self.memory, make, partial(setattr, self, "memory"))
 
     def _by_name(self, rate: Rate | None) -> Rate | Rates | None:
         return Rates(rate, self.function.shapes) if isinstance(rate, Mapping) else rate
@@ -329,36 +306,11 @@ class Adaptation(nn.Module):
         named = {f"theta.{name}": parameter for name, parameter in adapted.items()}
         return named, flat(adapted).detach(), replace(tasks, shared=shared) if shared else tasks
 
-    def _at(
-        self,
-        theta: Tensor,
-        inner_lr: Rate | None = None,
-        prox: float | Tensor | None = None,
-        at: Sequence[int] | None = None,
-        weights: Sequence[float] | None = None,
-        inner_steps: int | None = None,
-    ) -> MetaLearner:
-        """The learner with its rates, prox and outer loss as they are now."""
-        given = self.inner_lr if inner_lr is None else self._by_name(inner_lr)
-        count = self._learner.inner_steps if inner_steps is None else inner_steps
-        rate, schedule = rate_and_schedule(given, count, theta)
+    def _at(self, theta: Tensor, inner_lr: Rate | None = None, prox: Any = None, **others: Any) -> MetaLearner:
+        """The learner with its rates, prox and outer loss as they are now, or as a call gives them."""
+        rate = self.inner_lr if inner_lr is None else self._by_name(inner_lr)
         prox = self.prox if prox is None else prox
-        if isinstance(prox, Tensor) and (prox.ndim or prox.is_complex()):
-            raise InputError(f"prox must be a number or a tensor of one, got {prox.dtype} of {tuple(prox.shape)}")
-        now = {
-            "prox": prox.to(theta) if isinstance(prox, Tensor) else prox,
-            "schedule": schedule,
-            "query_steps": None if at is None else steps_of(at),
-            "query_weights": None if weights is None else tuple(weights),
-        }
-        return with_settings(self._learner, self.method, inner_lr=rate, inner_steps=count, **now)
-
-
-def _requested(entering: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What of it requires a gradient, by name; nothing where autograd is off."""
-    if not torch.is_grad_enabled():
-        return {}
-    return {name: t for name, t in entering.items() if isinstance(t, Tensor) and t.requires_grad}
+        return with_settings(self._learner, self.method, theta, inner_lr=rate, prox=prox, **others)
 
 
 def _gradients(made: MetaGradient, adapted: dict[str, Tensor], request: dict[str, Tensor]) -> list[Tensor]:

@@ -7,15 +7,7 @@ from functools import partial
 
 from torch import Tensor
 
-from amaml.arguments import (
-    check_count,
-    check_inner_loop,
-    check_nonnegative,
-    check_query_steps,
-    check_rates,
-    is_number,
-    number,
-)
+from amaml import arguments
 from amaml.checks import check_precision, validated
 from amaml.engine.derivatives import Loss
 from amaml.errors import Diverged, InputError, OverBudget, unknown
@@ -104,10 +96,10 @@ class AMAML:
         self._check_rates()
         if self.adjoint not in ADJOINTS:
             raise unknown("adjoint", self.adjoint, ADJOINTS)
-        if not (is_number(self.rtol) and 0 < self.rtol < 1):
+        if not (arguments.is_number(self.rtol) and 0 < self.rtol < 1):
             raise InputError(f"rtol must lie between 0 and 1, got {self.rtol!r}")
-        check_count("checkpoints", self.checkpoints, none=True)
-        check_query_steps(self.query_steps, self.query_weights, self.inner_steps)
+        arguments.check_count("checkpoints", self.checkpoints, none=True)
+        arguments.check_query_steps(self.query_steps, self.query_weights, self.inner_steps)
         check_robust(self.robust)
         if self.solver not in ("auto", "euler") and not self._plain:
             raise InputError(
@@ -227,13 +219,12 @@ class AMAML:
     def passes(self, theta: Tensor, tasks: Tasks, memory: Memory | None = None, limit: float = math.inf) -> Passes:
         """All of a meta-gradient but the steps, with so many evaluations at most for a solution."""
         flow, request = self.flow(theta.detach(), tasks, limit), self._request(tasks)
-        loss, (steps, weights) = self.query_loss or self.loss, outer_steps(self)
         weigh = partial((memory or Memory()).lengths.weighing, self.robust)
 
         def outer_loss(trajectory: Trajectory) -> Terminal:
-            path = trajectory.path(len(theta))
-            return Terminal(*query_along(self.apply, loss, path, weights, flow.tasks, request.query))
+            return Terminal(*query_along(self, trajectory.path(len(theta)), flow.tasks, request.query))
 
+        steps, _ = outer_steps(self)
         return Passes(flow, steps, self._rate, outer_loss, request, weigh, self.adjoint, self.checkpoints)
 
     def _measuring(self, passes: Passes, memory: Memory) -> Measuring:
@@ -277,7 +268,7 @@ class AMAML:
 
     def flow(self, theta: Tensor, tasks: Tasks, limit: float = math.inf) -> GradientFlow:
         """The vector field of the inner loop, that takes at most so many evaluations."""
-        prox = float(number(self.prox))
+        prox = float(arguments.number(self.prox))
         return GradientFlow(self.apply, self.loss, tasks.detach(), theta, prox, Evaluations(), limit, self._rates)
 
     def _limit(self, memory: Memory) -> float:
@@ -301,13 +292,13 @@ class AMAML:
     @property
     def _rate(self) -> float:
         """The flow's time that an inner step takes."""
-        return number(self.inner_lr) if self._rates is None else 1.0
+        return arguments.number(self.inner_lr) if self._rates is None else 1.0
 
     def _check_rates(self) -> None:
         """Raise InputError unless inner_lr and prox make sense now; a tensor may have been trained in between."""
-        check_rates(self.inner_lr, signed=not self._schemes)
-        check_inner_loop(self._rate, self.inner_steps)
-        check_nonnegative(prox=number(self.prox))
+        arguments.check_rates(self.inner_lr, signed=not self._schemes)
+        arguments.check_inner_loop(self._rate, self.inner_steps)
+        arguments.check_nonnegative(prox=arguments.number(self.prox))
 
     def _check(self, theta: Tensor) -> None:
         """Raise InputError for rates that do not fit, or a dtype that cannot hold a meta-gradient of error rtol."""

@@ -20,6 +20,11 @@ def is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
+def is_scalar(value: object) -> bool:
+    """Whether a value is a real number or a tensor of one."""
+    return value.ndim == 0 and not value.is_complex() if isinstance(value, Tensor) else is_number(value)
+
+
 def is_count(value: object) -> bool:
     """Whether a value is a positive integer, of Python or of NumPy."""
     return is_number(value) and isinstance(value, Integral) and value >= 1
@@ -84,15 +89,11 @@ def check_query_steps(steps: Sequence[int] | None, weights: Sequence[float] | No
 
 def check_at(at: Iterable[int], inner_steps: int, name: str = "at") -> tuple[int, ...]:
     """The numbers of inner steps, as ints; raises InputError unless they are such, in their order."""
-    steps = steps_of(at, name)
-    if not steps or steps[0] < 0 or steps[-1] > inner_steps or not all(map(operator.lt, steps, steps[1:])):
-        raise InputError(f"{name} must be increasing numbers of inner steps from 0 to {inner_steps}, got {at!r}")
-    return steps
-
-
-def steps_of(at: Iterable[int], name: str = "at") -> tuple[int, ...]:
-    """Whole numbers of any kind as ints; raises InputError for all else."""
     try:
-        return tuple(map(operator.index, at))
+        steps = tuple(map(operator.index, at))
     except TypeError:
-        raise InputError(f"{name} must be increasing numbers of inner steps, as (10, 50), got {at!r}") from None
+        steps = ()
+    if not steps or steps[0] < 0 or steps[-1] > inner_steps or not all(map(operator.lt, steps, steps[1:])):
+        allowed = f"increasing numbers of inner steps from 0 to {inner_steps}"
+        raise InputError(f"{name} must be {allowed}, got {at!r}; for example (0, {inner_steps})")
+    return steps

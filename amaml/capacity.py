@@ -2,6 +2,7 @@
 
 import math
 import os
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,11 +12,26 @@ from amaml.engine import task
 from amaml.engine.calling import differentiable_twice
 from amaml.engine.task import Definition, row_of, vjp_by_autograd
 from amaml.errors import InputError
+from amaml.learner import MetaLearner
 from amaml.tasks import Tasks
 
 SHARE = 0.5  # of the free memory that is planned for, since the allocator keeps more than is in use
 PRODUCT = 8  # times what autograd keeps of the loss, for a Hessian-vector product: 3.6 (ResNet-12) to 7.5 (small MLP)
 STATES = 10  # (tasks, P) beside those of a trajectory: phi, its gradient, lam, the stages of a step
+
+
+@dataclass
+class Fitting:
+    """How many tasks fit into the free memory, as the first call of tasks of their shapes finds it."""
+
+    found: dict[tuple, int] = field(default_factory=dict)
+
+    def of(self, learner: MetaLearner, theta: Tensor, tasks: Tasks) -> int:
+        """Those of a learner at once."""
+        shapes = learner.inner_steps, *(tuple(t.shape[1:]) for t in tasks.leaves().values())
+        if shapes not in self.found:
+            self.found[shapes] = tasks_at_once(learner.apply, learner.loss, theta, tasks, learner.inner_steps)
+        return self.found[shapes]
 
 
 def tasks_at_once(apply: Any, loss: Any, theta: Tensor, tasks: Tasks, steps: int) -> int:

@@ -12,7 +12,7 @@ from amaml.engine import derivatives
 from amaml.engine.derivatives import Loss
 from amaml.engine.graphs import refresh
 from amaml.errors import Diverged, InputError
-from amaml.learner import Followed, MetaGradient
+from amaml.learner import Followed, MetaGradient, outer_loss
 from amaml.models import Apply
 from amaml.tasks import Tasks
 
@@ -32,8 +32,8 @@ def validated(method: Callable[..., Any]) -> Callable[..., Any]:
     def call(learner: Any, theta: Tensor, tasks: Tasks, *memory: Any) -> Any:
         check_input(learner.apply, theta, tasks)
         refresh(learner.apply, learner.loss, theta)
-        if getattr(learner, "query_loss", None) is not None:
-            refresh(learner.apply, learner.query_loss, theta)
+        if outer_loss(learner) is not learner.loss:
+            refresh(learner.apply, outer_loss(learner), theta)
         try:
             result = method(learner, theta, tasks, *memory)
         except Diverged:
@@ -112,7 +112,7 @@ def _check_cause(learner: Any, theta: Tensor, tasks: Tasks) -> None:
             raise InputError(f"inner_lr holds {_kinds(rates)}; an earlier update of it may have been too large")
     theta, tasks = theta.detach().expand(len(tasks), -1), tasks.detach()
     _check_loss("support", learner, learner.loss, theta, *tasks.support)
-    _check_loss("query", learner, getattr(learner, "query_loss", None) or learner.loss, theta, *tasks.query)
+    _check_loss("query", learner, outer_loss(learner), theta, *tasks.query)
 
 
 def _check_loss(name: str, learner: Any, loss: Loss, theta: Tensor, x: Any, y: Any) -> None:
@@ -133,10 +133,8 @@ def _check_loss(name: str, learner: Any, loss: Loss, theta: Tensor, x: Any, y: A
 
 def check_finite(theta: Tensor, tasks: Tasks) -> None:
     """Raise InputError if theta, support or query hold NaN or infinity: which tensor, and which tasks."""
-    if not theta.isfinite().all():
-        raise InputError(f"theta holds {_kinds(theta)}; an earlier update may have been too large")
-    for name, tensor in tasks.leaves().items():
-        if name.startswith("shared."):
+    for name, tensor in ({"theta": theta} | tasks.leaves()).items():
+        if name == "theta" or name.startswith("shared."):
             if not tensor.isfinite().all():
                 raise InputError(f"{name} holds {_kinds(tensor)}; an earlier update may have been too large")
             continue
@@ -152,12 +150,10 @@ def check_finite(theta: Tensor, tasks: Tasks) -> None:
 
 
 def _finite(result: MetaGradient | Followed | Tensor) -> bool:
-    if isinstance(result, Followed):
-        result = result.path
+    parts = [result.path if isinstance(result, Followed) else result]
     if isinstance(result, MetaGradient):
-        parts = result.value, result.query_loss, *result.gradients.values()
-        return bool(torch.stack([part.isfinite().all() for part in parts]).all())
-    return bool(result.isfinite().all())
+        parts = [result.value, result.query_loss, *result.gradients.values()]
+    return bool(torch.stack([part.isfinite().all() for part in parts]).all())
 
 
 def _kinds(tensor: Tensor) -> str:

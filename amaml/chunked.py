@@ -10,7 +10,7 @@ from torch import Tensor
 from amaml.arguments import check_count
 from amaml.flow.accuracy import Observation
 from amaml.flow.field import Evaluations
-from amaml.learner import Memory, MetaGradient, MetaLearner, compact, with_own_memory
+from amaml.learner import AnyMemory, MetaGradient, MetaLearner, compact, with_own_memory
 from amaml.robust import Weighing
 from amaml.tasks import Tasks
 
@@ -45,17 +45,17 @@ class Chunked:
         """As the learner's, chunk by chunk."""
         return torch.cat([self.learner.adapt(theta, chunk) for chunk in chunks(tasks, self.size)])
 
-    def init(self) -> Memory:
+    def init(self) -> AnyMemory:
         """As the learner's."""
         return self.learner.init()
 
-    def gradient(self, theta: Tensor, tasks: Tasks, memory: Memory) -> MetaGradient:
+    def gradient(self, theta: Tensor, tasks: Tasks, memory: AnyMemory) -> MetaGradient:
         """As the learner's, every chunk from the same memory; error: the most that the chunks' errors add up to."""
         parts = chunks(tasks, self.size)
         found = self.each(lambda part: self.learner.gradient(theta, part, memory), parts)
         return fold(found, [len(part) / len(tasks) for part in parts])
 
-    def update(self, memory: Memory, seen: MetaGradient) -> Memory:
+    def update(self, memory: AnyMemory, seen: MetaGradient) -> AnyMemory:
         """As the learner's, once, from all chunks."""
         return self.learner.update(memory, seen)
 

@@ -38,10 +38,9 @@ class FOMAML(Descending):
     @validated
     def gradient(self, theta: Tensor, tasks: Tasks, memory: Lengths) -> MetaGradient:
         """The query gradient at phi, or the weighted sum of those along the way."""
-        flow, (steps, weights) = self.flow(theta, tasks), outer_steps(self)
-        request, loss = Requested(query=self.request(tasks).query), self.query_loss or self.loss
-        path = self.path(flow, steps)
-        lam, query_loss, direct = query_along(self.apply, loss, path, weights, flow.tasks, request.query)
+        flow, request = self.flow(theta, tasks), Requested(query=self.request(tasks).query)
+        path = self.path(flow, outer_steps(self)[0])
+        lam, query_loss, direct = query_along(self, path, flow.tasks, request.query)
         return self.averaged(memory, lam.sum(0), query_loss, flow.evaluations, Quadrature(flow, request), direct)
 
     def pull_back(self, followed: Followed, lam: Tensor, memory: Lengths) -> MetaGradient:

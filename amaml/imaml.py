@@ -14,7 +14,7 @@ from amaml.engine.derivatives import Loss
 from amaml.errors import InputError
 from amaml.flow.field import GradientFlow
 from amaml.flow.quadrature import Quadrature, Requested, requested
-from amaml.learner import Followed, MetaGradient, query_gradient
+from amaml.learner import Followed, MetaGradient, query_along
 from amaml.robust import Lengths
 from amaml.tasks import Tasks
 
@@ -57,10 +57,10 @@ class IMAML(Descending):
     @validated
     def gradient(self, theta: Tensor, tasks: Tasks, memory: Lengths) -> MetaGradient:
         """v of every task."""
-        flow, request, loss = self.flow(theta, tasks), self.request(tasks), self.query_loss or self.loss
-        (phi,) = self.path(flow, [self.inner_steps])
-        lam, query_loss, direct = query_gradient(self.apply, loss, phi, flow.tasks, request.query)
-        v, implicit = self._implicit(flow, phi, lam, request)
+        flow, request = self.flow(theta, tasks), self.request(tasks)
+        path = self.path(flow, [self.inner_steps])  # (1, tasks, P)
+        lam, query_loss, direct = query_along(self, path, flow.tasks, request.query)
+        v, implicit = self._implicit(flow, path[0], lam[0], request)
         return self.averaged(memory, v, query_loss, flow.evaluations, implicit, direct)
 
     def pull_back(self, followed: Followed, lam: Tensor, memory: Lengths) -> MetaGradient:

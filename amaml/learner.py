@@ -1,8 +1,8 @@
 """What a meta-learning method is, and the pieces that several of them share."""
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
@@ -14,12 +14,11 @@ from amaml.engine.derivatives import Loss
 from amaml.errors import Diverged, InputError
 from amaml.flow.accuracy import Observation
 from amaml.flow.field import Evaluations
-from amaml.models import Apply
 from amaml.robust import Weighing, weighted_mean
 from amaml.tasks import Tasks
 
 LARGE = 2**26  # bytes of (tasks, P) above which the tasks' gradients are averaged at once
-Memory = Any  # what a learner remembers from call to call; () where it remembers nothing
+AnyMemory = Any  # what a learner remembers from call to call; () where it remembers nothing
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class MetaGradient:
     weights: Tensor | None = None
     lengths: Tensor | None = None
 
-    @functools.cached_property
+    @cached_property
     def value(self) -> Tensor:
         """The direction to descend, the mean over the tasks, (P,)."""
         return weighted_mean(self.of_tasks, self.weights)
@@ -70,43 +69,36 @@ class Followed(NamedTuple):
 class MetaLearner(Protocol):
     """A method: pure functions of theta (P,), a batch of tasks and a memory. None of them is ever modified."""
 
-    def init(self) -> Memory:
+    def init(self) -> AnyMemory:
         """The memory before the first call."""
-        ...
 
     def adapt(self, theta: Tensor, tasks: Tasks) -> Tensor:
         """The parameters adapted to the support set of each task, (tasks, P)."""
-        ...
 
-    def gradient(self, theta: Tensor, tasks: Tasks, memory: Memory) -> MetaGradient:
+    def gradient(self, theta: Tensor, tasks: Tasks, memory: AnyMemory) -> MetaGradient:
         """The direction in which an optimiser descends the mean query loss of the adapted parameters."""
-        ...
 
-    def update(self, memory: Memory, seen: MetaGradient) -> Memory:
+    def update(self, memory: AnyMemory, seen: MetaGradient) -> AnyMemory:
         """The memory after a call that gave the gradient seen."""
-        ...
 
     def meta_gradient(self, theta: Tensor, tasks: Tasks) -> MetaGradient:
         """gradient() with a memory that belongs to this object, for those who call it in a loop."""
-        ...
 
 
 class Differentiable(MetaLearner, Protocol):
     """A method of which phi is a differentiable function: what an outer loss of one's own needs."""
 
-    def follow(self, theta: Tensor, tasks: Tasks, memory: Memory, at: Sequence[int]) -> Followed:
+    def follow(self, theta: Tensor, tasks: Tasks, memory: AnyMemory, at: Sequence[int]) -> Followed:
         """The parameters after `at` inner steps."""
-        ...
 
-    def pull_back(self, followed: Followed, lam: Tensor, memory: Memory) -> MetaGradient:
+    def pull_back(self, followed: Followed, lam: Tensor, memory: AnyMemory) -> MetaGradient:
         """From lam (times, tasks, P), the sensitivities of any loss to followed.path, to its gradients.
 
         The loss takes the place of the mean query loss times the number of tasks; query_loss is empty.
         """
-        ...
 
 
-def followed(learner: MetaLearner, theta: Tensor, tasks: Tasks, memory: Memory, at: Sequence[int]) -> Followed:
+def followed(learner: MetaLearner, theta: Tensor, tasks: Tasks, memory: AnyMemory, at: Sequence[int]) -> Followed:
     """The inner loop, of a learner that may know its end alone; raises InputError for other steps of such a one."""
     if hasattr(learner, "follow"):
         return learner.follow(theta, tasks, memory, at)
@@ -118,16 +110,27 @@ def followed(learner: MetaLearner, theta: Tensor, tasks: Tasks, memory: Memory, 
 def with_own_memory(learner: MetaLearner, theta: Tensor, tasks: Tasks) -> MetaGradient:
     """gradient(theta, tasks, memory) with the memory of this learner object, which lives as long as the object."""
     memory = _memories[learner] if learner in _memories else learner.init()
+    keep = partial(_memories.__setitem__, learner)
+    return remembered(learner, memory, partial(learner.gradient, theta, tasks), keep)
+
+
+_memories: WeakKeyDictionary[Any, AnyMemory] = WeakKeyDictionary()
+
+
+def remembered(
+    learner: MetaLearner,
+    memory: AnyMemory,
+    make: Callable[[AnyMemory], MetaGradient],
+    keep: Callable[[AnyMemory], None],
+) -> MetaGradient:
+    """What is made with a memory; keep is given the one afterwards, which learns from what is refused as well."""
     try:
-        gradient = learner.gradient(theta, tasks, memory)
+        made = make(memory)
     except Diverged as refused:
-        _memories[learner] = learner.update(memory, refused)
+        keep(learner.update(memory, refused))
         raise
-    _memories[learner] = learner.update(memory, gradient)
-    return gradient
-
-
-_memories: WeakKeyDictionary[Any, Memory] = WeakKeyDictionary()
+    keep(learner.update(memory, made))
+    return made
 
 
 def compact(of_tasks: Tensor, weighing: Weighing) -> dict[str, Tensor | None]:
@@ -138,13 +141,9 @@ def compact(of_tasks: Tensor, weighing: Weighing) -> dict[str, Tensor | None]:
     return {"of_tasks": of_tasks, "weights": weights, "lengths": lengths}
 
 
-def query_gradient(
-    apply: Apply, loss: Loss, phi: Tensor, tasks: Tasks, leaves: tuple[int, ...] = ()
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The gradient of the query loss at phi (tasks, P), that loss (tasks,), and the gradients of its sum over the tasks
-    in those leaves of tasks.query."""
-    losses, gradient, *direct = derivatives.losses_and_gradients(apply, loss, phi, *tasks.query, leaves)
-    return gradient, losses, direct
+def outer_loss(learner: MetaLearner) -> Loss:
+    """That of the query sets: the inner one, or another."""
+    return getattr(learner, "query_loss", None) or learner.loss
 
 
 def outer_steps(learner: MetaLearner) -> tuple[Sequence[int], Sequence[float]]:
@@ -154,12 +153,23 @@ def outer_steps(learner: MetaLearner) -> tuple[Sequence[int], Sequence[float]]:
 
 
 def query_along(
-    apply: Apply, loss: Loss, path: Tensor, weights: Sequence[float], tasks: Tasks, leaves: tuple[int, ...]
+    learner: MetaLearner, path: Tensor, tasks: Tasks, leaves: tuple[int, ...]
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The weighted sum of the query losses along a path (times, tasks, P): its gradient in the path, its value
+    """The outer loss of the parameters after outer_steps, path (times, tasks, P): its gradient in the path, its value
     (tasks,), and its gradients in those leaves of tasks.query, summed over the tasks."""
-    found = [query_gradient(apply, loss, phi, tasks, leaves) for phi in path]
-    lam = torch.stack([w * gradient for w, (gradient, _, _) in zip(weights, found, strict=True)])
-    value = sum(w * losses for w, (_, losses, _) in zip(weights, found, strict=True))
-    parts = zip(*(direct for *_, direct in found), strict=True)
-    return lam, value, [sum(w * part for w, part in zip(weights, one, strict=True)) for one in parts]
+    (_, weights), loss, query = outer_steps(learner), outer_loss(learner), tasks.query
+    found = (derivatives.losses_and_gradients(learner.apply, loss, phi, *query, leaves) for phi in path)
+    losses, gradients, *direct = zip(*found, strict=True)
+    lam = torch.stack([w * gradient for w, gradient in zip(weights, gradients, strict=True)])
+    return lam, _weighted_sum(weights, losses), [_weighted_sum(weights, parts) for parts in direct]
+
+
+def evaluated(learner: MetaLearner, theta: Tensor, tasks: Tasks, memory: AnyMemory) -> Tensor:
+    """The outer loss of every task, (tasks,), without gradients: it costs the inner loop alone."""
+    steps, weights = outer_steps(learner)
+    path, loss = followed(learner, theta, tasks, memory, steps).path, outer_loss(learner)
+    return _weighted_sum(weights, [derivatives.losses(learner.apply, loss, phi, *tasks.query) for phi in path])
+
+
+def _weighted_sum(weights: Sequence[float], parts: Sequence[Tensor]) -> Tensor:
+    return sum(weight * part for weight, part in zip(weights, parts, strict=True))

@@ -36,15 +36,17 @@ def accuracy(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def evaluate(loss: Callable[[Any, Any], Tensor], prediction: Any, target: Any) -> Tensor:
-    """loss(prediction, target), refusing what would be a wrong number; of Weighted targets the weighted mean.
+    """loss(prediction, target), refusing what would be a wrong number.
 
+    Of Weighted targets sum w_i v_i / sum w_i over the points of one task, v_i the mean of point i's loss.
     Raises InputError where a prediction (n, 1) and a target (n,), or the reverse, meet in one operation and every
     prediction would be compared with every target. A loss that reshapes one of them first, such as
     half_mse(prediction.squeeze(-1), target), is as its author wants it. Raises InputError, too, for a loss that is not
     one number.
     """
     if isinstance(target, Weighted):
-        return _weighted_mean(of_points(loss, prediction, target), target.weight)
+        values, weight = of_points(loss, prediction, target), target.weight
+        return (weight * (values.flatten(1).mean(1) if values.ndim > 1 else values)).sum() / weight.sum()
     value = _guarded(loss, prediction, target)
     if not isinstance(value, Tensor) or value.ndim or not value.dtype.is_floating_point:
         found = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
@@ -64,11 +66,6 @@ def of_points(loss: Callable[[Any, Any], Any], prediction: Any, target: Weighted
             'apart in the loss, as torch\'s losses do with reduction="none"'
         )
     return values
-
-
-def _weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
-    """sum w_i v_i / sum w_i over the points of one task, v_i the mean of values[i]."""
-    return (weight * values.flatten(1).mean(1) if values.ndim > 1 else weight * values).sum() / weight.sum()
 
 
 def _guarded(loss: Callable[[Any, Any], Tensor], prediction: Any, target: Any) -> Tensor:

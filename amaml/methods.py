@@ -1,21 +1,22 @@
 """Which learner the name of a method and its keywords make."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 from torch import Tensor
 
 from amaml.amaml import AMAML
+from amaml.arguments import check_at, is_scalar
 from amaml.engine.derivatives import Loss
-from amaml.engine.first_look import is_freed, nodes
 from amaml.errors import InputError, unknown
 from amaml.first_order import FOMAML, Reptile
 from amaml.flow.optimizers import KEYWORDS, Optimizer
 from amaml.imaml import IMAML
 from amaml.learner import MetaLearner
 from amaml.models import Flattened
-from amaml.objective import Bound, OfModel
+from amaml.objective import OfModel, WithModel
+from amaml.rates import Rate, Rates, rate_and_schedule
 
 Method = str | type[MetaLearner]
 METHODS: dict[str, tuple[type[MetaLearner], dict[str, Any]]] = {  # the learner's class, and its fixed keywords
@@ -40,12 +41,7 @@ def name_of(method: Method) -> str:
 
 
 def made(
-    method: Method,
-    function: Flattened,
-    loss: Loss,
-    query_loss: Loss | None,
-    inner_steps: int,
-    options: dict[str, Any],
+    method: Method, function: Flattened, loss: Loss, query_loss: Loss | None, inner_steps: int, options: dict[str, Any]
 ) -> MetaLearner:
     """The learner of a method for a module; its inner_lr is for the caller to set.
 
@@ -64,7 +60,7 @@ def made(
         if option not in known:
             others = KEYWORDS if kind is AMAML else ()
             raise unknown(f"keyword of method {name_of(method)}", option, {*known, *others})
-    apply = Bound(function) if isinstance(loss, OfModel) else function
+    apply = WithModel(function) if isinstance(loss, OfModel) else function
     options |= {} if query_loss is None else {"query_loss": query_loss}
     return kind(apply=apply, loss=loss, inner_lr=1.0, inner_steps=inner_steps, **options, **fixed)
 
@@ -74,25 +70,36 @@ def entering(learner: MetaLearner) -> dict[str, Any]:
     return {name: getattr(learner, name, None) for name in ("inner_lr", "prox", "schedule")} | numbers(learner)
 
 
-def check_unused(request: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that are to get a gradient; raises InputError for one whose graph a backward pass has freed."""
-    for name, tensor in request.items():
-        if any(map(is_freed, nodes(tensor))):
-            raise InputError(
-                f"{name} was computed once, and backward() has freed its graph; compute it for every update, as in "
-                "meta(tasks, inner_lr=log_lr.exp()), or .detach() it"
-            )
-    return request
-
-
 def numbers(learner: MetaLearner) -> dict[str, Any]:
     """Those of its inner optimizer, by name."""
     optimizer = getattr(learner, "inner_optimizer", None)
     return optimizer.numbers() if isinstance(optimizer, Optimizer) else {}
 
 
-def with_settings(learner: MetaLearner, method: Method, **settings: Any) -> MetaLearner:
-    """The learner with these, but for those that are None; raises InputError for one that the method has not."""
+def with_settings(
+    learner: MetaLearner,
+    method: Method,
+    theta: Tensor,
+    inner_lr: Rate | Rates,
+    prox: float | Tensor | None = None,
+    inner_steps: int | None = None,
+    at: Sequence[int] | None = None,
+    weights: Sequence[float] | None = None,
+) -> MetaLearner:
+    """The learner at these rates, prox and outer loss (Adaptation.forward), with what is None as it was; raises
+    InputError for what the method has not."""
+    steps = learner.inner_steps if inner_steps is None else inner_steps
+    rate, schedule = rate_and_schedule(inner_lr, steps, theta)
+    if isinstance(prox, Tensor) and not is_scalar(prox):
+        raise InputError(f"prox must be a number or a tensor of one, got {prox.dtype} of {tuple(prox.shape)}")
+    settings = {
+        "inner_lr": rate,
+        "inner_steps": steps,
+        "schedule": schedule,
+        "prox": prox.to(theta) if isinstance(prox, Tensor) else prox,
+        "query_steps": None if at is None else check_at(at, steps),
+        "query_weights": None if weights is None else tuple(weights),
+    }
     given = {name: value for name, value in settings.items() if value is not None}
     for name in given:
         if not hasattr(learner, name):

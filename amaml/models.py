@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from amaml.engine.calling import exclusive, given_back, own_copy, to_the_end, unwrapped
+from amaml.engine.calling import exclusive, own_copy, replacing, to_the_end
+from amaml.engine.modules import given_back, unwrapped
 from amaml.errors import InputError, unknown
 from amaml.points import Points, call
 
@@ -65,19 +66,15 @@ class _Layout(NamedTuple):
         owner, key = self.places[name][0]
         return owner[key]
 
-    def pieces(self, phi: Tensor) -> dict[str, Tensor]:
-        """phi (..., P) as named tensors (..., *shape)."""
+    def pieces(self, phi: Tensor, of_one: bool = False) -> dict[str, Tensor]:
+        """phi (..., P) as named tensors (..., *shape); of_one: (P,) alone."""
         sizes = [shape.numel() for shape in self.shapes.values()]
-        if not isinstance(phi, Tensor) or phi.shape[-1:] != (sum(sizes),):
-            raise self.wrong_size(phi)
+        if not isinstance(phi, Tensor) or phi.shape[-1:] != (sum(sizes),) or (of_one and phi.ndim != 1):
+            found = f"shape {tuple(phi.shape)}" if isinstance(phi, Tensor) else f"type {type(phi).__name__}"
+            own = f"{sum(sizes)} parameters"
+            raise InputError(f"theta has {found}, the module has {own}; amaml.flatten(module) makes theta (P,)")
         pieces = zip(self.shapes.items(), phi.split(sizes, -1), strict=True)
         return {name: piece.unflatten(-1, shape) if shape else piece[..., 0] for (name, shape), piece in pieces}
-
-    def wrong_size(self, theta: Any) -> InputError:
-        """The error for what are not the parameters that adapt."""
-        found = f"shape {tuple(theta.shape)}" if isinstance(theta, Tensor) else f"type {type(theta).__name__}"
-        own = f"{sum(shape.numel() for shape in self.shapes.values())} parameters"
-        return InputError(f"theta has {found}, the module has {own}; amaml.flatten(module) makes theta (P,)")
 
 
 class Flattened:
@@ -105,18 +102,14 @@ class Flattened:
     def at(self, phi: Tensor, shared: Mapping[str, Tensor] | None = None) -> Iterator[Callable[[Points], Any]]:
         """Within this context the module has phi (P,) for its parameters; the context gives it as a function of x."""
         with exclusive:
-            layout, outer = self._layout(), self._standing
+            layout = self._layout()
             given = layout.pieces(phi) | (shared or {})
-            with given_back(self.module):
+            with given_back(self.module), replacing(self, "_standing", layout):
                 for name, tensor in given.items():
                     mine = own_copy(tensor)
                     for owner, key in layout.places[name]:
                         owner[key] = mine
-                self._standing = layout
-                try:
-                    yield self._network
-                finally:
-                    self._standing = outer
+                yield self._network
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
@@ -144,9 +137,7 @@ class Flattened:
         What is not in theta, frozen parameters and buffers, is the module's own. All are copies. Warns as load does.
         """
         layout, state = self._layout(), self.module.state_dict(keep_vars=True)
-        if not isinstance(theta, Tensor) or theta.ndim != 1:
-            raise layout.wrong_size(theta)
-        pieces = {id(layout.tensor(name)): piece for name, piece in layout.pieces(theta).items()}
+        pieces = {id(layout.tensor(name)): piece for name, piece in layout.pieces(theta, of_one=True).items()}
         _warn_of_statistics(self.module)
         chosen = {name: pieces.get(id(value), value) for name, value in state.items()}
         return {name: v.detach().clone() if isinstance(v, Tensor) else copy.deepcopy(v) for name, v in chosen.items()}
@@ -192,10 +183,8 @@ def load(module: nn.Module, theta: Tensor) -> None:
     to.
     """
     layout = _Layout.of(unwrapped(module), None)
-    if not isinstance(theta, Tensor) or theta.ndim != 1:
-        raise layout.wrong_size(theta)
     with torch.no_grad():
-        for name, piece in layout.pieces(theta).items():
+        for name, piece in layout.pieces(theta, of_one=True).items():
             layout.tensor(name).copy_(piece)
     _warn_of_statistics(module)
 

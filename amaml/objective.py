@@ -31,8 +31,8 @@ class Model:
         return self._apply.pieces(self._phi) | dict(self._shared or {})
 
 
-class Bound:
-    """An apply that hands out the model and x instead of a prediction, for an Objective's loss."""
+class WithModel:
+    """An apply that hands out the model and x instead of a prediction, for the loss OfModel."""
 
     def __init__(self, apply: Any) -> None:
         self.apply, self.module, self.batched = apply, apply.module, apply.batched
@@ -43,7 +43,7 @@ class Bound:
 
 @dataclass(frozen=True, eq=False)
 class OfModel:
-    """The loss of what Bound hands out: objective(model, x, y)."""
+    """The loss of what WithModel hands out: objective(model, x, y)."""
 
     objective: Objective
 

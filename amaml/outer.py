@@ -1,18 +1,39 @@
 """What autograd sees of an adaptation: a loss or a path in its graph, whose gradients come from the adjoint."""
 
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 
-from amaml.engine.calling import check_transforms, returning
+from amaml.engine.calling import check_transforms, returning, setting
 from amaml.engine.closures import Watched, spelled
+from amaml.engine.first_look import nodes
 from amaml.errors import InputError, changed_meanwhile
 
 SECOND = (
     "an Adaptation has first derivatives alone, and this backward pass goes through its meta-gradient; leave "
     "create_graph out, or detach the meta-gradient"
 )
+
+
+def requiring(entering: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What of it requires a gradient, by name; nothing where autograd is off.
+
+    Raises InputError for a tensor whose graph a backward pass has freed.
+    """
+    if not torch.is_grad_enabled():
+        return {}
+    request = {name: t for name, t in entering.items() if isinstance(t, Tensor) and t.requires_grad}
+    for name, tensor in request.items():
+        if any(map(_is_freed, nodes(tensor))):
+            raise InputError(
+                f"{name} was computed once, and backward() has freed its graph; compute it for every update, as in "
+                "meta(tasks, inner_lr=log_lr.exp()), or .detach() it"
+            )
+    return request
 
 
 class Outer(torch.autograd.Function):
@@ -31,11 +52,8 @@ class Outer(torch.autograd.Function):
             raise InputError("is_grads_batched and vectorize=True cannot batch this backward pass; take row by row")
         if changed := ctx.used and ctx.used.changed():
             raise changed_meanwhile(spelled(changed[0]))
-        token = returning.set(True)
-        try:
+        with setting(returning, True):
             gradients = ctx.pull_back(lam.detach())
-        finally:
-            returning.reset(token)
         if torch.is_grad_enabled():  # create_graph=True
             gradients = Ending.apply(SECOND, len(gradients), *gradients, *ctx.tensors, lam)
         return None, None, None, *gradients
@@ -52,3 +70,21 @@ class Ending(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> None:
         raise InputError(ctx.reason)
+
+
+def _is_freed(node: Node) -> bool:
+    """Whether a backward pass has freed what the node saved; of what hooks keep, and may compute again, that is not
+    looked at."""
+    try:
+        for name in _saved_by(type(node)):
+            kept = getattr(node, name)
+            if not any(getattr(one, "unpack_hook", None) for one in (kept if isinstance(kept, tuple) else (kept,))):
+                getattr(node, name.removeprefix("_raw"), None)
+    except RuntimeError as fault:
+        return "second time" in str(fault)
+    return False
+
+
+@functools.lru_cache
+def _saved_by(kind: type) -> list[str]:
+    return [name for name in dir(kind) if name.startswith("_raw_saved_")]

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from amaml.errors import InputError
 
@@ -60,7 +60,7 @@ def first(points: Points) -> Tensor:
     """One of the tensors; raises InputError where there is none."""
     if isinstance(points, Tensor):
         return points
-    if not (leaves := tree_flatten(points)[0]):
+    if not (leaves := tree_leaves(points)):
         raise InputError(f"points without a tensor, {points!r}; give a tensor, or a tuple or dict of tensors")
     return leaves[0]
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from amaml.arguments import is_number
+from amaml.arguments import is_number, is_scalar
 from amaml.errors import InputError
 
 Rate = float | Tensor | Mapping[str, float | Tensor] | Sequence[float] | Callable[[int], float | Tensor]
@@ -62,7 +62,7 @@ def rate_and_schedule(rate: Rate | Rates, steps: int, theta: Tensor) -> tuple[fl
         if len(rate) != steps:
             raise InputError(f"inner_lr as a schedule has a size for each of the {steps} inner steps, got {len(rate)}")
         return 1.0, rate.to(theta)
-    if (rate.ndim or rate.is_complex()) if isinstance(rate, Tensor) else not is_number(rate):
+    if not is_scalar(rate):
         raise InputError(
             "inner_lr must be a number or a tensor of one, a dict of one for each adapted parameter, or a schedule: a "
             f"size for each inner step, as a list, a tensor or a function of the step from 0; got {_told(rate)}"

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from amaml.errors import InputError
 from amaml.points import Given, Points, Weighted, check_tensor, first, named
@@ -58,11 +58,7 @@ class Tasks:
         counts = {name: tuple(t.shape[:1]) for name, t in leaves if t is not None}
         if len(set(counts.values())) != 1 or () in counts.values() or (0,) in counts.values():
             raise InputError(f"every tensor of Tasks needs the same first axis (tasks >= 1), got {counts}")
-        for x, y in (
-            (self.support_x, self.support_y),
-            (self.query_x, self.query_y),
-            (self.test_x, self.test_y),
-        ):
+        for x, y in ((self.support_x, self.support_y), (self.query_x, self.query_y), (self.test_x, self.test_y)):
             tensors = isinstance(x, Tensor) and isinstance(y, Tensor)
             if x is not None and (y is None or (tensors and x.shape[:2] != y.shape[:2])):
                 shapes = [tuple(part.shape) if isinstance(part, Tensor) else part for part in (x, y)]
@@ -73,16 +69,13 @@ class Tasks:
                 raise InputError(
                     f"a set of shape {tuple(x.shape)} has no points, whose mean loss is none; take 1 or more"
                 )
-        self._check_weight("support_weight", self.support_weight, self.support_x)
-        self._check_weight("query_weight", self.query_weight, self.query_x)
-
-    @staticmethod
-    def _check_weight(name: str, weight: Tensor | None, x: Points) -> None:
-        if weight is not None and (not weight.is_floating_point() or weight.shape != first(x).shape[:2]):
-            raise InputError(
-                f"{name} must hold a floating-point number for each point, {tuple(first(x).shape[:2])}, got "
-                f"{tuple(weight.shape)} of {weight.dtype}"
-            )
+        for part in ("support", "query"):
+            weight, points = getattr(self, f"{part}_weight"), first(getattr(self, f"{part}_x")).shape[:2]
+            if weight is not None and (not weight.is_floating_point() or weight.shape != points):
+                raise InputError(
+                    f"{part}_weight must hold a floating-point number for each point, {tuple(points)}, got "
+                    f"{tuple(weight.shape)} of {weight.dtype}"
+                )
 
     @classmethod
     def ragged(cls, tasks: Iterable[tuple[Points, Points, Points, Points]]) -> Tasks:
@@ -186,10 +179,10 @@ class Tasks:
 
 def _counts(name: str, xs: Sequence[Points], ys: Sequence[Points]) -> list[int]:
     """The numbers of points of the tasks."""
-    for leaf in tree_flatten((xs, ys))[0]:
+    for leaf in tree_leaves((xs, ys)):
         if not isinstance(leaf, Tensor):
             raise InputError(f"the {name} sets of ragged tasks must hold torch.Tensors, got {type(leaf).__name__}")
-    found = [{len(t) for t in tree_flatten(task)[0] if t.ndim} for task in zip(xs, ys, strict=True)]
+    found = [{len(t) for t in tree_leaves(task) if t.ndim} for task in zip(xs, ys, strict=True)]
     wrong = [i for i, counts in enumerate(found) if len(counts) != 1 or 0 in counts]
     if wrong:
         raise InputError(

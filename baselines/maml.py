@@ -9,7 +9,7 @@ from amaml.checks import validated
 from amaml.descending import Descending
 from amaml.engine import derivatives
 from amaml.flow.field import Evaluations
-from amaml.learner import MetaGradient, query_gradient
+from amaml.learner import MetaGradient
 from amaml.robust import Lengths
 from amaml.tasks import Tasks
 
@@ -34,6 +34,7 @@ class MAML(Descending):
         for _ in range(self.inner_steps):
             gradient = derivatives.differentiable_gradients(self.apply, self.loss, phi, *tasks.detach().support)
             phi = phi - self.inner_lr * gradient
-        to_phi, query_loss, _ = query_gradient(self.apply, self.loss, phi.detach(), tasks.detach())
+        query = tasks.detach().query
+        query_loss, to_phi = derivatives.losses_and_gradients(self.apply, self.loss, phi.detach(), *query)
         (to_theta,) = torch.autograd.grad(phi, start, to_phi)
         return self.averaged(memory, to_theta, query_loss, Evaluations(self.inner_steps, self.inner_steps))

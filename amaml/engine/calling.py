@@ -1,17 +1,14 @@
-"""How a network is called: under what settings of torch, and a module so that it can be given back as it was."""
+"""Under what settings of torch a network is called."""
 
 import contextlib
 import functools
-import operator
 import os
 import pickle
 import random
 import threading
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from types import ModuleType
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -20,7 +17,6 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.distributions import Distribution
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
@@ -29,7 +25,6 @@ from amaml.errors import InputError
 P = ParamSpec("P")
 R = TypeVar("R")
 
-CONTAINERS = (dict, list, set, deque)
 PRODUCTS = "mm", "spmm", "_sparse_mm", "matmul", "__matmul__", "mv"
 RECURRENT = "lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell"
 
@@ -75,12 +70,32 @@ def check_surroundings(device_type: str) -> None:
 
 
 @contextlib.contextmanager
+def setting(variable: ContextVar[R], value: R) -> Iterator[None]:
+    """Within this context a variable of the context has another value."""
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
+@contextlib.contextmanager
+def replacing(owner: object, name: str, value: Any) -> Iterator[None]:
+    """Within this context an attribute of an object has another value."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+@contextlib.contextmanager
 def standing() -> Iterator[None]:
     """Within this context modules that were called stay at their parameters, for a loss that reads these too, and for
     backward passes that call parts of them again."""
     with contextlib.ExitStack() as stack:
-        token = _held.set(stack)
-        stack.callback(_held.reset, token)
+        stack.enter_context(setting(_held, stack))
         yield
 
 
@@ -121,8 +136,7 @@ def batchable(sharing: bool = False) -> Iterator[None]:
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)  # while it is traced
         stack.enter_context(_Batchable())
-        token = _sharing.set(sharing)
-        stack.callback(_sharing.reset, token)
+        stack.enter_context(setting(_sharing, sharing))
         yield
 
 
@@ -136,21 +150,16 @@ def no_random_draws(device: torch.device) -> Iterator[None]:
         of_torch = torch.cuda.get_rng_state(device) if cuda else torch.get_rng_state()
         return of_torch.numpy().tobytes(), random.getstate(), pickle.dumps(np.random.get_state())  # noqa: NPY002
 
-    fault = None
     with torch.random.fork_rng([device] if cuda else []):
         before = state()
         try:
             yield
-        except Exception as one:
-            fault = one
-        drawn = before != state()
-    if drawn:
-        raise InputError(
-            "the network or the loss draws random numbers (active dropout?), and a random loss has no deterministic "
-            "gradient; call module.eval() or take the random layer out"
-        ) from fault
-    if fault is not None:
-        raise fault
+        finally:
+            if before != state():
+                raise InputError(
+                    "the network or the loss draws random numbers (active dropout?), and a random loss has no "
+                    "deterministic gradient; call module.eval() or take the random layer out"
+                )
 
 
 @contextlib.contextmanager
@@ -179,18 +188,9 @@ class _Differentiable(TorchFunctionMode):
         if name == "hardsigmoid":
             return nn.functional.relu6(arguments[0] + 3) / 6
         if name in RECURRENT:
-            with _off(torch.backends.mkldnn), _off(torch.backends.cudnn):
+            with replacing(torch.backends.mkldnn, "enabled", False), replacing(torch.backends.cudnn, "enabled", False):
                 return function(*arguments, **options)
         return function(*arguments, **options)
-
-
-@contextlib.contextmanager
-def _off(backend: Any) -> Iterator[None]:
-    before, backend.enabled = backend.enabled, False
-    try:
-        yield
-    finally:
-        backend.enabled = before
 
 
 class _Batchable(TorchFunctionMode):
@@ -205,7 +205,8 @@ class _Batchable(TorchFunctionMode):
             return arguments[0].detach()
         if function is Tensor.register_hook:
             raise NotImplementedError("a hook of a tensor is for the gradient of one task")
-        if function is torch.autograd.grad and "Jvp" in _transforms():
+        levels = torch._C._functorch.get_interpreter_stack() or ()
+        if function is torch.autograd.grad and any(level.key().name == "Jvp" for level in levels):
             raise NotImplementedError(
                 "torch.func.hessian ends tracing in a segmentation fault; jacrev(grad(f)) does not"
             )
@@ -214,15 +215,11 @@ class _Batchable(TorchFunctionMode):
         name = getattr(function, "__name__", "")
         if name in PRODUCTS and isinstance(arguments[0], Tensor) and arguments[0].layout is torch.sparse_coo:
             return _sparse_product(*arguments)
-        if name in RECURRENT and not _is_count(arguments[1]):
+        packed = name in RECURRENT and isinstance(arguments[1], Tensor) and not arguments[1].is_floating_point()
+        if name in RECURRENT and not packed:  # whose sizes stand in the place of states
             zero = torch.zeros_like(arguments[0]).sum()
             arguments = arguments[0], tree_map(lambda state: state + zero, arguments[1]), *arguments[2:]
         return function(*arguments, **(options or {}))
-
-
-def _transforms() -> list[str]:
-    """Those of torch.func that are under way."""
-    return [level.key().name for level in torch._C._functorch.get_interpreter_stack() or ()]
 
 
 def _embedding(index: Tensor, weight: Tensor, padding_idx: int | None = None, **options: Any) -> Tensor:
@@ -240,102 +237,6 @@ def _sparse_product(matrix: Tensor, x: Tensor) -> Tensor:
     return x.new_zeros(len(matrix), *x.shape[1:]).index_add(0, to, values * x[of])
 
 
-def _is_count(argument: Any) -> bool:
-    """Whether it is the sizes of a packed sequence, in the place of states."""
-    return isinstance(argument, Tensor) and not argument.is_floating_point()
-
-
-@contextlib.contextmanager
-def given_back(module: nn.Module) -> Iterator[None]:
-    """Within this context a module is a function without traces; afterwards all that its parts hold is as it was, and
-    what objects in their attributes hold.
-
-    Buffers and other tensors in attributes are copies, which forward may write into; layers that keep running
-    statistics use those of the batch; what is compiled or parallel is the plain module.
-    """
-    parts = [vars(part) for part in module.modules()]
-    held = (one for part in parts for one in part.values() if not isinstance(one, type | ModuleType | nn.Module))
-    objects = [vars(one) for one in held if hasattr(one, "__dict__")]
-    before = [(kept, kept.copy()) for kept in _containers(parts + objects)]
-    parametrize._cache.clear()  # of what was computed at other parameters
-    try:
-        copies: dict[int, Tensor] = {}
-        parameters = {id(part["_parameters"]) for part in parts}  # which stand there already, in a call within a call
-        for kept, _ in before:
-            if id(kept) not in parameters:
-                _own_tensors(kept, copies)
-        for part in list(module.modules()):
-            _make_pure(part)
-        yield
-    finally:
-        parametrize._cache.clear()
-        for kept, then in before:
-            if (kept or then) and not _same(kept, then):
-                kept.clear()
-                kept.update(then) if isinstance(kept, dict | set) else kept.extend(then)
-
-
-def announce_backward(module: nn.Module) -> None:
-    """Tell a DistributedDataParallel, as its forward does, that a backward pass to its parameters follows: it then
-    takes their mean over the processes."""
-    parallel = isinstance(module, nn.parallel.DistributedDataParallel)
-    if parallel and torch.is_grad_enabled() and module.require_backward_grad_sync:
-        module.reducer.prepare_for_forward()
-        module.reducer.prepare_for_backward([])
-
-
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The module that torch.compile or a data-parallel wrapper holds; itself where it is none."""
-    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        return unwrapped(module.module)
-    plain = vars(module).get("_modules", {}).get("_orig_mod")
-    return module if plain is None else unwrapped(plain)
-
-
 def own_copy(tensor: Tensor) -> Tensor:
     """What a module gets for a parameter: a copy, which it may write into; while it is traced, the parameter."""
     return tensor if _sharing.get() else tensor.clone()
-
-
-def _own_tensors(kept: Any, copies: dict[int, Tensor]) -> None:
-    """Put copies into a dict or list in the place of its tensors, the same one for the same tensor."""
-    items = kept.items() if isinstance(kept, dict) else enumerate(kept) if isinstance(kept, list) else ()
-    for key, value in items:  # of which no key is added or goes
-        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-            if id(value) not in copies:
-                copies[id(value)] = value.clone()
-            kept[key] = copies[id(value)]
-
-
-def _make_pure(part: nn.Module) -> None:
-    for name, child in part._modules.items():
-        if child is not None:
-            part._modules[name] = unwrapped(child)
-    if isinstance(part, nn.modules.batchnorm._NormBase):
-        part.track_running_stats = False
-        part._buffers.update(dict.fromkeys(part._buffers))
-    if isinstance(part, nn.Embedding | nn.EmbeddingBag):
-        part.sparse = False  # the same gradient, in the form that has derivatives
-    if part._compiled_call_impl is not None:
-        vars(part)["_compiled_call_impl"] = None
-
-
-def _containers(containers: Iterable[Any]) -> list[Any]:
-    """These, and the dicts, lists, sets and deques in them."""
-    found = list(containers)
-    seen = set(map(id, found))
-    for one in found:
-        for child in one.values() if isinstance(one, dict) else one:
-            if isinstance(child, CONTAINERS) and id(child) not in seen:
-                seen.add(id(child))
-                found.append(child)
-    return found
-
-
-def _same(kept: Any, then: Any) -> bool:
-    """Whether a container holds the very objects that it held then."""
-    if isinstance(kept, set):
-        return kept == then
-    if isinstance(kept, dict):
-        return list(kept) == list(then) and all(map(operator.is_, kept.values(), then.values()))
-    return len(kept) == len(then) and all(map(operator.is_, kept, then))

@@ -7,7 +7,7 @@ instead; the values tell whether the graph is out of date.
 import dis
 import functools
 from collections import deque
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping
 from itertools import islice
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
@@ -43,15 +43,15 @@ KNOWN = ("torch.nn.", "amaml.", "builtins", "functools", "collections")  # modul
 FOREIGN = ("torch", "builtins", "numpy", "functools", "collections", "typing", "abc", "enum", "dataclasses", "amaml")
 
 
-def find_paths(root: object, tensors: Sequence[Tensor]) -> list[Path | None]:
-    """The shortest path from root to each tensor, None where there is none."""
-    wanted, found = {id(tensor) for tensor in tensors}, {}
+def find_paths(root: object, tensors: Mapping[str, Tensor]) -> dict[str, Path]:
+    """By their names, the shortest path from root to each of these tensors that there is one to."""
+    wanted, found = {id(tensor) for tensor in tensors.values()}, {}
     for path, child in _walk(root):
+        if len(found) == len(wanted):
+            break
         if id(child) in wanted:
             found.setdefault(id(child), path)
-            if len(found) == len(wanted):
-                break
-    return [found.get(id(tensor)) for tensor in tensors]
+    return {name: found[id(tensor)] for name, tensor in tensors.items() if id(tensor) in found}
 
 
 def find_requiring(root: object) -> list[tuple[Path, Tensor]]:
@@ -80,16 +80,11 @@ class Watched:
     def changed(self) -> list[Path]:
         """Where another tensor stands now, or the same was written into; looks there no more."""
         with exclusive:
-            paths = [path for path, (tensor, version) in self.seen.items() if not self._is(path, tensor, version)]
+            now = {path: follow(path, self.root) for path in self.seen}
+            paths = [path for path, (t, version) in self.seen.items() if now[path] is not t or _version(t) != version]
         for path in paths:
             del self.seen[path]
         return paths
-
-    def _is(self, path: Path, tensor: Tensor, version: int) -> bool:
-        try:
-            return follow(path, self.root) is tensor and _version(tensor) == version
-        except (AttributeError, LookupError, TypeError, ValueError):
-            return False
 
 
 def find_values(root: object) -> dict[Path, Any]:
@@ -141,9 +136,12 @@ def changed(then: dict[Path, Any], now: dict[Path, Any], inputs: Iterable[Path] 
 
 
 def follow(path: Path, root: object) -> Any:
-    """What stands at the end of a path now; an error of Python's where the path is broken."""
-    for attribute, key in path:
-        root = getattr(root, key) if attribute else root[key]
+    """What stands at the end of a path now; None where the path is broken."""
+    try:
+        for attribute, key in path:
+            root = getattr(root, key) if attribute else root[key]
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return None
     return root
 
 
@@ -160,8 +158,7 @@ def spelled(path: Path) -> str:
 
 
 def _walk(root: object, most_items: int | None = None) -> Iterator[tuple[Path, object]]:
-    """Everything within reach, each object by its shortest path; leaves by each of theirs; None at () where that is not
-    all."""
+    """Everything within reach, an object by its shortest path, a leaf by each of its; None at () where not all is."""
     seen, queue = {id(root): root}, deque([((), root)])  # held, so that no other object takes an identity over
     while queue and len(seen) < MOST_OBJECTS:
         path, owner = queue.popleft()
@@ -202,8 +199,9 @@ def _children(owner: object, most_items: int | None) -> Iterator[tuple[Path, obj
         elif isinstance(forward := owner.__class__.forward, FunctionType) and not _foreign(forward):  # put there
             yield ((True, "__class__"), (True, "forward")), forward
     elif not isinstance(owner, ModuleType):
-        slots = (name for kind in type(owner).__mro__ for name in _names(getattr(kind, "__slots__", ())))
-        yield from _attributes(owner, "__dict__", "__class__", *slots)
+        slots = (getattr(kind, "__slots__", ()) for kind in type(owner).__mro__)
+        names = (name for one in slots for name in ((one,) if isinstance(one, str) else one))
+        yield from _attributes(owner, "__dict__", "__class__", *names)
 
 
 def _attributes(owner: object, *names: str) -> Iterator[tuple[Path, object]]:
@@ -231,10 +229,6 @@ def _names_in(code: CodeType) -> tuple[frozenset[str], frozenset[str]]:
     inner = [_names_in(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
     read = (one.argval for one in dis.get_instructions(code) if one.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
     return frozenset(read).union(*(a for a, _ in inner)), frozenset(code.co_names).union(*(b for _, b in inner))
-
-
-def _names(slots: str | Sequence[str]) -> Sequence[str]:
-    return (slots,) if isinstance(slots, str) else slots
 
 
 def _foreign(thing: FunctionType | type) -> bool:

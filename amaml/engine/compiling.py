@@ -26,9 +26,9 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from amaml.engine.calling import setting
+from amaml.engine.task import Result
 from amaml.engine.tracing import rounding, values
-
-Result = Tensor | tuple[Tensor, ...]
 
 # operations whose result is their first tensor with a part written anew
 WRITING = "_unsafe_index_put", "index_add", "index_copy", "index_fill", "index_put", "index_reduce", "masked_scatter"
@@ -49,11 +49,8 @@ def compiled(on: bool = True) -> Iterator[None]:
     """Within this context graphs are compiled by torch.compile as well as traced: seconds each, once, for two to
     four times the speed of small networks. torch keeps what it compiled between processes. On CUDA the compiled
     graphs are replayed as CUDA graphs."""
-    token = compiling.set(on)
-    try:
+    with setting(compiling, on):
         yield
-    finally:
-        compiling.reset(token)
 
 
 def compiler_found() -> bool:

@@ -14,7 +14,9 @@ from torch import nn
 
 from amaml.errors import Diverged, InputError
 
+# how the names of files begin that are not the user's
 OWN = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1]))
+OWN += "<string>", "<eval_with_key>", "<frozen"
 NO_DERIVATIVE = re.compile(
     r"derivative for '?(?:aten::)?(\w+)'? is not implemented|differentiate twice a (function)|(\w+).*double backward"
 )
@@ -93,12 +95,8 @@ def go_apart(apply: Any, reason: str, tasks: int) -> None:
 def _place(fault: Exception, apply: Any) -> str:
     """The innermost layer on the way to the fault, and the innermost line of neither torch nor this library."""
     frames = list(traceback.walk_tb(fault.__traceback__))
-    places = [(f.f_code.co_filename, n) for f, n in frames]
-    lines = [
-        f"{Path(file).name} line {n}"
-        for file, n in places
-        if not file.startswith((*OWN, "<string>", "<eval_with_key>", "<frozen"))
-    ]
+    places = ((f.f_code.co_filename, n) for f, n in frames)
+    lines = [f"{Path(file).name} line {n}" for file, n in places if not file.startswith(OWN)]
     layers = [f.f_locals["self"] for f, _ in frames if isinstance(f.f_locals.get("self"), nn.Module)]
     found = [_named(layers[-1], getattr(apply, "module", None))] if layers else []
     found += lines[-1:]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node, get_gradient_edge
+from torch.utils._pytree import tree_leaves
 
 from amaml.engine import task
 from amaml.engine.calling import differentiable_twice
@@ -21,21 +22,20 @@ from amaml.losses import of_points
 from amaml.points import some_points, without_padding
 
 
-def check_repeats(root: tuple, *arguments: Any) -> None:
+def check_repeats(root: tuple, arguments: tuple) -> None:
     """Raise InputError for a loss that differs from call to call, here or at a phi nearby (what is random may begin
     with a factor of zero); arguments: phi, x and y of all tasks."""
-    one, other = (Definition(task.loss).of_row(*root, arguments, 0) for _ in range(2))
-    pairs = [(one, other)]
+    pairs = [[Definition(task.loss).of_row(*root, arguments, 0) for _ in range(2)]]
     with contextlib.suppress(Exception):  # the loss may not be defined there
-        pairs.append(tuple(Definition(task.loss).of_row(*root, _moved(arguments), 0) for _ in range(2)))
-    if not all(torch.allclose(*p, rtol=100 * torch.finfo(one.dtype).eps, atol=0.0, equal_nan=True) for p in pairs):
+        pairs.append([Definition(task.loss).of_row(*root, _moved(arguments), 0) for _ in range(2)])
+    if not all(task.same(*pair) for pair in pairs):
         raise InputError(
             "apply or loss give another value every time they are called with the same tensors; such a loss has no "
             "deterministic gradient: take out what is random or counts its calls"
         )
 
 
-def check_gradient(root: tuple, *arguments: Any) -> None:
+def check_gradient(root: tuple, arguments: tuple) -> None:
     """Raise InputError for a loss that has no gradient in phi, or one in something that would not get it; warn of one
     whose gradient is zero; arguments: phi, x and y of all tasks."""
     theta, x, y = row_of(arguments, 0)
@@ -64,7 +64,7 @@ def check_gradient(root: tuple, *arguments: Any) -> None:
         )
 
 
-def check_twice(root: tuple, *arguments: Any) -> None:
+def check_twice(root: tuple, arguments: tuple) -> None:
     """Raise, as torch does in a backward pass to everything and not in one to phi, where a function that the loss uses
     is marked as differentiable once; and where its backward has left autograd, as by NumPy or torch.no_grad()."""
     theta, x, y = row_of(arguments, 0)
@@ -98,24 +98,6 @@ def nodes(value: Tensor) -> set[Node]:
     return seen
 
 
-def is_freed(node: Node) -> bool:
-    """Whether a backward pass has freed what the node saved; of what hooks keep, and may compute again, that is not
-    looked at."""
-    try:
-        for name in _saved_by(type(node)):
-            kept = getattr(node, name)
-            if not any(getattr(one, "unpack_hook", None) for one in (kept if isinstance(kept, tuple) else (kept,))):
-                getattr(node, name.removeprefix("_raw"), None)
-    except RuntimeError as fault:
-        return "second time" in str(fault)
-    return False
-
-
-@functools.lru_cache
-def _saved_by(kind: type) -> list[str]:
-    return [name for name in dir(kind) if name.startswith("_raw_saved_")]
-
-
 def points_meet(root: tuple, arguments: tuple, rounding: float) -> bool:
     """Whether the loss of a point depends on others of its task, before it or after: of that with the most points that
     are no padding, near its phi (a layer in which points meet may begin at zero). rounding: of what it computes."""
@@ -147,19 +129,15 @@ def agrees(
         places.append((nearby, define.of_row(*root, nearby, 0)))
     pairs = []
     for given, right in places:
-        of_results = enumerate(zip(_tuple(call(*given)), _tuple(right), strict=True))
+        of_results = enumerate(zip(tree_leaves(call(*given)), tree_leaves(right), strict=True))
         pairs.append([(i, f[0], e) for i, (f, e) in of_results if f.ndim > e.ndim])  # no sums over tasks
     sizes = [max(e.norm().nan_to_num(0.0, 0.0) for *_, e in of_result) for of_result in zip(*pairs, strict=True)]
     for (given, _), found in zip(places, pairs, strict=True):
         off = [(i, f, e) for (i, f, e), size in zip(found, sizes, strict=True) if not _close(f, e, rounding, size)]
-        rounded = _tuple(define.of_row(*root, _moved(given, rounding), 0)) if off else ()
+        rounded = tree_leaves(define.of_row(*root, _moved(given, rounding), 0)) if off else ()
         if not all((f - e).norm() <= ROUNDINGS * (rounded[i] - e).norm() for i, f, e in off):
             return False
     return True
-
-
-def _tuple(result: Result) -> tuple[Tensor, ...]:
-    return result if isinstance(result, tuple) else (result,)
 
 
 def _moved(arguments: tuple, relative: float | None = None) -> tuple:

@@ -5,15 +5,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from amaml.engine import task
 from amaml.engine.closures import Path, follow
 from amaml.engine.compiling import compile_graph
 from amaml.engine.task import Definition, Function
 from amaml.engine.tracing import Trace, examples_of, kind_of, trace
-
-ROUNDINGS = 100  # a relative difference of so many eps between a traced and an untraced loss is none
 
 
 class Key(NamedTuple):
@@ -50,11 +48,11 @@ class Graph(NamedTuple):
 
     def used(self, root: tuple) -> list[Tensor] | None:
         """Those tensors as they are now; None where one has gone, or has another layout."""
-        try:
-            tensors = [follow(path, root).resolve_neg() for path in self.paths]
-            return tensors if tuple(map(_layout, tensors)) == self.layout else None
-        except (AttributeError, LookupError, TypeError, ValueError):
+        found = [follow(path, root) for path in self.paths]
+        if not all(isinstance(tensor, Tensor) for tensor in found):
             return None
+        tensors = [tensor.resolve_neg() for tensor in found]
+        return tensors if tuple(map(_layout, tensors)) == self.layout else None
 
     def of_own(self, points: Sequence[Tensor], used: list[Tensor]) -> Function:
         """It as a function of all but the points; what is compiled holds for the layout of its examples."""
@@ -97,12 +95,10 @@ class Probe(NamedTuple):
             return False
         try:
             row = tree_map(Tensor.clone, (theta, self.x, self.y))
-            now = Definition(task.loss).of_own(*root, row, graph=False)
+            now = Definition(task.loss).recorded(*root, row, graph=False)
         except Exception:  # apply and loss do not take the old points any more
             return False
-        then = self.graph.of_own((), used)(*tree_flatten((theta, self.x, self.y))[0])
-        tolerance = ROUNDINGS * torch.finfo(now.dtype).eps if now.dtype.is_floating_point else 0.0
-        return torch.allclose(now, then, rtol=tolerance, atol=0.0, equal_nan=True)
+        return task.same(now, self.graph.of_own((), used)(*tree_leaves((theta, self.x, self.y))))
 
 
 def _of_tensors(function: Function, structure: Any) -> Function:

@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_leaves
 
 from amaml.engine import task
 from amaml.engine.calling import check_surroundings, exclusive, no_random_draws, returning
@@ -161,14 +161,15 @@ class Family:
         self.refresh(root, theta)
         if not self.graphs:
             self.values = find_values(root)
+        of_loss = arguments[0], *arguments[-2:]
         with no_random_draws(theta.device):
             if not self.graphs:
-                check_repeats(root, arguments[0], *arguments[-2:])
+                check_repeats(root, of_loss)
             if not self.has_gradient and key.define.kind is not task.loss:
-                check_gradient(root, arguments[0], *arguments[-2:])
+                check_gradient(root, of_loss)
                 self.has_gradient = True
             if key.define.kind in (task.hvp, task.pull_back):
-                check_twice(root, arguments[0], *arguments[-2:])
+                check_twice(root, of_loss)
             expected = key.define.of_row(*root, arguments, 0)
         graph = self._traced(key, root, arguments, expected)
         rounding = 0.0 if graph.traced is None else graph.traced.rounding
@@ -187,9 +188,9 @@ class Family:
             return self.apart[key.define]
         wrong = False
         try:
-            graph = Graph.of(key.trace(root), root, tree_flatten(arguments)[0] if key.compiling else ())
+            graph = Graph.of(key.trace(root), root, tree_leaves(arguments) if key.compiling else ())
             call, rounding = graph.of_own((), graph.used(root)), graph.traced.rounding
-            if agrees(lambda *a: call(*tree_flatten(a)[0]), key.define, root, arguments, expected, rounding):
+            if agrees(lambda *a: call(*tree_leaves(a)), key.define, root, arguments, expected, rounding):
                 return graph
             reason, wrong = "its batched numbers are not those of a single task", True
         except Exception as fault:

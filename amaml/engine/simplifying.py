@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
 
 aten = torch.ops.aten
 LIKE = {aten.ones_like.default: 1.0, aten.zeros_like.default: 0.0}
@@ -77,15 +78,15 @@ def _layout(node: Node) -> tuple | None:
 def _own_results(traced: GraphModule) -> None:
     """A result that would lie in an argument, or where another one does, is a copy: callers write into them."""
     (output,) = (node for node in traced.graph.nodes if node.op == "output")
-    results = output.args[0] if isinstance(output.args[0], tuple | list) else [output.args[0]]
-    owned, seen = [], set()
-    for node in results:
-        root = memory(node) if isinstance(node, Node) else node
-        if isinstance(node, Node) and (root in seen or root.op in ("placeholder", "get_attr")):
-            with traced.graph.inserting_before(output):
-                copy = traced.graph.call_function(aten.clone.default, (node,))
-            copy.meta = dict(node.meta)
-            node = copy
-        seen.add(root)
-        owned.append(node)
-    output.args = (tuple(owned) if isinstance(output.args[0], tuple | list) else owned[0],)
+    seen = set()
+
+    def owned(node: Node) -> Node:
+        if (root := memory(node)) not in seen and root.op not in ("placeholder", "get_attr"):
+            seen.add(root)
+            return node
+        with traced.graph.inserting_before(output):
+            copy = traced.graph.call_function(aten.clone.default, (node,))
+        copy.meta = dict(node.meta)
+        return copy
+
+    output.args = map_arg(output.args, owned)

@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from amaml.engine.calling import differentiable_twice, no_random_draws, standing
 from amaml.losses import evaluate
 from amaml.points import Given, task_axis, without_padding
+
+NOISE = 100  # a relative difference of so many eps between two values of a loss is none
 
 Result = Tensor | tuple[Tensor, ...]
 Function = Callable[..., Result]
@@ -58,32 +60,32 @@ class Definition:
         def of_all(*arguments: Any) -> Result:
             with no_random_draws(arguments[0].device):  # which may begin with any task
                 rows = [self.of_row(apply, loss, arguments, i, cut) for i in range(len(arguments[0]))]
-            if isinstance(rows[0], Tensor):
-                return torch.stack(rows)
-            return self._summed(tuple(torch.stack(column) for column in zip(*rows, strict=True)), arguments)
+            return self._summed(tree_map(lambda *column: torch.stack(column), *rows), arguments)
 
         return of_all
 
     @torch.inference_mode(False)
     def of_row(self, apply: Any, loss: Any, arguments: tuple, i: int, cut: bool = False) -> Result:
         """The result of one of the tasks by torch.autograd, without a graph."""
-        return self.of_own(apply, loss, row_of(arguments, i), cut)
-
-    def of_own(self, apply: Any, loss: Any, row: tuple, cut: bool = False, graph: bool = True) -> Result:
-        """Likewise of the tensors of one task, which a network may write into; graph: whether autograd is on."""
-        return tree_map(Tensor.detach, self.recorded(apply, loss, row, cut, graph))
+        return tree_map(Tensor.detach, self.recorded(apply, loss, row_of(arguments, i), cut))
 
     def recorded(self, apply: Any, loss: Any, row: tuple, cut: bool = False, graph: bool = True) -> Result:
-        """Likewise, in the graph that leads to it from those tensors that require a gradient."""
+        """Likewise of the tensors of one task, which a network may write into, in the graph that leads to it from those
+        that require a gradient; graph: whether autograd is on."""
         with torch.set_grad_enabled(graph), differentiable_twice():
             return self.of_one(apply, loss, vjp_by_autograd, cut)(*row)
 
     def _summed(self, results: Result, arguments: tuple) -> Result:
         if not self.wanted:
             return results
-        leaves, first = tree_flatten(arguments[-2:])[0], len(results) - len(self.wanted)
+        leaves, first = tree_leaves(arguments[-2:]), len(results) - len(self.wanted)
         pairs = zip(results[first:], (leaves[i] for i in self.wanted), strict=True)
         return *results[:first], *(r if r.shape == leaf.shape else r.sum(0) for r, leaf in pairs)
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether two values of a loss are the same but for NOISE; waits for the device."""
+    return torch.allclose(one, other, rtol=NOISE * torch.finfo(one.dtype).eps, atol=0.0, equal_nan=True)
 
 
 def called(apply: Any, phi: Tensor, x: Any) -> Any:

@@ -1,7 +1,7 @@
 """A function of tensors as a graph of torch's operations."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from amaml.engine.calling import batchable
+from amaml.engine.calling import batchable, replacing
 from amaml.engine.closures import Path, find_paths
 from amaml.engine.faults import is_mistake
 from amaml.engine.simplifying import memory, simplify, writing
@@ -50,9 +50,7 @@ def trace(function: Callable, examples: Sequence[Tensor], root: object) -> Trace
         if _written(traced.graph):
             raise RuntimeError("the network or the loss writes into a tensor that is not its own")
     simplify(traced)
-    paths = _lift(traced, root)
-    targets = (node.target for node in traced.graph.nodes if node.op == "get_attr")
-    constants = {target: getattr(traced, target) for target in targets}
+    paths, constants = _lift(traced, root)
     return Trace(traced, traced.code, paths, constants, rounding(traced.graph))
 
 
@@ -94,10 +92,10 @@ def _equal(one: Any, other: Any) -> bool:
 
 def _make(function: Callable, examples: Sequence[Tensor]) -> GraphModule:
     """The graph; networks that look at values get a second chance, for some leave that out within torch.compile."""
-    fault = None
-    for within in (contextlib.nullcontext, _as_if_compiling):
+    fault = None  # torch's own context for the second is not in all versions
+    for within in (contextlib.nullcontext(), replacing(torch.compiler, "_is_compiling_flag", True)):
         try:
-            with batchable(sharing=True), within():
+            with batchable(sharing=True), within:
                 return make_fx(function)(*examples)
         except Exception as one:
             if is_mistake(one):
@@ -106,31 +104,19 @@ def _make(function: Callable, examples: Sequence[Tensor]) -> GraphModule:
     raise fault
 
 
-@contextlib.contextmanager
-def _as_if_compiling() -> Iterator[None]:
-    """Within this context torch.compiler.is_compiling() is true; torch's own context is not in all versions."""
-    before = torch.compiler._is_compiling_flag
-    torch.compiler._is_compiling_flag = True
-    try:
-        yield
-    finally:
-        torch.compiler._is_compiling_flag = before
-
-
 def _written(graph: Graph) -> bool:
     """Whether a graph writes into one of its inputs or constants, by way of views too."""
     written = (node.args[0] for node in writing(graph))
     return any(memory(node).op in ("placeholder", "get_attr") for node in written if isinstance(node, Node))
 
 
-def _lift(traced: GraphModule, root: object) -> tuple[Path, ...]:
-    """Turn the constants of a graph that a path from root leads to into further inputs; the paths."""
+def _lift(traced: GraphModule, root: object) -> tuple[tuple[Path, ...], dict[str, Any]]:
+    """Turn the constants of a graph that root leads to into further inputs; their paths, and the constants left."""
     nodes = [node for node in traced.graph.nodes if node.op == "get_attr"]
     constants = {node.target: getattr(traced, node.target) for node in nodes}
-    tensors = {name: c for name, c in constants.items() if isinstance(c, Tensor)}
-    found = dict(zip(tensors, find_paths(root, list(tensors.values())), strict=True)) if tensors else {}
+    paths = find_paths(root, {name: c for name, c in constants.items() if isinstance(c, Tensor)})
     *_, last = (node for node in traced.graph.nodes if node.op == "placeholder")
-    for name in (name for name, path in found.items() if path is not None):
+    for name in paths:
         with traced.graph.inserting_after(last):
             last = traced.graph.placeholder(name)
         for node in (node for node in nodes if node.target == name):
@@ -138,4 +124,4 @@ def _lift(traced: GraphModule, root: object) -> tuple[Path, ...]:
             traced.graph.erase_node(node)
         delattr(traced, name)
     traced.recompile()
-    return tuple(path for path in found.values() if path is not None)
+    return tuple(paths.values()), {name: c for name, c in constants.items() if name not in paths}

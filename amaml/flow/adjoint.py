@@ -20,7 +20,7 @@ from torch.linalg import vector_norm
 from amaml.flow.field import GradientFlow
 from amaml.flow.quadrature import NOTHING, Quadrature, Requested
 from amaml.flow.schemes import HEUN, Move, Stages
-from amaml.flow.trajectory import Jump, Trajectory
+from amaml.flow.trajectory import Reading, Trajectory
 
 
 class Adjoint(NamedTuple):
@@ -60,7 +60,7 @@ class LocalErrors:
         self.after, self.later = stages[0], slope
 
 
-Jumps = Mapping[int, Sequence[Jump]]  # what lam gains on the way, by the number of the move
+Jumps = Mapping[int, Sequence[tuple[Reading, Tensor]]]  # what lam gains by states on the way, by the number of the move
 
 
 @torch.no_grad()
@@ -74,7 +74,7 @@ def discrete(
     """
     sweep, local, jumps = Quadrature(flow, requested), LocalErrors(trajectory.final), jumps or {}
     for index, move, stages in trajectory.backwards():
-        lam, direct = _jumped(lam, move, jumps.get(index, ()))
+        lam, direct = _jumped(lam, jumps.get(index, ()))
         if watched := move.scheme.stability < math.inf:
             local.add(move, stages, lam)
         back = move.scheme.transposed(sweep, move.h, stages, lam, direct)
@@ -103,14 +103,14 @@ def continuous(
         end = 1.0
         if watched := move.scheme.stability < math.inf:
             local.add(move, stages, lam)
-        for share, state, jump in (*reversed(jumps.get(index, ())), (0.0, stages[0], None)):
-            if h := (end - share) * move.h:
+        for read, jump in (*reversed(jumps.get(index, ())), (Reading(stages[0], share=0.0), None)):
+            if h := (end - read.share) * move.h:
                 slope = sweep.product(later, lam, (before + h) / 2)
                 predicted = lam - h * slope
-                product = flow.hvp(state, flow.scaled(predicted))
+                product = flow.hvp(read.state, flow.scaled(predicted))
                 if watched and _outran(flow, h, predicted, product, HEUN.stability):
                     return Unstable(index, stages[0], flow.symmetric(product))
-                lam, later, before, end = lam - h / 2 * (slope + product), state, h, share
+                lam, later, before, end = lam - h / 2 * (slope + product), read.state, h, read.share
             if jump is not None:
                 sweep.add(later, lam, before / 2)
                 lam, before = lam + jump, 0.0
@@ -118,14 +118,14 @@ def continuous(
     return Adjoint(_from_start(lam, jumps), sweep, local.total)
 
 
-def _jumped(lam: Tensor, move: Move, jumps: Sequence[Jump]) -> tuple[Tensor, list[Tensor]]:
+def _jumped(lam: Tensor, jumps: Sequence[tuple[Reading, Tensor]]) -> tuple[Tensor, list[Tensor]]:
     """lam at the end of a move with what it gains by the states there and before; the sensitivities to its stages."""
     direct: list[Tensor] = []
-    for share, _, jump in jumps:
-        if share == 1:
+    for read, jump in jumps:
+        if not read.weights:
             lam = lam + jump
             continue
-        *weights, last = move.scheme.within.weights(share).tolist()
+        *weights, last = read.weights
         lam, more = lam + last * jump, [weight * jump for weight in weights]
         direct = [a + b for a, b in zip(direct, more, strict=True)] if direct else more
     return lam, direct
@@ -133,7 +133,7 @@ def _jumped(lam: Tensor, move: Move, jumps: Sequence[Jump]) -> tuple[Tensor, lis
 
 def _from_start(lam: Tensor, jumps: Jumps) -> Tensor:
     """lam(0) with what it gains by theta itself."""
-    return lam + jumps[-1][0].lam if -1 in jumps else lam
+    return lam + jumps[-1][0][1] if -1 in jumps else lam
 
 
 def _outran(flow: GradientFlow, h: float, k: Tensor, product: Tensor, stability: float) -> bool:

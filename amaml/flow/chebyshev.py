@@ -59,10 +59,7 @@ class Chebyshev:
         """The real interval: h * lambda_max must stay below it."""
         return WIDTH * (self.stages**2 - 1)
 
-    @property
-    def usable(self) -> float:
-        """All of it: stiff components are damped up to its end."""
-        return self.stability
+    usable = stability  # all of it: stiff components are damped up to its end
 
     @property
     def error_constant(self) -> float:
@@ -97,7 +94,7 @@ class Chebyshev:
         return tuple(states[:-1]), end
 
     def transposed(
-        self, sweep: Quadrature, h: float, stages: Stages, lam: Tensor, direct: Sequence[Tensor] = ()
+        self, sweep: Quadrature, h: float, stages: Stages, lam: Tensor, direct: Sequence[Tensor]
     ) -> Transposed:
         """The recurrence run backwards."""
         first, rest, weights, _ = _coefficients(self.stages)

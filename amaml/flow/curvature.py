@@ -74,9 +74,9 @@ class Curvature:
         """One step of power iteration; |H v| (tasks,) of the unit vectors v that it began with."""
         tiny = torch.finfo(u.dtype).tiny
         unit = self.vectors / vector_norm(self.vectors, dim=-1, keepdim=True).clamp_min(tiny)
-        self.vectors = self.flow.symmetric_hvp(u, unit)
-        norm = vector_norm(self.vectors, dim=-1)
-        self.vectors = self.vectors / norm.clamp_min(tiny)[:, None]
+        product = self.flow.symmetric(self.flow.hvp(u, self.flow.symmetric(unit)))
+        norm = vector_norm(product, dim=-1)
+        self.vectors = product / norm.clamp_min(tiny)[:, None]
         return norm
 
     def _first_start(self) -> Tensor:

@@ -80,21 +80,15 @@ class GradientFlow:
         """grad L_support(u) + prox (u - theta), (tasks, P); points (n,): numbers of support points, None for all."""
         self.evaluations.gradients += 1
         self.check_budget()
-        bound = self.bound if points is None else None
-        gradient = derivatives.gradients(self.apply, self.loss, u, *self._support_of(points), bound)
+        gradient = derivatives.gradients(self.apply, self.loss, u, *self._given(points))
         return gradient.add_(u - self.theta, alpha=self.prox) if self.prox else gradient
 
     def hvp(self, u: Tensor, v: Tensor, points: Tensor | None = None) -> Tensor:
         """(H(u) + prox I) v, minus the field's Jacobian times v, (tasks, P); points as in gradient."""
         self.evaluations.hvps += 1
         self.check_budget()
-        bound = self.bound if points is None else None
-        product = derivatives.hvps(self.apply, self.loss, u, v, *self._support_of(points), bound)
+        product = derivatives.hvps(self.apply, self.loss, u, v, *self._given(points))
         return product.add_(v, alpha=self.prox) if self.prox else product
-
-    def symmetric_hvp(self, u: Tensor, v: Tensor) -> Tensor:
-        """D^(1/2) (H(u) + prox I) D^(1/2) v, whose eigenvalues decide on stability, (tasks, P)."""
-        return self.symmetric(self.hvp(u, self.symmetric(v)))
 
     @torch.no_grad()
     def pull_back(
@@ -103,9 +97,8 @@ class GradientFlow:
         """The field without its D, hvp(u, v), and v' d(grad L_support)/d(leaf) for those leaves of tasks.support."""
         self.evaluations.hvps += 1
         self.check_budget()
-        gradient, product, *pulled = derivatives.pull_backs(
-            self.apply, self.loss, u, v, *self._support_of(points), leaves
-        )
+        x, y, _ = self._given(points)
+        gradient, product, *pulled = derivatives.pull_backs(self.apply, self.loss, u, v, x, y, leaves)
         slope = -gradient - self.prox * (u - self.theta) if self.prox else -gradient
         return slope, product + self.prox * v if self.prox else product, tuple(pulled)
 
@@ -127,11 +120,11 @@ class GradientFlow:
     def _support(self) -> tuple:
         return self.tasks.support
 
-    def _support_of(self, points: Tensor | None) -> tuple:
+    def _given(self, points: Tensor | None) -> tuple:
+        """x, y and what was looked up for them."""
         if points is None:
-            return self._support
-        x, y = (map_points(lambda t: t[:, points] if t.ndim > 1 else t, part) for part in self._support)
-        return x, y
+            return *self._support, self.bound
+        return *(map_points(lambda t: t[:, points] if t.ndim > 1 else t, part) for part in self._support), None
 
     def check_budget(self, further: float = 0) -> None:
         """Raise OverBudget where the evaluations, with so many further ones, are more than the limit."""

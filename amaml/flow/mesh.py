@@ -37,7 +37,6 @@ class Mesh(Protocol):
 
         Raises Diverged where the state is not finite, OverBudget where the flow's budget does not suffice.
         """
-        ...
 
 
 @dataclass(frozen=True)

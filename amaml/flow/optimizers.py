@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amaml.arguments import is_number
+from amaml.arguments import is_scalar, number
 from amaml.errors import InputError, unknown
 from amaml.flow.field import GradientFlow
 from amaml.flow.quadrature import Quadrature
@@ -57,11 +57,7 @@ def rmsprop(
 
 
 def adam(
-    gradient: Tensor,
-    state: State | None,
-    step: int,
-    betas: Sequence[float | Tensor] = (0.9, 0.999),
-    eps: float = 1e-8,
+    gradient: Tensor, state: State | None, step: int, betas: Sequence[float | Tensor] = (0.9, 0.999), eps: float = 1e-8
 ) -> tuple[Tensor, State]:
     """As torch.optim.Adam (Kingma and Ba 2015)."""
     first, second = betas
@@ -126,12 +122,11 @@ class Optimizer:
         for name, value in self.numbers().items():
             if not isinstance(self.rule, str) and name != "weight_decay":
                 continue
-            if (value.ndim or value.is_complex()) if isinstance(value, Tensor) else not is_number(value):
+            if not is_scalar(value):
                 found = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
                 raise InputError(f"{name} must be a number or a tensor of one, got {found}")
             bounded = name.startswith("betas") or name in ("momentum", "alpha")
-            size = value.item() if isinstance(value, Tensor) else value
-            if not 0 <= size < (1 if bounded else math.inf):
+            if not 0 <= (size := number(value)) < (1 if bounded else math.inf):
                 raise InputError(f"{name} must be {'in [0, 1)' if bounded else 'zero or positive'}, got {size}")
 
     @functools.cached_property
@@ -163,16 +158,16 @@ class Optimizer:
         }
 
     def step(
-        self, phi: Tensor, state: State | None, gradient: Tensor, number: int, tensors: dict[str, Tensor]
+        self, number: int, phi: Tensor, state: State, gradient: Tensor, tensors: dict[str, Tensor]
     ) -> tuple[Tensor, State]:
-        """The update (tasks, P), to be scaled by the rate, and the next state; tensors take their numbers' places."""
+        """The update (tasks, P) of step `number`, to be scaled by the rate, and the next state, which is () before the
+        first step; tensors take their numbers' places."""
         hyper = self._hyper(tensors)
         decay = tensors.get("weight_decay", self.weight_decay)
         decays = isinstance(decay, Tensor) or decay
         rule = RULES[self.rule] if isinstance(self.rule, str) else functools.partial(_of_each, self.rule)
-        update, state = rule(
-            gradient + decay * phi if decays and not self.decoupled else gradient, state, number, **hyper
-        )
+        gradient = gradient + decay * phi if decays and not self.decoupled else gradient
+        update, state = rule(gradient, state if number else None, number, **hyper)
         return update + decay * phi if decays and self.decoupled else update, state
 
 
@@ -218,11 +213,11 @@ class OptimizerStep:
         """The step from u, of size h."""
         phi, state = self._parts(flow, u)
         gradient = flow.gradient(phi, self.points)
-        update, state = self.optimizer.step(phi, state, gradient, self.number, self._tensors())
+        update, state = self.optimizer.step(self.number, phi, state, gradient, self._tensors())
         return (u,), torch.cat([torch.sub(phi, flow.scaled(update), alpha=h), *state], -1)
 
     def transposed(
-        self, sweep: Quadrature, h: float, stages: Stages, lam: Tensor, direct: Sequence[Tensor] = ()
+        self, sweep: Quadrature, h: float, stages: Stages, lam: Tensor, direct: Sequence[Tensor]
     ) -> Transposed:
         """From lam (tasks, P + state) at the end of the step to lam at its start; within it nothing is read."""
         flow, (u,) = sweep.flow, stages
@@ -230,26 +225,23 @@ class OptimizerStep:
         gradient, tensors = flow.gradient(phi, self.points), self._tensors()
         to_phi, *to_state = lam.split(phi.shape[-1], -1)
 
-        def step(phi: Tensor, state: State, gradient: Tensor, tensors: dict[str, Tensor]) -> tuple[Tensor, State]:
-            return self.optimizer.step(phi, state if self.number else None, gradient, self.number, tensors)
-
         with torch.enable_grad():
-            (update, _), back = torch.func.vjp(step, phi, state or (), gradient, tensors)
+            step = functools.partial(self.optimizer.step, self.number)
+            (update, _), back = torch.func.vjp(step, phi, state, gradient, tensors)
         if update.requires_grad:
             raise InputError(
                 "the rule of the inner optimizer uses a tensor that requires a gradient and would get none; give it as "
                 "a keyword of the rule, amaml.flow.optimizers.Optimizer(rule, {name: tensor}), or .detach() it"
             )
         from_phi, from_state, to_gradient, to_tensors = back((-h * flow.scaled(to_phi), tuple(to_state)))
-        sweep.add_step(update, to_phi, h, self.number)
-        sweep.add_numbers(to_tensors)
+        sweep.add_step(update, to_phi, h, self.number, to_tensors)
         product = sweep.pull_gradient(phi, to_gradient, self.points)
         lam = to_phi + from_phi + product
-        return Transposed(lam if state is None else torch.cat([lam, *from_state], -1), to_gradient, product)
+        return Transposed(torch.cat([lam, *from_state], -1) if state else lam, to_gradient, product)
 
-    def _parts(self, flow: GradientFlow, u: Tensor) -> tuple[Tensor, State | None]:
+    def _parts(self, flow: GradientFlow, u: Tensor) -> tuple[Tensor, State]:
         phi, *state = u.split(flow.theta.shape[-1], -1)
-        return phi, tuple(state) if self.number else None
+        return phi, tuple(state)
 
     def _tensors(self) -> dict[str, Tensor]:
         return {name: n.detach() for name, n in self.optimizer.numbers().items() if isinstance(n, Tensor)}

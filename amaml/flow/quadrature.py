@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_leaves
 
 from amaml.flow.field import GradientFlow
 from amaml.robust import weighted
@@ -63,7 +63,7 @@ class Quadrature:
         self.flow, self.requested = flow, requested
         self.pulled, self.to_prox = torch.zeros_like(flow.start), flow.theta.new_zeros(len(flow.tasks))
         self.to_rate = torch.zeros_like(flow.start) if requested.rate else None  # (tasks, P)
-        leaves = tree_flatten(flow.tasks.support)[0] if requested.support else []
+        leaves = tree_leaves(flow.tasks.support) if requested.support else []
         self.to_leaves = [torch.zeros_like(leaves[i]) for i in requested.support]
         self.to_numbers = {name: flow.theta.new_zeros(shape) for name, shape in requested.numbers}
         self.to_steps: dict[int, Tensor] = {}  # of the schedule, (tasks,) each
@@ -102,17 +102,15 @@ class Quadrature:
                 total.index_add_(1, points, leaf)
         return product
 
-    def add_step(self, update: Tensor, lam: Tensor, h: float, number: int) -> None:
-        """What lam (tasks, P), at the end of step `number` of size h along -D update, contributes to the rates."""
+    def add_step(self, update: Tensor, lam: Tensor, h: float, number: int, to_numbers: Mapping[str, Tensor]) -> None:
+        """What lam (tasks, P), at the end of step `number` of size h along -D update, contributes to the rates; and the
+        contribution of the step to the numbers of the inner optimiser."""
         if self.requested.rate:
             self.to_rate = self.to_rate - h * update * lam
         if self.requested.schedule:
             self.to_steps[number] = -(self.flow.scaled(update) * lam).sum(-1)
-
-    def add_numbers(self, sensitivities: Mapping[str, Tensor]) -> None:
-        """The contribution of a step to the numbers of the inner optimiser."""
         for name, total in self.to_numbers.items():
-            total.add_(sensitivities[name])
+            total.add_(to_numbers[name])
 
     def _add_prox(self, u: Tensor, scaled: Tensor, weight: float) -> None:
         if self.flow.prox:
@@ -153,7 +151,7 @@ class Quadrature:
 
 
 def _requiring(points: tuple) -> tuple[int, ...]:
-    return tuple(i for i, leaf in enumerate(tree_flatten(points)[0]) if leaf.requires_grad)
+    return tuple(i for i, leaf in enumerate(tree_leaves(points)) if leaf.requires_grad)
 
 
 def _requires(value: float | Tensor | None) -> bool:

@@ -49,42 +49,33 @@ class Scheme(Protocol):
 
     @property
     def cost(self) -> int: ...
-
     @property
     def order(self) -> int: ...
-
     @property
     def stability(self) -> float: ...
-
     @property
     def usable(self) -> float: ...
-
     @property
     def error_constant(self) -> float: ...
-
     @property
     def within(self) -> "Within": ...
 
     def covering(self, z: float) -> "Scheme":
         """The cheapest of its family for steps of h * lambda_max = z; itself where it has none."""
-        ...
 
     def slope(self, h: float, stages: Stages, after: Tensor) -> Tensor:
         """The field at the start of a step, from its stages and the state after it."""
-        ...
 
     def step(self, flow: GradientFlow, h: float, u: Tensor) -> tuple[Stages, Tensor]:
         """One step of size h from u (tasks, P): its stages, and the state at its end."""
-        ...
 
     def transposed(
-        self, sweep: Quadrature, h: float, stages: Stages, lam: Tensor, direct: Sequence[Tensor] = ()
+        self, sweep: Quadrature, h: float, stages: Stages, lam: Tensor, direct: Sequence[Tensor]
     ) -> "Transposed":
         """The step's transpose, applied to the adjoint state at its end; sweep takes the products.
 
         direct: the sensitivities to the stages of what was read within the step; none where nothing was.
         """
-        ...
 
 
 class Transposed(NamedTuple):
@@ -142,14 +133,14 @@ class RungeKutta:
     def order(self) -> int:
         """By the conditions of all rooted trees (Butcher 1963; Hairer, Norsett, Wanner, II.2)."""
         order = 0
-        while order < self.cost and all(abs(miss) < 1e-12 for miss in self._misses(order + 1)):
+        while order < self.cost and (abs(self._misses(order + 1)) < 1e-12).all():
             order += 1
         return order
 
     @functools.cached_property
     def error_constant(self) -> float:
         """The largest coefficient of the local error; 1/(p+1)! where the p stages of order p are fewer than p + 1."""
-        return float(max(abs(miss) for miss in self._misses(self.order + 1)))
+        return float(abs(self._misses(self.order + 1)).max())
 
     @functools.cached_property
     def within(self) -> Within:
@@ -161,9 +152,7 @@ class RungeKutta:
         found = Within(np.concatenate(rows), np.repeat(range(order + 1), [len(one) for one in rows]), order)
 
         def missed(nodes: int) -> float:
-            right, symmetry = np.array([(1 / _density(tree), _symmetry(tree)) for tree in _trees(nodes)]).T
-            misses = ((s**nodes * right - self._taylor(nodes) @ found.weights(s)) / symmetry for s in SHARES)
-            return max(float(abs(one).max()) for one in misses)
+            return max(float(abs(self._misses(nodes, s, found.weights(s))).max()) for s in SHARES)
 
         allowed = max(map(missed, range(1, order + 1))) < 1e-12
         return replace(found, error_constant=missed(order + 1)) if allowed else None
@@ -205,9 +194,13 @@ class RungeKutta:
             power = a @ power
         return found
 
-    def _misses(self, nodes: int) -> list[float]:
-        """By how much the condition of every rooted tree of so many nodes is missed, over the tree's symmetry."""
-        return [(np.dot(self.b, self._weights(tree)) - 1 / _density(tree)) / _symmetry(tree) for tree in _trees(nodes)]
+    def _misses(self, nodes: int, share: float = 1.0, weights: np.ndarray | None = None) -> np.ndarray:
+        """By how much a state, after a share of the step by these weights or at its end, misses the condition of every
+        rooted tree of so many nodes, over the tree's symmetry."""
+        found = self._taylor(nodes)
+        found = found[:, -1] if weights is None else found @ weights
+        right, symmetry = np.array([(1 / _density(tree), _symmetry(tree)) for tree in _trees(nodes)]).T
+        return (share**nodes * right - found) / symmetry
 
     def _weights(self, tree: "Tree") -> np.ndarray:
         """Of the slopes in the coefficient of a tree."""
@@ -226,7 +219,7 @@ class RungeKutta:
         return tuple(stages), _shifted(u, self.b, slopes, h)
 
     def transposed(
-        self, sweep: Quadrature, h: float, stages: Stages, lam: Tensor, direct: Sequence[Tensor] = ()
+        self, sweep: Quadrature, h: float, stages: Stages, lam: Tensor, direct: Sequence[Tensor]
     ) -> Transposed:
         """From the last stage to the first:
             k_i = h (b_i lam + sum_(j>i) a_ji w_j),    w_i = J_i' k_i + direct_i,    lam <- lam + sum_i w_i,

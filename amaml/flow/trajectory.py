@@ -18,12 +18,14 @@ SMALL = 80 * 2**20  # bytes that the states of a trajectory may take by default:
 Record = Callable[[Move, Stages, Tensor], None]  # is told of every step and its end, in order of time
 
 
-class Jump(NamedTuple):
-    """What lam gains by the state after a share of a step, and that state."""
+class Reading(NamedTuple):
+    """A state that is read: in which move, -1 for the start, after what share of it, and by what weights of the move's
+    stages and end; none at the end itself."""
 
-    share: float
     state: Tensor
-    lam: Tensor
+    index: int = -1
+    share: float = 1.0
+    weights: Sequence[float] = ()
 
 
 @torch.no_grad()
@@ -52,7 +54,7 @@ class Trajectory:
         self.sharpest, self.at_start = 0.0, None  # lambda_max at its largest, and a Leading: as it was found first
         self.saved = 0  # evaluations, by steps that are longer than the tolerance asks for
         self.times: Sequence[float] = ()
-        self.at: dict[float, Tensor] = {}  # the states at these times
+        self.at: dict[float, Reading] = {}  # the states at these times
         self.whole, self.was_read = checkpoints is None, False
         self._stages: list[Stages] = []  # of every step, while the trajectory is whole
         self._states: dict[int, Tensor] = {}  # at the start of every _stride-th step, otherwise
@@ -68,7 +70,7 @@ class Trajectory:
     def order(self) -> int:
         """The lowest of its schemes, and of what is read within a step: a single local error is as large as all of them
         together of an order less."""
-        within = {index for index, share in map(self._place, self.times) if share < 1}
+        within = {read.index for read in self.at.values() if read.share < 1}
         schemes = [move.scheme for move in self.moves]
         return min([one.order for one in schemes] + [schemes[i].within.order + 1 for i in within])
 
@@ -76,7 +78,7 @@ class Trajectory:
         """Be made by a mesh from here on, to the last of these times; the states at all of them are kept apart."""
         self.mesh, self.times = mesh, times
         if times[0] == 0:
-            self.at[0.0] = self.flow.start
+            self.at[0.0] = Reading(self.flow.start)
 
     def extend(self, moves: Sequence[Move]) -> None:
         """Take and record more moves."""
@@ -86,7 +88,7 @@ class Trajectory:
         """Keep what the memory allows of a step, and what is to be read of it."""
         self.moves.append(move)
         for time in self.times[bisect.bisect_right(self.times, move.start) : bisect.bisect_right(self.times, move.end)]:
-            self.at[time] = _read(move, time, stages, after)
+            self.at[time] = _read(len(self.moves) - 1, move, time, stages, after)
         if not self.whole:
             self._keep(len(self.moves) - 1, stages[0])
             return
@@ -102,27 +104,22 @@ class Trajectory:
         """Forget all but the first count moves, after which the state was u."""
         del self.moves[count:], self._stages[count:]
         self._states = {i: state for i, state in self._states.items() if i < count}
-        self.at = {time: state for time, state in self.at.items() if time <= self.time}
+        self.at = {time: read for time, read in self.at.items() if read.index < count}
         self._bytes = sum(map(_size, self._stages))
         self.final = u
 
     def path(self, size: int) -> Tensor:
         """The parameters at its times, (times, tasks, size): the first numbers of a state, which may hold more."""
-        return torch.stack([state[..., :size] for state in self.at.values()])
+        return torch.stack([read.state[..., :size] for read in self.at.values()])
 
-    def jumps(self, lam: Tensor) -> dict[int, list[Jump]]:
-        """Sensitivities to the path (times, tasks, size) as those to the states, by the move within or at the end of
-        which they lie, -1 for the start; in order of time."""
-        found: dict[int, list[Jump]] = {}
-        for (time, state), one in zip(self.at.items(), lam, strict=True):
-            index, share = self._place(time)
-            found.setdefault(index, []).append(Jump(share, state, pad(one, (0, state.shape[-1] - one.shape[-1]))))
+    def jumps(self, lam: Tensor) -> dict[int, list[tuple[Reading, Tensor]]]:
+        """Sensitivities to the path (times, tasks, size) as those to the states, with these, by the move that they were
+        read in; in order of time."""
+        found: dict[int, list[tuple[Reading, Tensor]]] = {}
+        for read, one in zip(self.at.values(), lam, strict=True):
+            jump = pad(one, (0, read.state.shape[-1] - one.shape[-1]))
+            found.setdefault(read.index, []).append((read, jump))
         return found
-
-    def _place(self, time: float) -> tuple[int, float]:
-        """The number of the move that a time belongs to, and its share of it; the start ends move -1."""
-        index = bisect.bisect_left(self.moves, time, key=lambda move: move.end) if time else -1
-        return index, _share(self.moves[index], time) if time else 1.0
 
     def again(self) -> "Trajectory":
         """The same moves once more, whatever the budget, to be read another time."""
@@ -183,16 +180,14 @@ class Trajectory:
         return u
 
 
-def _share(move: Move, time: float) -> float:
-    return 1.0 if time == move.end else (time - move.start) / (move.end - move.start)
-
-
-def _read(move: Move, time: float, stages: Stages, after: Tensor) -> Tensor:
+def _read(index: int, move: Move, time: float, stages: Stages, after: Tensor) -> Reading:
     """The state at a time within a step, or at its end."""
     if time == move.end:
-        return after
-    *weights, last = move.scheme.within.weights(_share(move, time)).tolist()
-    return sum((weight * stage for weight, stage in zip(weights, stages, strict=True)), last * after)
+        return Reading(after, index)
+    share = (time - move.start) / (move.end - move.start)
+    *weights, last = move.scheme.within.weights(share).tolist()
+    state = sum((weight * stage for weight, stage in zip(weights, stages, strict=True)), last * after)
+    return Reading(state, index, share, (*weights, last))
 
 
 def _size(stages: Sequence[Tensor]) -> int:

@@ -21,7 +21,6 @@ from amaml.flow.mesh import SOLVERS, GradedMesh
 from amaml.flow.optimizers import Optimizer
 from amaml.flow.schemes import DOPRI5, EULER, MIDPOINT, RK3, RK4, Move
 from amaml.flow.trajectory import Trajectory
-from amaml.learner import query_gradient
 from amaml.models import Apply
 from baselines import MAML
 
@@ -123,7 +122,7 @@ READ = (0.0, 0.17, 0.3, 0.5, 0.8, 1.0)  # of the horizon: of some steps no state
 def total(adjoint, flow, trajectory):
     """The gradient of the query losses along the way: lam(0) and the pull of the proximal term, over the tasks."""
     path = trajectory.path(flow.theta.shape[-1])
-    lam = torch.stack([query_gradient(flow.apply, flow.loss, state, flow.tasks)[0] for state in path])
+    lam = torch.stack([derivatives.gradients(flow.apply, flow.loss, state, *flow.tasks.query) for state in path])
     swept = adjoint(flow, trajectory, torch.zeros_like(trajectory.final), jumps=trajectory.jumps(lam))
     return (swept.lam + flow.prox * swept.sweep.pulled).mean(0)
 
@@ -195,7 +194,7 @@ def _kept_and_gradient(solver, checkpoints, steps=40):
     trajectory = Trajectory(flow, checkpoints)
     mesh = GradedMesh(SOLVERS[solver], 1e-4) if SOLVERS[solver] else FixedMesh(steps)
     mesh.follow(trajectory, [0.05 * steps], Curvature(flow))
-    lam, *_ = query_gradient(flow.apply, flow.loss, trajectory.final, flow.tasks)
+    lam = derivatives.gradients(flow.apply, flow.loss, trajectory.final, *flow.tasks.query)
     return flow.evaluations, discrete(flow, trajectory, lam)[0]
 
 
@@ -222,9 +221,8 @@ def test_no_more_states_are_alive_than_asked_for(checkpoints):
         states = [t for t in gc.get_objects() if type(t) is torch.Tensor and t.shape == trajectory.final.shape]
         return len({t.data_ptr() for t in states})
 
-    base = 4  # the start, the field there, the final state and its gradient
+    base = 3  # the start, the field there and the final state
     assert alive() <= checkpoints + base
-    lam, *_ = query_gradient(flow.apply, flow.loss, trajectory.final, flow.tasks)
     for i, _, stages in trajectory.backwards():
         if i % 16 == 0:
             assert alive() <= checkpoints + len(stages) + base + 1
@@ -236,7 +234,7 @@ def test_large_trajectories_thin_out_by_themselves(monkeypatch, optimizer):
         flow = GradientFlow(apply, half_mse, tasks, theta)
         trajectory = FixedMesh(steps, Optimizer(optimizer)).follow(Trajectory(flow), [0.05 * steps])
         states = len(trajectory._states) * trajectory.final.numel() * 8
-        lam = query_gradient(apply, half_mse, trajectory.final[..., : len(theta)], tasks)[0]
+        lam = derivatives.gradients(apply, half_mse, trajectory.final[..., : len(theta)], *tasks.query)
         value = discrete(flow, trajectory, pad(lam, (0, trajectory.final.shape[-1] - len(theta)))).lam
         return flow.evaluations.recomputations, states, value[..., : len(theta)]
 
