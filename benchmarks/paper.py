@@ -183,8 +183,7 @@ def _listed(seeds: Iterable[int]) -> str:
 def main() -> None:
     """Write everything that the results found allow."""
     found = {part: read(targets) for part, targets in TARGETS.items()}
-    makers = {"figure": figure, "tables": tables, "horizons": horizons, "trials": trials}
-    for part, make in makers.items():
+    for part, make in zip(TARGETS, (figure, tables, horizons, trials), strict=True):
         if len(found[part]):
             write_atomically(OUT / f"{part}.md", make(found[part]).encode())
     paper_pictures.draw(found["figure"], along(found["horizons"]) if len(found["horizons"]) else None, PAPER, OUT)

@@ -23,7 +23,9 @@ NAMES = {
 }
 GREY = {"scratch": {"color": "#777777"}, "pretrained": {"color": "#aaaaaa"}}  # what is not meta-trained
 NAMES |= {method: method for method in GREY}
-STYLES = {method: style(i, len(NAMES)) | GREY.get(method, {}) for i, method in enumerate(NAMES)}
+THIN = {"linewidth": 1.4, "markersize": 3.5}
+STYLES = {method: style(i, len(NAMES)) | THIN | GREY.get(method, {}) for i, method in enumerate(NAMES)}
+STYLES["amaml"]["linewidth"] = 2.2
 SHORT = 50  # steps, at which learned rates are shown beside those of 200
 RUNS = {  # of the targets horizons and horizons-work
     "amaml": "A-MAML",
@@ -89,14 +91,10 @@ def _panel(axis: Axes, frame: pd.DataFrame, points: str, published: dict[str, tu
     groups = {method: frame[frame["method"] == method] for method in STYLES}
     curves = {m: own.pivot(index="epoch", columns="seed", values=points) for m, own in groups.items() if len(own)}
     for i, (method, values) in enumerate(curves.items()):
-        curve(axis, values, shift=i / len(curves), label=NAMES[method], **_line(method))
+        curve(axis, values, shift=i / len(curves), label=NAMES[method], **STYLES[method])
     for method, values in published.items():
-        mark = _line(method) | {"linestyle": "none", "markerfacecolor": "none", "markersize": 7}
+        mark = STYLES[method] | {"linestyle": "none", "markerfacecolor": "none", "markersize": 7}
         axis.plot([0, 1000], np.minimum(values, TOP), **mark, clip_on=False, zorder=4)
-
-
-def _line(method: str) -> dict[str, Any]:
-    return STYLES[method] | {"linewidth": 2.2 if method == "amaml" else 1.4, "markersize": 3.5}
 
 
 def over_horizons(ends: pd.DataFrame) -> Figure:
