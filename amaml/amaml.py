@@ -139,7 +139,7 @@ class AMAML:
         memory = memory.about(self.problem(theta))
         passes = self.passes(theta, tasks, memory, self._limit(memory))
         flow = passes.flow
-        bounded = self.robust is not None and memory.errors
+        bounded = self.robust is not None and memory.errors and not memory.descended
         most = min(self.controller.most(memory), flow.limit) if bounded else math.inf
         mesh, curvature = self._choose(flow, memory, passes.inner_steps[-1], most)
         try:
