@@ -35,7 +35,7 @@ def test_an_archive_ends_where_its_reader_looks_and_what_is_missing_is_named_wit
         assert len(bytes.fromhex(digest)) == hashlib.new(algorithm).digest_size
 
 
-def test_the_data_root_is_the_one_given_else_the_environments(monkeypatch):
+def test_the_data_root_is_the_one_given_else_the_environments_and_the_cache_folder_the_users(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv(sources.VARIABLE, "~/sets")
     assert sources.JESTER.root("/given") == Path("/given")
@@ -43,13 +43,9 @@ def test_the_data_root_is_the_one_given_else_the_environments(monkeypatch):
     monkeypatch.setenv(sources.VARIABLE, "")
     with pytest.raises(InputError, match="^Jester is read from files: name their folder with --data-root or AMAML_D"):
         sources.JESTER.root(None)
-
-
-class Wire(io.BytesIO):
-    """A socket that holds what a server sent before it closed the connection."""
-
-    def makefile(self, mode: str) -> io.BytesIO:
-        return self
+    for given, folder in (("/cache", Path("/cache/amaml")), ("", Path("/home/me/.cache/amaml")), ("below/here", None)):
+        monkeypatch.setenv("XDG_CACHE_HOME", given)
+        assert cache_folder() == folder
 
 
 @pytest.fixture
@@ -64,7 +60,7 @@ def offer(monkeypatch):
             requests.append(url)
             if refused:
                 raise refused
-            response = HTTPResponse(Wire(head + GOOD[:sent]))
+            response = HTTPResponse(Mock(makefile=lambda mode: io.BytesIO(head + GOOD[:sent])))  # and then closed
             response.begin()
             return response
 
@@ -159,10 +155,3 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path):
     with pytest.raises(NotADirectoryError):
         write_atomically(path / "below", b"content")
     assert os.listdir(tmp_path) == ["file"]
-
-
-def test_the_cache_folder_is_the_users(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
-    for given, folder in (("/cache", Path("/cache/amaml")), ("", Path("/home/me/.cache/amaml")), ("below/here", None)):
-        monkeypatch.setenv("XDG_CACHE_HOME", given)
-        assert cache_folder() == folder

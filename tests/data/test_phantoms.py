@@ -7,9 +7,8 @@ from helpers.problems import relative_error
 from skimage.metrics import structural_similarity
 from skimage.transform import iradon
 
-from amaml import InputError
 from data import Sampling, phantoms
-from data.phantoms import RAYS, SIDE, TRAIN, Phantoms
+from data.phantoms import TRAIN, Phantoms
 
 
 def some(count=3) -> np.ndarray:
@@ -33,21 +32,6 @@ def test_projections_are_the_line_integrals():
     np.testing.assert_allclose(found, expected, atol=5e-4)  # a piece of 1e-4 at each edge
 
 
-def test_a_ray_is_measured_where_the_network_is_asked():
-    tasks = make().meta_test(2)
-    assert tasks.support_x.shape == (2, 3 * RAYS, phantoms.SAMPLES, 2)
-    assert (tasks.query_x.shape, tasks.test_x.shape) == ((2, 50, 1, 2), (2, SIDE**2, 1, 2))
-    pixels = {tuple(p): y for p, y in zip(tasks.test_x[0, :, 0].tolist(), tasks.test_y[0, :, 0].tolist(), strict=True)}
-    assert [pixels[tuple(p)] for p in tasks.query_x[0, :, 0].tolist()] == tasks.query_y[0, :, 0].tolist()
-    assert len({tuple(p) for p in tasks.query_x[0, :, 0].tolist()}) == 50
-    middles = ((tasks.test_x[0] * SIDE + SIDE - 1) / 2).round().long().flatten(0, 1)
-    assert torch.equal(middles, torch.cartesian_prod(*[torch.arange(SIDE)] * 2).flip(1))
-    picture = tasks.test_y[0].reshape(SIDE, SIDE)
-    nearest = ((tasks.support_x[0] + 1) * SIDE / 2).floor().long().clamp(0, SIDE - 1)  # of the places on rays
-    blurred = picture[nearest[..., 1], nearest[..., 0]].mean(-1, keepdim=True)
-    assert (blurred - tasks.support_y[0]).abs().mean() < 0.02
-
-
 def test_noise_is_that_of_photons_and_of_the_measurements_alone():
     exact, noisy = make(shots=40).episode(0), make(shots=40, noise=0.01).episode(0)
     assert torch.equal(noisy.query_y, exact.query_y)
@@ -55,8 +39,6 @@ def test_noise_is_that_of_photons_and_of_the_measurements_alone():
     assert abs(error.mean()) < 0.05
     assert abs(error.std() - 1) < 0.05
     assert make(noise=0.9).episode(0).support_y.isfinite().all()  # of one photon, which may not arrive
-    with pytest.raises(InputError, match="--queries 4097 is more than the 4096 pixels"):
-        make(queries=4097)
 
 
 def test_loss_and_metric_are_of_the_average_along_a_ray():

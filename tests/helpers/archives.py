@@ -82,6 +82,14 @@ def omniglot(folder: Path, name: str, alphabets: dict[str, int], shift: int = 0)
         archive.writestr("__MACOSX/images_background/Greek/._0001_01.png", b"no picture")
 
 
+def ratings(users: int = 240, items: int = 120) -> np.ndarray:
+    """(users, items) of 1 to 5, NaN where unrated; an item's chance of a rating falls with its number."""
+    rng = np.random.default_rng(3)
+    taste = rng.normal(size=(users, 1)) + rng.normal(size=(1, items)) + rng.normal(size=(users, items))
+    rated = rng.random((users, items)) < np.linspace(0.9, 0.05, items) * rng.uniform(0.2, 1, (users, 1))
+    return np.where(rated, np.clip(np.round(3 + taste), 1, 5), np.nan)
+
+
 def movielens(path: Path, ratings: np.ndarray, separator: str = "\t") -> None:
     """A line a rating of a matrix (users, items), NaN where unrated."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,12 +98,10 @@ def movielens(path: Path, ratings: np.ndarray, separator: str = "\t") -> None:
 
 
 def every_set(root: Path) -> None:
-    """All of them: 220 users of 30 items and of 100 jokes, a few classes of images."""
-    rng = np.random.default_rng(0)
-    stars = rng.integers(1, 6, (220, 30)).astype(float)
-    movielens(root / "u.data", stars)
-    movielens(root / "ratings.dat", stars, "::")
-    jokes = rng.uniform(-10, 10, (220, 100)).round(2)
+    """All of them: 240 users of 120 items, 220 of 100 jokes, a few classes of images."""
+    movielens(root / "u.data", ratings())
+    movielens(root / "ratings.dat", ratings(), "::")
+    jokes = np.random.default_rng(0).uniform(-10, 10, (220, 100)).round(2)
     (root / "jester-data-1.csv").write_text("".join(f"100,{','.join(map(str, row))}\n" for row in jokes))
     omniglot(root / "omniglot", "background", {"Greek": 4, "Latin": 4})
     as_pickles(root, pictures(2, 2))
