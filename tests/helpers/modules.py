@@ -1,5 +1,6 @@
-"""Modules of any kind: what torch can batch over tasks, and what goes task by task."""
+"""Modules of any kind, what torch can batch over tasks and what not; what a user changes in a loss between calls."""
 
+from functools import partial, wraps
 from types import SimpleNamespace
 
 import torch
@@ -7,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from amaml import Adaptation, mse
+from amaml import Adaptation, half_mse, mse
 
 LR, STEPS = 0.03, 3
 
@@ -49,13 +50,6 @@ def laplacian(m, x):
     return m.net(x) + torch.vmap(lambda point: of_point(point).trace())(x)[:, None]
 
 
-def filled(m, h, x):
-    new = torch.zeros(len(x), 4, dtype=x.dtype)
-    for i in range(4):
-        new[:, i] = h[:, i] * (i + 1)
-    return new
-
-
 def masked_in_place(m, h, x):
     m.out.weight.data *= (m.out.weight > -0.2).to(x.dtype)
     return h.tanh()
@@ -87,12 +81,6 @@ def doubled(m, h, x):
 def counting(m, x):
     m.calls += 1
     return m.net(x) * m.calls
-
-
-def moving(m, x):
-    h = m.net(x)
-    m.mean.mul_(0.9).add_(0.1 * h.detach().mean(0))
-    return h - m.mean
 
 
 def stored(m, h, x, box=SimpleNamespace()):  # noqa: B008 - one for all
@@ -132,10 +120,6 @@ def layers(wrapped=lambda layer: layer) -> nn.Sequential:
     return nn.Sequential(wrapped(nn.Linear(2, 4)), nn.Tanh(), nn.Linear(4, 1)).double()
 
 
-def messages(m, h, x):
-    return h.index_add(0, (x[:, 0] > 0).nonzero()[:, 0], h[(x[:, 0] > 0)].tanh())
-
-
 CASES = {
     "LSTM": recurrent(nn.LSTM),
     "GRU": recurrent(nn.GRU),
@@ -155,13 +139,10 @@ if torch.__version__ >= "2.11":  # torch 2.8 traces none
     CASES["sparse matrix"] = lambda: two_layers(lambda m, h, x: torch.sparse.mm(LINKS, h.tanh().T).T + (LINKS @ h[0]))
 ONE_BY_ONE = {  # what torch cannot batch
     "embedding by frequency": lambda: embedded(scale_grad_by_freq=True),
-    "moving average": lambda: Forward(moving, net=nn.Linear(2, 1), mean=torch.zeros(1)),
     "spectral norm": lambda: layers(nn.utils.parametrizations.spectral_norm),
     "physics": lambda: Forward(physics, net=layers()),
     "Laplacian": lambda: Forward(laplacian, net=layers()),
-    "graph of each task": lambda: two_layers(messages),
     "numbers read": lambda: two_layers(lambda m, h, x: h.tanh() * float(x.abs().max())),
-    "fills a tensor": lambda: two_layers(filled),
     "weights masked in place": lambda: two_layers(masked_in_place),
     "old function": lambda: two_layers(lambda m, h, x: Squares.apply(h)),
     "backward hook": hooked,
@@ -172,4 +153,80 @@ OTHERWISE = {  # modules of the same parameters, where torch has no second deriv
     "attention": lambda: attention(lambda q, k, v: (q @ k.mT / 2**0.5).softmax(-1) @ v),
     "hard sigmoid": lambda: two_layers(lambda m, h, x: F.relu6(h + 3) / 6),
     "checkpointed": lambda: two_layers(lambda m, h, x: h.tanh()),
+}
+
+
+def number(value) -> torch.Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+WEIGHT = number(1.0)  # read by a loss as a global
+NO_STATISTICS = {"running_mean": None, "running_var": None, "num_batches_tracked": None}
+
+
+class Used:
+    """Numbers, tensors and layers that apply or loss use."""
+
+    def __init__(self) -> None:
+        self.factor, self.weight, self.held = 1.0, number(1.0), {"tensors": [number(1.0)]}
+        self.encoder = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).double().eval()
+
+    def method(self, prediction, target):
+        return self.factor * self.tensor() * half_mse(prediction, target)
+
+    def tensor(self):
+        return self.held["tensors"][0]
+
+
+def of_an_attribute(used, apply):
+    return apply, lambda p, t: used.weight * half_mse(p, t)
+
+
+def of_a_global(used, apply):
+    return apply, lambda p, t: WEIGHT * half_mse(p, t)
+
+
+def of_a_cell(used, apply):
+    weight = number(1.0)
+
+    def rebind():
+        nonlocal weight
+        weight = number(3.0)
+
+    used.rebind = rebind
+    return apply, lambda p, t: weight * half_mse(p, t)
+
+
+def of_a_method(used, apply):
+    return apply, used.method
+
+
+def of_a_partial(used, apply):
+    return apply, partial(lambda held, p, t: held["tensors"][0] * half_mse(p, t), used.held)
+
+
+def of_a_wrapped(used, apply):
+    """A function that says to be what it wraps."""
+    return apply, wraps(F.mse_loss)(lambda p, t: used.factor * F.mse_loss(p, t))
+
+
+def encoded(used, apply):
+    return lambda theta, x: apply(theta, used.encoder(x)), half_mse
+
+
+# makers of apply and loss, and what is changed of what these use; in NEW_GRAPH more than that a tensor is another one
+NEW_GRAPH = {
+    "attribute": (of_a_method, lambda used: setattr(used, "factor", 3.0)),
+    "wrapped function": (of_a_wrapped, lambda used: setattr(used, "factor", 3.0)),
+    "other dtype": (of_an_attribute, lambda used: setattr(used, "weight", torch.tensor(3))),
+    "mode of an encoder": (encoded, lambda used: vars(used.encoder[1]).update(_buffers=NO_STATISTICS)),
+}
+CHANGES = NEW_GRAPH | {
+    "tensor": (of_an_attribute, lambda used: setattr(used, "weight", number(3.0))),
+    "tensor changed in place": (of_an_attribute, lambda used: used.weight.fill_(3.0)),
+    "rebound name": (of_a_cell, lambda used: used.rebind()),
+    "global": (of_a_global, lambda used: globals().update(WEIGHT=3 * WEIGHT)),
+    "tensor held by a method": (of_a_method, lambda used: used.held.update(tensors=[number(3.0)])),
+    "argument of a partial": (of_a_partial, lambda used: used.held["tensors"].__setitem__(0, number(3.0))),
+    "parameter of an encoder": (encoded, lambda used: setattr(used.encoder[0], "bias", nn.Parameter(number([3, 0])))),
 }

@@ -101,10 +101,11 @@ class Quadratic:
         return (propagator.mT @ lam[..., None])[..., 0].mean(0)
 
 
-def diagonal(values: list[float], theta: list[float], target: list[float]) -> tuple[Tensor, Tasks, Tensor]:
-    """theta, one task whose support Hessian is diagonal and whose query gradient holds every direction, the Hessian."""
+def diagonal(values: list, theta: list[float], target: list[float]) -> tuple[Tensor, Tasks, Tensor]:
+    """theta, a task for each row of values, its diagonal support Hessian; query gradients hold every direction."""
     values, theta, target = (torch.tensor(v, dtype=torch.float64) for v in (values, theta, target))
-    x, q = ((len(values) * v).sqrt().diag()[None] for v in (values, torch.ones_like(values)))
+    rows = values.view(-1, len(theta))
+    x, q = ((len(theta) * v).sqrt().diag_embed() for v in (rows, torch.ones_like(rows)))
     return theta, Tasks(x, x @ target[:, None], q, q @ (target[:, None] + 1)), values
 
 

@@ -1,17 +1,15 @@
 """The error of a meta-gradient: what distances tell, when it is measured, what is carried, and what it steers."""
 
-import io
 import math
 import random
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from helpers.problems import mlp, regression, relative_error, remembered
+from helpers.problems import mlp, regression
 
 from amaml import AMAML, OverBudget, half_mse
 from amaml.flow.accuracy import Controller, Memory, Observation, error_of_finest, refined, relative_distance
-from amaml.flow.schemes import RungeKutta
 
 CONTROL, RTOL = Controller(), 1e-3
 
@@ -202,37 +200,6 @@ def test_another_problem_begins_anew():
     after = other.update(memory, fresh)
     assert torch.equal(other.gradient(theta, tasks, memory).value, fresh.value)
     assert (fresh.measured, after.problem, len(after.calls)) == (True, other.problem(theta), 1)
-
-
-class Wrong(RungeKutta):
-    order, error_constant, stability = 4, 1 / 120, 2.785
-
-
-def test_a_scheme_of_the_wrong_order_is_found_out():
-    """RK4 whose weights are those of a scheme of first order, planned and trusted as if of fourth."""
-    (theta, apply), tasks = mlp(), regression(shots=20)
-    wrong = Wrong("wrong", ((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), (0.4, 0.1, 0.1, 0.4))
-    learner = AMAML(apply, half_mse, 0.01, 200, solver=wrong, rtol=1e-2)
-    reference = replace(learner, solver="dopri5", rtol=1e-6).meta_gradient(theta, tasks).value
-    gradient = learner.meta_gradient(theta, tasks)
-    assert relative_error(gradient.value, reference) < min(3e-2, 3 * gradient.error)
-    assert remembered(learner, theta, [tasks]).gain < 0.5  # steps planned for fourth order are far too long
-
-
-def test_a_restored_memory_goes_on_to_the_bit():
-    (theta, apply), batches = mlp(), [regression(seed=seed) for seed in range(8)]
-    learner, file = AMAML(apply, half_mse, 0.05, 40), io.BytesIO()
-    memory, memories, values = learner.init(), [], []
-    for batch in batches:
-        memories.append(memory)
-        gradient = learner.gradient(theta, batch, memory)
-        memory, values = learner.update(memory, gradient), [*values, gradient.value]
-    torch.save(memories[4].state_dict(), file)
-    memory = Memory.of(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
-    for batch, expected in zip(batches[4:], values[4:], strict=True):
-        gradient = learner.gradient(theta, batch, memory)
-        memory = learner.update(memory, gradient)
-        assert torch.equal(gradient.value, expected)
 
 
 def test_lambda_max_at_theta_is_searched_for_once_and_then_looked_at():

@@ -1,6 +1,7 @@
 """The meta-gradients of everything that enters the inner loss, against unrolled autograd, task by task."""
 
 import copy
+import io
 from dataclasses import replace
 
 import numpy as np
@@ -68,15 +69,17 @@ def test_numbers_of_numpy_are_numbers():
     torch.testing.assert_close(named(tasks), plain(tasks), rtol=1e-13, atol=0.0)
 
 
-def test_compiled_once_more_it_stays_as_it_is():
+def test_compiled_once_more_and_back_within_autocast_it_stays_as_it_is():
     meta, tasks = small()
     expected = torch.autograd.grad(meta(tasks), list(meta.parameters()))
-    found = torch.autograd.grad(torch.compile(meta, backend="eager")(tasks), list(meta.parameters()))
+    value = torch.compile(meta, backend="eager")(tasks)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = torch.autograd.grad(value, list(meta.parameters()))
     assert all(map(torch.equal, found, expected))
 
 
-def test_it_is_a_module_like_any_other():
-    meta, tasks = small()
+def test_it_is_a_module_like_any_other_that_can_be_saved_and_goes_on_to_the_bit():
+    meta, tasks = small(solver="rk4")
     assert set(map(id, meta.parameters())) == set(map(id, meta.module.parameters()))
     assert {name.split(".")[0] for name in meta.state_dict()} == {"module", "_extra_state"}
     optimizer = torch.optim.SGD(meta.parameters(), lr=0.5)
@@ -88,13 +91,15 @@ def test_it_is_a_module_like_any_other():
         optimizer.step()
         values.append(value.item())
     assert values == sorted(values, reverse=True)
-    other, _ = small()
-    other.load_state_dict(meta.state_dict())
-    assert other.memory == meta.memory
-    other.memory = other._learner.init()
-    other.control.load_state_dict(meta.control.state_dict())
-    assert other.memory == meta.memory != other._learner.init()
-    assert other(tasks).item() == meta(tasks).item() == copy.deepcopy(meta)(tasks).item() < values[-1]
+    torch.save(meta.state_dict(), file := io.BytesIO())
+    other, _ = small(solver="rk4")
+    other.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    copied = copy.deepcopy(meta)
+    copied.memory = meta._learner.init()
+    copied.control.load_state_dict(meta.control.state_dict())
+    assert str(other.memory) == str(copied.memory) == str(meta.memory) != str(meta._learner.init())
+    for _ in range(2):
+        assert other(tasks).item() == copied(tasks).item() == meta(tasks).item() < values[-1]
     assert meta.float()(tasks.to(torch.float32)).dtype == torch.float32
 
 
@@ -115,8 +120,6 @@ def test_what_is_replaced_counts_from_then_on():
     meta.inner_lr = 0.2
     assert abs(meta(tasks).item() / value - 1) < 1e-6
     assert not {"momentum", "inner_lr.rate/head/weight"} & dict(meta.named_parameters()).keys()
-    with pytest.raises(InputError, match="inner_steps of an Adaptation stays as it was given"):
-        meta.inner_steps = 3
 
 
 def test_a_module_with_unflattened_phi_predicts_what_predict_does():
@@ -143,15 +146,6 @@ def test_nothing_is_computed_that_nobody_asked_for(monkeypatch):
     assert abs(value.item() - meta.latest.query_loss.mean().item()) < 1e-14
     with pytest.raises(TypeError):
         meta.requires_grad_()(tasks)
-
-
-def test_a_gradient_that_is_known_is_handed_out_within_autocast():
-    meta, tasks = small()
-    (expected,) = torch.autograd.grad(meta(tasks), meta.module.head.weight)
-    value = meta(tasks)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        value.backward()
-    assert torch.equal(meta.module.head.weight.grad, expected)
 
 
 def test_a_second_derivative_is_refused():

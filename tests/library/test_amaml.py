@@ -10,10 +10,9 @@ from torch import nn
 import amaml
 from amaml import AMAML, OverBudget, Tasks, half_mse
 from amaml.flow.accuracy import Controller, Memory, Observation
-from amaml.flow.adjoint import Unstable, discrete
 from amaml.flow.curvature import Curvature
 from amaml.flow.mesh import GradedMesh
-from amaml.flow.schemes import RK4, Move
+from amaml.flow.schemes import RK4
 from amaml.flow.trajectory import Trajectory
 
 
@@ -65,15 +64,15 @@ def test_a_stiff_direction_in_which_theta_is_optimal_does_not_spoil_the_gradient
 
 @pytest.mark.parametrize("solver", ["rk4", "auto", "dopri5"])
 @pytest.mark.parametrize("adjoint", ["discrete", "continuous"])
-def test_a_step_that_lambda_max_outran_is_found_on_the_way_back(monkeypatch, solver, adjoint):
+def test_a_step_that_lambda_max_outran_in_one_of_two_tasks_is_found_on_the_way_back(monkeypatch, solver, adjoint):
     """Power iteration that begins without the stiff direction, and sees nothing above 4."""
-    theta, tasks, hessian = diagonal([60.0, 4.0], [1.0, 2.0], [1.0, 1.0])
+    theta, tasks, hessian = diagonal([[4.0, 4.0], [60.0, 4.0]], [1.0, 2.0], [1.0, 1.0])
     rewinds, rewind = [], Trajectory.rewind
-    monkeypatch.setattr(Curvature, "_first_start", lambda self: torch.tensor([[0.0, 1.0]], dtype=torch.float64))
+    monkeypatch.setattr(Curvature, "_first_start", lambda self: torch.tensor(2 * [[0.0, 1.0]], dtype=torch.float64))
     monkeypatch.setattr(Trajectory, "rewind", lambda self, count, u: (rewinds.append(count), rewind(self, count, u)))
     gradient = AMAML(Quadratic.apply, half_mse, 0.0005, 4000, solver, adjoint).meta_gradient(theta, tasks)
     assert 0 < len(rewinds) < 10
-    assert relative_error(gradient.value, exact(theta, hessian)) < 3e-3
+    assert relative_error(gradient.value, exact(theta, hessian).mean(0)) < 3e-3
 
 
 def test_a_converged_loop_is_a_success():
@@ -156,25 +155,6 @@ def test_adapting_is_as_exact_as_asked_for(loss, solver):
     assert min(relative_error(found - theta, one - theta) for one in (flow, exact)) < 1e-2
 
 
-def test_adapting_uses_the_gain_that_is_known():
-    (theta, apply), tasks = mlp(), regression(shots=20)
-    learner = AMAML(apply, half_mse, 0.01, 500)
-    memories = remembered(learner, theta, 4 * [tasks]), learner.init()
-    kept = [learner.follow(theta, tasks, memory, [500]).kept[0] for memory in memories]
-    assert kept[0].flow.evaluations.gradients < kept[1].flow.evaluations.gradients / 2
-
-
-def test_one_task_that_lambda_max_outran_among_others_is_enough_to_go_back():
-    """The last task alone is stiff, in a direction that neither its field nor that of the others holds."""
-    theta, tasks, _ = diagonal([60.0, 4.0], [1.0, 2.0], [1.0, 1.0])
-    calm = diagonal([4.0, 4.0], [1.0, 2.0], [1.0, 1.0])[1]
-    pairs = zip((*calm.support, *calm.query), (*tasks.support, *tasks.query), strict=True)
-    flow = AMAML(Quadratic.apply, half_mse, 0.0005, 4000).flow(theta, Tasks(*map(torch.cat, pairs)))
-    trajectory = Trajectory(flow)
-    trajectory.extend([Move(RK4, 0.1 * i, 0.1 * (i + 1), 0.1) for i in range(4)])
-    assert isinstance(discrete(flow, trajectory, torch.ones(2, 2, dtype=torch.float64)), Unstable)
-
-
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
 def test_units_of_the_loss_do_not_matter(scale):
     """A loss a million times smaller with steps a million times longer is the same inner loop."""
@@ -248,13 +228,15 @@ def test_auto_is_gradient_descent_at_its_price_where_the_flow_is_as_dear(network
     assert torch.equal(learner.adapt(theta, tasks), exact.adapt(theta, tasks))
 
 
-def test_auto_follows_a_smooth_flow_of_many_steps_and_remembers():
+def test_auto_follows_a_smooth_flow_of_many_steps_and_remembers_the_gain_for_adapting_too():
     (theta, apply), tasks = mlp(), regression(shots=20)
     learner = AMAML(apply, half_mse, 0.01, 500)
     memory = remembered(learner, theta, 6 * [tasks])
     later = learner.gradient(theta, tasks, memory)
     assert (memory.descended, later.solver) == (False, "auto")
     assert later.evaluations.total < 0.5 * 500
+    kept = [learner.follow(theta, tasks, one, [500]).kept[0] for one in (memory, learner.init())]
+    assert kept[0].flow.evaluations.gradients < kept[1].flow.evaluations.gradients / 2
 
 
 def test_auto_follows_the_flow_of_long_steps_where_that_is_the_cheaper():

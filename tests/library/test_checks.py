@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.problems import METHODS, classification, generator, linear, regression, relative_error
+from helpers.problems import METHODS, generator, linear, regression, relative_error
 from torch import nn
 from torch.nn import functional as F
 
@@ -62,12 +62,6 @@ def test_a_mistake_is_told_by_every_method(method, given, message):
     refused(method, message, **given)
 
 
-def test_class_numbers_keep_their_type():
-    tasks = classification().to(torch.float32)
-    assert tasks.support_x.dtype == torch.float32
-    assert tasks.support_y.dtype == torch.int64
-
-
 @pytest.mark.parametrize("loss", [half_mse, F.mse_loss, F.l1_loss, lambda p, t: ((p.exp() - t) ** 2).mean()])
 @pytest.mark.filterwarnings("ignore:Using a target size")
 def test_targets_that_would_broadcast_are_refused(loss):
@@ -101,7 +95,7 @@ def test_losses_that_reshape_are_their_authors_own():
     assert value(lambda p, t: ((t - p * quantiles) * quantiles).abs().mean(), tasks).isfinite().all()  # three a target
 
 
-def test_a_loss_that_has_no_derivative_at_theta_says_so(method):
+def test_a_loss_that_has_no_derivative_at_theta_and_an_inner_loop_that_diverges_say_so(method):
     def branch(prediction, target):
         return torch.where(prediction > 1e9, (-prediction.square()).sqrt(), prediction - target).square().mean()
 
@@ -116,6 +110,7 @@ def test_a_loss_that_has_no_derivative_at_theta_says_so(method):
         METHODS["AMAML-euler"](apply, norm, 0.05, 5).meta_gradient(theta, tasks)
     with pytest.raises(Diverged, match="the query loss has no finite derivative at theta"):
         AMAML(apply, half_mse, 0.05, 5, query_loss=lambda p, y: (p - p).sum().sqrt()).meta_gradient(theta, tasks)
+    refused(method, "try a smaller inner_lr", Diverged, loss=lambda p, t: 1e6 * quartic(p, t), theta=100 * theta)
 
 
 @pytest.mark.parametrize(("name", "value"), [*zip(NAMES, (torch.nan, -torch.inf) * 2, strict=True)])
@@ -138,10 +133,6 @@ def test_methods_without_an_inner_loop_in_training_check_too(kind):
         kind(apply, half_mse, 0.1, 3).meta_gradient(theta, replace(tasks, query_y=tasks.query_y * torch.nan))
     with pytest.raises(Diverged, match="phi is not finite"):
         kind(apply, quartic, 1e3, 400).adapt(100 * theta, tasks)
-
-
-def test_an_inner_loop_that_diverges_raises_in_every_method(method):
-    refused(method, "try a smaller inner_lr", Diverged, loss=lambda p, t: 1e6 * quartic(p, t), theta=100 * linear()[0])
 
 
 def test_missing_targets_that_a_loss_leaves_out_are_no_mistake(method):
@@ -167,15 +158,11 @@ def test_a_loss_that_counts_its_calls_or_draws_from_a_generator_of_its_own_is_re
             FOMAML(apply, loss, 0.05, 2).meta_gradient(theta, tasks)
 
 
-def test_of_a_large_dict_a_part_is_looked_at_and_of_attributes_all():
+def test_of_a_large_dict_a_part_is_looked_at_and_of_attributes_and_classes_all():
     many = {f"word {i}": i for i in range(10_000)}
     assert len(closures.find_values(lambda: many)) < 1000
     assert len(closures.find_values(SimpleNamespace(**many))) > 10_000
-
-
-def test_every_class_within_reach_is_looked_into():
-    """Whose namespaces are made anew for every look: none may be taken for another one that is gone."""
-    kind = None
+    kind = None  # a class, whose namespace is made anew for every look, and may be taken for none that is gone
     for i in range(20):
         kind = type("Kind", (), {"number": i, "inner": kind})
     values = closures.find_values(kind())

@@ -1,10 +1,15 @@
-"""One contract for every method, and each method against an independent answer."""
+"""One contract for every method, and each against an independent answer; that they stay on their device."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
-from helpers.problems import Quadratic, classification, convnet, mlp, regression, relative_error
+from helpers.problems import METHODS, Quadratic, classification, convnet, mlp, regression, relative_error
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import baselines
 from amaml import AMAML, MetaGradient, half_mse
 from amaml.flow.mesh import SOLVERS
 from amaml.imaml import conjugate_gradient
@@ -51,7 +56,7 @@ OF_IMAGES = convnet, classification, cross_entropy
 
 @pytest.mark.parametrize(("network", "tasks", "loss"), [(mlp, regression, half_mse), OF_IMAGES])
 def test_the_unroll_is_the_adjoint_of_the_steps(network, tasks, loss):
-    (theta, apply), tasks = network(), tasks()
+    (theta, apply), tasks = network(), tasks().to(torch.float64)  # which leaves class numbers as they are
     unrolled, ours = MAML(apply, loss, 0.02, 12), AMAML(apply, loss, 0.02, 12, solver="euler")
     one, two = (learner.meta_gradient(theta, tasks) for learner in (unrolled, ours))
     assert relative_error(two.value, one.value) < 1e-12
@@ -79,15 +84,11 @@ def test_conjugate_gradient_keeps_the_x_of_a_row_that_meets_negative_curvature()
         torch.testing.assert_close(x, expected, rtol=1e-12, atol=0)
 
 
-def test_reptile_moves_towards_the_mean_of_the_adapted_parameters():
-    (theta, apply), tasks = mlp(), regression()
-    learner = Reptile(apply, half_mse, **SETTINGS)
-    expected = (theta - learner.adapt(theta, tasks)).mean(0)
-    assert relative_error(learner.meta_gradient(theta, tasks).value, expected) < 1e-13
-
-
-def test_pretrained_is_the_gradient_of_the_loss_on_all_points_of_all_tasks_and_scratch_is_zero():
+def test_reptile_moves_to_the_mean_phi_pretrained_is_the_gradient_on_all_points_of_all_tasks_and_scratch_is_zero():
     (theta, apply), t = mlp(), regression()
+    learner = Reptile(apply, half_mse, **SETTINGS)
+    towards = (theta - learner.adapt(theta, t)).mean(0)
+    assert relative_error(learner.meta_gradient(theta, t).value, towards) < 1e-13
     free = theta.clone().requires_grad_()
     x, y = (torch.cat([s, q], 1).flatten(0, 1) for s, q in zip(t.support, t.query, strict=True))
     (expected,) = torch.autograd.grad(half_mse(apply(free, x), y), free)
@@ -96,3 +97,67 @@ def test_pretrained_is_the_gradient_of_the_loss_on_all_points_of_all_tasks_and_s
         gradient = kind(apply, half_mse, **SETTINGS).meta_gradient(theta, t)
         torch.testing.assert_close(gradient.value, value, rtol=1e-12, atol=1e-15)
         torch.testing.assert_close(gradient.query_loss, at_theta)
+
+
+ASKING = torch.ops.aten._local_scalar_dense.default, torch.ops.aten.allclose.default
+
+
+class Waits(TorchDispatchMode):
+    """Counts the numbers that are asked of the device; on the meta device, which has none, the answer is one."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        if function in ASKING:
+            self.count += 1
+            if arguments[0].is_meta:
+                return 1
+        return function(*arguments, **(options or {}))
+
+
+@contextmanager
+def waits(monkeypatch) -> Iterator[Waits]:
+    """Within this context waits are counted; a list of numbers is one."""
+    to_list = torch.Tensor.tolist
+    with Waits() as seen, monkeypatch.context() as patch:
+
+        def counted(tensor):
+            seen.count += 1
+            return [1.0] * len(tensor) if tensor.is_meta else to_list(tensor)
+
+        patch.setattr(torch.Tensor, "tolist", counted)
+        yield seen
+
+
+COUNTS = {"FOMAML": 2, "MAML": 2, "IMAML": 2, "Reptile": 2, "AMAML-euler": 3}
+
+
+@pytest.mark.parametrize("steps", [1, 7])
+@pytest.mark.parametrize("name", [*COUNTS, "Pretrained", "Scratch"])
+def test_a_meta_update_stays_on_its_device_and_seldom_waits(name, steps, monkeypatch):
+    """On the meta device, where tensors have shapes and no numbers: what would go wrong on a GPU is found anywhere. A
+    tensor left on the CPU meets none of another device; numbers that the host asks for are counted. Two are meant to
+    be, whatever the steps: whether what was traced still computes the loss, and whether the result is finite; for
+    A-MAML also the norm of its gradient."""
+    theta, tasks = mlp()[0].to("meta"), regression().to("meta")
+    method = (METHODS | vars(baselines))[name](mlp()[1], half_mse, 0.05, steps)
+    with waits(monkeypatch):
+        method.meta_gradient(theta, tasks)  # traces
+    with waits(monkeypatch) as seen:
+        gradient = method.meta_gradient(theta, tasks)
+    assert gradient.value.is_meta
+    assert gradient.value.shape == theta.shape
+    assert gradient.query_loss.is_meta
+    assert seen.count == COUNTS.get(name, 2)
+
+
+@pytest.mark.parametrize("solver", ["auto", "rk4", "rkc"])
+def test_the_flow_s_solvers_wait_for_lambda_max_alone(solver, monkeypatch):
+    """At every block of steps, and where they measure their error; counted on the CPU."""
+    (theta, apply), tasks = mlp(), regression()
+    method = AMAML(apply, half_mse, 0.05, 100, solver=solver)
+    for _ in range(3):
+        with waits(monkeypatch) as seen:
+            spent = method.meta_gradient(theta, tasks).evaluations
+        assert seen.count > 3 or solver == "auto"  # which may take the steps themselves
+        assert seen.count - 3 < spent.total / 3

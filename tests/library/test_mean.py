@@ -127,9 +127,7 @@ def test_errors_add_up_relative_to_the_mean_and_the_sharpest_chunk_is_remembered
     assert (folded.value[0], folded.error, folded.measured) == (1, error, True)
     assert folded.observation == Observation(10, 3.0, error, 1.0, error, 16, leading=known[1])
     assert fold([part(1.0, 0.1, None), part(-1.0, 0.1, known[0])], [0.5, 0.5]).error == math.inf
-
-
-def test_a_mean_of_chunks_is_measured_where_all_are_and_those_that_made_the_steps_themselves_add_no_error():
+    # measured where all are; those that made the steps themselves add no error
     first, carried = part(3.0, 0.1), part(1.0, 0.1, measured=False)
     steps = replace(carried, error=None, solver="euler")
     for parts, error, solver in (

@@ -13,7 +13,7 @@ from amaml import Tasks, half_mse
 from amaml.flow.curvature import Curvature, Leading
 from amaml.flow.field import GradientFlow
 from amaml.flow.mesh import SOLVERS, GradedMesh, divided
-from amaml.flow.schemes import HEUN, MIDPOINT, RK3, RK4, RungeKutta
+from amaml.flow.schemes import HEUN, MIDPOINT, RK4, RungeKutta
 from amaml.flow.trajectory import Trajectory
 
 GRADED = [name for name in SOLVERS if name != "euler"]
@@ -71,18 +71,15 @@ def test_states_on_the_way_are_read_at_few_further_steps():
 
 @pytest.mark.parametrize("scheme", [SSP3, RK4, MIDPOINT], ids=lambda scheme: scheme.name)
 def test_errors_of_the_slowest_and_the_stiffest_modes_stay_within_the_tolerance(scheme):
-    """On du/dt = -mu u, at any mu: the law's promise, for a scheme that is nothing but its tableau too."""
-    for tolerance in (1e-2, 1e-4):
+    """On du/dt = -mu u, at any mu, and steps grow at the order: the law's promise, for a bare tableau too."""
+    first = []
+    for tolerance in (1e-4, 1e-2):
         moves = planned(GradedMesh((scheme,), tolerance), 20.0, 4.0)
+        first.append(moves[0].h)
         for mu in (4.0, 1.0, 0.2, 0.05):
             product = math.prod(float(sum(c * (-mu * m.h) ** k for k, c in enumerate(scheme._linear()))) for m in moves)
             assert abs(product - math.exp(-mu * 20.0)) < 3 * tolerance
-
-
-def test_steps_grow_with_the_tolerance_at_the_order_of_the_scheme():
-    for scheme in (RK3, RK4, MIDPOINT):
-        first = [planned(GradedMesh((scheme,), tolerance), 50.0, 4.0)[0].h for tolerance in (1e-5, 1e-3)]
-        assert math.log(first[1] / first[0]) / math.log(100) == pytest.approx(1 / scheme.order, rel=0.01)
+    assert math.log(first[1] / first[0]) / math.log(100) == pytest.approx(1 / scheme.order, rel=0.01)
 
 
 def clock(lambda_max) -> tuple[Trajectory, Curvature]:
