@@ -1,13 +1,14 @@
-"""One run in several processes: the same bits as in one, and one end for all, whatever happens to one of them."""
+"""One run in several processes, or in a thread: the same bits, and one end for all, whatever happens to one of them."""
 
 import os
 import signal
 import subprocess
 import sys
+import threading
 from unittest.mock import Mock
 
 import pytest
-from helpers.commands import ROOT, TINY, assert_same_run, checkpoint, content, has_checkpoint, start, wait_for
+from helpers.commands import ROOT, TINY, assert_same_run, checkpoint, content, files, has_checkpoint, start, wait_for
 from helpers.processes import Run, said
 
 import run
@@ -104,7 +105,7 @@ def beside(other: tuple) -> Group:
     return group
 
 
-def test_the_fault_of_the_first_chunk_is_raised_wherever_it_was_met():
+def test_the_fault_of_the_first_chunk_is_raised_wherever_it_was_met_and_a_signal_counts_once_all_know():
     def solve(part):
         raise ValueError(f"part {part}")
 
@@ -112,9 +113,16 @@ def test_the_fault_of_the_first_chunk_is_raised_wherever_it_was_met():
     for own, first in ((solve, 0), (lambda part: solve(part) if part == 2 else None, 1)):
         with pytest.raises(ValueError, match=f"part {first}"):
             group.map_chunks(own, [0, 1, 2, 3])
-
-
-def test_a_signal_counts_once_all_processes_know():
     group = beside((signal.SIGTERM, [1]))
     with pytest.raises(Stopped):
         group.map_chunks(lambda part: None, [0])
+
+
+def test_a_run_in_a_thread_is_that_of_the_main_one(tmp_path, quick):
+    ended = []
+    thread = threading.Thread(target=lambda: ended.append(start(tmp_path / "thread")))
+    thread.start()
+    wait_for(lambda: not thread.is_alive(), "end of the thread")
+    assert ended == [start(tmp_path / "main")] == [0]
+    assert files(tmp_path / "thread")["metrics.jsonl"] == files(tmp_path / "main")["metrics.jsonl"]
+    assert content(tmp_path / "thread", "summary.json")["updates"] == 6

@@ -1,7 +1,5 @@
 """Meta-tests: what is adapted and recorded, how it is summed up; both protocols; chunks; --evaluate."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,10 +7,12 @@ import torch
 from helpers.commands import checkpoint, content, files, refused, start
 
 import run
-from amaml import Adaptation, Diverged, Tasks, half_mse, mlp, rmse
+from amaml import Diverged, rmse
 from data.synthetic import CosMixture
-from experiment.build import Experiment
+from experiment.build import Experiment, build
+from experiment.distributed import Group
 from experiment.evaluation import Curves, fine_tune, inner_loop, measured, test_entry
+from experiment.settings import merged
 from experiment.summary import at_epochs, table
 
 test_entry.__test__ = False  # it is no test
@@ -20,19 +20,11 @@ test_entry.__test__ = False  # it is no test
 
 @pytest.fixture
 def problem():
-    """A small network to adapt, its parameters, and three tasks of different scales, with test points."""
-    torch.manual_seed(0)
-    meta = Adaptation(mlp(2, 1, 5).double(), half_mse, 0.1, 3, method="fomaml")
-    scale = torch.tensor([1.0, 3.0, 0.2], dtype=torch.float64)[:, None, None]
-
-    def points(count):
-        x = torch.randn(3, count, 2, dtype=torch.float64)
-        return x, scale * x.sin().sum(-1, keepdim=True)
-
-    theta = meta.function.theta().detach()
-    domain, settings = SimpleNamespace(objective=SimpleNamespace(loss=half_mse)), SimpleNamespace(inner_steps=3)
-    experiment = SimpleNamespace(meta=meta, whole=meta, rates=dict, domain=domain, settings=settings)
-    return experiment, theta, Tasks(*points(6), *points(4), *points(9))
+    """A small experiment, the parameters of its network, and three tasks with test points."""
+    sizes = {"shots": 6, "queries": 4, "inner_steps": 3, "inner_lr": 0.1, "width": 5, "activation": "tanh"}
+    settings = merged(sizes | {"domain": "Sinusoid", "method": "fomaml", "dtype": "float64"})
+    experiment = build(settings, Group())
+    return experiment, experiment.meta.function.theta().detach(), experiment.domain.meta_test(3)
 
 
 def by_hand(phi, apply, tasks, task, optimizer, steps):
@@ -137,34 +129,23 @@ def test_the_chunk_of_tasks_holds_at_meta_test_too(tmp_path, quick, monkeypatch)
     assert one == pytest.approx(two, rel=1e-9)
 
 
-def test_both_protocols_are_reported_in_one_table(tmp_path, quick):
+def test_both_protocols_and_the_random_initialisation_are_reported_in_one_table(tmp_path, quick):
     for protocol in ("both", "finetune", "inner"):
-        start(tmp_path / protocol, "--protocol", protocol)
-    both, finetune, inner = (content(tmp_path / p, "test.json")[-1] for p in ("both", "finetune", "inner"))
-    (also,) = both["also"]
-    for one, two in ((both, finetune), (also, inner)):
+        start(tmp_path / protocol, "--protocol", protocol, "--test-interval", "3")
+    start(tmp_path / "scratch", "--protocol", "both", "--method", "scratch")
+    names = "both", "finetune", "inner", "scratch"
+    both, finetune, inner, random = (content(tmp_path / name, "test.json")[-1] for name in names)
+    pairs = [(both, finetune), (*both["also"], inner), *zip(both["scratch"], (random, *random["also"]), strict=True)]
+    for one, two in pairs:
         assert all(one[name] == two[name] for name in ("unit", "epochs", "support", "test"))
+    assert "scratch" not in random | content(tmp_path / "both", "test.json")[0]
     rows = {p: content(tmp_path / p, "summary.json")["table"].splitlines()[1:-1] for p in ("both", "finetune", "inner")}
     assert rows["both"] == rows["finetune"] + rows["inner"]
+    assert rows["both"][2].split()[::7] == ["10", f"{random['test']['mean'][-1]:.4f}"]
     assert content(tmp_path / "both", "summary.json")["also"][0]["unit"] == "inner step"
     assert run.main(["--evaluate", str(tmp_path / "finetune"), "--protocol", "both", "--test-steps", "3"]) == 0
     evaluation = content(tmp_path / "finetune", "evaluation-CosMixture-4shot-both-test_steps3.json")
     assert evaluation["also"][0]["epochs"] == [0, 1, 3]
-
-
-def test_the_last_meta_test_stands_beside_that_of_the_random_initialisation(tmp_path, quick):
-    flags = ["--protocol", "both", "--test-interval", "3"]
-    start(tmp_path / "run", *flags)
-    start(tmp_path / "scratch", *flags, "--method", "scratch")
-    first, last = content(tmp_path / "run", "test.json")
-    assert "scratch" not in first
-    reference = content(tmp_path / "scratch", "test.json")[-1]
-    assert "scratch" not in reference
-    for one, two in zip(last["scratch"], (reference, *reference["also"]), strict=True):
-        assert all(one[name] == two[name] for name in ("epochs", "support", "test"))
-    row = content(tmp_path / "run", "summary.json")["table"].splitlines()[3].split()
-    assert row[0] == "10"
-    assert row[-3] == f"{reference['test']['mean'][-1]:.4f}"
 
 
 def test_a_random_initialisation_that_cannot_be_adapted_ends_no_run(tmp_path, quick, monkeypatch):

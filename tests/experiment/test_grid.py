@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from helpers.commands import ROOT, error_line
-from helpers.grids import TINY, write_grid
+from helpers.commands import GRID, ROOT, error_line, write_grid
 
 import run
 from amaml import InputError
@@ -119,7 +118,7 @@ def test_a_mistake_on_the_command_line_gets_one_line(capsys, monkeypatch, flags,
     assert message in error_line(capsys, "reproduce.sh")
 
 
-METHODS = TINY + 'method = ["fomaml", "reptile"]\n'
+METHODS = GRID + 'method = ["fomaml", "reptile"]\n'
 
 
 @pytest.fixture(autouse=True)
@@ -174,7 +173,7 @@ def test_what_stands_in_the_csv_is_done_unless_it_is_asked_for_otherwise(tmp_pat
 
 def test_status_counts_and_estimates_from_the_finished_cells_most_alike(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(grids.time, "time", lambda: 1000.0)
-    path = write_grid(tmp_path, TINY + 'method = ["fomaml", "imaml"]\nseed = [0, 1, 2]')
+    path = write_grid(tmp_path, GRID + 'method = ["fomaml", "imaml"]\nseed = [0, 1, 2]')
     grid, unknown = read_grid(path), "time left: unknown until the first cell is done"
     assert printed(capsys, str(path), "--status") == ["6 cells: 6 waiting", unknown]
     by_name = {cell.name: cell for cell in grid.cells}

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from helpers.commands import assert_same_run, content, has_checkpoint, wait_for
-from helpers.grids import TINY, scripts, write_grid
+from helpers.commands import GRID, assert_same_run, content, has_checkpoint, scripts, wait_for, write_grid
 
 import run
 from amaml import InputError
@@ -105,27 +104,30 @@ def test_a_cell_waits_for_another_start_and_for_a_run_that_a_killed_one_left_beh
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_is_told_to_what_runs_and_starts_nothing_more(tmp_path, number):
+def test_a_stop_is_told_to_what_runs_starts_nothing_more_and_ends_with_one_line(tmp_path, monkeypatch, capsys, number):
     waits = "trap 'echo checkpoint; exit 143' TERM; touch {made}.runs; while true; do sleep 0.02; done"
     grid = scripts(tmp_path, first=waits, second="echo > {made}")
+    monkeypatch.setattr(reproduce, "read_grid", lambda *given: grid)
 
     def interrupt():
         wait_for(lambda: (tmp_path / "first.runs").exists(), "the command starts")
         time.sleep(0.1)
         os.kill(os.getpid(), number)
 
-    before = signal.signal(number, signal.default_int_handler)  # as reproduce.main does
+    handlers = [(n, signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell begins without
     threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
-        parallel.run(grid, Place(1))
-    signal.signal(number, before)
+    assert reproduce.main(["scripts.toml", "--workers", "1"]) == 130
+    for restored in handlers:
+        signal.signal(*restored)
+    assert capsys.readouterr().err == "reproduce.sh: stopped; the same command goes on\n"
     assert grid.file(grid.cells[0], "log").read_text() == "checkpoint\n"
     assert [state.name for state in states(grid)] == ["stopped", "waiting"]
 
 
 def test_a_grid_whose_run_is_killed_ends_with_the_files_of_an_undisturbed_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    grid = read_grid(write_grid(tmp_path, TINY + 'out = "{method}"\nmethod = ["fomaml"]\nmeta_updates = 400'))
+    grid = read_grid(write_grid(tmp_path, GRID + 'out = "{method}"\nmethod = ["fomaml"]\nmeta_updates = 400'))
     (cell,) = grid.cells
 
     def kill():
@@ -139,14 +141,3 @@ def test_a_grid_whose_run_is_killed_ends_with_the_files_of_an_undisturbed_one(tm
     assert run.main([*cell.steps[0].command[2:], "--out", "whole"]) == 0
     assert_same_run(cell.folder, Path("whole"))
     assert content(cell.folder, "config.json")["settings"]["out"] == str(cell.folder)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_of_the_program_is_one_line_and_a_status(tmp_path, monkeypatch, capsys, number):
-    handlers = [(n, signal.getsignal(n)) for n in (signal.SIGTERM, signal.SIGHUP)]
-    monkeypatch.setattr(parallel, "run", lambda grid, place: signal.raise_signal(number))
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell begins without
-    assert reproduce.main([str(write_grid(tmp_path, TINY))]) == 130
-    assert capsys.readouterr().err == "reproduce.sh: stopped; the same command goes on\n"
-    for restored in handlers:
-        signal.signal(*restored)

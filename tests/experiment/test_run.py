@@ -11,27 +11,17 @@ from unittest.mock import Mock
 import pytest
 import torch
 from filelock import FileLock
-from helpers.commands import (
-    ROOT,
-    SIZES,
-    TINY,
-    assert_same_run,
-    checkpoint,
-    content,
-    files,
-    metrics,
-    refused,
-    start,
-    theta,
-)
+from helpers.commands import SIZES, TINY, assert_same_run, checkpoint, content, files, metrics, refused, start, theta
 from helpers.problems import relative_error
 from tqdm import tqdm
 
 import run
 from amaml import AMAML, mlp
 from data import DOMAINS
+from experiment import summary
 from experiment.build import build
 from experiment.distributed import Group
+from experiment.machine import ROOT
 from experiment.methods import METHODS, NETWORKS, PROTOCOLS, protocols
 from experiment.networks import seeded
 from experiment.settings import FIELDS, merged, parse_flags, read_toml
@@ -135,14 +125,19 @@ def test_the_files_tell_what_ran_and_all_that_a_number_needs(tmp_path, monkeypat
     assert 50 < summary["peak_memory_mib"] < 50_000
 
 
-def test_one_test_task_has_no_interval_and_the_files_stay_json(tmp_path, quick):
+def test_one_test_task_has_no_interval_and_the_files_stay_json(tmp_path, quick, monkeypatch, capsys):
+    """And a line is printed about every minute, or always."""
+    monkeypatch.setattr(summary, "EVERY", 0.0)
     assert start(tmp_path / "run", "--test-tasks", "1", "--domain", "Sinusoid") == 0
     for name in ("test.json", "summary.json"):
         assert not re.search(r"\b(NaN|Infinity)\b", (tmp_path / "run" / name).read_text())
-    summary = content(tmp_path / "run", "summary.json")
-    assert summary["at_epochs"][0]["test_ci95"] is None
-    assert "+-" not in summary["table"]
-    assert summary["metric"] == "MSE"  # in the units of the targets
+    said = content(tmp_path / "run", "summary.json")
+    assert said["at_epochs"][0]["test_ci95"] is None
+    assert "+-" not in said["table"]
+    assert said["metric"] == "MSE"  # in the units of the targets
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"update 1/6, query loss [\d.]+", first)
+    assert re.fullmatch(r"update 6/6, query loss .* left, meta-test after update 6: MSE [\d.]+ after 10 epochs", last)
 
 
 def test_a_finished_run_is_shown_and_not_run_again(finished, capsys, monkeypatch):
@@ -218,13 +213,10 @@ OTHERS = [RuntimeError("add does not have a deterministic implementation, but yo
 
 
 @pytest.mark.parametrize("fault", [*MEMORY, *OTHERS])
-def test_faults_of_the_machine_get_one_line(tmp_path, monkeypatch, capsys, fault):
+def test_faults_of_the_machine_get_one_line_and_those_of_the_program_are_raised(tmp_path, monkeypatch, capsys, fault):
     monkeypatch.setattr(run, "build", Mock(side_effect=fault))
     said = "out of memory" if fault in MEMORY else "add does not have a"
     assert refused(capsys, tmp_path / "run").startswith(f"run.py: {said}")
-
-
-def test_faults_of_the_program_are_raised(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "build", Mock(side_effect=RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         start(tmp_path / "run")

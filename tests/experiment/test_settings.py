@@ -101,20 +101,21 @@ OUTS = {
     "/proc/amaml": "No such file",
     "x" * 300: "File name too long",
     "two\nlines": "two lines is a file",
-    "foreign": "no run",
-    "project": "no run",
+    "foreign": "holds",
+    "project": "config",
 }
 
 
-@pytest.mark.parametrize("flags", [(), ("--overwrite",), ("--resume",)], ids=str)
+@pytest.mark.parametrize("flags", [(), ("--overwrite",), ("--resume",), ("--evaluate", "run")], ids=str)
 @pytest.mark.parametrize("out", OUTS, ids=lambda out: out[:12])
-def test_an_out_that_cannot_be_used_is_refused_and_left_alone(tmp_path, monkeypatch, capsys, out, flags):
+def test_an_out_that_cannot_be_used_is_refused_and_left_alone(finished, tmp_path, monkeypatch, capsys, out, flags):
+    """An evaluation's too, which may not be another run's folder."""
     monkeypatch.chdir(tmp_path)
     held = {"file": "precious", "two\nlines": "precious", "foreign/thesis.tex": "precious"}
     for name, text in (held | {"project/config.json": '{"name": "another program"}'}).items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    line = refused(capsys, out, *flags, keeps=tmp_path)
+    line = refused(capsys, out, *flags, "--out", out, keeps=tmp_path)
     assert all(said in line for said in (OUTS[out], " ".join(out[:50].split()), "--out")), line
 
 
@@ -203,14 +204,11 @@ def test_a_domains_file_may_say_what_differs_for_one_method(configs):
     assert (of("prox"), of("prox", method="amaml")) == (3.0, 4.0)
 
 
-def test_flags_win_over_the_domains_file_which_wins_over_the_defaults(configs):
+def test_flags_have_the_types_of_their_settings_and_win_over_the_domains_file_which_wins_over_the_defaults(configs):
     (configs / "Alpine2D.toml").write_text("width = 7.0\nseed = 3\n")  # a whole number may have a point
     s = merged(parse_flags(["--domain", "Alpine2D", "--seed", "4"]))
     assert (s.width, s.seed, s.shots, type(s.width)) == (7, 4, 100, int)
     assert merged({"domain": "CosMixture"}).width == 32
-
-
-def test_flags_have_the_types_of_their_settings():
     flags = parse_flags(["--shots", "7", "--inner-lr=1e-2", "--resume", "--out", "a b", "--prox", "0", "--shots", "8"])
     assert flags == {"shots": 8, "inner_lr": 0.01, "resume": True, "out": "a b", "prox": 0.0}
     assert type(flags["prox"]) is float

@@ -10,14 +10,16 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from helpers.commands import ROOT
 from packaging.requirements import Requirement
 
 from experiment.grid import TARGETS
-from experiment.machine import packages
+from experiment.machine import environment, packages
 
 SCRIPTS = ["experiment.sh", "reproduce.sh", "tests/run.sh", "configs/environment.sh"]
 SCRIPTS += ["requirements.txt", "tests/requirements.txt"]
@@ -234,3 +236,12 @@ def test_the_image_installs_as_experiment_sh_does_and_copies_nothing_else():
     (line,) = re.findall(r'"\$PYTHON" (-m pip install .*) "\$file"', (ROOT / "configs/environment.sh").read_text())
     for what in ("g++", f"cd /tmp && python {line} requirements.txt"):
         assert any(step == "RUN" and what in words for step, words in steps), what
+
+
+def test_a_run_needs_no_pandas(monkeypatch):
+    """Nor what else only the comparisons need: a machine that is lent may lack it."""
+    with monkeypatch.context() as patch:
+        patch.setattr(metadata, "version", Mock(side_effect=metadata.PackageNotFoundError))
+        assert environment("cpu")["versions"]["pandas"] is None
+    used = "import sys, run; sys.exit('pandas' in sys.modules)"
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", used], cwd=ROOT).returncode == 0

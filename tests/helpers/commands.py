@@ -11,6 +11,7 @@ import torch
 
 import run
 from experiment import folder
+from experiment.grid import Cell, Grid, Step
 
 ROOT = Path(run.__file__).parent
 SIZES = {"shots": 4, "queries": 4, "inner-steps": 2, "meta-updates": 6, "meta-batch": 2, "test-tasks": 2}
@@ -19,6 +20,8 @@ OURS = {"method": "fomaml", "protocol": "finetune", "meta-schedule": "constant",
 TINY = ["--domain", "CosMixture"] + [x for k, v in (OURS | SIZES).items() for x in (f"--{k}", str(v))]
 EPOCHS = TINY.index("--test-epochs")
 WITHOUT_EPOCHS = TINY[:EPOCHS] + TINY[EPOCHS + 2 :]  # for --protocol inner, which has no use for them
+GRID = 'domain = "CosMixture"\ntest_interval = 0\ncompile = "off"\n'
+GRID += "".join(f"{name.replace('-', '_')} = {n}\n" for name, n in SIZES.items() if name != "meta-updates")
 OFTEN = ["--checkpoint-interval", "2", "--test-interval", "3"]
 
 
@@ -130,3 +133,18 @@ def refused(capsys, out: Path, *flags: str, status: int = 2, keeps: Path | None 
     assert (run.main([*flags]) if "--evaluate" in flags else start(out, *flags)) == status
     assert not keeps or files(keeps) == before
     return error_line(capsys)
+
+
+def write_grid(folder: Path, text: str, name: str = "grid") -> Path:
+    path = folder / f"{name}.toml"
+    path.write_text(text)
+    return path
+
+
+def scripts(folder: Path, **texts: str) -> Grid:
+    """A grid whose cells are shell scripts; {made} in them is the file that they are to make."""
+    cells = []
+    for name, text in texts.items():
+        step = Step(["bash", "-c", text.format(made=folder / name)], folder / name)
+        cells.append(Cell(name, {"cell": name}, {}, folder, (step,)))
+    return Grid("scripts", cells, folder / ".cells" / "scripts", folder / "scripts.csv")

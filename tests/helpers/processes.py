@@ -34,6 +34,9 @@ class Run:
         """The exit statuses, and the lines on stderr but those of the progress."""
         for rank in self.ranks:
             rank.join(180)
+        assert not any(
+            log.read_text().startswith("update ") for log in self.logs[1:]
+        )  # the first tells of its progress
         return [rank.exitcode for rank in self.ranks], said("".join(log.read_text() for log in self.logs))
 
 

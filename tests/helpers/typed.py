@@ -12,32 +12,26 @@ def loss(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction - target).square().mean()
 
 
-def points(seed: int) -> amaml.Tasks:
-    x = torch.randn(4, 10, 2, generator=torch.Generator().manual_seed(seed))
-    y = x.sum(-1, keepdim=True)
-    return amaml.Tasks(x[:, :5], y[:, :5], x[:, 5:], y[:, 5:])
-
-
-def train(module: nn.Module) -> Tensor:
+def train(module: nn.Module, tasks: amaml.Tasks) -> Tensor:
     meta = amaml.Adaptation(module, loss, inner_lr=0.1, inner_steps=5, adapt=("0",), solver="euler")
     optimizer = torch.optim.Adam(meta.parameters(), lr=1e-3)
     with amaml.compiled(False):
-        value = meta(points(0), at=(1, 5), weights=(0.5, 0.5))
+        value = meta(tasks, at=(1, 5), weights=(0.5, 0.5))
     value.backward()
     optimizer.step()
     if meta.latest is not None:
         assert_type(meta.latest.query_loss, Tensor | None)
         assert_type(meta.latest.error, float | None)
-    phi = meta.adapt(points(1).to(torch.float32), inner_lr=torch.tensor(0.1))
+    phi = meta.adapt(tasks.to(torch.float32), inner_lr=torch.tensor(0.1))
     assert_type(phi, Tensor)
     assert_type(meta.unflatten(phi), dict[str, Tensor])
-    return meta.predict(phi, points(1).query_x)
+    return meta.predict(phi, tasks.query_x)
 
 
-def learner() -> amaml.MetaGradient:
+def learner(x: Tensor, y: Tensor) -> amaml.MetaGradient:
     theta, apply = amaml.flatten(nn.Linear(2, 1))
     chosen: amaml.MetaLearner = amaml.AMAML(apply, amaml.half_mse, inner_lr=0.1, inner_steps=5)
     try:
-        return chosen.meta_gradient(theta, points(0)[:2])
+        return chosen.meta_gradient(theta, amaml.Tasks(x, y, query_x=x, query_y=y)[:2])
     except (amaml.InputError, amaml.Diverged, amaml.OverBudget):
         raise
