@@ -47,7 +47,7 @@ class Measuring:
         first = passes.solve(mesh, curvature) if trajectory is None else passes.backward(trajectory)
         best, error, cost, path = first, None, spent.total - before, first.trajectory
         norm, estimate = self._finite(first)
-        seen = Observation(cost, path.sharpest, estimate, norm, None, before, path.saved, refused, descended)
+        seen = Observation(cost, path.sharpest, estimate, norm, None, before, refused, descended, saved=path.saved)
         seen = seen._replace(leading=path.at_start or curvature.leading, problem=memory.problem)
         robust = first.weighing.weights is not None
         measured = not exact and self.controller.due(memory, self.rtol, seen, robust)

@@ -104,9 +104,9 @@ def refined(
 class Observation(NamedTuple):
     """What a call tells: evaluations of its first solve, the largest lambda_max seen, an estimate of the gradient's
     relative error (to a factor), its norm, the measured relative error of the first solve (None: not measured), the
-    evaluations that measuring took and that longer steps than its error asks for saved, whether it was refused, whether
-    it made the steps of gradient descent in place of the flow's, the leading eigenpair of the Hessian at theta, and
-    what problem the call was of.
+    evaluations that measuring took, whether it was refused, whether it made the steps of gradient descent in place of
+    the flow's, the leading eigenpair of the Hessian at theta, what problem the call was of, and the evaluations that
+    longer steps than its error asks for saved.
     """
 
     cost: float
@@ -115,11 +115,11 @@ class Observation(NamedTuple):
     norm: float = 0.0
     error: float | None = None
     measuring: float = 0.0
-    saved: float = 0.0
     refused: bool = False
     descended: bool = False
     leading: Leading | None = None
     problem: tuple = ()
+    saved: float = 0.0  # last: a checkpoint that was made before it has the others
 
 
 @dataclass(frozen=True)
@@ -181,14 +181,15 @@ class Controller:
         Measuring takes another, dearer solve: a call that is not among the cheapest quarter leaves its turn to the
         next, for as long as another interval. Once measurements out of turn have taken their share, only calls that are
         far from everything known are, and those whose estimate is far too large. Of a robust mean, to which a task adds
-        its part whatever it is, only calls of the cheapest quarter are measured, in their turn or out of it.
+        its part whatever it is, a call that is not cheap is measured only where none was for so long that every call is
+        dearer than those before, as theta grows stiffer.
         """
         costs = sorted(one.cost for one in memory.calls)
         dear = memory.errors and seen.cost > costs[len(costs) // 4]
-        waits = dear and memory.since + 1 < 2 * memory.interval
+        waits = dear and memory.since + 1 < memory.interval + (self.every if robust else memory.interval)
         if not math.isfinite(seen.norm):
             return True
-        if robust and dear:
+        if robust and waits:
             return False
         if memory.in_turn and not waits:
             return True

@@ -78,12 +78,12 @@ class Calls:
 
     memory: Memory = Memory()
 
-    def make(self, error=lambda gain: 4e-4 * gain, count=1, **seen) -> bool:
+    def make(self, error=lambda gain: 4e-4 * gain, count=1, robust=False, **seen) -> bool:
         """Whether the last one was measured."""
         due = False
         for _ in range(count):
             one = Observation(**USUAL | {"norm": 1.0} | seen)
-            due = CONTROL.due(self.memory, RTOL, one)
+            due = CONTROL.due(self.memory, RTOL, one, robust)
             if due:
                 one = one._replace(error=error(self.memory.gain), measuring=CONTROL.finer * one.cost)
             self.memory = CONTROL.update(self.memory, RTOL, one)
@@ -106,12 +106,14 @@ def test_a_first_call_is_measured_and_of_a_long_run_a_tenth_of_what_it_takes():
     assert calls.memory.since <= CONTROL.every
 
 
-def test_a_call_that_is_not_cheap_leaves_its_turn_to_the_next_for_another_interval():
+@pytest.mark.parametrize("robust", [False, True])
+def test_a_call_that_is_not_cheap_leaves_its_turn_to_the_next_for_another_interval(robust):
     calls = settled()
     while not calls.memory.in_turn:
         calls.make()
-    assert [calls.make(cost=cost) for cost in (110.0, 110.0, 90.0, 90.0)] == [False, False, True, False]
-    assert sum(calls.make(cost=110.0 * 1.01**n) for n in range(3 * CONTROL.every)) >= 1
+    made = [calls.make(cost=cost, robust=robust) for cost in (110.0, 110.0, 90.0, 90.0)]
+    assert made == [False, False, True, False]
+    assert sum(calls.make(cost=110.0 * 1.01**n, robust=robust) for n in range(3 * CONTROL.every)) >= 1
 
 
 @pytest.mark.parametrize("factor", [10, 0.1, 100])
@@ -137,8 +139,8 @@ def test_measurements_out_of_turn_have_a_share_but_for_calls_far_from_everything
     assert [CONTROL.due(memory, RTOL, seen) for seen in (near, far, lost)] == [False, True, True]
 
 
-@pytest.mark.parametrize("turns", [0, 5])
-def test_a_robust_mean_is_measured_only_where_that_is_cheap_in_its_turn_too(turns):
+@pytest.mark.parametrize("turns", [0, 1.5])
+def test_a_robust_mean_is_measured_where_that_is_cheap_in_its_turn_too(turns):
     memory = settled().memory
     memory = replace(memory, since=round(turns * memory.interval))
     for factor, robust in ((1 / 5, True), (5, True), (5, False)):
@@ -200,6 +202,12 @@ def test_another_problem_begins_anew():
     after = other.update(memory, fresh)
     assert torch.equal(other.gradient(theta, tasks, memory).value, fresh.value)
     assert (fresh.measured, after.problem, len(after.calls)) == (True, other.problem(theta), 1)
+
+
+def test_calls_of_a_checkpoint_made_before_savings_were_counted_are_read_as_they_were():
+    old = (400.0, 5.0, 1e-2, 1.0, None, 0.0, True, True, None, ())
+    seen = Memory.of(Memory().state_dict() | {"calls": [old]}).calls[0]
+    assert seen == Observation(400.0, 5.0, 1e-2, 1.0, refused=True, descended=True)
 
 
 def test_lambda_max_at_theta_is_searched_for_once_and_then_looked_at():
