@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from amaml import Adaptation, Diverged, InputError
+from amaml.engine.derivatives import Loss
 from baselines import Reptile
 from data import Domain, of_settings
 from experiment.distributed import Group
@@ -60,6 +62,16 @@ class Experiment:
         used = [name for chosen in protocols(self.settings.protocol) for name in sorted(PROTOCOLS[chosen].uses)]
         return {name: getattr(self.settings, name) for name in ("protocol", "test_tasks", *used)}
 
+    @functools.cached_property
+    def metric(self) -> Loss:
+        """The domain's, counts and flags as real numbers; one function for all tests, which its graphs belong to."""
+
+        def real(prediction: Any, target: Any) -> Any:
+            value = self.domain.objective.metric(prediction, target)
+            return value.double() if isinstance(value, Tensor) else value
+
+        return real
+
     def rates(self) -> dict[str, Any]:
         """The keyword inner_lr of the Adaptation where rates are learned (--learn-rates).
 
@@ -94,7 +106,7 @@ class Experiment:
                 yield record
                 self.group.stop.check()
 
-        return measured(records(), tasks, self.domain.objective.metric, UNITS[protocol])
+        return measured(records(), tasks, self.metric, UNITS[protocol])
 
     def meta_test(self, update: int) -> tuple[dict[str, Any], list[str]]:
         """Adapt to every meta-test task; its entry of test.json and lines of tasks.csv. update: how many are made.

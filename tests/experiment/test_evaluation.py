@@ -69,6 +69,16 @@ def test_all_tasks_at_once_are_what_each_would_be_alone(problem, protocol, optim
         torch.testing.assert_close(last.phi[task], alone, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("of", [torch.sum, torch.any], ids=["a count", "a flag"])
+def test_a_metric_may_be_no_real_number(problem, of):
+    experiment, theta, tasks = problem
+    domain = experiment.domain
+    domain.objective = domain.objective._replace(metric=lambda p, y: of((p - y).abs() < 0.3))
+    found = experiment.adapt(tasks, "inner")[0].test[0]
+    right = experiment.meta.function(theta, tasks.test_x.flatten(0, 1)).view_as(tasks.test_y) - tasks.test_y
+    assert found.tolist() == [of(row.abs() < 0.3).item() for row in right]
+
+
 @pytest.mark.parametrize("part", ["support_y", "test_y"])
 def test_errors_that_are_not_finite_are_reported(problem, part):
     experiment, theta, tasks = problem
