@@ -51,7 +51,7 @@ class Chunked:
 
     def gradient(self, theta: Tensor, tasks: Tasks, memory: AnyMemory) -> MetaGradient:
         """As the learner's, every chunk from the same memory; error: the most that the chunks' errors add up to."""
-        parts = chunks(tasks, self.size)
+        parts, memory = chunks(tasks, self.size), getattr(memory, "of_parts", memory)
         found = self.each(lambda part: self.learner.gradient(theta, part, memory), parts)
         return fold(found, [len(part) / len(tasks) for part in parts])
 

@@ -300,6 +300,11 @@ class Memory:
         """Whether the next call is to be measured whatever it tells."""
         return self.since + 1 >= self.interval
 
+    @property
+    def of_parts(self) -> "Memory":
+        """This memory for the parts of a call, of which none waits for a cheaper one: in its turn all are measured."""
+        return replace(self, since=math.inf) if self.in_turn else self
+
     def like(self, seen: Observation, factor: float) -> list[Known]:
         """The measured calls whose cost, lambda_max and estimate over gain are within a factor of the next call's."""
 

@@ -158,3 +158,16 @@ def test_as_many_tasks_go_together_as_fit_into_the_free_memory(monkeypatch):
     free = 0  # as the call before has found it
     meta(tasks)
     assert sizes == [[2, 2, 1]] * 2
+
+
+def test_no_chunk_of_a_call_that_is_to_be_measured_waits_for_a_cheaper_one():
+    """What single chunks measure tells no error of the whole."""
+    (theta, apply), tasks = mlp(), regression()
+    scale = torch.linspace(0.5, 3.0, len(tasks)).double().reshape(-1, 1, 1)
+    learner = Chunked(AMAML(apply, half_mse, 0.05, 40, solver="rk4", rtol=1e-2), 1)
+    memory = learner.init()
+    for call in range(12):
+        mixed = replace(tasks, support_x=scale.roll(call, 0) * tasks.support_x)
+        seen, due = learner.gradient(theta, mixed, memory), memory.in_turn
+        assert seen.measured or not due
+        memory = learner.update(memory, seen)
