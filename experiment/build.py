@@ -65,12 +65,7 @@ class Experiment:
     @functools.cached_property
     def metric(self) -> Loss:
         """The domain's, counts and flags as real numbers; one function for all tests, which its graphs belong to."""
-
-        def real(prediction: Any, target: Any) -> Any:
-            value = self.domain.objective.metric(prediction, target)
-            return value.double() if isinstance(value, Tensor) else value
-
-        return real
+        return functools.partial(_real, self.domain.objective.metric)
 
     def rates(self) -> dict[str, Any]:
         """The keyword inner_lr of the Adaptation where rates are learned (--learn-rates).
@@ -171,6 +166,11 @@ class Experiment:
             for one, two in zip(ended.test[0], ended.test[-1], strict=True)
         ]
         return figures.draw_fits(self.title, support, x, curves, labels)
+
+
+def _real(metric: Loss, prediction: Any, target: Any) -> Any:
+    value = metric(prediction, target)
+    return value.double() if isinstance(value, Tensor) else value
 
 
 def counted(number: int, name: str) -> str:
