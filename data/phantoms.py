@@ -74,9 +74,8 @@ def projections(phantoms: np.ndarray, angles: np.ndarray, offsets: np.ndarray) -
     """
     density, a, b, *_, angle = np.moveaxis(phantoms, -1, 0)[:, :, None, None]  # (tasks, 1, 1, ellipses)
     normal = np.stack([np.cos(angles), np.sin(angles)], -1)  # (tasks, views, 2)
-    offset = (
-        offsets[:, None] - (normal @ np.swapaxes(phantoms[..., 3:5], 1, 2))[:, :, None]
-    )  # (tasks, views, rays, ellipses)
+    centre = normal @ np.swapaxes(phantoms[..., 3:5], 1, 2)  # (tasks, views, ellipses)
+    offset = offsets[:, None] - centre[:, :, None]  # (tasks, views, rays, ellipses)
     turn = angles[:, :, None, None] - np.deg2rad(angle)
     width = (a * np.cos(turn)) ** 2 + (b * np.sin(turn)) ** 2
     chords = 2 * a * b * np.sqrt(np.clip(width - offset**2, 0, None)) / width

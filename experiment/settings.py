@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn, get_args, get_origin
 
 from amaml.errors import InputError, unknown
 from amaml.flow.adjoint import ADJOINTS
@@ -292,8 +292,8 @@ def parse_flags(arguments: list[str]) -> dict[str, Any]:
         if setting.metadata["check"] is _switch:
             parser.add_argument(flag_name(name), action="store_true", help=about)
         else:
-            several_values = "list" in str(setting.type)
-            parser.add_argument(flag_name(name), help=about, metavar="X", nargs="+" if several_values else None)
+            many = any(get_origin(kind) is list for kind in get_args(setting.type))
+            parser.add_argument(flag_name(name), help=about, metavar="X", nargs="+" if many else None)
     namespace, unread = parser.parse_known_args(arguments)
     if unread:
         raise unknown("flag", unread[0].split("=")[0], [flag_name(name) for name in FIELDS])
